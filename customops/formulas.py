@@ -1,0 +1,134 @@
+"""Every formula and derivative, spelled in torch; its twin is ``triton_kernels/formulas.py``.
+
+A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over broadcast axes. It names as arguments
+exactly what it reads, of g, the inputs x and y, the output z and ``alpha``: that decides what is saved. Read with a
+tangent for g it is forward mode; complex conjugation is applied around it (``autograd.py``).
+
+Inputs may be tensors or Python numbers, as torch's own operators take them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def log(x, *, out=None):
+    return torch.log(x, out=out)
+
+
+def log_dx(g, x):
+    return g / x
+
+
+def exp(x, *, out=None):
+    return torch.exp(x, out=out)
+
+
+def exp_dx(g, z):
+    return g * z
+
+
+def relu(x):
+    return torch.relu(x)
+
+
+def relu_dx(g, z):
+    return torch.where(z <= 0, 0, g)
+
+
+def sigmoid(x, *, out=None):
+    return torch.sigmoid(x, out=out)
+
+
+def sigmoid_dx(g, z):
+    return g * (z * (1 - z))
+
+
+def add(x, y, alpha, *, out=None):
+    return torch.add(x, y, alpha=alpha, out=out)
+
+
+def add_(x, y, alpha):
+    return x.add_(y, alpha=alpha)
+
+
+def add_dx(g):
+    return g
+
+
+def add_dy(g, alpha):
+    return alpha * g
+
+
+def sub(x, y, alpha, *, out=None):
+    return torch.sub(x, y, alpha=alpha, out=out)
+
+
+def sub_(x, y, alpha):
+    return x.sub_(y, alpha=alpha)
+
+
+def sub_dx(g):
+    return g
+
+
+def sub_dy(g, alpha):
+    return -(alpha * g)
+
+
+def mul(x, y, *, out=None):
+    return torch.mul(x, y, out=out)
+
+
+def mul_dx(g, y):
+    return g * y
+
+
+def mul_dy(g, x):
+    return g * x
+
+
+def pow(x, y, *, out=None):
+    return torch.pow(x, y, out=out)
+
+
+def pow_dx(g, x, y):
+    return _unless(y == 0, g * (y * torch.pow(x, y - 1)))
+
+
+def pow_dy(g, x, y, z):
+    return _unless((x == 0) & (y.real >= 0), g * (z * _log(x)))
+
+
+def pow_number(x, y, *, out=None):
+    return torch.pow(x, y, out=out)  # for a number, torch computes ±1/2 as roots
+
+
+def pow_number_dx(g, x, y):
+    return _unless(y == 0, g * (y * torch.pow(x, y - 1)))
+
+
+def sum(x, *dim, dtype=None, out=None):
+    return torch.sum(x, *dim, dtype=dtype, **({} if out is None else {"out": out}))
+
+
+def mean(x, *dim, dtype=None, out=None):
+    return torch.mean(x, *dim, dtype=dtype, out=out)
+
+
+def mean_dx(g, count):
+    return g / count
+
+
+def _unless(condition, value):
+    """0 where ``condition`` holds, else ``value``; the condition on two numbers is a bool."""
+    if isinstance(condition, bool):
+        return torch.zeros_like(value) if condition else value
+    return torch.where(condition, 0, value)
+
+
+def _log(x):
+    """The logarithm, of a number too: in double precision, as a 0-dim tensor that widens nothing."""
+    if isinstance(x, torch.Tensor):
+        return torch.log(x)
+    return torch.log(torch.tensor(x, dtype=torch.complex128 if isinstance(x, complex) else torch.float64))

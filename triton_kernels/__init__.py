@@ -1,0 +1,1 @@
+"""Two Triton kernels that run every program of operators; installed as ``customops.triton_kernels``."""

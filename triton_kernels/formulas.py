@@ -1,0 +1,181 @@
+"""Every formula and derivative, spelled in Triton: the twin of ``customops/formulas.py``.
+
+Same names, same argument names, same order. Arguments arrive in the compute dtype (float32 for half types), as
+blocks that broadcast or as scalars.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+# The interpreter runs formulas in NumPy; there libdevice answers None instead of a value.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def log(x):
+    return tl.log(x)
+
+
+@triton.jit
+def log_dx(g, x):
+    return g / x
+
+
+@triton.jit
+def exp(x):
+    # tl.exp in float32 is ex2.approx(x·log2 e), whose relative error grows with |x|
+    if INTERPRETED:
+        return tl.exp(x)
+    else:
+        return libdevice.exp(x)
+
+
+@triton.jit
+def exp_dx(g, z):
+    return g * z
+
+
+@triton.jit
+def relu(x):
+    return tl.where(x < 0, 0, x)  # not maximum: nan and -0 pass
+
+
+@triton.jit
+def relu_dx(g, z):
+    return tl.where(z <= 0, 0, g)
+
+
+@triton.jit
+def sigmoid(x):
+    e = exp(-tl.abs(x))  # in (0, 1]: cannot overflow
+    return tl.where(x < 0, e, 1) / (1 + e)
+
+
+@triton.jit
+def sigmoid_dx(g, z):
+    return g * (z * (1 - z))
+
+
+@triton.jit
+def add(x, y, alpha):
+    return x + alpha * y
+
+
+@triton.jit
+def add_dx(g):
+    return g
+
+
+@triton.jit
+def add_dy(g, alpha):
+    return alpha * g
+
+
+@triton.jit
+def sub(x, y, alpha):
+    return x - alpha * y
+
+
+@triton.jit
+def sub_dx(g):
+    return g
+
+
+@triton.jit
+def sub_dy(g, alpha):
+    return -(alpha * g)
+
+
+@triton.jit
+def mul(x, y):
+    return x * y
+
+
+@triton.jit
+def mul_dx(g, y):
+    return g * y
+
+
+@triton.jit
+def mul_dy(g, x):
+    return g * x
+
+
+@triton.jit
+def pow(x, y):
+    if x.dtype.is_int():
+        return _integer_pow(x, y)
+    elif INTERPRETED:
+        return _portable_pow(x, y)
+    else:
+        return libdevice.pow(x, y)
+
+
+@triton.jit
+def pow_dx(g, x, y):
+    return tl.where(y == 0, 0, g * (y * pow(x, y - 1)))
+
+
+@triton.jit
+def pow_dy(g, x, y, z):
+    return tl.where((x == 0) & (y >= 0), 0, g * (z * tl.log(x)))
+
+
+@triton.jit
+def pow_number(x, y):
+    z = pow(x, y)
+    if y.dtype.is_floating():
+        root = tl.sqrt(x)
+        z = tl.where(y == 0.5, root, tl.where(y == -0.5, 1 / root, z))
+    return z
+
+
+@triton.jit
+def pow_number_dx(g, x, y):
+    return tl.where(y == 0, 0, g * (y * pow_number(x, y - 1)))
+
+
+@triton.jit
+def sum(x, count):
+    return x
+
+
+@triton.jit
+def mean(x, count):
+    return x / count
+
+
+@triton.jit
+def mean_dx(g, count):
+    return g / count
+
+
+@triton.jit
+def _integer_pow(x, y):
+    """Square and multiply, wrapping as torch wraps; a negative exponent leaves only the powers of 1 and -1."""
+    z = x * 0 + y * 0 + 1
+    base = x + y * 0
+    rest = y + x * 0
+    for _ in range(x.dtype.primitive_bitwidth):
+        z = tl.where((rest & 1) == 1, z * base, z)
+        base = base * base
+        rest = rest >> 1
+    odd = (y & 1) == 1
+    inverse = tl.where(x == 1, 1, tl.where(x == -1, tl.where(odd, -1, 1), 0))
+    return tl.where(y < 0, inverse, z).to(x.dtype)
+
+
+@triton.jit
+def _portable_pow(x, y):
+    """C's pow from exp2 and log2, in float64, for the interpreter."""
+    a, b = tl.broadcast(x.to(tl.float64), y.to(tl.float64))
+    infinity = float("inf")
+    size = tl.exp2(b * tl.log2(tl.abs(a)))
+    size = tl.where((b == 0) | ((tl.abs(a) == 1) & (tl.abs(b) == infinity)), 1, size)
+    whole = tl.floor(b) == b
+    odd = whole & (tl.floor(b / 2) * 2 != b)
+    negative = (a < 0) | ((a == 0) & (1 / a < 0))
+    z = tl.where(negative & odd, -size, size)
+    z = tl.where(negative & (a != 0) & (a != -infinity) & (whole == 0), float("nan"), z)
+    return tl.where((b == 0) | (a == 1), 1, z).to(x.dtype)
