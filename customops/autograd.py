@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from .backend import is_plain
-from .dispatch import Like, parameters, pointwise, pointwise_, pointwise_vjp
+from .dispatch import is_plain
+from .compute import Like, parameters, pointwise, pointwise_, pointwise_vjp
 
 
 class Operator(Function):

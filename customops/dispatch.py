@@ -1,180 +1,119 @@
-"""Kernel or torch formula: the ways an operator computes, none of which knows which operator it is."""
+"""Which backend computes: Triton kernels or torch formulas."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
-from math import prod
-from typing import Any, NamedTuple
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from .backend import runs_kernel
+BACKENDS = ("auto", "torch", "triton")
+
+KERNEL_DTYPES = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
 
 
-class Like(NamedTuple):
-    """All that a gradient has to know of its input."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-
-class _Spec(NamedTuple):
-    """A tensor without its memory."""
-
-    shape: torch.Size
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
+def _known(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
 
 
-def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
-    """``formula`` on tensors and numbers, broadcast together."""
-    given = {} if out is None else {"out": out}
-    if _partly_overlap(out, args) or not runs_kernel(formula.__name__, [*args, *given.values()]):
-        return formula(*args, **given)
-    spec = _spec(formula, args)
-    z = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=spec.device)
-    _launch([formula], _named(formula, args), [z], spec)
-    return z if out is None else torch.maximum(z, z, out=out)  # torch's own resizing and casts
+_backend = _known(os.environ.get("CUSTOMOPS_BACKEND", "auto"), "CUSTOMOPS_BACKEND")
 
 
-def pointwise_(formula: Callable, twin: Callable, x: Tensor, *args) -> Tensor:
-    """``formula`` on ``x`` and the rest, written over ``x``; ``twin`` is torch's own way to do so."""
-    if not runs_kernel(formula.__name__, (x, *args)):
-        return twin(x, *args)
-    spec = _spec(formula, (x, *args))
-    if spec.shape != x.shape or not torch.can_cast(spec.dtype, x.dtype):
-        return twin(x, *args)  # raises what torch raises
-    _launch([formula], _named(formula, (x, *args)), [x], spec)
-    if not x.is_inference():
-        torch.autograd.graph.increment_version(x)
-    return x
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the backend of every operator inside the block, in all threads of the process.
 
+    ``auto``: a kernel wherever one can run, else the torch formula. ``torch``: always the formula. ``triton``: a
+    kernel, and a RuntimeError where none can run. Autograd runs the backward pass of CUDA tensors in threads of its
+    own, hence the reach.
 
-def pointwise_vjp(derivatives: Sequence[Callable], values: dict[str, Any], likes: Sequence[Like]) -> list[Tensor]:
-    """The gradients that ``derivatives`` give, each summed to the shape of its input, in one pass.
-
-    ``values`` holds by name what they read: the incoming gradient ``g``, inputs, output, numbers.
+    >>> import customops, torch
+    >>> with customops.backend("torch"):
+    ...     customops.exp(torch.zeros(2))
+    tensor([1., 1.])
     """
-    g = values["g"]
-    if not runs_kernel(derivatives[0].__name__, list(values.values())):
-        return [_fit(_pull_back(formula, values), like) for formula, like in zip(derivatives, likes, strict=True)]
-    grads = [
-        torch.empty_like(g, dtype=like.dtype)
-        if like.shape == g.shape
-        else torch.empty(like.shape, dtype=like.dtype, device=g.device)
-        for like in likes
-    ]
-    _launch(derivatives, values, grads, _spec_of(g))
-    return grads
+    global _backend  # noqa: PLW0603 - the one setting there is
+    before, _backend = _backend, _known(name, "backend()")
+    try:
+        yield
+    finally:
+        _backend = before
 
 
-def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
-    """``formula`` over axes: over all of them where ``dim`` is empty, else it holds the axes and ``keepdim``."""
-    options = {"dtype": dtype} | ({} if out is None else {"out": out})
-    if not _are_axes(*dim) or _partly_overlap(out, (x,)) or not runs_kernel(formula.__name__, [x, *options.values()]):
-        return formula(x, *dim, **options)
-    spec = _spec(formula, (x, *dim), **options)
-    axes = reduced_axes(x.dim(), *dim)
-    kept = [1 if a in axes else n for a, n in enumerate(x.shape)]
-    z = torch.empty(kept, dtype=spec.dtype, device=x.device)
-    count = prod(x.shape[a] for a in axes)
-    _launch([], {"x": x}, [z], spec._replace(shape=x.shape), finish=(formula, count))
-    z = z.view(spec.shape)
-    return z if out is None else torch.maximum(z, z, out=out)
-
-
-def reduced_axes(ndim: int, axes: Any = (), _keepdim: bool = False) -> set[int]:
-    """The axes that a reduction runs over, counted from 0: all of them where none is named."""
-    axes = (axes,) if isinstance(axes, int) else axes
-    return {a % ndim for a in axes} if axes and ndim else set(range(ndim))
-
-
-def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
-    """Whether ``axes`` is what a reduction usually gets; anything odder is torch's to read."""
-    axes = axes if isinstance(axes, tuple | list) else () if axes is None else (axes,)
-    return all(type(a) is int for a in axes)
-
-
-def _pull_back(formula: Callable, values: dict[str, Any]) -> Tensor:
-    """A derivative applied to the cotangent ``g``: for complex numbers, to its conjugate and conjugated back."""
-    values = {name: values[name] for name in parameters(formula)}
-    if not any(v.is_complex() if isinstance(v, Tensor) else isinstance(v, complex) for v in values.values()):
-        return formula(**values)
-    return formula(**{**values, "g": values["g"].conj()}).conj()
-
-
-def _fit(grad: Tensor, like: Like) -> Tensor:
-    """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype."""
-    if grad.is_complex() and not like.dtype.is_complex:
-        grad = grad.real
-    return grad.sum_to_size(like.shape).to(like.dtype)
-
-
-@cache
-def parameters(formula: Callable) -> tuple[str, ...]:
-    """The names of what a formula reads, in order."""
-    return tuple(inspect.signature(formula).parameters)
-
-
-def _named(formula: Callable, args: Sequence) -> dict[str, Any]:
-    return dict(zip(parameters(formula), args, strict=False))  # strict=False: ``out`` is not given
-
-
-def _partly_overlap(out: Tensor | None, args: Sequence) -> bool:
-    """Whether ``out`` shares memory with an argument but is not laid out as it is: torch may have to refuse that."""
-    if out is None:
-        return False
-    return any(
-        isinstance(x, Tensor)
-        and x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
-        and (x.data_ptr(), x.shape, x.stride()) != (out.data_ptr(), out.shape, out.stride())
-        for x in args
+def is_plain(x: Tensor) -> bool:
+    """Whether ``x`` is a dense tensor of torch's own class, neither subclass, fake, meta nor sparse."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.layout == torch.strided
+        and not (x.is_meta or x.is_quantized or x.is_nested)
     )
 
 
-def _spec(formula: Callable, args: tuple, **options) -> _Spec:
-    """What torch would return for these arguments, raising what torch would raise."""
-    try:
-        key = tuple((name, _key(option)) for name, option in options.items())
-        return _ask_torch(formula, tuple(_key(arg) for arg in args), key)
-    except Exception:
-        formula(*args, **options)  # so that the error speaks of the caller's tensors
-        raise
+def runs_kernel(name: str, args: Sequence, out: Tensor | None = None) -> bool:
+    """Whether a kernel computes operator ``name`` on ``args``, into ``out`` if given: the dispatch rule, whole.
+
+    The formula answers wherever torch has to see through the operator: under ``torch.compile``, where a graph is
+    recorded, and on tensors that stand for others; and where there is nothing to compute. Elsewhere a kernel runs
+    on the dtypes and devices it can.
+
+    Raises RuntimeError where the backend is ``triton`` and neither holds.
+    """
+    if _backend == "torch" or torch.compiler.is_compiling():
+        return False
+    inputs = [a for a in args if isinstance(a, Tensor)]
+    tensors = inputs if out is None else [*inputs, out]
+    if not inputs or not all(is_plain(x) and not _stands_for_another(x) for x in tensors):
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return False
+    if any(x.numel() == 0 for x in inputs):
+        return False
+    obstacle = _obstacle(tensors, args)
+    if obstacle and _backend == "triton":
+        raise RuntimeError(f"{name}: backend 'triton' has no kernel for {obstacle}, or use backend 'auto'")
+    return obstacle is None
 
 
-def _key(arg: Any) -> Any:
-    """An argument as a cache key: 2, 2.0 and True are one key without their type."""
-    if isinstance(arg, Tensor):
-        return _spec_of(arg)
-    return type(arg), tuple(arg) if isinstance(arg, list) else arg
+def _stands_for_another(x: Tensor) -> bool:
+    return not torch._C._has_storage(x) or x._is_zerotensor()
 
 
-@lru_cache(maxsize=4096)
-def _ask_torch(formula: Callable, args: tuple, options: tuple) -> _Spec:
-    """Run ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape."""
+def _obstacle(tensors: list[Tensor], args: Sequence) -> str | None:
+    """Why no kernel can run, ending in what would help."""
+    unknown = {x.dtype for x in tensors if x.dtype not in KERNEL_DTYPES}
+    if unknown or any(isinstance(a, complex) for a in args):
+        return f"{unknown.pop() if unknown else 'a complex number'}: cast it to a real float, integer or bool dtype"
+    devices = {x.device for x in tensors if x.dim() or x.device.type != "cpu"} or {tensors[0].device}
+    if len(devices) > 1:
+        return f"tensors on {sorted(map(str, devices))}: move them to one device"
+    device = devices.pop()
+    if find_triton() is None:
+        return "any tensor without Triton: install triton"
+    if device.type == "cpu" and not is_interpreted():
+        return "CPU tensors: set TRITON_INTERPRET=1 before the first kernel, or move them to a GPU"
+    if device.type not in ("cpu", "cuda"):
+        return f"tensors on {device}: move them to a GPU that Triton drives"
+    return None
 
-    def call(imagine: Callable) -> Tensor:
-        given = [imagine(arg) if isinstance(arg, _Spec) else arg[1] for arg in args]
-        named = {name: imagine(arg) if isinstance(arg, _Spec) else arg[1] for name, arg in options}
-        return formula(*given, **named)
 
-    one = call(lambda spec: torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device))
-    many = call(lambda spec: torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta"))
-    return _Spec(many.shape, many.stride(), one.dtype, one.device)
+@cache
+def find_triton():
+    """Where Triton is, without importing it; None where it is not installed."""
+    return find_spec("triton")
 
 
-def _spec_of(x: Tensor) -> _Spec:
-    return _Spec(x.shape, x.stride(), x.dtype, x.device)
+@cache
+def is_interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, decided once: Triton decides as it reads a kernel."""
+    import triton  # noqa: PLC0415 - absent on macOS and Windows
 
-
-def _launch(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequence[Tensor], spec: _Spec, finish=None):
-    """Hand tensors to the kernels: ``formulas`` over ``spec.shape``, summed where an output broadcasts to it."""
-    from .triton_kernels.launch import run  # noqa: PLC0415 - Triton is imported by the first kernel
-
-    values = {name: value.resolve_neg() if isinstance(value, Tensor) else value for name, value in values.items()}
-    names = tuple(formula.__name__ for formula in formulas)
-    run(names, values, outputs, spec.shape, spec.dtype, finish and (finish[0].__name__, finish[1]))
+    return triton.knobs.runtime.interpret

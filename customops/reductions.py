@@ -14,7 +14,7 @@ from torch.autograd import Function
 
 from . import formulas as f
 from .autograd import differentiates
-from .dispatch import pointwise, reduce, reduced_axes
+from .compute import pointwise, reduce, reduced_axes
 
 Axes = int | Sequence[int] | None
 _ALL: Any = object()  # torch tells dim=None from no dim

@@ -119,6 +119,7 @@ def pow_dx(g, x, y):
 
 @triton.jit
 def pow_dy(g, x, y, z):
+    x, y = tl.broadcast(x, y)  # the interpreter cannot take & of a scalar and a block
     return tl.where((x == 0) & (y >= 0), 0, g * (z * tl.log(x)))
 
 

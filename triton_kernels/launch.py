@@ -45,7 +45,8 @@ def run(
 ) -> None:
     """Evaluate the formulas called ``names`` over ``shape``, each into an output; without names, copy the value.
 
-    ``values`` holds what the formulas read by name, tensors that broadcast to ``shape`` and numbers. An output that
+    ``values`` holds what the formulas read by name, tensors that broadcast to ``shape``, which has elements, and
+    numbers. An output that
     itself broadcasts to ``shape`` gets the sum along those axes, and then ``finish``, a formula and its count.
     Values are rounded to ``common`` as they are loaded, computed and summed in its accumulation dtype, and rounded
     once, to the dtype of the output.
@@ -62,7 +63,7 @@ def _run(program, shape, operands, outputs, common, finish) -> None:
     layout = _layout(shape, operands, outputs)
     if any(layout.summed):
         _map_reduce(program, shape, layout, operands, outputs, common, finish)
-    elif 0 not in layout.extents:
+    else:
         grid = triton.cdiv(layout.extents[0], BLOCK)
         _launch(map_kernel, grid, layout, operands, outputs, program, common, (), (BLOCK,))
 
@@ -78,7 +79,7 @@ def _map_reduce(program, shape, layout, operands, outputs, common, finish) -> No
     first = Finish() if parts > 1 else finish
     grid = blocks[0] * blocks[1] * parts
     runtime = (tuple(target.part for target in targets), blocks, chunk, first.count)
-    constant = (layout.summed, first.formula, tile)
+    constant = (layout.summed, first.formula, *tile)
     layout = _layout(shape, operands, targets)
     _launch(map_reduce_kernel, grid, layout, operands, targets, program, common, runtime, constant)
     for output, target, share in zip(outputs, targets, shares, strict=True):

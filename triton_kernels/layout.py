@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 Strides = tuple[int, ...]
@@ -69,11 +70,11 @@ def arrange(shape: tuple[int, ...], operands: tuple[Strides | None, ...], output
     given = iter(per_tensor[len(outputs) :])
     return Layout(
         sizes=tuple(sizes for sizes, _ in folds),
-        extents=tuple(_product(sizes) for sizes, _ in folds),
+        extents=tuple(prod(sizes) for sizes, _ in folds),
         operands=tuple(None if s is None else next(given) for s in operands),
         outputs=tuple(per_tensor[: len(outputs)]),
         summed=tuple(1 + sums.index(axes) if axes else None for axes in summed_axes),
-        wide=_product(shape) > 2**31 - 1 - TILE or any(_span(shape, s) > 2**31 - 1 for s in strides),
+        wide=prod(shape) > 2**31 - 1 - TILE or any(_span(shape, s) > 2**31 - 1 for s in strides),
     )
 
 
@@ -126,19 +127,12 @@ def _side_by_side(layout: Layout) -> int:
 
 
 def _span(shape: Sequence[int], strides: Strides) -> int:
-    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True) if size)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
+    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def _power_of_2(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+    return 1 << (n - 1).bit_length()
 
 
 def _blocks(n: int, block: int) -> int:
-    return max(1, -(-n // block))
+    return -(-n // block)

@@ -80,7 +80,7 @@ def load(operand, strides, sizes, extents, indices, COMMON: tl.constexpr, COMPUT
             if strides[i] is not None:
                 offset += _offset(indices[i], sizes[i], strides[i])
                 mask = mask & (indices[i] < extents[i])
-        return tl.load(operand + offset, mask=mask).to(COMMON).to(COMPUTE)
+        return _convert(_convert(tl.load(operand + offset, mask=mask), COMMON), COMPUTE)
 
 
 @triton.jit
@@ -94,7 +94,15 @@ def store(output, strides, sizes, extents, indices, value, SUMMED: tl.constexpr)
             mask = mask & (indices[i] < extents[i])
             if strides[i] is not None:
                 offset += _offset(indices[i], sizes[i], strides[i])
-    tl.store(output + offset, tl.broadcast_to(value, offset.shape).to(output.dtype.element_ty), mask=mask)
+    tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
+
+
+@triton.jit
+def _convert(value, DTYPE: tl.constexpr):
+    """Cast to DTYPE, to half types by way of float32: as torch does, and all that the interpreter can do."""
+    if DTYPE.is_fp16() or DTYPE.is_bf16():
+        value = value.to(tl.float32)
+    return value.to(DTYPE)
 
 
 @triton.jit

@@ -27,7 +27,9 @@ def map_reduce_kernel(
     RESULTS: tl.constexpr,
     SUMMED: tl.constexpr,
     FINISH: tl.constexpr,
-    TILE: tl.constexpr,
+    KEPT_TILE: tl.constexpr,
+    LOOPED_TILE: tl.constexpr,
+    TILED_TILE: tl.constexpr,
     COMMON: tl.constexpr,
     COMPUTE: tl.constexpr,
     INDEX: tl.constexpr,
@@ -41,18 +43,18 @@ def map_reduce_kernel(
     program = tl.program_id(0).to(INDEX)
     tile = program // blocks[0] % blocks[1]
     part = program // (blocks[0] * blocks[1])
-    kept = (program % blocks[0] * TILE[0] + tl.arange(0, TILE[0]))[:, None, None]
-    tiled = (tile * TILE[2] + tl.arange(0, TILE[2]))[None, None, :]
+    kept = (program % blocks[0] * KEPT_TILE + tl.arange(0, KEPT_TILE))[:, None, None]
+    tiled = (tile * TILED_TILE + tl.arange(0, TILED_TILE))[None, None, :]
 
     totals = ()
     for j in tl.static_range(len(outputs)):
         if SUMMED[j] == _LOOPED:
-            totals = totals + (tl.zeros([TILE[0], TILE[1], TILE[2]], COMPUTE),)
+            totals = totals + (tl.zeros([KEPT_TILE, LOOPED_TILE, TILED_TILE], COMPUTE),)
         else:
             totals = totals + (tl.zeros([1, 1, 1], COMPUTE),)  # unused: a loop carries a tuple of fixed length
 
-    for start in range(part * chunk, tl.minimum(part * chunk + chunk, extents[1]), TILE[1]):
-        looped = (start + tl.arange(0, TILE[1]))[None, :, None]
+    for start in range(part * chunk, tl.minimum(part * chunk + chunk, extents[1]), LOOPED_TILE):
+        looped = (start + tl.arange(0, LOOPED_TILE))[None, :, None]
         indices = (kept, looped, tiled)
         values = ()
         for i in tl.static_range(len(operands)):
@@ -60,7 +62,7 @@ def map_reduce_kernel(
         values = evaluate(FORMULAS, WIRES, values)
         gathered = ()
         for j in tl.static_range(len(outputs)):
-            value = tl.broadcast_to(values[RESULTS[j]], [TILE[0], TILE[1], TILE[2]])
+            value = tl.broadcast_to(values[RESULTS[j]], [KEPT_TILE, LOOPED_TILE, TILED_TILE])
             if SUMMED[j] == _LOOPED:
                 # lanes past the end hold rubbish, which a sum must not see
                 gathered = gathered + (totals[j] + tl.where(looped < extents[1], value, 0),)
