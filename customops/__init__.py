@@ -1,7 +1,7 @@
 """Ten PyTorch operators with hand-derived gradients, on Triton kernels or torch formulas."""
 
-from .dispatch import backend
 from .binary import add, add_, mul, mul_, pow, pow_, sub, sub_
+from .dispatch import backend
 from .reductions import mean, sum
 from .unary import exp, exp_, log, log_, relu, relu_, sigmoid, sigmoid_
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from .dispatch import is_plain
 from .compute import Like, parameters, pointwise, pointwise_, pointwise_vjp
+from .dispatch import is_plain
 
 
 class Operator(Function):
@@ -136,10 +136,10 @@ def _may_write(x: Tensor, inputs: Sequence) -> bool:
         return False
     if not torch.is_grad_enabled() or not any(y.requires_grad for y in [x, *tensors]):
         return True
-    if x._is_view():
-        ordinary = torch._C._autograd._get_creation_meta(x) == torch._C._autograd.CreationMeta.DEFAULT
-        return ordinary and not (x._base.requires_grad and x._base.is_leaf)
-    return not (x.requires_grad and x.is_leaf)
+    if x._base is None:
+        return not (x.requires_grad and x.is_leaf)
+    ordinary = torch._C._autograd._get_creation_meta(x) == torch._C._autograd.CreationMeta.DEFAULT
+    return ordinary and not (x._base.requires_grad and x._base.is_leaf)
 
 
 def _saved(ctx) -> dict[str, Any]:

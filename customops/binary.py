@@ -25,7 +25,7 @@ class Add(Operator):
     Saves shapes only.
     """
 
-    formula = f.add
+    formula = staticmethod(f.add)
     derivatives = (f.add_dx, f.add_dy)
 
 
@@ -39,7 +39,7 @@ class Sub(Operator):
     Saves shapes only.
     """
 
-    formula = f.sub
+    formula = staticmethod(f.sub)
     derivatives = (f.sub_dx, f.sub_dy)
 
 
@@ -53,7 +53,7 @@ class Mul(Operator):
     Saves y if x wants a gradient, x if y does.
     """
 
-    formula = f.mul
+    formula = staticmethod(f.mul)
     derivatives = (f.mul_dx, f.mul_dy)
 
 
@@ -65,11 +65,11 @@ class Pow(Operator):
 
         dx = Σ g·y·x^(y-1),   dy = Σ g·z·log x
 
-    x^0 is 1 whatever x, so dx = 0 where y = 0; 0^y is 0 for all y > 0, so dy = 0 where x = 0 and y >= 0. There the
-    expressions would give 0·inf. Saves x and y for dx, and z too for dy.
+    x^0 is 1 whatever x, so dz/dx = 0 where y = 0; 0^y is 0 for all y > 0, so dz/dy = 0 where x = 0 and y >= 0. There
+    the expressions would give 0·inf. (Like torch, dx is 0 there even if g is nan, dy is not.) Saves x and y for dx, and z too for dy.
     """
 
-    formula = f.pow
+    formula = staticmethod(f.pow)
     derivatives = (f.pow_dx, f.pow_dy)
 
 
@@ -83,7 +83,7 @@ class PowNumber(Operator):
     and 0 where y = 0. Saves x.
     """
 
-    formula = f.pow_number
+    formula = staticmethod(f.pow_number)
     derivatives = (f.pow_number_dx,)
 
 
@@ -91,7 +91,8 @@ def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
     """``input + alpha * other``, broadcast; as :func:`torch.add`, gradients :class:`Add`.
 
     Args:
-        input, other: tensors that broadcast together, or numbers, which do not widen the dtype of a tensor.
+        input: a tensor, or a number, which does not widen the dtype of a tensor.
+        other: likewise; the two broadcast together.
         alpha: a number of the result's kind: no float for an integer result.
         out: written instead of a new tensor, resized to the broadcast shape.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from math import prod
@@ -116,12 +117,12 @@ def _fit(grad: Tensor, like: Like) -> Tensor:
 
 @cache
 def parameters(formula: Callable) -> tuple[str, ...]:
-    """The names of what a formula reads, in order."""
-    return tuple(inspect.signature(formula).parameters)
+    """The names of what a formula reads, in order, ``out`` not among them."""
+    return tuple(name for name, p in inspect.signature(formula).parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD)
 
 
 def _named(formula: Callable, args: Sequence) -> dict[str, Any]:
-    return dict(zip(parameters(formula), args, strict=False))  # strict=False: ``out`` is not given
+    return dict(zip(parameters(formula), args, strict=True))
 
 
 def _partly_overlap(out: Tensor | None, args: Sequence) -> bool:
@@ -162,8 +163,10 @@ def _ask_torch(formula: Callable, args: tuple, options: tuple) -> _Spec:
         named = {name: imagine(arg) if isinstance(arg, _Spec) else arg[1] for name, arg in options}
         return formula(*given, **named)
 
-    one = call(lambda spec: torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device))
-    many = call(lambda spec: torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an ``out`` of one element is resized, the caller's may not be
+        one = call(lambda spec: torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device))
+        many = call(lambda spec: torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta"))
     return _Spec(many.shape, many.stride(), one.dtype, one.device)
 
 

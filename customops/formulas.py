@@ -49,7 +49,7 @@ def add(x, y, alpha, *, out=None):
 
 
 def add_(x, y, alpha):
-    return x.add_(y, alpha=alpha)
+    return torch.Tensor.add_(x, y, alpha=alpha)
 
 
 def add_dx(g):
@@ -65,7 +65,7 @@ def sub(x, y, alpha, *, out=None):
 
 
 def sub_(x, y, alpha):
-    return x.sub_(y, alpha=alpha)
+    return torch.Tensor.sub_(x, y, alpha=alpha)
 
 
 def sub_dx(g):
@@ -97,7 +97,7 @@ def pow_dx(g, x, y):
 
 
 def pow_dy(g, x, y, z):
-    return _unless((x == 0) & (y.real >= 0), g * (z * _log(x)))
+    return g * _unless((x == 0) & _not_negative(y), z * _log(x))
 
 
 def pow_number(x, y, *, out=None):
@@ -125,6 +125,13 @@ def _unless(condition, value):
     if isinstance(condition, bool):
         return torch.zeros_like(value) if condition else value
     return torch.where(condition, 0, value)
+
+
+def _not_negative(y):
+    """Whether y >= 0, which a complex number is only on the real axis."""
+    if isinstance(y, complex) or (isinstance(y, torch.Tensor) and y.is_complex()):
+        return (y.imag == 0) & (y.real >= 0)
+    return y >= 0
 
 
 def _log(x):

@@ -19,7 +19,7 @@ class Log(Operator):
     Saves x. There is no branch: dx is -g at x = -1, where the value is nan, as in torch.
     """
 
-    formula = f.log
+    formula = staticmethod(f.log)
     derivatives = (f.log_dx,)
 
 
@@ -33,7 +33,7 @@ class Exp(Operator):
     Saves z.
     """
 
-    formula = f.exp
+    formula = staticmethod(f.exp)
     derivatives = (f.exp_dx,)
 
 
@@ -48,7 +48,7 @@ class Relu(Operator):
     Saves z. A nan passes both ways, since nan <= 0 is false; a gradient of nan or inf is stopped where x <= 0.
     """
 
-    formula = f.relu
+    formula = staticmethod(f.relu)
     derivatives = (f.relu_dx,)
 
 
@@ -63,7 +63,7 @@ class Sigmoid(Operator):
     Saves z, so that backward needs no exponential.
     """
 
-    formula = f.sigmoid
+    formula = staticmethod(f.sigmoid)
     derivatives = (f.sigmoid_dx,)
 
 

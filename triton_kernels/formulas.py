@@ -84,7 +84,7 @@ def sub_dx(g):
 
 @triton.jit
 def sub_dy(g, alpha):
-    return -(alpha * g)
+    return (alpha * g) * -1  # Triton's unary minus is 0 - x, which loses the sign of zero
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def pow_dx(g, x, y):
 @triton.jit
 def pow_dy(g, x, y, z):
     x, y = tl.broadcast(x, y)  # the interpreter cannot take & of a scalar and a block
-    return tl.where((x == 0) & (y >= 0), 0, g * (z * tl.log(x)))
+    return g * tl.where((x == 0) & (y >= 0), 0, z * tl.log(x))
 
 
 @triton.jit
@@ -177,6 +177,6 @@ def _portable_pow(x, y):
     whole = tl.floor(b) == b
     odd = whole & (tl.floor(b / 2) * 2 != b)
     negative = (a < 0) | ((a == 0) & (1 / a < 0))
-    z = tl.where(negative & odd, -size, size)
+    z = tl.where(negative & odd, size * -1, size)
     z = tl.where(negative & (a != 0) & (a != -infinity) & (whole == 0), float("nan"), z)
     return tl.where((b == 0) | (a == 1), 1, z).to(x.dtype)

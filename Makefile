@@ -1,0 +1,37 @@
+# make demo, make test: each sets up all it needs in .venv, from Python 3.10+, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q -n 2 tests
+KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
+
+.PHONY: demo test test-full lint wheel clean
+
+demo: .venv/ready
+	$(BIN)/python -m customops demo
+
+test: .venv/ready  ## torch formulas and offline compilation, then the kernels in Triton's interpreter
+	$(PYTEST)
+	$(KERNELS) $(PYTEST)
+
+test-full: .venv/ready  ## every sample and every compilation, however long
+	$(PYTEST) --full
+	$(KERNELS) $(PYTEST) --full
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: .venv/ready
+	$(BIN)/python -m build -w
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	# torch by itself first: asked for as a range it would bring gigabytes of CUDA
+	$(BIN)/python -m pip install -q -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,53 @@
+"""``python -m customops``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .dispatch import BACKENDS
+
+_INSTALL = {
+    "sklearn": ("scikit-learn", "customops[demo]"),
+    "tqdm": ("tqdm", "customops[demo]"),
+    "triton": ("triton", "triton"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; its exit code, 2 where a package it needs is not installed."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in _INSTALL:
+            raise
+        package, requirement = _INSTALL[module]
+        print(f"{args.command}: {package} is not installed: pip install {requirement}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m customops")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="train on digits with torch's operators and with ours")
+    demo.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="auto: kernels on a GPU, else formulas; triton: kernels, interpreted where there is no GPU",
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import run  # noqa: PLC0415 - needs packages that the operators do not
+
+    return run(args.backend)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""Triton formulas that are wrong on purpose, to see the tests fail."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def mul_dx(g, y):
+    return g * y * 1.00001
+
+
+@triton.jit
+def relu(x):
+    return tl.maximum(x, 0.0)  # loses nan
+
+
+@triton.jit
+def pow_dx(g, x, y):
+    return g * (y * tl.exp2((y - 1) * tl.log2(x)))  # no branch at y = 0, no negative x

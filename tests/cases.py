@@ -1,0 +1,136 @@
+"""The operators under test, one row each, and the shapes and layouts they meet. No assertions here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Call(NamedTuple):
+    """A call of an operator as ``function(library, *tensors)``, for ``customops`` and ``torch`` alike."""
+
+    name: str
+    function: Callable[..., torch.Tensor]
+    arity: int = 1
+    rank: int = 0  # the least rank of input it makes sense for
+
+    def __str__(self):
+        return self.name
+
+
+class Row(NamedTuple):
+    """An operator: where it is smooth, what it is called in torch's database, and the ways to call it."""
+
+    name: str
+    low: float
+    high: float
+    calls: tuple[Call, ...]
+    database: str = ""
+
+    def __str__(self):
+        return self.name
+
+    def draw(self, shape, dtype=torch.float64, seed: int = 0) -> torch.Tensor:
+        """Values inside the domain, none within 0.05 of a kink at 0."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(shape, generator=generator, dtype=torch.float64) * (self.high - self.low) + self.low
+        return torch.where(x.abs() < 0.05, 0.5, x).to(dtype)
+
+
+def _reduction(name: str) -> tuple[Call, ...]:
+    return (
+        Call(f"{name}()", lambda lib, x: getattr(lib, name)(x)),
+        Call(f"{name}(None)", lambda lib, x: getattr(lib, name)(x, None, keepdim=True)),
+        Call(f"{name}(0)", lambda lib, x: getattr(lib, name)(x, 0), rank=1),
+        Call(f"{name}(-1, keepdim)", lambda lib, x: getattr(lib, name)(x, dim=-1, keepdim=True), rank=1),
+        Call(f"{name}(0, -1)", lambda lib, x: getattr(lib, name)(x, (0, -1)), rank=2),
+        Call(f"{name}(1)", lambda lib, x: getattr(lib, name)(x, [1]), rank=3),
+        Call(f"{name}(1, 3)", lambda lib, x: getattr(lib, name)(x, (1, 3), True), rank=4),
+    )
+
+
+def _binary(name: str, *more: Call) -> tuple[Call, ...]:
+    return (
+        Call(f"{name}(x, y)", lambda lib, x, y: getattr(lib, name)(x, y), 2),
+        Call(f"{name}(x, 1.5)", lambda lib, x: getattr(lib, name)(x, 1.5)),
+        Call(f"{name}(2, x)", lambda lib, x: getattr(lib, name)(2, x)),
+        *more,
+    )
+
+
+def _power(exponent: float) -> Call:
+    return Call(f"pow(x, {exponent})", lambda lib, x: lib.pow(x, exponent))
+
+
+ROWS = (
+    Row("log", 0.3, 3, (Call("log(x)", lambda lib, x: lib.log(x)),)),
+    Row("exp", -2, 2, (Call("exp(x)", lambda lib, x: lib.exp(x)),)),
+    Row("relu", -2, 2, (Call("relu(x)", lambda lib, x: lib.relu(x)),), "nn.functional.relu"),
+    Row("sigmoid", -4, 4, (Call("sigmoid(x)", lambda lib, x: lib.sigmoid(x)),)),
+    Row("add", -2, 2, _binary("add", Call("add(x, y, 3)", lambda lib, x, y: lib.add(x, y, alpha=3), 2))),
+    Row("sub", -2, 2, _binary("sub", Call("sub(x, y, 3)", lambda lib, x, y: lib.sub(x, y, alpha=3), 2))),
+    Row("mul", -2, 2, _binary("mul")),
+    Row("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3)))),
+    Row("mean", -2, 2, _reduction("mean")),
+    Row("sum", -2, 2, _reduction("sum")),
+)
+
+CALLS = tuple((row, call) for row in ROWS for call in row.calls)
+
+SHAPES: tuple[tuple[int, ...], ...] = (
+    (),
+    (3,),
+    (2, 3),
+    (3, 3),
+    (2, 3, 2),
+    (2, 2, 2),
+    (2, 2, 2, 2),
+    (2, 3, 1, 2),
+)
+
+BROADCASTS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    ((), ()),
+    ((3,), ()),
+    ((), (2, 3)),
+    ((3,), (3,)),
+    ((1,), (3,)),
+    ((2, 3), (3,)),
+    ((3,), (3, 3)),
+    ((3, 3), (3, 3)),
+    ((2, 3), (2, 1)),
+    ((3, 1), (1, 3)),
+    ((2, 3, 2), (3, 1)),
+    ((2, 2, 2), (2, 2, 2)),
+    ((2, 2, 2), (2, 1, 2)),
+    ((2, 1, 2), (1, 2, 1)),
+    ((2, 2, 2, 2), (2, 2)),
+    ((2, 2, 2, 2), (1, 2, 1, 1)),
+    ((2, 3, 1, 2), (1, 3, 2, 1)),
+)
+
+
+def shapes_for(call: Call) -> list[tuple[tuple[int, ...], ...]]:
+    """The shapes of inputs a call is tried on."""
+    if call.arity == 2:
+        return list(BROADCASTS)
+    return [(shape,) for shape in SHAPES if len(shape) >= call.rank]
+
+
+def _reversed(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(tuple(reversed(range(x.dim()))))
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: _reversed(_reversed(x).contiguous()),
+    "sliced": lambda x: x.repeat_interleave(2, -1)[..., ::2] if x.dim() else x.expand(3)[1],
+    "expanded": lambda x: x[..., :1].expand_as(x) if x.dim() else x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
+}
+
+
+def ids(value: Any) -> str:
+    """A readable test id for anything in these tables."""
+    return str(value).replace("torch.", "")

@@ -1,0 +1,93 @@
+"""Every operator, dtype and layout compiles for four GPUs on a machine without one."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import customops
+
+from .cases import CALLS, ids
+from .conftest import KERNELS
+from .test_dispatch import python
+
+pytestmark = pytest.mark.skipif(KERNELS, reason="the interpreter's functions do not compile")
+if not KERNELS:
+    pytest.importorskip("triton", reason="without Triton there are no kernels")
+    from .offline import TARGETS, offline
+else:
+    TARGETS = {}
+
+DTYPES = sorted(customops.dispatch.KERNEL_DTYPES, key=str)
+SHAPES = {
+    "whole": ((32, 64), (32, 64)),
+    "row": ((32, 64), (64,)),
+    "column": ((32, 64), (32, 1)),
+    "outer": ((32, 1), (1, 64)),
+    "sliced": ((32, 64, 3), (64, 3)),
+}
+
+
+@pytest.mark.thin(formulas=16)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_forward_and_backward_compile(row, call, dtype, target, tally):
+    with offline(target) as launches:
+        for layout, shapes in SHAPES.items():
+            xs = [torch.ones(shape, dtype=dtype) for shape in shapes[: call.arity]]
+            xs = [x[..., ::2].requires_grad_(x.is_floating_point()) if layout == "sliced" else _leaf(x) for x in xs]
+            if xs[0].dim() < call.rank or not _is_defined(call, xs):
+                continue
+            z = call.function(customops, *xs)
+            if z.requires_grad:
+                torch.autograd.grad(z, [x for x in xs if x.requires_grad], torch.ones_like(z))
+    tally("compiled kernels", len({launch.hash for launch in launches}))
+
+
+def test_editing_a_formula_compiles_a_new_kernel_from_a_warm_cache(tmp_path):
+    """Triton keys a tuple of JIT functions by their names alone; ours is keyed by their source."""
+    script = f"""
+import sys; sys.path[:0] = [{str(tmp_path)!r}, {sys.path[0]!r}, '.']
+import torch, edited
+from tests.offline import offline
+from customops.triton_kernels import launch, program
+strided = launch.Strided(torch.ones(64), (1,))
+with offline("sm_90") as launches:
+    launch._run(program.Program(program.Formulas((edited.scale,)), ((0,),), (1,)), (64,), [strided], [strided],
+                torch.float32, launch.Finish())
+print(launches[0].hash)
+"""
+    hashes = []
+    for factor in (2, 2, 3):
+        code = f"import triton\n\n@triton.jit\ndef scale(x):\n    return x * {factor}\n"
+        (tmp_path / "edited.py").write_text(code)
+        done = python(script, TRITON_CACHE_DIR=str(tmp_path / "cache"), PYTHONDONTWRITEBYTECODE="1")
+        assert done.stdout, done.stderr
+        hashes.append(done.stdout)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_numbers_share_their_kernels():
+    """Triton tells apart integers that 16 divides and those of 32 bits, no more."""
+    with offline("sm_90") as launches:
+        x = torch.ones(64)
+        for number in (0, 0.1, 0.2, -0.3, 1.7e300, 2.5, 3, 7.25, -1, 1e-300):
+            customops.mul(x, number)
+    assert len(launches) == 10
+    assert len({launch.hash for launch in launches}) <= 3
+
+
+def _leaf(x):
+    return x.requires_grad_(x.is_floating_point())
+
+
+def _is_defined(call, xs):
+    """Whether torch has this operator for these dtypes: no mean of integers, no difference of bool."""
+    try:
+        call.function(torch, *xs)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""PyTorch's own operator database: its samples, references, errors and ``out=`` rules, ours against torch's."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import pytest
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+
+import customops
+
+from .cases import ROWS, ids
+from .compare import assert_same_outcome, cotangent, outcome
+from .conftest import KERNELS
+
+INFOS = {row.name: next(op for op in op_db if op.name == (row.database or row.name)) for row in ROWS}
+EVERY = [(name, dtype) for name, info in INFOS.items() for dtype in sorted(info.supported_dtypes("cpu"), key=str)]
+# Complex numbers have no kernel: there the backend raises, which test_dispatch.py holds it to.
+VALUES = [(name, dtype) for name, dtype in EVERY if not (KERNELS and dtype.is_complex)]
+# torch cannot sum complex32 on the CPU, so neither can the backward of a broadcast.
+GRADIENTS = [
+    (name, dtype)
+    for name, dtype in VALUES
+    if dtype in INFOS[name].supported_backward_dtypes("cpu") and dtype != torch.complex32
+]
+SHARE = 0.03 if KERNELS else 0.5  # of the reference inputs, without --full
+
+
+def samples(name, dtype, full, requires_grad=False):
+    """All sample inputs and, seeded, a share of the reference inputs."""
+    yield from INFOS[name].sample_inputs("cpu", dtype, requires_grad=requires_grad)
+    chance = random.Random(f"{name} {dtype}")
+    for sample in INFOS[name].reference_inputs("cpu", dtype, requires_grad=requires_grad):
+        if full or chance.random() < SHARE:
+            yield sample
+
+
+@pytest.mark.parametrize(("name", "dtype"), VALUES, ids=ids)
+def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
+    for sample in samples(name, dtype, full):
+        for s in (sample, sample.noncontiguous()):
+            want = outcome(INFOS[name], s.input, *s.args, **s.kwargs)
+            got = outcome(getattr(customops, name), s.input, *s.args, **s.kwargs)
+            assert_same_outcome(got, want, strides=True)
+            tally("database samples")
+
+
+@pytest.mark.parametrize(("name", "dtype"), GRADIENTS, ids=ids)
+def test_samples_have_torchs_gradients(name, dtype, full, tally):
+    for sample in samples(name, dtype, full, requires_grad=True):
+        for s in (sample, sample.noncontiguous()):
+            inputs = tuple(t for t in (s.input, *s.args) if isinstance(t, torch.Tensor) and t.requires_grad)
+            z = INFOS[name](s.input, *s.args, **s.kwargs)
+            if not inputs or not z.requires_grad:
+                continue
+            g = cotangent(z)
+            want = _reference(name, s, inputs, g)
+            z = getattr(customops, name)(s.input, *s.args, **s.kwargs)
+            for got, theirs in zip(torch.autograd.grad(z, inputs, g, allow_unused=True), want, strict=True):
+                assert_same_outcome(got, theirs)
+            tally("database samples")
+
+
+def _reference(name, s, inputs, g):
+    """Torch's gradients; for half types in a kernel its float32 ones, since torch rounds each step and may overflow."""
+    z = INFOS[name](s.input, *s.args, **s.kwargs)
+    if KERNELS and z.dtype.itemsize == 2:
+        wide = s.transform(lambda t: t.float() if isinstance(t, torch.Tensor) and t.dtype.itemsize == 2 else t)
+        z, g = INFOS[name](wide.input, *wide.args, **wide.kwargs), g.float()
+    return torch.autograd.grad(z, inputs, g, allow_unused=True)
+
+
+@pytest.mark.parametrize("name", [name for name, info in INFOS.items() if info.error_inputs_func])
+def test_error_inputs_raise_torchs_type(name, tally):
+    errors = list(INFOS[name].error_inputs("cpu"))
+    for error in errors:
+        s = error.sample_input
+        want = outcome(INFOS[name], s.input, *s.args, **s.kwargs)
+        assert_same_outcome(outcome(getattr(customops, name), s.input, *s.args, **s.kwargs), want)
+        tally("database samples")
+
+
+@pytest.mark.thin(kernels=4)
+@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n, d in VALUES if INFOS[n].supports_out], ids=ids)
+def test_out_behaves_as_torchs(name, dtype, full, tally):
+    """Right and wrong shape, dtype and layout: same value, same strides, same memory, same warning, same error."""
+    for sample in INFOS[name].sample_inputs("cpu", dtype):
+        s, z = sample, INFOS[name](sample.input, *sample.args, **sample.kwargs)
+        outs = (
+            lambda z=z: torch.empty_like(z),
+            lambda z=z: torch.empty(0, dtype=z.dtype),
+            lambda z=z: torch.empty((*z.shape, 2), dtype=z.dtype),
+            lambda z=z: torch.empty((*z.shape, 2), dtype=z.dtype)[..., 0],
+            lambda z=z: torch.empty(z.shape, dtype=torch.float64),
+            lambda z=z: torch.empty(z.shape, dtype=torch.int16),
+        )
+        for make in outs:
+            results = []
+            for function in (getattr(customops, name), INFOS[name]):
+                out = make()
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    got = outcome(function, s.input, *s.args, **s.kwargs, out=out)
+                results.append((got, out, ["resized" in str(w.message) for w in caught].count(True)))
+            (got, mine, warned), (want, theirs, expected) = results
+            assert_same_outcome(got, want, strides=True, computed=z.dtype)
+            assert (got is mine) == (want is theirs)
+            assert warned == expected or name == "mean"  # torch's mean on the CPU resizes without a warning
+            tally("database samples")

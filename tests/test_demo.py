@@ -1,0 +1,108 @@
+"""The demo agrees, and each of its checks is seen to fail once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import customops
+from customops import demo
+from customops.__main__ import main
+
+from .conftest import KERNELS
+
+BACKEND = "triton" if KERNELS else "torch"
+TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=0)
+
+
+class OffGradient(torch.autograd.Function):
+    """z = x, with a gradient that is 0.1 % off."""
+
+    @staticmethod
+    def forward(ctx, x):
+        """Copy x."""
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        """Scale g."""
+        return g * 1.001
+
+
+def broken(name, spoil):
+    """Ours, but for ``spoil`` applied to what operator ``name`` returns."""
+    ours = {operator: getattr(customops, operator) for operator in demo.OPERATORS}
+    return SimpleNamespace(**ours | {name: lambda *args, **kwargs: spoil(ours[name](*args, **kwargs))})
+
+
+def test_trainings_agree_and_every_operator_is_counted(capsys):
+    assert demo.run(BACKEND, TINY) == 0
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sum", str(2 * TINY.steps)] in words
+    assert {line[0] for line in words if line} >= set(demo.OPERATORS)
+
+
+@pytest.mark.skipif(KERNELS, reason="600 steps take ten minutes in the interpreter")
+def test_full_schedule_learns_the_digits(capsys):
+    assert main(["demo", "--backend", "torch"]) == 0
+    assert "The two agree." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["sigmoid"] if KERNELS else demo.OPERATORS)
+def test_gradient_off_by_a_thousandth_fails(name, capsys):
+    assert demo.run(BACKEND, TINY, broken(name, OffGradient.apply)) == 1
+    reason = capsys.readouterr().err.splitlines()[-1]
+    assert reason.startswith(("demo: gradient differs by", "demo: loss differs by"))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "reason"),
+    [
+        ("mean", lambda z: z + 1e-6, "loss differs by"),
+        ("log", lambda z: z * torch.nan, "a loss is not finite"),
+        ("relu", torch.detach, "no gradient flows through relu"),
+    ],
+)
+def test_broken_operator_fails_for_a_reason(name, spoil, reason, capsys):
+    assert demo.run(BACKEND, TINY, broken(name, spoil)) == 1
+    assert f"demo: {reason}" in capsys.readouterr().err
+
+
+def test_network_that_learned_nothing_fails(capsys):
+    assert demo.run(BACKEND, TINY._replace(floor=0.99)) == 1
+    assert "demo: test accuracy is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "package"), [("sklearn.datasets", "scikit-learn"), ("tqdm", "tqdm")])
+def test_missing_package_is_named_with_the_extra(module, package, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "customops.demo")
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["demo"]) == 2
+    assert f"{package} is not installed: pip install customops[demo]" in capsys.readouterr().err
+
+
+def test_triton_without_triton_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "find_triton", lambda: None)
+    assert main(["demo", "--backend", "triton"]) == 2
+    assert "triton is not installed: pip install triton" in capsys.readouterr().err
+
+
+def test_triton_without_gpu_is_interpreted(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(demo, "find_triton", lambda: "somewhere")
+    assert demo.choose("triton") == ("triton", "cpu", "Triton kernels in the interpreter", demo.SHORT)
+    assert os.environ["TRITON_INTERPRET"] == "1"
+
+
+def test_gpu_runs_kernels_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(demo, "find_triton", lambda: "somewhere")
+    monkeypatch.setattr(demo, "is_interpreted", lambda: False)
+    assert demo.choose("auto") == ("triton", "cuda", "Triton kernels on a GPU", demo.FULL)
+    assert demo.choose("torch")[:2] == ("torch", "cpu")

@@ -1,0 +1,159 @@
+"""Which backend computes, what it says when it cannot, and what is imported when."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import customops
+from customops import formulas
+
+from .cases import CALLS, ROWS, ids
+from .conftest import KERNELS
+
+X = torch.tensor([0.5, 2.0])
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The kernels launched during a test, by the names of their formulas; needs kernels."""
+    if not KERNELS:
+        pytest.skip("no kernel runs: TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton runs them")
+    from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
+
+    made, real = [], launch._launch
+
+    def record(kernel, *args):
+        made.append(kernel.__name__)
+        real(kernel, *args)
+
+    monkeypatch.setattr(launch, "_launch", record)
+    return made
+
+
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_forward_is_one_launch(row, call, launches):
+    call.function(customops, *(row.draw((2, 3, 2, 2), seed=i) for i in range(call.arity)))
+    assert launches == ["map_reduce_kernel" if row.name in ("mean", "sum") else "map_kernel"]
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (3,)), ((2, 3), (2, 1)), ((3, 1), (1, 4))], ids=ids)
+@pytest.mark.parametrize("name", ["mul", "pow"])
+def test_backward_of_a_broadcast_is_one_pass_for_both_gradients(name, shapes, launches):
+    xs = [row.draw(shape).requires_grad_() for row in ROWS if row.name == name for shape in shapes]
+    z = getattr(customops, name)(*xs)
+    launches.clear()
+    torch.autograd.grad(z, xs, torch.ones_like(z))
+    assert launches == ["map_reduce_kernel"]
+
+
+def test_formula_answers_where_torch_must_see_through(launches):
+    x = X.clone().requires_grad_()
+    z = customops.exp(x)
+    launches.clear()
+    torch.autograd.grad(z.sum(), x, create_graph=True)
+    torch.vmap(customops.exp)(X)
+    torch.func.jvp(lambda x: torch.func.jvp(customops.exp, (x,), (x,))[1], (X,), (X,))
+    customops.exp(X.to("meta"))
+    customops.exp(X[:0])
+    assert launches == []
+
+
+def test_breaking_a_triton_formula_changes_results(launches, monkeypatch):
+    """The kernels are what computes here, not the formulas."""
+    from customops.triton_kernels import formulas as twins  # noqa: PLC0415
+    from customops.triton_kernels.program import program_of  # noqa: PLC0415
+
+    want = torch.mul(X, X)
+    torch.testing.assert_close(customops.mul(X, X), want)
+    monkeypatch.setattr(twins, "mul", twins.mul_broken if hasattr(twins, "mul_broken") else twins.add_dy)
+    program_of.cache_clear()
+    try:
+        with pytest.raises(Exception):  # noqa: B017, PT011
+            torch.testing.assert_close(customops.mul(X, X), want)
+    finally:
+        program_of.cache_clear()
+
+
+@pytest.mark.skipif(not KERNELS, reason="there is no kernel to be forced")
+def test_complex_numbers_have_no_kernel_and_say_so():
+    for x, y in ((X + 0j, X), (X, 1j)):
+        with pytest.raises(RuntimeError, match=r"mul: backend 'triton' has no kernel for .*complex.*: cast it"):
+            customops.mul(x, y)
+        with customops.backend("auto"):
+            torch.testing.assert_close(customops.mul(x, y), x * y)
+
+
+@pytest.mark.skipif(KERNELS, reason="in the interpreter kernels run on CPU tensors")
+def test_forcing_a_kernel_where_none_can_run_says_why_and_what_to_do():
+    with (
+        customops.backend("triton"),
+        pytest.raises(RuntimeError, match=r"exp: .*CPU tensors: set TRITON_INTERPRET=1"),
+    ):
+        customops.exp(X)
+
+
+def test_unknown_backend_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"backend\(\): expected one of auto, torch, triton, got 'cuda'"):
+        customops.backend("cuda").__enter__()
+    done = python("import customops", CUSTOMOPS_BACKEND="gpu")
+    assert "CUSTOMOPS_BACKEND: expected one of auto, torch, triton, got 'gpu'" in done.stderr
+
+
+def test_backend_is_restored_after_an_error():
+    with pytest.raises(KeyError), customops.backend("torch"):
+        raise KeyError
+    assert customops.dispatch._backend == ("triton" if KERNELS else "auto")
+
+
+def test_importing_needs_neither_triton_nor_gpu():
+    done = python(
+        "import sys; sys.modules['triton'] = None\n"
+        "import customops.dispatch, torch\n"
+        "customops.dispatch.find_triton = lambda: None\n"
+        "print(customops.sigmoid(torch.ones(3)))\n"
+        "with customops.backend('triton'):\n    customops.exp(torch.ones(3))"
+    )
+    assert "tensor([0.7311, 0.7311, 0.7311])" in done.stdout
+    assert (
+        "RuntimeError: exp: backend 'triton' has no kernel for any tensor without Triton: install triton" in done.stderr
+    )
+
+
+def test_importing_does_not_import_triton_kernels():
+    done = python("import sys, customops; print([m for m in sys.modules if 'triton_kernels' in m])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_triton_formulas_are_the_twins_of_torchs():
+    """Same names, same arguments, same order."""
+    twins = pytest.importorskip("customops.triton_kernels.formulas")
+    mine = [n for n in vars(formulas) if callable(getattr(formulas, n)) and not n.startswith("_") and n[-1] != "_"]
+    theirs = [n for n, value in vars(twins).items() if hasattr(value, "arg_names") and not n.startswith("_")]
+    assert mine == theirs
+    for name in mine:
+        if name not in ("sum", "mean"):  # their twins finish a sum that the kernel made
+            assert list(customops.compute.parameters(getattr(formulas, name))) == getattr(twins, name).arg_names
+
+
+@pytest.mark.thin(kernels=6)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_compiled_functions_match_without_a_graph_break(row, call):
+    xs = [row.draw((2, 3, 2, 2), seed=i).requires_grad_() for i in range(call.arity)]
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *xs: call.function(customops, *xs), fullgraph=True, backend="aot_eager")
+    z, want = compiled(*xs), call.function(torch, *xs)
+    torch.testing.assert_close(z, want)
+    g = torch.ones_like(want)
+    torch.testing.assert_close(torch.autograd.grad(z, xs, g), torch.autograd.grad(want, xs, g))
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run ``code`` in a fresh interpreter."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CUSTOMOPS_BACKEND")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False)

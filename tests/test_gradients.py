@@ -1,0 +1,92 @@
+"""Gradients, tangents and second derivatives against finite differences, and the backward pass by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import customops
+
+from .cases import CALLS, LAYOUTS, ids, shapes_for
+from .compare import cotangent
+from .conftest import KERNELS
+
+STRICT = {"rtol": 1e-6, "atol": 1e-8}  # gradcheck's own 1e-3 passes a gradient that is 0.1 % wrong
+PATTERNS = [
+    pytest.param(row, call, shapes, layout, id=f"{call}-{ids(shapes)}-{layout}")
+    for row, call in CALLS
+    for shapes in shapes_for(call)
+    for layout in LAYOUTS
+    if layout != "channels_last" or len(shapes[0]) == 4
+]
+
+
+@pytest.mark.thin(kernels=5)
+@pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
+def test_gradients_match_finite_differences(row, call, shapes, layout, full, tally):
+    xs = [row.draw(shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+
+    def function(*xs):
+        return call.function(customops, *map(LAYOUTS[layout], xs))
+
+    # The interpreter takes milliseconds a launch: there the Jacobian is checked along one random direction.
+    fast = KERNELS and not full
+    assert gradcheck(function, xs, fast_mode=fast, check_forward_ad=True, **STRICT)
+    assert gradgradcheck(function, xs, fast_mode=fast, **STRICT)
+    tally("gradchecks", 2)
+
+
+@pytest.mark.thin(kernels=5)
+@pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
+def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shapes, layout):
+    """Autograd would sum a gradient of the wrong shape to size by itself, and pay for it."""
+    xs = [LAYOUTS[layout](row.draw(shape, seed=i)).requires_grad_() for i, shape in enumerate(shapes)]
+    z = call.function(customops, *xs)
+    grads = [g for g in _backward(z) if g is not None]
+    assert [(g.shape, g.dtype) for g in grads] == [(x.shape, x.dtype) for x in xs]
+
+
+@pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[1].arity == 2], ids=ids)
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_backward_skips_a_gradient_nobody_wants(row, call, wanted):
+    xs = [row.draw((2, 3), seed=i).requires_grad_(i == wanted) for i in range(2)]
+    z = call.function(customops, *xs)
+    grads = _backward(z)
+    assert [g is not None for g in grads[:2]] == [wanted == 0, wanted == 1]
+    want = torch.autograd.grad(call.function(torch, *xs), xs[wanted], cotangent(z))[0]
+    torch.testing.assert_close(grads[wanted], want)
+
+
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_saves_no_more_bytes_than_torch(row, call):
+    for wanted in range(1, 2**call.arity):
+        saved = {}
+        for library in (customops, torch):
+            xs = [row.draw((2, 3, 4, 5), seed=i).requires_grad_(bool(wanted >> i & 1)) for i in range(call.arity)]
+            kept = {}
+
+            def pack(x, kept=kept):
+                kept[x.data_ptr()] = x.numel() * x.element_size()
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
+                z = call.function(library, *xs)
+            saved[library] = sum(kept.values())
+            assert z.requires_grad
+        assert saved[customops] <= saved[torch], f"{saved[customops]} bytes saved, torch {saved[torch]}"
+
+
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_tangents_match_torch(row, call):
+    """Gradcheck's forward mode passes at its own loose tolerance; this does not."""
+    xs = [row.draw((2, 3, 2, 2), seed=i) for i in range(call.arity)]
+    tangents = [row.draw(x.shape, seed=7 + i) for i, x in enumerate(xs)]
+    for library, results in ((customops, got := []), (torch, want := [])):
+        results += torch.func.jvp(lambda *xs, lib=library: call.function(lib, *xs), tuple(xs), tuple(tangents))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+@torch.no_grad()
+def _backward(z):
+    """What backward returns, before the engine mends it."""
+    return z.grad_fn.apply(cotangent(z))

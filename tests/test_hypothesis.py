@@ -1,0 +1,79 @@
+"""Shapes, strides and dtypes nobody thought of, drawn by Hypothesis: value and gradients equal torch's."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import customops
+
+from .cases import CALLS
+from .compare import TOLERANCE, assert_equal, assert_same_outcome, cotangent, outcome
+from .conftest import KERNELS
+
+DTYPES = (
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
+settings.register_profile(
+    "customops",
+    max_examples=60 if KERNELS else 400,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("customops")
+
+
+@st.composite
+def tensors(draw, shape, low, high):
+    """A tensor of ``shape`` in any dtype, any order of axes, sliced, offset and expanded."""
+    dtype = draw(st.sampled_from(DTYPES))
+    order = draw(st.permutations(range(len(shape))))
+    steps = [draw(st.integers(1, 3)) for _ in shape]
+    sizes = [shape[a] * step for a, step in zip(order, steps, strict=True)]
+    seed = draw(st.integers(0, 2**16))
+    x = torch.rand(sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * (high - low) + low
+    x = x.to(dtype) if dtype.is_floating_point or dtype == torch.bool else x.round().clamp(0).to(dtype)
+    x = x[tuple(slice(draw(st.integers(0, step - 1)), None, step) for step in steps)]
+    x = x.permute(tuple(sorted(range(len(order)), key=order.__getitem__)))
+    for axis in range(x.dim()):
+        if x.shape[axis] > 1 and draw(st.integers(0, 5)) == 0:
+            x = x.narrow(axis, 0, 1).expand(x.shape)
+    return x
+
+
+@st.composite
+def calls(draw):
+    """An operator call and inputs that broadcast together."""
+    row, call = draw(st.sampled_from(CALLS))
+    shape = draw(st.lists(st.integers(0, 5), min_size=call.rank, max_size=5))
+    xs = []
+    for _ in range(call.arity):
+        smaller = [n if draw(st.booleans()) else 1 for n in shape] if call.arity == 2 else shape
+        start = draw(st.integers(0, len(shape))) if call.arity == 2 else 0
+        xs.append(draw(tensors(tuple(smaller[start:]), row.low, row.high)))
+    return call, xs
+
+
+@given(calls())
+def test_any_layout_has_torchs_value_dtype_and_shape(drawn):
+    call, xs = drawn
+    assert_same_outcome(outcome(call.function, customops, *xs), outcome(call.function, torch, *xs))
+
+
+@given(calls())
+def test_any_layout_has_torchs_gradients(drawn):
+    """Of whichever inputs are floating; sums of half types are held to their own rounding."""
+    call, xs = drawn
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in xs]
+    wanted = [x for x in leaves if x.requires_grad]
+    want = outcome(call.function, torch, *leaves)
+    assume(wanted and isinstance(want, torch.Tensor) and want.requires_grad)
+    z, g = call.function(customops, *leaves), cotangent(want)
+    assert_equal(z.detach(), want.detach())
+    for got, theirs in zip(torch.autograd.grad(z, wanted, g), torch.autograd.grad(want, wanted, g), strict=True):
+        assert (got.dtype, got.shape) == (theirs.dtype, theirs.shape)
+        coarsest = max((TOLERANCE[d] for d in (got.dtype, z.dtype)), key=lambda t: t["rtol"])
+        torch.testing.assert_close(got, theirs, rtol=10 * coarsest["rtol"], atol=10 * coarsest["atol"])

@@ -1,0 +1,76 @@
+"""No write where none belongs: guard bands around everything a call allocates, and inputs left as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import customops
+
+from .cases import BROADCASTS, CALLS, LAYOUTS, ids, shapes_for
+from .compare import assert_equal, cotangent
+from .conftest import KERNELS
+
+BAND = 64  # elements before and after
+FACTORIES = (torch.empty, torch.empty_like, torch.empty_strided)
+
+
+class GuardBands(TorchFunctionMode):
+    """Every tensor that is allocated lies between bands of a known value; ``check`` looks at them."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages: list[torch.Tensor] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        z = function(*args, **(kwargs or {}))
+        if function not in FACTORIES or z.is_meta:
+            return z
+        extent = sum((n - 1) * s for n, s in zip(z.shape, z.stride(), strict=True)) + 1
+        guarded = torch.full((extent + 2 * BAND,), 77, dtype=z.dtype)
+        guarded[BAND:-BAND] = float("nan") if z.is_floating_point() else 99
+        self.storages.append(guarded)
+        return guarded.as_strided(z.shape, z.stride(), BAND)
+
+    def check(self) -> int:
+        """The number of allocations seen, none of whose bands changed."""
+        for guarded in self.storages:
+            band = torch.full((BAND,), 77, dtype=guarded.dtype)
+            assert torch.equal(guarded[:BAND], band), "a write before an output"
+            assert torch.equal(guarded[-BAND:], band), "a write past an output"
+        return len(self.storages)
+
+
+@pytest.mark.thin(kernels=4)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_kernels_write_their_outputs_and_nothing_else(row, call, layout):
+    for shapes in shapes_for(call)[-5:]:
+        xs = [LAYOUTS[layout](row.draw(shape, seed=i)) for i, shape in enumerate(shapes)]
+        before = [x.clone() for x in xs]
+        leaves = [x.detach().requires_grad_() for x in xs]
+        with GuardBands() as bands:
+            z = call.function(customops, *leaves)
+            g = cotangent(z)
+            kept = g.clone()
+            grads = torch.autograd.grad(z, leaves, g)
+        assert bool(bands.check()) == KERNELS
+        for x, old in zip([*xs, g], [*before, kept], strict=True):
+            assert torch.equal(x, old), "an input was written"
+        want = call.function(torch, *leaves)
+        assert_equal(z.detach(), want.detach())
+        for got, theirs in zip(grads, torch.autograd.grad(want, leaves, g), strict=True):
+            assert_equal(got, theirs)
+
+
+@pytest.mark.parametrize("shapes", BROADCASTS, ids=ids)
+def test_writing_in_place_or_into_out_leaves_its_surroundings(shapes):
+    x, y = (torch.rand(shape) + 0.5 for shape in shapes)
+    want = x * y
+    buffer = torch.full((*want.shape, 3), 77.0)
+    assert_equal(customops.mul(x, y, out=buffer[..., 1]), want)
+    buffer[..., 1] = x
+    customops.mul_(buffer[..., 1], y)
+    assert_equal(buffer[..., 1], want)
+    assert bool((buffer[..., 0] == 77).all() and (buffer[..., 2] == 77).all())

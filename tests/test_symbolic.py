@@ -1,0 +1,266 @@
+"""Formulas proven equal to their definitions, derivatives to those that SymPy takes of the definitions.
+
+What is proven is the code that runs. The functions of both ``formulas.py`` are rebuilt on their own bytecode,
+with SymPy for what they call of torch or Triton, and evaluated on symbols.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import inspect
+import operator as python
+from dataclasses import dataclass
+from itertools import product
+from types import FunctionType, SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import sympy
+from torch.autograd import Function
+
+from customops import binary, formulas, reductions, unary
+from customops.autograd import Operator
+
+x, y, g, alpha = sympy.symbols("x y g alpha", real=True)
+ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negative=True), sympy.S.Zero
+
+
+class Row(NamedTuple):
+    """What an operator is, the tensors it can take, and the kinds of x that its proof is split into."""
+
+    definition: sympy.Expr
+    inputs: tuple[sympy.Symbol, ...] = (x,)
+    kinds: tuple[sympy.Expr, ...] = (x,)
+
+
+DEFINITIONS: dict[type[Operator], Row] = {
+    unary.Log: Row(sympy.log(x), kinds=(ABOVE,)),
+    unary.Exp: Row(sympy.exp(x)),
+    unary.Relu: Row(sympy.Max(x, 0), kinds=(ABOVE, BELOW)),
+    unary.Sigmoid: Row(1 / (1 + sympy.exp(-x)), kinds=(ABOVE, BELOW, ZERO)),
+    binary.Add: Row(x + alpha * y, (x, y)),
+    binary.Sub: Row(x - alpha * y, (x, y)),
+    binary.Mul: Row(x * y, (x, y)),
+    binary.Pow: Row(x**y, (x, y), kinds=(ABOVE,)),
+    binary.PowNumber: Row(x**y, kinds=(ABOVE,)),
+}
+
+i, j, after = sympy.symbols("i j after", integer=True, nonnegative=True)
+COUNT = j + 1 + after  # so that x[j] is any one of x[0], ..., x[COUNT - 1]
+ELEMENTS = sympy.IndexedBase("x")
+TOTAL = sympy.Sum(ELEMENTS[i], (i, 0, COUNT - 1))
+NUMEL_IN, NUMEL_OUT = sympy.symbols("alpha beta", positive=True)
+REDUCTIONS = {reductions.Sum: TOTAL, reductions.Mean: NUMEL_OUT / NUMEL_IN * TOTAL}
+
+
+def term(value):
+    """The SymPy expression of a value or number, a decimal fraction as an exact one."""
+    if isinstance(value, float):
+        return sympy.Rational(str(value))
+    return value.term if isinstance(value, Value) else sympy.sympify(value)
+
+
+def lifted(function):
+    """A function of SymPy expressions as one of values."""
+
+    def on_values(*args, **options):
+        return Value(function(*map(term, args), **{name: term(option) for name, option in options.items()}))
+
+    return on_values
+
+
+@dataclass(eq=False)
+class Value:
+    """An expression that answers what formulas ask of a floating tensor; ``==`` makes an equation of it."""
+
+    term: sympy.Basic
+
+    dtype = SimpleNamespace(is_int=lambda: False, is_floating=lambda: True)
+    is_complex = staticmethod(lambda: False)
+    __hash__ = __bool__ = None  # no formula may branch on an equation
+
+    __neg__ = lifted(python.neg)
+    __add__ = __radd__ = lifted(python.add)
+    __sub__, __rsub__ = lifted(python.sub), lifted(lambda a, b: b - a)
+    __mul__ = __rmul__ = lifted(python.mul)
+    __truediv__, __rtruediv__ = lifted(python.truediv), lifted(lambda a, b: b / a)
+    __eq__, __lt__, __le__ = lifted(sympy.Eq), lifted(sympy.Lt), lifted(sympy.Le)
+    __gt__, __ge__ = lifted(sympy.Gt), lifted(sympy.Ge)
+    __and__ = __rand__ = lifted(sympy.And)
+    __or__ = __ror__ = lifted(sympy.Or)
+
+
+ELEMENTARY = {
+    "log": lifted(lambda x, out=None: sympy.log(x)),
+    "exp": lifted(lambda x, out=None: sympy.exp(x)),
+    "pow": lifted(lambda x, y, out=None: x**y),
+    "where": lifted(lambda condition, a, b: sympy.Piecewise((a, condition), (b, True))),
+}
+TORCH = SimpleNamespace(
+    **ELEMENTARY,
+    relu=lifted(lambda x: sympy.Piecewise((x, x > 0), (0, True))),
+    sigmoid=lifted(lambda x, out: sympy.exp(x) / (sympy.exp(x) + 1)),
+    add=lifted(lambda x, y, alpha, out: x + alpha * y),
+    sub=lifted(lambda x, y, alpha, out: x - alpha * y),
+    mul=lifted(lambda x, y, out: x * y),
+    sum=lifted(lambda x, dtype: sympy.Sum(x, (i, 0, COUNT - 1))),
+    mean=lifted(lambda x, dtype, out: sympy.Sum(x, (i, 0, COUNT - 1)) / COUNT),
+    zeros_like=lifted(lambda x: sympy.S.Zero),
+    tensor=lifted(lambda x, dtype: x),
+    Tensor=Value,
+    float64=None,
+)
+TRITON = SimpleNamespace(**ELEMENTARY, abs=lifted(sympy.Abs), sqrt=lifted(sympy.sqrt), broadcast=lambda x, y: (x, y))
+LIBRARIES = {
+    "customops.formulas": {"torch": TORCH},
+    "customops.triton_kernels.formulas": {"tl": TRITON, "libdevice": TRITON, "INTERPRETED": False},
+}
+
+
+@pytest.fixture(params=LIBRARIES)
+def spelled(request) -> dict[str, FunctionType]:
+    """The functions of a module, rebuilt to see each other and stand-ins for its libraries, nothing else."""
+    if "triton" in request.param:
+        pytest.importorskip("triton", reason="its spelling of the formulas imports Triton")
+    functions: dict = {"__builtins__": builtins, **LIBRARIES[request.param]}
+    for name, value in vars(importlib.import_module(request.param)).items():
+        original = getattr(value, "fn", value)  # what @triton.jit decorates
+        if inspect.isfunction(original) and original.__module__ == request.param:
+            functions[name] = FunctionType(original.__code__, functions, name, original.__defaults__)
+            functions[name].__kwdefaults__ = original.__kwdefaults__
+    return functions
+
+
+def evaluate(function, **values):
+    """What ``function`` makes of those of ``values`` that it reads; a Python number is handed over as one."""
+    read = {name: values[name] for name in inspect.signature(function).parameters if name in values}
+    return term(function(**{name: v if isinstance(v, int) else Value(v) for name, v in read.items()}))
+
+
+def prove(function, truth, **values):
+    """Raise unless ``function`` of ``values`` is ``truth``, whatever number each symbol stands for."""
+    difference = sympy.simplify(evaluate(function, **values) - truth)
+    assert difference == 0, f"{function.__name__} is off by {difference}"
+
+
+def prove_operator(spelled, operator: type[Operator]) -> int:
+    """Prove the formula, and the derivatives with z as defined; return the number of proofs."""
+    definition, inputs, kinds = DEFINITIONS[operator]
+    for kind in kinds:
+        values = {"x": kind, "y": y, "alpha": alpha, "g": g, "z": definition.subs(x, kind)}
+        prove(spelled[operator.formula.__name__], values["z"], **values)
+        for variable, derivative in zip(inputs, operator.derivatives, strict=True):
+            prove(spelled[derivative.__name__], g * sympy.diff(definition, variable).subs(x, kind), **values)
+    return len(kinds) * (1 + len(inputs))
+
+
+def numbers(spelled, value: int) -> list:
+    """A number as a tensor of it and, for torch, as Python's: conditions on that are bools."""
+    return [sympy.Integer(value), *([value] if "torch" in spelled else [])]
+
+
+def test_definitions_cover_every_operator_and_formula():
+    operators = {o for o in Operator.__subclasses__() if o.__module__.startswith("customops.")}
+    functions = {f for f in Function.__subclasses__() if f.__module__ == reductions.__name__}
+    assert operators == set(DEFINITIONS)
+    assert functions == set(REDUCTIONS)
+    proven = {f for o in operators for f in (o.formula, *o.derivatives)}
+    proven |= {formulas.sum, formulas.mean, formulas.mean_dx, formulas.add_, formulas.sub_}
+    assert proven == {f for name, f in vars(formulas).items() if inspect.isfunction(f) and name[0] != "_"}
+
+
+@pytest.mark.parametrize("operator", DEFINITIONS, ids=lambda o: o.__name__)
+def test_formula_and_derivatives_follow_from_the_definition(spelled, operator, tally):
+    tally("symbolic proofs", prove_operator(spelled, operator))
+
+
+def test_relu_derivative_at_zero_is_zero(spelled, tally):
+    """Where the definition has none, torch's choice of subgradient."""
+    prove(spelled["relu"], 0, x=ZERO)
+    prove(spelled["relu_dx"], 0, g=g, z=ZERO)
+    tally("symbolic proofs", 2)
+
+
+@pytest.mark.parametrize("name", ["pow_dx", "pow_number_dx"])
+@pytest.mark.parametrize("exponent", range(-2, 4))
+def test_whole_powers_derive_on_the_whole_line(spelled, name, exponent, tally):
+    """Below 0 too; and at 0, where the general expression for x^0 gives 0·inf and the derivative is 0."""
+    kinds = (ABOVE, BELOW, ZERO) if exponent >= 0 else (ABOVE, BELOW)
+    for kind, number in product(kinds, numbers(spelled, exponent)):
+        prove(spelled[name], g * sympy.diff(x**exponent, x).subs(x, kind), g=g, x=kind, y=number)
+        tally("symbolic proofs")
+
+
+def test_powers_of_zero_have_derivative_zero_along_the_exponent(spelled, tally):
+    """0^y is 0 for every y > 0; at y = 0 it is torch's choice, and for y < 0 there is none."""
+    positive = sympy.Symbol("y", positive=True)
+    for base in numbers(spelled, 0):
+        prove(spelled["pow_dy"], sympy.diff(0**positive, positive), g=g, x=base, y=positive, z=0**positive)
+        prove(spelled["pow_dy"], 0, g=g, x=base, y=ZERO, z=sympy.S.One)
+        tally("symbolic proofs", 2)
+        with pytest.raises(AssertionError, match="pow_dy is off by"):
+            prove(spelled["pow_dy"], 0, g=g, x=base, y=-positive, z=0**-positive)
+
+
+def test_powers_of_a_number_derive_along_the_exponent(spelled, tally):
+    for base in numbers(spelled, 2):
+        prove(spelled["pow_dy"], g * sympy.diff(2**y, y), g=g, x=base, y=y, z=2**y)
+        tally("symbolic proofs")
+
+
+@pytest.mark.parametrize("function", REDUCTIONS, ids=lambda f: f.__name__)
+def test_reduction_follows_from_the_definition(spelled, function, tally):
+    """For any number of elements. Triton's formulas finish the total that a kernel made."""
+    formula = spelled[function.__name__.lower()]
+    total = "count" in inspect.signature(formula).parameters
+    truth = REDUCTIONS[function].subs(NUMEL_IN, NUMEL_OUT * COUNT)
+    prove(formula, truth, x=TOTAL if total else ELEMENTS[i], count=COUNT)
+    tally("symbolic proofs")
+
+
+def test_derivative_of_a_sum_is_one(tally):
+    """For any one element: the gradient is g itself, seen in the shape of the input."""
+    assert sympy.diff(REDUCTIONS[reductions.Sum], ELEMENTS[j]).doit() == 1
+    tally("symbolic proofs")
+
+
+def test_derivative_of_a_mean_follows_from_the_definition(spelled, tally):
+    """For any one element: beta/alpha."""
+    slope = sympy.diff(REDUCTIONS[reductions.Mean], ELEMENTS[j]).doit()
+    prove(spelled["mean_dx"], g * slope, g=g, count=NUMEL_IN / NUMEL_OUT)
+    tally("symbolic proofs")
+
+
+def test_inverse_factor_of_the_mean_is_no_derivative(spelled):
+    """The source notebook's slip: alpha/beta is right only where nothing is reduced, alpha = beta."""
+    slip = g * NUMEL_IN / NUMEL_OUT
+    with pytest.raises(AssertionError, match="mean_dx is off by"):
+        prove(spelled["mean_dx"], slip, g=g, count=NUMEL_IN / NUMEL_OUT)
+    difference = evaluate(spelled["mean_dx"], g=g, count=NUMEL_IN / NUMEL_OUT) - slip
+    assert sympy.solve(difference, NUMEL_IN) == [NUMEL_OUT]
+
+
+@pytest.mark.parametrize("operator", DEFINITIONS, ids=lambda o: o.__name__)
+def test_prover_rejects_what_is_off_by_one_in_100_000(spelled, operator):
+    for name in (f.__name__ for f in (operator.formula, *operator.derivatives)):
+        right = spelled[name]
+        wrong = functools.wraps(right)(lambda _right=right, **values: _right(**values) * (1 + 1e-5))
+        with pytest.raises(AssertionError, match=f"^{name} is off by"):
+            prove_operator({**spelled, name: wrong}, operator)
+
+
+@pytest.mark.parametrize(
+    ("operator", "name", "wrong"),
+    [
+        (unary.Sigmoid, "sigmoid_dx", lambda g, z: g * z),
+        (unary.Log, "log_dx", lambda g, x: g * x),
+        (binary.Sub, "sub_dy", lambda g, alpha: alpha * g),
+        (binary.Mul, "mul_dx", lambda g, x: g * x),
+        (binary.Pow, "pow_dx", lambda g, x, y: TORCH.where(y == 1, 0, g * (y * TORCH.pow(x, y - 1)))),
+    ],
+)
+def test_prover_rejects_a_wrong_derivative(spelled, operator, name, wrong):
+    with pytest.raises(AssertionError, match="is off by"):
+        prove_operator({**spelled, name: wrong}, operator)

@@ -1,0 +1,128 @@
+"""The checks can fail: each is shown something wrong and must say so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+import customops
+from customops import binary, formulas
+
+from .cases import CALLS, ROWS
+from .conftest import KERNELS
+from .test_edges import _assert_agree
+from .test_gradients import STRICT
+from .test_memory import GuardBands, test_kernels_write_their_outputs_and_nothing_else
+
+ROW = {row.name: row for row in ROWS}
+CALL = {call.name: call for _, call in CALLS}
+kernels_only = pytest.mark.skipif(not KERNELS, reason="no kernel runs without the interpreter")
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    """Replace a Triton formula by the wrong one of that name in ``broken.py``."""
+
+    def replace(name):
+        from customops.triton_kernels import formulas as twins  # noqa: PLC0415 - Triton may be missing
+        from customops.triton_kernels.program import program_of  # noqa: PLC0415
+
+        from . import broken  # noqa: PLC0415
+
+        program_of.cache_clear()
+        monkeypatch.setattr(twins, name, getattr(broken, name))
+
+    yield replace
+    if KERNELS:
+        from customops.triton_kernels.program import program_of  # noqa: PLC0415
+
+        program_of.cache_clear()
+
+
+def _check_mul():
+    xs = [ROW["mul"].draw((2, 3), seed=i).requires_grad_() for i in range(2)]
+    return gradcheck(customops.mul, xs, raise_exception=False, **STRICT)
+
+
+def test_gradcheck_sees_a_torch_derivative_off_by_1e_5(monkeypatch):
+    with customops.backend("torch"):
+        assert _check_mul()
+        wrong = (lambda g, y: g * y * 1.00001, formulas.mul_dy)
+        monkeypatch.setattr(binary.Mul, "derivatives", wrong)
+        assert not _check_mul()
+
+
+@kernels_only
+def test_gradcheck_sees_a_triton_derivative_off_by_1e_5(breaking):
+    assert _check_mul()
+    breaking("mul_dx")
+    assert not _check_mul()
+
+
+def test_default_tolerance_would_miss_a_derivative_off_by_1e_4():
+    class Off(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2 * 1.0001
+
+    x = torch.rand(3, dtype=torch.float64).requires_grad_()
+    assert gradcheck(Off.apply, [x])
+    assert not gradcheck(Off.apply, [x], raise_exception=False, **STRICT)
+
+
+@kernels_only
+@pytest.mark.parametrize("name", ["relu", "pow_dx"])
+def test_edges_see_a_formula_that_is_wrong_at_special_numbers(breaking, name):
+    x = torch.tensor([float("nan"), -1.0, 2.0, 0.0])
+    exponent = torch.tensor([2.0, 3.0, 0.0, 0.0])
+    xs = [x] if name == "relu" else [x, exponent]
+    call = CALL["relu(x)" if name == "relu" else "pow(x, y)"]
+    _assert_agree(call.function, xs, torch.ones(4))
+    breaking(name)
+    with pytest.raises(AssertionError):
+        _assert_agree(call.function, xs, torch.ones(4))
+
+
+def test_edges_see_the_sign_of_zero():
+    class Wrong:
+        relu = staticmethod(lambda x: torch.relu(x) + 0.0)
+
+    x = torch.tensor([-0.0])
+    with pytest.raises(AssertionError, match="wrong sign"):
+        _assert_agree(lambda lib, x: (Wrong if lib is customops else torch).relu(x), [x], torch.ones(1))
+
+
+@kernels_only
+def test_guard_bands_see_a_dropped_mask(monkeypatch):
+    from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
+
+    real = launch.arrange
+    monkeypatch.setattr(
+        launch, "arrange", lambda *args: (a := real(*args))._replace(extents=tuple(n + 1 for n in a.extents))
+    )
+    with GuardBands() as bands:
+        customops.exp(torch.zeros(5))
+    with pytest.raises(AssertionError, match="a write past an output"):
+        bands.check()
+
+
+@kernels_only
+def test_comparison_sees_swapped_strides(monkeypatch):
+    from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
+
+    row, call = ROW["mul"], CALL["mul(x, y)"]
+    test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed")
+    real = launch.expand
+    monkeypatch.setattr(launch, "expand", lambda shape, size, strides: real(shape, size, strides)[::-1])
+    with pytest.raises(Exception):  # noqa: B017, PT011 - a wrong value or a wrong sum, both show
+        test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed")
+
+
+@kernels_only
+def test_unwritten_memory_shows():
+    assert bool(torch.empty(3).isnan().all())
