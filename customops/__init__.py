@@ -1,30 +1,14 @@
 """Ten PyTorch operators with hand-derived gradients, on Triton kernels or torch formulas."""
 
-from .binary import add, add_, mul, mul_, pow, pow_, sub, sub_
+from . import binary, reductions, unary
+from .binary import *  # noqa: F403 - each module names what it offers
 from .dispatch import backend
-from .reductions import mean, sum
-from .unary import exp, exp_, log, log_, relu, relu_, sigmoid, sigmoid_
+from .reductions import *  # noqa: F403
+from .unary import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "add",
-    "add_",
-    "backend",
-    "exp",
-    "exp_",
-    "log",
-    "log_",
-    "mean",
-    "mul",
-    "mul_",
-    "pow",
-    "pow_",
-    "relu",
-    "relu_",
-    "sigmoid",
-    "sigmoid_",
-    "sub",
-    "sub_",
-    "sum",
-]
+__all__ = ["backend"]
+__all__ += binary.__all__
+__all__ += reductions.__all__
+__all__ += unary.__all__

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .compute import Like, parameters, pointwise, pointwise_, pointwise_vjp
-from .dispatch import is_plain
+from .dispatch import is_plain, is_watched
 
 
 class Operator(Function):
@@ -59,7 +59,7 @@ class Operator(Function):
     def jvp(cls, ctx, *tangents):
         """The tangent of the output: each derivative applied to the tangent of its input, added up."""
         saved, like = _saved(ctx), ctx.likes[-1]
-        total = torch.zeros((), dtype=like.dtype)
+        total = torch.zeros((), dtype=like.dtype, device="cpu")
         for derivative, tangent in zip(cls.derivatives, tangents, strict=False):
             if tangent is not None:
                 values = {"g": tangent, **saved}
@@ -118,7 +118,7 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
 def differentiates(inputs: Sequence) -> bool:
     """Whether a derivative may be asked for, and by our rule rather than torch's for the formula."""
     tensors = [x for x in inputs if isinstance(x, Tensor)]
-    if torch.compiler.is_compiling() or not all(map(is_plain, tensors)):
+    if is_watched() or not all(map(is_plain, tensors)):
         return False
     if torch._C._functorch.get_dynamic_layer_stack_depth() > 1:
         return False  # torch drops the tangent of a tangent in a custom Function
@@ -128,7 +128,7 @@ def differentiates(inputs: Sequence) -> bool:
 def _may_write(x: Tensor, inputs: Sequence) -> bool:
     """Whether nothing about ``x`` makes torch refuse to write it, or us unable to."""
     tensors = [y for y in inputs if isinstance(y, Tensor)]
-    if torch.compiler.is_compiling() or _in_forward_mode() or not all(map(is_plain, [x, *tensors])):
+    if is_watched() or _in_forward_mode() or not all(map(is_plain, [x, *tensors])):
         return False
     if torch._C._functorch.get_dynamic_layer_stack_depth() or torch._debug_has_internal_overlap(x) == 1 or x.is_neg():
         return False

@@ -14,6 +14,8 @@ from .autograd import Operator, call, call_
 
 Number = bool | int | float | complex
 
+__all__ = ["add", "add_", "mul", "mul_", "pow", "pow_", "sub", "sub_"]
+
 
 class Add(Operator):
     """z = x + alpha·y.
@@ -66,7 +68,9 @@ class Pow(Operator):
         dx = Σ g·y·x^(y-1),   dy = Σ g·z·log x
 
     x^0 is 1 whatever x, so dz/dx = 0 where y = 0; 0^y is 0 for all y > 0, so dz/dy = 0 where x = 0 and y >= 0. There
-    the expressions would give 0·inf. (Like torch, dx is 0 there even if g is nan, dy is not.) Saves x and y for dx, and z too for dy.
+    the expressions would give 0·inf. (As in torch, dx is 0 there even if g is nan; dy is not.)
+
+    Saves x and y for dx, and z too for dy.
     """
 
     formula = staticmethod(f.pow)

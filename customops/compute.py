@@ -140,8 +140,8 @@ def _partly_overlap(out: Tensor | None, args: Sequence) -> bool:
 def _spec(formula: Callable, args: tuple, **options) -> _Spec:
     """What torch would return for these arguments, raising what torch would raise."""
     try:
-        key = tuple((name, _key(option)) for name, option in options.items())
-        return _ask_torch(formula, tuple(_key(arg) for arg in args), key)
+        named = tuple((name, _key(option)) for name, option in options.items())
+        return _ask_torch(formula, tuple(map(_key, args)), named, torch.get_default_dtype(), torch.is_autocast_enabled())
     except Exception:
         formula(*args, **options)  # so that the error speaks of the caller's tensors
         raise
@@ -155,7 +155,7 @@ def _key(arg: Any) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _ask_torch(formula: Callable, args: tuple, options: tuple) -> _Spec:
+def _ask_torch(formula: Callable, args: tuple, options: tuple, *_settings) -> _Spec:
     """Run ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape."""
 
     def call(imagine: Callable) -> Tensor:

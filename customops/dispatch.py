@@ -58,16 +58,23 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
+def is_watched() -> bool:
+    """Whether something records the calls to torch: ``torch.compile``, a tracer, a dispatch mode."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+
+
 def runs_kernel(name: str, args: Sequence, out: Tensor | None = None) -> bool:
     """Whether a kernel computes operator ``name`` on ``args``, into ``out`` if given: the dispatch rule, whole.
 
-    The formula answers wherever torch has to see through the operator: under ``torch.compile``, where a graph is
-    recorded, and on tensors that stand for others; and where there is nothing to compute. Elsewhere a kernel runs
-    on the dtypes and devices it can.
+    The formula answers wherever torch has to see through the operator: under ``torch.compile`` and tracers, where
+    a gradient graph is recorded, and on tensors that stand for others; and where there is nothing to compute.
+    Elsewhere a kernel runs on the dtypes and devices it can.
 
     Raises RuntimeError where the backend is ``triton`` and neither holds.
     """
-    if _backend == "torch" or torch.compiler.is_compiling():
+    if _backend == "torch" or is_watched():
         return False
     inputs = [a for a in args if isinstance(a, Tensor)]
     tensors = inputs if out is None else [*inputs, out]

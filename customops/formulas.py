@@ -138,4 +138,5 @@ def _log(x):
     """The logarithm, of a number too: in double precision, as a 0-dim tensor that widens nothing."""
     if isinstance(x, torch.Tensor):
         return torch.log(x)
-    return torch.log(torch.tensor(x, dtype=torch.complex128 if isinstance(x, complex) else torch.float64))
+    dtype = torch.complex128 if isinstance(x, complex) else torch.float64
+    return torch.log(torch.tensor(x, dtype=dtype, device="cpu"))

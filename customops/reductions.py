@@ -20,6 +20,9 @@ Axes = int | Sequence[int] | None
 _ALL: Any = object()  # torch tells dim=None from no dim
 
 
+__all__ = ["mean", "sum"]
+
+
 class Sum(Function):
     """z_j = Σ_i x_i over the elements i that output j is made of.
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from . import formulas as f
 from .autograd import Operator, call, call_
 
+__all__ = ["exp", "exp_", "log", "log_", "relu", "relu_", "sigmoid", "sigmoid_"]
+
 
 class Log(Operator):
     """z = log x.

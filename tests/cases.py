@@ -1,11 +1,15 @@
-"""The operators under test, one row each, and the shapes and layouts they meet. No assertions here."""
+"""The operators under test, one row and one definition each; the shapes and layouts they meet. No assertions here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import sympy
 import torch
+
+from customops import binary, unary
+from customops.autograd import Operator
 
 
 class Call(NamedTuple):
@@ -76,6 +80,30 @@ ROWS = (
     Row("mean", -2, 2, _reduction("mean")),
     Row("sum", -2, 2, _reduction("sum")),
 )
+
+x, y, g, alpha = sympy.symbols("x y g alpha", real=True)
+ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negative=True), sympy.S.Zero
+
+
+class Definition(NamedTuple):
+    """What an operator is, the tensors it can take, and the kinds of x that its proof is split into."""
+
+    term: sympy.Expr
+    inputs: tuple[sympy.Symbol, ...] = (x,)
+    kinds: tuple[sympy.Expr, ...] = (x,)
+
+
+DEFINITIONS: dict[type[Operator], Definition] = {
+    unary.Log: Definition(sympy.log(x), kinds=(ABOVE,)),
+    unary.Exp: Definition(sympy.exp(x)),
+    unary.Relu: Definition(sympy.Max(x, 0), kinds=(ABOVE, BELOW)),
+    unary.Sigmoid: Definition(1 / (1 + sympy.exp(-x)), kinds=(ABOVE, BELOW, ZERO)),
+    binary.Add: Definition(x + alpha * y, (x, y)),
+    binary.Sub: Definition(x - alpha * y, (x, y)),
+    binary.Mul: Definition(x * y, (x, y)),
+    binary.Pow: Definition(x**y, (x, y), kinds=(ABOVE,)),
+    binary.PowNumber: Definition(x**y, kinds=(ABOVE,)),
+}
 
 CALLS = tuple((row, call) for row in ROWS for call in row.calls)
 

@@ -14,7 +14,6 @@ import operator as python
 from dataclasses import dataclass
 from itertools import product
 from types import FunctionType, SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import sympy
@@ -23,29 +22,7 @@ from torch.autograd import Function
 from customops import binary, formulas, reductions, unary
 from customops.autograd import Operator
 
-x, y, g, alpha = sympy.symbols("x y g alpha", real=True)
-ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negative=True), sympy.S.Zero
-
-
-class Row(NamedTuple):
-    """What an operator is, the tensors it can take, and the kinds of x that its proof is split into."""
-
-    definition: sympy.Expr
-    inputs: tuple[sympy.Symbol, ...] = (x,)
-    kinds: tuple[sympy.Expr, ...] = (x,)
-
-
-DEFINITIONS: dict[type[Operator], Row] = {
-    unary.Log: Row(sympy.log(x), kinds=(ABOVE,)),
-    unary.Exp: Row(sympy.exp(x)),
-    unary.Relu: Row(sympy.Max(x, 0), kinds=(ABOVE, BELOW)),
-    unary.Sigmoid: Row(1 / (1 + sympy.exp(-x)), kinds=(ABOVE, BELOW, ZERO)),
-    binary.Add: Row(x + alpha * y, (x, y)),
-    binary.Sub: Row(x - alpha * y, (x, y)),
-    binary.Mul: Row(x * y, (x, y)),
-    binary.Pow: Row(x**y, (x, y), kinds=(ABOVE,)),
-    binary.PowNumber: Row(x**y, kinds=(ABOVE,)),
-}
+from .cases import ABOVE, BELOW, DEFINITIONS, ZERO, alpha, g, x, y
 
 i, j, after = sympy.symbols("i j after", integer=True, nonnegative=True)
 COUNT = j + 1 + after  # so that x[j] is any one of x[0], ..., x[COUNT - 1]
@@ -98,7 +75,17 @@ ELEMENTARY = {
     "pow": lifted(lambda x, y, out=None: x**y),
     "where": lifted(lambda condition, a, b: sympy.Piecewise((a, condition), (b, True))),
 }
-TORCH = SimpleNamespace(
+
+
+class Library(SimpleNamespace):
+    """A stand-in for torch or Triton; what it does not define is SymPy's function of that name."""
+
+    def __getattr__(self, name):
+        function = getattr(sympy, name)
+        return lifted(lambda x, out=None: function(x))
+
+
+TORCH = Library(
     **ELEMENTARY,
     relu=lifted(lambda x: sympy.Piecewise((x, x > 0), (0, True))),
     sigmoid=lifted(lambda x, out: sympy.exp(x) / (sympy.exp(x) + 1)),
@@ -108,11 +95,11 @@ TORCH = SimpleNamespace(
     sum=lifted(lambda x, dtype: sympy.Sum(x, (i, 0, COUNT - 1))),
     mean=lifted(lambda x, dtype, out: sympy.Sum(x, (i, 0, COUNT - 1)) / COUNT),
     zeros_like=lifted(lambda x: sympy.S.Zero),
-    tensor=lifted(lambda x, dtype: x),
+    tensor=lifted(lambda x, **_: x),
     Tensor=Value,
     float64=None,
 )
-TRITON = SimpleNamespace(**ELEMENTARY, abs=lifted(sympy.Abs), sqrt=lifted(sympy.sqrt), broadcast=lambda x, y: (x, y))
+TRITON = Library(**ELEMENTARY, abs=lifted(sympy.Abs), sqrt=lifted(sympy.sqrt), broadcast=lambda x, y: (x, y))
 LIBRARIES = {
     "customops.formulas": {"torch": TORCH},
     "customops.triton_kernels.formulas": {"tl": TRITON, "libdevice": TRITON, "INTERPRETED": False},

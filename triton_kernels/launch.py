@@ -29,10 +29,10 @@ class Strided(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """What is left to do to a finished sum: ``formula(total, count)``, or nothing."""
+    """What is left to do to a finished sum of so many terms: ``formula(total, terms)``, or nothing."""
 
     formula: Any = None
-    count: int = 1
+    terms: int = 1
 
 
 def run(
@@ -78,7 +78,7 @@ def _map_reduce(program, shape, layout, operands, outputs, common, finish) -> No
     ]
     first = Finish() if parts > 1 else finish
     grid = blocks[0] * blocks[1] * parts
-    runtime = (tuple(target.part for target in targets), blocks, chunk, first.count)
+    runtime = (tuple(target.part for target in targets), blocks, chunk, first.terms)
     constant = (layout.summed, first.formula, *tile)
     layout = _layout(shape, operands, targets)
     _launch(map_reduce_kernel, grid, layout, operands, targets, program, common, runtime, constant)

@@ -54,7 +54,7 @@ def map_reduce_kernel(
             totals = totals + (tl.zeros([1, 1, 1], COMPUTE),)  # unused: a loop carries a tuple of fixed length
 
     for start in range(part * chunk, tl.minimum(part * chunk + chunk, extents[1]), LOOPED_TILE):
-        looped = (start + tl.arange(0, LOOPED_TILE))[None, :, None]
+        looped = (tl.cast(start, INDEX) + tl.arange(0, LOOPED_TILE))[None, :, None]
         indices = (kept, looped, tiled)
         values = ()
         for i in tl.static_range(len(operands)):
