@@ -141,7 +141,8 @@ def _spec(formula: Callable, args: tuple, **options) -> _Spec:
     """What torch would return for these arguments, raising what torch would raise."""
     try:
         named = tuple((name, _key(option)) for name, option in options.items())
-        return _ask_torch(formula, tuple(map(_key, args)), named, torch.get_default_dtype(), torch.is_autocast_enabled())
+        settings = torch.get_default_dtype(), torch.is_autocast_enabled()
+        return _ask_torch(formula, tuple(map(_key, args)), named, *settings)
     except Exception:
         formula(*args, **options)  # so that the error speaks of the caller's tensors
         raise
