@@ -43,7 +43,7 @@ def test_folded_indices_reach_the_same_elements(drawn):
         tuple(sum(i * s for i, s in zip(index, strides, strict=True)) for strides in tensors)
         for index in product(*map(range, shape))
     )
-    groups = [*folded.outputs, *(g for g in folded.operands if g is not None)]
+    groups = [*folded.outputs, *filter(None, folded.operands)]
     got = Counter(
         tuple(sum(_offset(i, n, g) for i, n, g in zip(index, folded.sizes, group, strict=True)) for group in groups)
         for index in product(*map(range, folded.extents))
@@ -115,10 +115,8 @@ def test_gradients_by_partial_sums_match(shapes):
 
 def _offset(index, sizes, strides):
     """What the kernel computes for one group."""
-    if strides is None:
-        return 0
     offset = 0
     for axis in reversed(range(len(sizes))):
-        offset += (index % sizes[axis] if axis else index) * (strides[axis] or 0)
+        offset += (index % sizes[axis] if axis else index) * strides[axis]
         index //= sizes[axis]
     return offset

@@ -120,6 +120,7 @@ def _launch(kernel, grid: int, layout: Layout, operands, outputs, program: Progr
             *runtime,
             *program,
             *constant,
+            layout.groups,
             _triton_dtype(common),
             _triton_dtype(compute),
             tl.int64 if layout.wide else tl.int32,

@@ -13,7 +13,6 @@ from math import prod
 from typing import NamedTuple
 
 Strides = tuple[int, ...]
-Group = tuple[int | None, ...] | None  # per folded axis, None for a stride of 0; None for a group with no stride
 
 KEPT, LOOPED, TILED = range(3)
 
@@ -30,8 +29,9 @@ class Layout(NamedTuple):
 
     sizes: tuple[tuple[int, ...], ...]
     extents: tuple[int, ...]
-    operands: tuple[tuple[Group, ...] | None, ...]
-    outputs: tuple[tuple[Group, ...], ...]
+    operands: tuple[tuple[Strides, ...], ...]  # by group; none for a number
+    outputs: tuple[tuple[Strides, ...], ...]
+    groups: tuple[int, ...]  # of each operand: bit i says that it has strides in group i; -1 for a number
     summed: tuple[int | None, ...]  # the group that each output is summed over
     wide: bool  # whether an offset can pass 2**31
 
@@ -68,11 +68,13 @@ def arrange(shape: tuple[int, ...], operands: tuple[Strides | None, ...], output
     folds = [_fold(shape, axes, strides) for axes in groups]
     per_tensor = [tuple(column) for column in zip(*(fold_strides for _, fold_strides in folds), strict=True)]
     given = iter(per_tensor[len(outputs) :])
+    by_operand = tuple(() if s is None else next(given) for s in operands)
     return Layout(
         sizes=tuple(sizes for sizes, _ in folds),
         extents=tuple(prod(sizes) for sizes, _ in folds),
-        operands=tuple(None if s is None else next(given) for s in operands),
+        operands=by_operand,
         outputs=tuple(per_tensor[: len(outputs)]),
+        groups=tuple(sum(any(g) << i for i, g in enumerate(groups)) if groups else -1 for groups in by_operand),
         summed=tuple(1 + sums.index(axes) if axes else None for axes in summed_axes),
         wide=prod(shape) > 2**31 - 1 - TILE or any(_span(shape, s) > 2**31 - 1 for s in strides),
     )
@@ -105,7 +107,7 @@ def dense(shape: Sequence[int], strides: Strides) -> Strides:
     return tuple(result)
 
 
-def _fold(shape: Sequence[int], axes: frozenset[int], strides: list[Strides]) -> tuple[tuple[int, ...], list[Group]]:
+def _fold(shape: Sequence[int], axes: frozenset[int], strides: list[Strides]) -> tuple[tuple[int, ...], list[Strides]]:
     """Merge the axes that every tensor walks as one: sizes outermost first, and each tensor's strides."""
     folded: list[tuple[int, tuple[int, ...]]] = []
     for axis in sorted((a for a in axes if shape[a] != 1), key=lambda a: [-s[a] for s in strides]):
@@ -113,14 +115,13 @@ def _fold(shape: Sequence[int], axes: frozenset[int], strides: list[Strides]) ->
         if folded and all(outer == inner * size for outer, inner in zip(folded[-1][1], steps, strict=True)):
             size *= folded.pop()[0]
         folded.append((size, steps))
-    groups = [tuple(steps[i] or None for _, steps in folded) for i in range(len(strides))]
-    return tuple(size for size, _ in folded), [group if any(group) else None for group in groups]
+    return tuple(size for size, _ in folded), [tuple(steps[i] for _, steps in folded) for i in range(len(strides))]
 
 
 def _side_by_side(layout: Layout) -> int:
     """The group that holds the smallest stride of the first operand that has one."""
-    for groups in layout.operands:
-        smallest = {min(s for s in group if s): i for i, group in enumerate(groups or ()) if group}
+    for operand in layout.operands:
+        smallest = {min(filter(None, strides)): group for group, strides in enumerate(operand) if any(strides)}
         if smallest:
             return smallest[min(smallest)]
     return LOOPED

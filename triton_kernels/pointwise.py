@@ -18,6 +18,7 @@ def map_kernel(
     WIRES: tl.constexpr,
     RESULTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
     COMMON: tl.constexpr,
     COMPUTE: tl.constexpr,
     INDEX: tl.constexpr,
@@ -26,7 +27,7 @@ def map_kernel(
     indices = (tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK),)
     values = ()
     for i in tl.static_range(len(operands)):
-        values = values + (load(operands[i], operand_strides[i], sizes, extents, indices, COMMON, COMPUTE),)
+        values = values + (load(operands[i], operand_strides[i], sizes, extents, indices, GROUPS[i], COMMON, COMPUTE),)
     values = evaluate(FORMULAS, WIRES, values)
     for j in tl.static_range(len(outputs)):
         store(outputs[j], output_strides[j], sizes, extents, indices, values[RESULTS[j]], None)

@@ -63,13 +63,14 @@ def evaluate(FORMULAS: tl.constexpr, WIRES: tl.constexpr, values):
 
 
 @triton.jit
-def load(operand, strides, sizes, extents, indices, COMMON: tl.constexpr, COMPUTE: tl.constexpr):
+def load(operand, strides, sizes, extents, indices, GROUPS: tl.constexpr, COMMON: tl.constexpr, COMPUTE: tl.constexpr):
     """One operand at ``indices``, one per group of folded axes: rounded to COMMON, as torch does, held in COMPUTE.
 
-    A number comes as an integer without strides: its own value where the program computes in integers, else the
-    bits of a float64, since Triton would round a Python float to float32.
+    Bit i of GROUPS says that the operand has strides in group i; it is loaded once for all of any other group.
+    GROUPS is -1 for a number. That comes as an integer: its own value where the program computes in integers, else
+    the bits of a float64, since Triton would round a Python float to float32.
     """
-    if strides is None:
+    if GROUPS == -1:
         if COMPUTE.is_floating():
             return tl.cast(operand, tl.int64).to(tl.float64, bitcast=True).to(COMPUTE)
         else:
@@ -78,7 +79,7 @@ def load(operand, strides, sizes, extents, indices, COMMON: tl.constexpr, COMPUT
         offset = 0
         mask = True
         for i in tl.static_range(len(indices)):
-            if strides[i] is not None:
+            if (GROUPS >> i) & 1:
                 offset += _offset(indices[i], sizes[i], strides[i])
                 mask = mask & (indices[i] < extents[i])
         return _convert(_convert(tl.load(operand + offset, mask=mask), COMMON), COMPUTE)
@@ -91,10 +92,9 @@ def store(output, strides, sizes, extents, indices, value, SUMMED: tl.constexpr)
     mask = True
     for i in tl.static_range(len(indices)):
         if i != SUMMED:
-            offset += indices[i] * 0  # a block of the value's shape, also where the output is a single element
+            # the product with 0 makes a block of the value's shape, also where the group has no axis
+            offset += _offset(indices[i], sizes[i], strides[i]) + indices[i] * 0
             mask = mask & (indices[i] < extents[i])
-            if strides[i] is not None:
-                offset += _offset(indices[i], sizes[i], strides[i])
     tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
 
 
@@ -106,7 +106,7 @@ def _convert(value, DTYPE: tl.constexpr):
     if INTERPRETED and DTYPE.is_bf16():  # the interpreter cuts the lower bits off, GPUs round to nearest even
         bits = value.to(tl.int32, bitcast=True)
         nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
-        value = tl.where(value == value, nearest, value)
+        value = tl.where(tl.abs(value) >= 0, nearest, value)  # a nan as it is
     return value.to(DTYPE)
 
 
@@ -120,6 +120,5 @@ def _offset(index, sizes, strides):
         else:
             coordinate = index % sizes[i]
             index = index // sizes[i]
-        if strides[i] is not None:
-            offset += coordinate * strides[i]
+        offset += coordinate * strides[i]
     return offset

@@ -30,6 +30,7 @@ def map_reduce_kernel(
     KEPT_TILE: tl.constexpr,
     LOOPED_TILE: tl.constexpr,
     TILED_TILE: tl.constexpr,
+    GROUPS: tl.constexpr,
     COMMON: tl.constexpr,
     COMPUTE: tl.constexpr,
     INDEX: tl.constexpr,
@@ -58,7 +59,9 @@ def map_reduce_kernel(
         indices = (kept, looped, tiled)
         values = ()
         for i in tl.static_range(len(operands)):
-            values = values + (load(operands[i], operand_strides[i], sizes, extents, indices, COMMON, COMPUTE),)
+            values = values + (
+                load(operands[i], operand_strides[i], sizes, extents, indices, GROUPS[i], COMMON, COMPUTE),
+            )
         values = evaluate(FORMULAS, WIRES, values)
         gathered = ()
         for j in tl.static_range(len(outputs)):
