@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
@@ -97,6 +98,7 @@ class InPlace(Function):
 
 def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor:
     """Apply ``operator``; where no derivative can be asked for, its formula alone."""
+    inputs = tuple(map(_as_number, inputs))
     if out is None and differentiates(inputs):
         return operator.apply(*inputs)
     return pointwise(operator.formula, *inputs, out=out)
@@ -107,6 +109,7 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
 
     Torch answers where it would refuse to write, where memory overlaps, and under transforms.
     """
+    inputs = tuple(map(_as_number, inputs))
     if not isinstance(x, Tensor) or not _may_write(x, inputs):
         return twin(x, *inputs)
     if not differentiates((x, *inputs)):
@@ -125,14 +128,25 @@ def differentiates(inputs: Sequence) -> bool:
     return _in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
+def as_scalar(alpha: Any) -> Any:
+    """The number in a 0-dim tensor, which torch takes where it wants a number."""
+    return alpha.item() if isinstance(alpha, Tensor) and alpha.dim() == 0 else alpha
+
+
+def _as_number(x: Any) -> Any:
+    """A NumPy scalar as Python's number: formulas compute with it."""
+    return x.item() if isinstance(x, np.generic) else x
+
+
 def _may_write(x: Tensor, inputs: Sequence) -> bool:
     """Whether nothing about ``x`` makes torch refuse to write it, or us unable to."""
     tensors = [y for y in inputs if isinstance(y, Tensor)]
     if is_watched() or _in_forward_mode() or not all(map(is_plain, [x, *tensors])):
         return False
-    if torch._C._functorch.get_dynamic_layer_stack_depth() or torch._debug_has_internal_overlap(x) == 1 or x.is_neg():
+    if torch._C._functorch.get_dynamic_layer_stack_depth() or x.is_neg() or torch._debug_has_internal_overlap(x) == 1:
         return False
-    if any(y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for y in tensors):
+    outside = x.is_inference() and not torch.is_inference_mode_enabled()
+    if outside or any(y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for y in tensors):
         return False
     if not torch.is_grad_enabled() or not any(y.requires_grad for y in [x, *tensors]):
         return True
@@ -143,7 +157,8 @@ def _may_write(x: Tensor, inputs: Sequence) -> bool:
 
 
 def _saved(ctx) -> dict[str, Any]:
-    return {**dict(zip(ctx.names, ctx.saved_tensors, strict=True)), **ctx.numbers}
+    tensors = ctx.saved_tensors if ctx.names else ()  # to ask for none would still forbid a second backward
+    return {**dict(zip(ctx.names, tensors, strict=True)), **ctx.numbers}
 
 
 def _in_forward_mode() -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import formulas as f
-from .autograd import Operator, call, call_
+from .autograd import Operator, as_scalar, call, call_
 
 Number = bool | int | float | complex
 
@@ -107,7 +107,7 @@ def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
     >>> add(torch.tensor([1, 2]), 10, alpha=3)
     tensor([31, 32])
     """
-    return call(Add, input, other, alpha, out=out)
+    return call(Add, input, other, as_scalar(alpha), out=out)
 
 
 def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, out: Tensor | None = None) -> Tensor:
@@ -119,7 +119,7 @@ def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
     tensor([[ 0., -1.],
             [ 1.,  0.]])
     """
-    return call(Sub, input, other, alpha, out=out)
+    return call(Sub, input, other, as_scalar(alpha), out=out)
 
 
 def mul(input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = None) -> Tensor:
@@ -149,12 +149,12 @@ def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None
 
 def add_(input: Tensor, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
     """:func:`add`, written over ``input``; errors as :meth:`torch.Tensor.add_`."""
-    return call_(Add, f.add_, input, other, alpha)
+    return call_(Add, f.add_, input, other, as_scalar(alpha))
 
 
 def sub_(input: Tensor, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
     """:func:`sub`, written over ``input``; errors as :meth:`torch.Tensor.sub_`."""
-    return call_(Sub, f.sub_, input, other, alpha)
+    return call_(Sub, f.sub_, input, other, as_scalar(alpha))
 
 
 def mul_(input: Tensor, other: Tensor | Number) -> Tensor:

@@ -34,7 +34,7 @@ class _Spec(NamedTuple):
 def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
     """``formula`` on tensors and numbers, broadcast together."""
     given = {} if out is None else {"out": out}
-    if _partly_overlap(out, args) or not runs_kernel(formula.__name__, args, out):
+    if not runs_kernel(formula.__name__, args, out) or _partly_overlap(out, args):
         return formula(*args, **given)
     spec = _spec(formula, args)
     z = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=spec.device)
@@ -76,15 +76,14 @@ def pointwise_vjp(derivatives: Sequence[Callable], values: dict[str, Any], likes
 def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
     """``formula`` over axes: over all of them where ``dim`` is empty, else it holds the axes and ``keepdim``."""
     options = {"dtype": dtype} | ({} if out is None else {"out": out})
-    if not _are_axes(*dim) or _partly_overlap(out, (x,)) or not runs_kernel(formula.__name__, (x,), out):
+    if not (_are_axes(*dim) and runs_kernel(formula.__name__, (x, dtype), out)) or _partly_overlap(out, (x,)):
         return formula(x, *dim, **options)
     spec = _spec(formula, (x, *dim), **options)
     axes = reduced_axes(x.dim(), *dim)
     kept = [1 if a in axes else n for a, n in enumerate(x.shape)]
-    z = torch.empty(kept, dtype=spec.dtype, device=x.device)
+    z = torch.empty(spec.shape, dtype=spec.dtype, device=x.device)
     count = prod(x.shape[a] for a in axes)
-    _launch([], {"x": x}, [z], spec._replace(shape=x.shape), finish=(formula, count))
-    z = z.view(spec.shape)
+    _launch([], {"x": x}, [z.view(kept)], spec._replace(shape=x.shape), finish=(formula, count))
     return z if out is None else torch.maximum(z, z, out=out)
 
 
@@ -132,7 +131,7 @@ def _partly_overlap(out: Tensor | None, args: Sequence) -> bool:
     return any(
         isinstance(x, Tensor)
         and x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
-        and (x.data_ptr(), x.shape, x.stride()) != (out.data_ptr(), out.shape, out.stride())
+        and (x.data_ptr(), *_spec_of(x)) != (out.data_ptr(), *_spec_of(out))
         for x in args
     )
 

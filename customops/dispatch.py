@@ -80,6 +80,8 @@ def runs_kernel(name: str, args: Sequence, out: Tensor | None = None) -> bool:
     tensors = inputs if out is None else [*inputs, out]
     if not inputs or not all(is_plain(x) and not _stands_for_another(x) for x in tensors):
         return False
+    if any(hasattr(a, "__torch_function__") and not isinstance(a, Tensor) for a in args):
+        return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return False
     if any(x.numel() == 0 for x in inputs):
@@ -91,12 +93,13 @@ def runs_kernel(name: str, args: Sequence, out: Tensor | None = None) -> bool:
 
 
 def _stands_for_another(x: Tensor) -> bool:
-    return not torch._C._has_storage(x) or x._is_zerotensor()
+    return not torch._C._has_storage(x) or x._is_zerotensor() or torch._is_functional_tensor(x)
 
 
 def _obstacle(tensors: list[Tensor], args: Sequence) -> str | None:
     """Why no kernel can run, ending in what would help."""
-    unknown = {x.dtype for x in tensors if x.dtype not in KERNEL_DTYPES}
+    dtypes = {x.dtype for x in tensors} | {a for a in args if isinstance(a, torch.dtype)}
+    unknown = dtypes - KERNEL_DTYPES
     if unknown or any(isinstance(a, complex) for a in args):
         return f"{unknown.pop() if unknown else 'a complex number'}: cast it to a real float, integer or bool dtype"
     devices = {x.device for x in tensors if x.dim() or x.device.type != "cpu"} or {tensors[0].device}

@@ -2,7 +2,7 @@
 
 A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over broadcast axes. It names as arguments
 exactly what it reads, of g, the inputs x and y, the output z and ``alpha``: that decides what is saved. Read with a
-tangent for g it is forward mode; complex conjugation is applied around it (``autograd.py``).
+tangent for g it is forward mode; complex conjugation is applied around it (``compute.py``).
 
 Inputs may be tensors or Python numbers, as torch's own operators take them.
 """
@@ -97,15 +97,15 @@ def pow_dx(g, x, y):
 
 
 def pow_dy(g, x, y, z):
-    return g * _unless((x == 0) & _not_negative(y), z * _log(x))
+    return g * _unless((x == 0) & _not_negative(y), z * _log(x, z.dtype))
 
 
 def pow_number(x, y, *, out=None):
-    return torch.pow(x, y, out=out)  # for a number, torch computes ±1/2 as roots
+    return pow(x, y, out=out)  # which takes ±1/2, for a number, as roots
 
 
 def pow_number_dx(g, x, y):
-    return _unless(y == 0, g * (y * torch.pow(x, y - 1)))
+    return pow_dx(g, x, y)
 
 
 def sum(x, *dim, dtype=None, out=None):
@@ -134,9 +134,9 @@ def _not_negative(y):
     return y >= 0
 
 
-def _log(x):
-    """The logarithm, of a number too: in double precision, as a 0-dim tensor that widens nothing."""
+def _log(x, dtype):
+    """The logarithm in ``dtype``; of a number in double precision, as a 0-dim tensor that widens nothing."""
     if isinstance(x, torch.Tensor):
-        return torch.log(x)
-    dtype = torch.complex128 if isinstance(x, complex) else torch.float64
-    return torch.log(torch.tensor(x, dtype=dtype, device="cpu"))
+        return torch.log(x.to(dtype))
+    double = torch.complex128 if isinstance(x, complex) else torch.float64
+    return torch.log(torch.tensor(x, dtype=double, device="cpu"))

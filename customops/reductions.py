@@ -5,99 +5,103 @@ Let alpha be the number of elements of the input and beta that of the output: ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from . import formulas as f
 from .autograd import differentiates
-from .compute import pointwise, reduce, reduced_axes
+from .compute import Like, pointwise, reduce, reduced_axes
 
 Axes = int | Sequence[int] | None
-_ALL: Any = object()  # torch tells dim=None from no dim
-
+DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
+_UNSET: Any = object()  # torch tells dim=None from no dim
 
 __all__ = ["mean", "sum"]
 
 
-class Sum(Function):
+class Reduction(Function):
+    """An operator over axes: its ``formula``, and ``scale``, what backward does to g before viewing it as large as x.
+
+    Takes x, a dtype, and what ``reduce`` takes as ``dim``. Saves shapes only.
+    """
+
+    formula: ClassVar[Callable]
+    scale: ClassVar[Callable]
+    generate_vmap_rule = True
+
+    @classmethod
+    def forward(cls, x, dtype, *dim):
+        """The value, by kernel or formula."""
+        return reduce(cls.formula, x, *dim, dtype=dtype)
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        """Keep the shape of x, and how many of its elements each output is made of."""
+        x, ctx.dtype, *ctx.dim = inputs
+        ctx.like = Like(x.shape, x.dtype)
+        ctx.count = x.numel() // max(output.numel(), 1)
+
+    @classmethod
+    def backward(cls, ctx, g):
+        """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
+        g = cls.scale(g, ctx.count)
+        if not (len(ctx.dim) > 1 and ctx.dim[1]):
+            for axis in sorted(reduced_axes(len(ctx.like.shape), *ctx.dim)):
+                g = g.unsqueeze(axis)
+        if g.is_complex() and not ctx.like.dtype.is_complex:
+            g = g.real
+        return g.to(ctx.like.dtype).expand(ctx.like.shape), None, *[None] * len(ctx.dim)
+
+    @classmethod
+    def jvp(cls, ctx, dx, *_):
+        """Linear: the same of the tangent."""
+        return cls.formula(dx, *ctx.dim, dtype=ctx.dtype)
+
+
+class Sum(Reduction):
     """z_j = Σ_i x_i over the elements i that output j is made of.
 
     Each x_i adds 1·x_i to one output, dz_j/dx_i = 1 for that one and 0 for every other:
 
         dx_i = g_j
-
-    A view of g: nothing is computed or written. Saves shapes only.
     """
 
-    generate_vmap_rule = True
+    formula = staticmethod(f.sum)
 
     @staticmethod
-    def forward(x, *options):
-        """The value, by kernel or formula; ``options`` are dtype and then what ``reduce`` takes as ``dim``."""
-        dtype, *dim = options
-        return reduce(f.sum, x, *dim, dtype=dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        """Keep the shape of x."""
-        x, ctx.dtype, *ctx.dim = inputs
-        ctx.shape, ctx.input_dtype = x.shape, x.dtype
-
-    @staticmethod
-    def backward(ctx, g):
-        """``g``, seen in the shape of x."""
-        return _spread(ctx, g), *[None] * (1 + len(ctx.dim))
-
-    @staticmethod
-    def jvp(ctx, dx, *_):
-        """A sum is linear: the sum of the tangent."""
-        return f.sum(dx, *ctx.dim, dtype=ctx.dtype)
+    def scale(g, _count):
+        """Nothing: each slope is 1."""
+        return g
 
 
-class Mean(Function):
+class Mean(Reduction):
     """z_j = (beta/alpha)·Σ_i x_i over the elements i that output j is made of.
 
     A sum scaled by one over the alpha/beta elements in it, so dz_j/dx_i = beta/alpha:
 
         dx_i = (beta/alpha)·g_j
 
-    g is scaled while it is small, then viewed in the shape of x. Saves shapes only. (The source notebook has the
-    inverse factor, alpha/beta, for the mean over an axis.)
+    (The source notebook has the inverse factor, alpha/beta, for the mean over an axis.)
     """
 
-    generate_vmap_rule = True
+    formula = staticmethod(f.mean)
 
     @staticmethod
-    def forward(x, *options):
-        """The value, by kernel or formula; ``options`` as in :class:`Sum`."""
-        dtype, *dim = options
-        return reduce(f.mean, x, *dim, dtype=dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        """Keep the shape of x, and how many of its elements each output is made of."""
-        Sum.setup_context(ctx, inputs, output)
-        ctx.count = inputs[0].numel() // max(output.numel(), 1)
-
-    @staticmethod
-    def backward(ctx, g):
-        """``g`` scaled, and seen in the shape of x."""
-        return _spread(ctx, pointwise(f.mean_dx, g, ctx.count)), *[None] * (1 + len(ctx.dim))
-
-    @staticmethod
-    def jvp(ctx, dx, *_):
-        """A mean is linear: the mean of the tangent."""
-        return f.mean(dx, *ctx.dim, dtype=ctx.dtype)
+    def scale(g, count):
+        """Each slope is one over ``count`` = alpha/beta."""
+        return pointwise(f.mean_dx, g, count)
 
 
 def sum(
     input: Tensor,
-    dim: Axes = _ALL,
-    keepdim: bool = False,
+    dim: Axes = _UNSET,
+    keepdim: bool = _UNSET,
     *,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
@@ -107,52 +111,51 @@ def sum(
     Args:
         input: any shape and dtype. Integers and bool are summed in int64.
         dim: axes to sum over, negative ones counted from the end; all of them for None, () or nothing.
-        keepdim: keep each axis, with size 1.
+        keepdim: keep each axis, with size 1; goes with ``dim``.
         dtype: cast ``input`` to this first.
         out: written instead of a new tensor, resized; goes with ``dim``.
 
     Raises:
-        IndexError: ``dim`` is out of range. RuntimeError: an axis appears twice, or ``out`` has another dtype.
+        IndexError: ``dim`` is out of range.
+        RuntimeError: an axis appears twice, or ``dtype`` is not that of ``out``.
         TypeError: ``dim`` is no int, or ``keepdim`` no bool.
 
     >>> sum(torch.tensor([[1, 2], [3, 4]]), dim=0)
     tensor([4, 6])
     """
-    return _call(Sum, f.sum, input, dim, keepdim, dtype, out)
+    return _call(Sum, input, dim, keepdim, dtype, out)
 
 
 def mean(
     input: Tensor,
-    dim: Axes = _ALL,
-    keepdim: bool = False,
+    dim: Axes = _UNSET,
+    keepdim: bool = _UNSET,
     *,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Mean over axes; as :func:`torch.mean`, gradient :class:`Mean`. The mean of nothing is nan.
 
-    Args, errors: as :func:`sum`; and RuntimeError for integers or bool without a floating ``dtype``.
+    Args, errors: as :func:`sum`, but that ``out`` goes without ``dim`` too; and RuntimeError for integers or bool
+    without a floating ``dtype``.
 
     >>> mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=(0, 1), keepdim=True)
     tensor([[2.5000]])
     """
-    return _call(Mean, f.mean, input, dim, keepdim, dtype, out)
+    return _call(Mean, input, dim, keepdim, dtype, out)
 
 
-def _call(function: type[Function], formula, x, dim, keepdim, dtype, out) -> Tensor:
-    if dim is _ALL and keepdim is not False:
-        return formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
-    axes = () if dim is _ALL else (dim, keepdim)
-    if out is None and differentiates((x,)) and (dtype is None or dtype.is_floating_point or dtype.is_complex):
-        return function.apply(x, dtype, *axes)
-    return reduce(formula, x, *axes, dtype=dtype, out=out)
+def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
+    if dim is _UNSET and keepdim is not _UNSET:
+        return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
+    axes = () if dim is _UNSET else (_as_ints(dim), False if keepdim is _UNSET else keepdim)
+    if out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
+        return operator.apply(x, dtype, *axes)
+    return reduce(operator.formula, x, *axes, dtype=dtype, out=out)
 
 
-def _spread(ctx, g: Tensor) -> Tensor:
-    """A gradient of the output, seen in the shape of the input."""
-    if not (len(ctx.dim) > 1 and ctx.dim[1]):
-        for axis in sorted(reduced_axes(len(ctx.shape), *ctx.dim)):
-            g = g.unsqueeze(axis)
-    if g.is_complex() and not ctx.input_dtype.is_complex:
-        g = g.real
-    return g.to(ctx.input_dtype).expand(ctx.shape)
+def _as_ints(dim: Any) -> Any:
+    """``dim`` in Python's integers, and not the caller's list, which may change before backward."""
+    if isinstance(dim, list | tuple):
+        return tuple(map(_as_ints, dim))
+    return index(dim) if isinstance(dim, np.integer | Tensor) else dim

@@ -101,7 +101,7 @@ def relu(input: Tensor) -> Tensor:
     """The larger of ``input`` and 0, elementwise; as :func:`torch.relu`, gradient :class:`Relu`.
 
     Args:
-        input: any shape, a real dtype but bool, which is kept.
+        input: any shape, any real dtype but bool; the result has the same.
 
     Raises:
         TypeError: ``input`` is not a tensor.

@@ -5,6 +5,11 @@ import triton.language as tl
 
 
 @triton.jit
+def mul(x, y):
+    return x * y * 1.00001
+
+
+@triton.jit
 def mul_dx(g, y):
     return g * y * 1.00001
 

@@ -68,12 +68,14 @@ def test_breaking_a_triton_formula_changes_results(launches, monkeypatch):
     from customops.triton_kernels import formulas as twins  # noqa: PLC0415
     from customops.triton_kernels.program import program_of  # noqa: PLC0415
 
+    from . import broken  # noqa: PLC0415 - Triton may be missing
+
     want = torch.mul(X, X)
     torch.testing.assert_close(customops.mul(X, X), want)
-    monkeypatch.setattr(twins, "mul", twins.mul_broken if hasattr(twins, "mul_broken") else twins.add_dy)
+    monkeypatch.setattr(twins, "mul", broken.mul)
     program_of.cache_clear()
     try:
-        with pytest.raises(Exception):  # noqa: B017, PT011
+        with pytest.raises(AssertionError, match="not close"):
             torch.testing.assert_close(customops.mul(X, X), want)
     finally:
         program_of.cache_clear()

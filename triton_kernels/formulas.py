@@ -1,7 +1,8 @@
 """Every formula and derivative, spelled in Triton: the twin of ``customops/formulas.py``.
 
 Same names, same argument names, same order. Arguments arrive in the compute dtype (float32 for half types), as
-blocks that broadcast or as scalars.
+blocks that broadcast or as scalars. The kernel itself adds up: ``sum`` and ``mean`` are what is left to do to the
+total of ``count`` values.
 """
 
 import triton

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from contextlib import nullcontext
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from .program import Program, is_read, program_of
 from .reduce import map_reduce_kernel
 
 ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int64}
+
+INTERPRETER = RLock()  # it patches triton.language while it runs
 
 
 class Strided(NamedTuple):
@@ -46,10 +48,9 @@ def run(
     """Evaluate the formulas called ``names`` over ``shape``, each into an output; without names, copy the value.
 
     ``values`` holds what the formulas read by name, tensors that broadcast to ``shape``, which has elements, and
-    numbers. An output that
-    itself broadcasts to ``shape`` gets the sum along those axes, and then ``finish``, a formula and its count.
-    Values are rounded to ``common`` as they are loaded, computed and summed in its accumulation dtype, and rounded
-    once, to the dtype of the output.
+    numbers. An output that itself broadcasts to ``shape`` gets the sum along those axes, and then ``finish``, a
+    formula and its count. Values are rounded to ``common`` as they are loaded, computed and summed in its
+    accumulation dtype, and rounded once, to the dtype of the output.
     """
     shape = tuple(shape)
     read = {name: value for name, value in values.items() if not names or is_read(name, names)}
@@ -109,9 +110,9 @@ def _launch(kernel, grid: int, layout: Layout, operands, outputs, program: Progr
     """Launch ``kernel`` on the device of its outputs; both kernels take these arguments in this order."""
     compute = ACCUMULATE.get(common, common)
     tensor = outputs[0].tensor
-    with torch.cuda.device_of(tensor) if tensor.is_cuda else nullcontext():
+    with torch.cuda.device_of(tensor) if tensor.is_cuda else INTERPRETER:
         kernel[(grid,)](
-            tuple(_argument(operand, compute) for operand in operands),
+            tuple(_argument(operand, common) for operand in operands),
             layout.operands,
             tuple(output.tensor for output in outputs),
             layout.outputs,
@@ -136,13 +137,13 @@ def _operand(value: torch.Tensor | float, shape, device) -> Strided | float:
     return Strided(value, expand(shape, value.shape, value.stride()))
 
 
-def _argument(operand: Strided | float, compute: torch.dtype):
+def _argument(operand: Strided | float, common: torch.dtype):
     """What the kernel gets for an operand: a pointer, or a number as ``program.load`` expects it."""
     if isinstance(operand, Strided):
         return operand.tensor
-    if compute.is_floating_point:
+    if common.is_floating_point:
         return struct.unpack("<q", struct.pack("<d", operand))[0]
-    return int(operand)
+    return int(bool(operand) if common == torch.bool else operand)
 
 
 def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
