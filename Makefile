@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 tests
 KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 
-.PHONY: demo test test-full lint wheel clean
+.PHONY: demo test test-full lint bench wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m customops demo
@@ -21,6 +21,9 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/ready  ## ours against torch on the CPU
+	$(BIN)/python -m benchmarks
 
 wheel: .venv/ready
 	$(BIN)/python -m build -w

@@ -79,17 +79,18 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_sessionfinish(session):
-    """A whole run in which one of the proofs checked nothing has failed."""
-    if hasattr(session.config, "workerinput") or session.config.option.keyword or not _is_whole(session.config):
-        return
-    if not all(_checked[name] for name in COUNTED):
+    if _unchecked(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
     for name, n in sorted(_checked.items()):
         terminalreporter.write_line(f"{n:>8} {name}")
+    for name in _unchecked(config):
+        terminalreporter.write_line(f"FAILED: {name}: a whole run checked none", red=True)
 
 
-def _is_whole(config) -> bool:
-    return [os.path.basename(os.path.normpath(a)) for a in config.args] == ["tests"]
+def _unchecked(config) -> list[str]:
+    """The proofs that a whole run should have made and did not: a run that checks nothing has failed."""
+    whole = [os.path.basename(os.path.normpath(a)) for a in config.args] == ["tests"] and not config.option.keyword
+    return [name for name in COUNTED if not _checked[name]] if whole and not hasattr(config, "workerinput") else []

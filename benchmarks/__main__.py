@@ -1,0 +1,75 @@
+"""``python -m benchmarks``: time each call of the tests' rows on the CPU, ours against torch's, in one run.
+
+Rounds of the two alternate and medians are compared, so that what else the machine does hits both. Prints microseconds
+of a call and ratios, ours to torch's: below 1 ours is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+import customops
+from tests.cases import CALLS
+
+ROUNDS = 15
+
+
+def seconds(function, repeats: int) -> float:
+    """The time of one call, from one round of ``repeats``."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
+
+
+def compare(functions, repeats: int) -> list[float]:
+    """The median time of a call of each function, their rounds alternating."""
+    for function in functions:
+        function()
+    rounds = [[seconds(function, repeats) for function in functions] for _ in range(ROUNDS)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def phases(library, call, xs):
+    """Forward without gradients, and forward with backward, as functions of nothing."""
+    leaves = [x.clone().requires_grad_() for x in xs]
+    g = torch.ones_like(call.function(torch, *xs))
+    return {
+        "forward": lambda: call.function(library, *xs),
+        "forward + backward": lambda: torch.autograd.grad(call.function(library, *leaves), leaves, g),
+    }
+
+
+def main(argv=None) -> int:
+    """Print a table; the geometric mean of each column at its foot."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--numel", type=int, nargs="+", default=[8, 1 << 20], help="elements in each input")
+    parser.add_argument("--ops", nargs="+", help="operators, by default all")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, float32\n")
+    columns = [(n, phase) for n in options.numel for phase in ("forward", "forward + backward")]
+    print(f"{'us of ours / ratio':<20}" + "".join(f"{f'{phase}, {n}':>30}" for n, phase in columns))
+    ratios: dict = {column: [] for column in columns}
+    for row, call in tqdm([c for c in CALLS if not options.ops or c[0].name in options.ops], file=sys.stderr):
+        cells = []
+        for n, phase in columns:
+            xs = [row.draw((2, n // 8, 2, 2), torch.float32, seed=i) for i in range(call.arity)]
+            pair = [phases(library, call, xs)[phase] for library in (customops, torch)]
+            ours, theirs = compare(pair, repeats=max(1, 200 // max(1, n // 1000)))
+            ratios[n, phase].append(ours / theirs)
+            cells.append(f"{ours * 1e6:>20.1f}{ours / theirs:>10.2f}")
+        tqdm.write(f"{call.name:<20}" + "".join(cells))
+    print(f"{'geometric mean':<20}" + "".join(f"{statistics.geometric_mean(ratios[c]):>30.2f}" for c in columns))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
