@@ -109,9 +109,12 @@ def _pull_back(formula: Callable, values: dict[str, Any]) -> Tensor:
 
 def _fit(grad: Tensor, like: Like) -> Tensor:
     """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype."""
-    if grad.is_complex() and not like.dtype.is_complex:
-        grad = grad.real
-    return grad.sum_to_size(like.shape).to(like.dtype)
+    return cast(grad.sum_to_size(like.shape), like.dtype)
+
+
+def cast(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient in the dtype of its input: a real one gets the real part."""
+    return (grad.real if grad.is_complex() and not dtype.is_complex else grad).to(dtype)
 
 
 @cache

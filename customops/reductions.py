@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from . import formulas as f
 from .autograd import differentiates
-from .compute import Like, pointwise, reduce, reduced_axes
+from .compute import Like, cast, pointwise, reduce, reduced_axes
 
 Axes = int | Sequence[int] | None
 DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
@@ -54,9 +54,7 @@ class Reduction(Function):
         if not (len(ctx.dim) > 1 and ctx.dim[1]):
             for axis in sorted(reduced_axes(len(ctx.like.shape), *ctx.dim)):
                 g = g.unsqueeze(axis)
-        if g.is_complex() and not ctx.like.dtype.is_complex:
-            g = g.real
-        return g.to(ctx.like.dtype).expand(ctx.like.shape), None, *[None] * len(ctx.dim)
+        return cast(g, ctx.like.dtype).expand(ctx.like.shape), None, *[None] * len(ctx.dim)
 
     @classmethod
     def jvp(cls, ctx, dx, *_):

@@ -58,6 +58,24 @@ def tally(request):
     return count
 
 
+@pytest.fixture
+def breaking(monkeypatch):
+    """Replace a Triton formula by the wrong one of that name in ``broken.py``."""
+    if not KERNELS:
+        pytest.skip("no kernel runs: TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton runs them")
+    from customops.triton_kernels import formulas  # noqa: PLC0415 - Triton may be missing
+    from customops.triton_kernels.program import program_of  # noqa: PLC0415
+
+    from . import broken  # noqa: PLC0415
+
+    def replace(name):
+        program_of.cache_clear()
+        monkeypatch.setattr(formulas, name, getattr(broken, name))
+
+    yield replace
+    program_of.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _fresh_memory_is_nan():
     """Fill what ``torch.empty`` returns with nan, or the largest integer, so that an unwritten element shows."""

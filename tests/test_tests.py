@@ -20,26 +20,6 @@ CALL = {call.name: call for _, call in CALLS}
 kernels_only = pytest.mark.skipif(not KERNELS, reason="no kernel runs without the interpreter")
 
 
-@pytest.fixture
-def breaking(monkeypatch):
-    """Replace a Triton formula by the wrong one of that name in ``broken.py``."""
-
-    def replace(name):
-        from customops.triton_kernels import formulas as twins  # noqa: PLC0415 - Triton may be missing
-        from customops.triton_kernels.program import program_of  # noqa: PLC0415
-
-        from . import broken  # noqa: PLC0415
-
-        program_of.cache_clear()
-        monkeypatch.setattr(twins, name, getattr(broken, name))
-
-    yield replace
-    if KERNELS:
-        from customops.triton_kernels.program import program_of  # noqa: PLC0415
-
-        program_of.cache_clear()
-
-
 def _check_mul():
     xs = [ROW["mul"].draw((2, 3), seed=i).requires_grad_() for i in range(2)]
     return gradcheck(customops.mul, xs, raise_exception=False, **STRICT)
