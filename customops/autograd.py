@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.nn import Parameter
 
-from .compute import Like, parameters, pointwise, pointwise_, pointwise_vjp
-from .dispatch import is_plain, is_watched
+from . import dispatch
+from .compute import parameters, pointwise, pointwise_, pointwise_vjp
+from .dispatch import NUMBERS, is_plain, is_watched
+
+_POSITION = {"x": 0, "y": 1, "alpha": 2}  # of an input among those of an operator
 
 
 class Operator(Function):
@@ -26,6 +31,12 @@ class Operator(Function):
     derivatives: ClassVar[tuple[Callable, ...]]
     generate_vmap_rule = True
 
+    record: ClassVar[Callable[..., Tensor]]
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        cls.record = super(Function, cls).apply  # without the binding of arguments, for the transforms of torch.func
+
     @classmethod
     def forward(cls, *inputs):
         """The value, by kernel or formula."""
@@ -37,40 +48,67 @@ class Operator(Function):
 
         Only inputs and outputs are ever kept, never an intermediate, so that differentiating twice stays right.
         """
-        values = dict(zip(("x", "y", "alpha"), inputs, strict=False), z=output)
-        wanted = [True] * len(inputs) if _in_forward_mode() else ctx.needs_input_grad
-        read = {name: value for name, value in values.items() if name in cls.reads(wanted)}
-        ctx.names = tuple(name for name, value in read.items() if isinstance(value, Tensor))
-        ctx.numbers = {name: value for name, value in read.items() if name not in ctx.names}
-        ctx.likes = [Like(v.shape, v.dtype) if isinstance(v, Tensor) else None for v in (*inputs, output)]
-        ctx.save_for_backward(*(read[name] for name in ctx.names))
-        ctx.save_for_forward(*(read[name] for name in ctx.names))
+        forward_mode = forward_ad._current_level >= 0
+        wanted = _wanted(cls.derivatives, (True,) * len(inputs) if forward_mode else ctx.needs_input_grad)
+        tensors, names, numbers = [], [], {}
+        for name in wanted.reads:
+            value = output if name == "z" else inputs[_POSITION[name]]
+            if isinstance(value, Tensor):
+                names.append(name)
+                tensors.append(value)
+            else:
+                numbers[name] = value
+        likes = [(v.shape, v.dtype) if isinstance(v, Tensor) else None for v in inputs]
+        ctx.kept = names, numbers, likes
+        if tensors:  # saving none would still forbid a second backward
+            ctx.save_for_backward(*tensors)
+        if forward_mode:
+            ctx.output = output.shape, output.dtype
+            ctx.save_for_forward(*tensors)
 
     @classmethod
     def backward(cls, ctx, g):
         """The gradients that are wanted, in one pass; None for every other input."""
-        grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        wanted = [i for i in range(len(cls.derivatives)) if ctx.needs_input_grad[i]]
-        derivatives, likes = [cls.derivatives[i] for i in wanted], [ctx.likes[i] for i in wanted]
-        for i, grad in zip(wanted, pointwise_vjp(derivatives, {"g": g, **_saved(ctx)}, likes), strict=True):
-            grads[i] = grad
-        return tuple(grads)
+        needs = ctx.needs_input_grad
+        wanted = _wanted(cls.derivatives, needs)
+        values = _saved(ctx)
+        values["g"] = g
+        likes = ctx.kept[2]
+        grads = pointwise_vjp(wanted.derivatives, values, [likes[i] for i in wanted.positions])
+        if len(needs) == len(grads):
+            return tuple(grads)
+        every: list[Tensor | None] = [None] * len(needs)
+        for i, grad in zip(wanted.positions, grads, strict=True):
+            every[i] = grad
+        return tuple(every)
 
     @classmethod
     def jvp(cls, ctx, *tangents):
         """The tangent of the output: each derivative applied to the tangent of its input, added up."""
-        saved, like = _saved(ctx), ctx.likes[-1]
-        total = torch.zeros((), dtype=like.dtype, device="cpu")
+        saved, (shape, dtype) = _saved(ctx), ctx.output
+        total = torch.zeros((), dtype=dtype, device="cpu")
         for derivative, tangent in zip(cls.derivatives, tangents, strict=False):
             if tangent is not None:
                 values = {"g": tangent, **saved}
                 total = total + derivative(**{name: values[name] for name in parameters(derivative)})
-        return total.expand(like.shape).to(like.dtype)
+        return total.expand(shape).to(dtype)
 
-    @classmethod
-    def reads(cls, wanted: Sequence[bool]) -> set[str]:
-        """The names that the wanted derivatives read."""
-        return {name for d, wants in zip(cls.derivatives, wanted, strict=False) if wants for name in parameters(d)}
+
+class _Wanted(NamedTuple):
+    """Derivatives, the positions of the inputs that they are along, and what they read but g."""
+
+    derivatives: tuple[Callable, ...]
+    positions: tuple[int, ...]
+    reads: tuple[str, ...]
+
+
+@cache
+def _wanted(derivatives: tuple[Callable, ...], needs: tuple[bool, ...]) -> _Wanted:
+    """Of ``derivatives``, those along the inputs that need one."""
+    positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)
+    chosen = tuple(derivatives[i] for i in positions)
+    read = {name for derivative in chosen for name in parameters(derivative)}
+    return _Wanted(chosen, positions, tuple(name for name in ("x", "y", "z", "alpha") if name in read))
 
 
 class InPlace(Function):
@@ -87,7 +125,7 @@ class InPlace(Function):
         ctx.mark_dirty(z)
         ctx.operator = operator
         operator.setup_context(ctx, (before, *inputs), z)
-        ctx.likes[0] = Like(z.shape, z.dtype)
+        ctx.kept[2][0] = z.shape, z.dtype
         return z
 
     @staticmethod
@@ -98,10 +136,25 @@ class InPlace(Function):
 
 def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor:
     """Apply ``operator``; where no derivative can be asked for, its formula alone."""
+    if out is not None:
+        return pointwise(operator.formula, *map(_as_number, inputs), out=out)
+    needs, idle = forward_ad._current_level >= 0, dispatch.dormant
+    for x in inputs:
+        kind = type(x)
+        if kind is Tensor or kind is Parameter:
+            needs = needs or x.requires_grad
+            idle = idle and not x.is_cuda
+        elif kind not in NUMBERS:
+            return _call_unusual(operator, inputs)
+    if needs and differentiates(inputs):
+        return operator.apply(*inputs) if torch._C._are_functorch_transforms_active() else operator.record(*inputs)
+    return operator.formula(*inputs) if idle else pointwise(operator.formula, *inputs)
+
+
+def _call_unusual(operator: type[Operator], inputs: Sequence) -> Tensor:
+    """``call`` for subclasses of tensors, NumPy's scalars, and what torch will refuse."""
     inputs = tuple(map(_as_number, inputs))
-    if out is None and differentiates(inputs):
-        return operator.apply(*inputs)
-    return pointwise(operator.formula, *inputs, out=out)
+    return operator.apply(*inputs) if differentiates(inputs) else pointwise(operator.formula, *inputs)
 
 
 def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tensor:
@@ -114,18 +167,22 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
         return twin(x, *inputs)
     if not differentiates((x, *inputs)):
         return pointwise_(operator.formula, twin, x, *inputs)
-    reads = operator.reads([isinstance(v, Tensor) and v.requires_grad for v in (x, *inputs)])
-    return InPlace.apply(x, *inputs, x.clone() if "x" in reads else None, operator, twin)
+    wanted = _wanted(operator.derivatives, tuple(isinstance(v, Tensor) and v.requires_grad for v in (x, *inputs)))
+    return InPlace.apply(x, *inputs, x.clone() if "x" in wanted.reads else None, operator, twin)
 
 
 def differentiates(inputs: Sequence) -> bool:
     """Whether a derivative may be asked for, and by our rule rather than torch's for the formula."""
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
-    if is_watched() or not all(map(is_plain, tensors)):
-        return False
-    if torch._C._functorch.get_dynamic_layer_stack_depth() > 1:
+    if is_watched() or torch._C._functorch.get_dynamic_layer_stack_depth() > 1:
         return False  # torch drops the tangent of a tangent in a custom Function
-    return _in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    needs = forward_ad._current_level >= 0
+    graph = torch.is_grad_enabled()
+    for x in inputs:
+        if isinstance(x, Tensor):
+            if not is_plain(x):
+                return False
+            needs = needs or (graph and x.requires_grad)
+    return needs
 
 
 def as_scalar(alpha: Any) -> Any:
@@ -141,7 +198,7 @@ def _as_number(x: Any) -> Any:
 def _may_write(x: Tensor, inputs: Sequence) -> bool:
     """Whether nothing about ``x`` makes torch refuse to write it, or us unable to."""
     tensors = [y for y in inputs if isinstance(y, Tensor)]
-    if is_watched() or _in_forward_mode() or not all(map(is_plain, [x, *tensors])):
+    if is_watched() or forward_ad._current_level >= 0 or not all(map(is_plain, [x, *tensors])):
         return False
     if torch._C._functorch.get_dynamic_layer_stack_depth() or x.is_neg() or torch._debug_has_internal_overlap(x) == 1:
         return False
@@ -157,9 +214,5 @@ def _may_write(x: Tensor, inputs: Sequence) -> bool:
 
 
 def _saved(ctx) -> dict[str, Any]:
-    tensors = ctx.saved_tensors if ctx.names else ()  # to ask for none would still forbid a second backward
-    return {**dict(zip(ctx.names, tensors, strict=True)), **ctx.numbers}
-
-
-def _in_forward_mode() -> bool:
-    return forward_ad._current_level >= 0
+    names, numbers, _ = ctx.kept
+    return {**dict(zip(names, ctx.saved_tensors, strict=True)), **numbers} if names else dict(numbers)

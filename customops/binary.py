@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import formulas as f
 from .autograd import Operator, as_scalar, call, call_
+from .compute import EXPONENTS
 
 Number = bool | int | float | complex
 
@@ -78,13 +79,14 @@ class Pow(Operator):
 
 
 class PowNumber(Operator):
-    """z = x^y for a number y, which :class:`Pow` is but for ±1/2: torch takes those as roots.
+    """z = x^y for one of the usual numbers y: -2, -1, -1/2, 1/2, 3/2, 2, 3. Kernels are compiled for each.
 
-    The root of -inf is nan and that of -0 is -0, where the power is inf and 0. The derivative is the same:
+    Products, quotients and roots are :class:`Pow` without the general power, but that torch takes ±1/2 as roots: that
+    of -inf is nan and that of -0 is -0, where the power is inf and 0. No y is 0, so the derivative has no branch:
 
         dx = g·y·x^(y-1)
 
-    and 0 where y = 0. Saves x.
+    Saves x.
     """
 
     formula = staticmethod(f.pow_number)
@@ -169,6 +171,6 @@ def pow_(input: Tensor, exponent: Tensor | Number) -> Tensor:
 
 def _pow_operator(x, y) -> type[Operator]:
     """Which of the two powers torch computes; its CPU kernel takes no roots in float16."""
-    if isinstance(y, Tensor) or (isinstance(x, Tensor) and x.dtype == torch.float16 and x.device.type == "cpu"):
+    if isinstance(y, Tensor) or y not in EXPONENTS:
         return Pow
-    return PowNumber
+    return Pow if isinstance(x, Tensor) and x.dtype == torch.float16 and x.is_cpu else PowNumber

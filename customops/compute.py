@@ -5,21 +5,21 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .dispatch import runs_kernel
+from .dispatch import asks_for_kernel, has_kernel, settings
+
+EXPONENTS = frozenset({-2, -1, -0.5, 0.5, 1.5, 2, 3})  # for which kernels are compiled
+_SPECIAL = EXPONENTS | {1}
+_LARGEST_HALF, _LARGEST_BYTE = 65504, 127
 
 
-class Like(NamedTuple):
-    """All that a gradient has to know of its input."""
-
-    shape: torch.Size
-    dtype: torch.dtype
+Like = tuple[torch.Size, torch.dtype]  # all that a gradient has to know of its input
 
 
 class _Spec(NamedTuple):
@@ -31,66 +31,185 @@ class _Spec(NamedTuple):
     device: torch.device
 
 
+class _Call(NamedTuple):
+    """What a call like an earlier one does: the launches, and the tensors they write."""
+
+    plan: Callable[[Sequence, Sequence[Tensor]], None]
+    outputs: tuple[_Spec, ...]
+
+    def __call__(self, args: Sequence) -> list[Tensor]:
+        outputs = [torch.empty_strided(s.shape, s.strides, dtype=s.dtype, device=s.device) for s in self.outputs]
+        self.plan(args, outputs)
+        return outputs
+
+
 def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
     """``formula`` on tensors and numbers, broadcast together."""
-    given = {} if out is None else {"out": out}
-    if not runs_kernel(formula.__name__, args, out) or _partly_overlap(out, args):
-        return formula(*args, **given)
-    spec = _spec(formula, args)
-    z = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=spec.device)
-    _launch([formula], _named(formula, args), [z], spec)
-    return z if out is None else torch.maximum(z, z, out=out)  # torch's own resizing and casts
+    if asks_for_kernel(args, out) and (out is None or not _partly_overlap(out, args)):
+        key = (formula, *map(_key, args), None if out is None else out.dtype, settings())
+        call = _calls.get(key, _NEW)
+        if call is _NEW:
+            call = _remember(key, has_kernel(formula.__name__, args, out) and _plan_pointwise(formula, args))
+        if call:
+            (z,) = call(args)
+            return z if out is None else torch.maximum(z, z, out=out)  # torch's own resizing and casts
+    return formula(*args) if out is None else formula(*args, out=out)
 
 
 def pointwise_(formula: Callable, twin: Callable, x: Tensor, *args) -> Tensor:
     """``formula`` on ``x`` and the rest, written over ``x``; ``twin`` is torch's own way to do so."""
-    if not runs_kernel(formula.__name__, (x, *args)):
-        return twin(x, *args)
-    spec = _spec(formula, (x, *args))
-    if spec.shape != x.shape or not torch.can_cast(spec.dtype, x.dtype):
-        return twin(x, *args)  # raises what torch raises
-    _launch([formula], _named(formula, (x, *args)), [x], spec)
-    if not x.is_inference():
-        torch.autograd.graph.increment_version(x)
-    return x
+    args = x, *args
+    if asks_for_kernel(args):
+        key = (formula, twin, *map(_key, args), settings())
+        call = _calls.get(key, _NEW)
+        if call is _NEW:
+            call = _remember(key, has_kernel(formula.__name__, args) and _plan_in_place(formula, args))
+        if call:
+            call.plan(args, (x,))
+            if not x.is_inference():
+                torch.autograd.graph.increment_version(x)
+            return x
+    return twin(*args)
 
 
-def pointwise_vjp(derivatives: Sequence[Callable], values: dict[str, Any], likes: Sequence[Like]) -> list[Tensor]:
+def pointwise_vjp(derivatives: tuple[Callable, ...], values: dict[str, Any], likes: Sequence[Like]) -> list[Tensor]:
     """The gradients that ``derivatives`` give, each summed to the shape of its input, in one pass.
 
     ``values`` holds by name what they read: the incoming gradient ``g``, inputs, output, numbers.
     """
-    g = values["g"]
-    if not runs_kernel(derivatives[0].__name__, list(values.values())):
-        return [_fit(_pull_back(formula, values), like) for formula, like in zip(derivatives, likes, strict=True)]
-    grads = [
-        torch.empty_like(g, dtype=like.dtype)
-        if like.shape == g.shape
-        else torch.empty(like.shape, dtype=like.dtype, device=g.device)
-        for like in likes
-    ]
-    _launch(derivatives, values, grads, _spec_of(g))
-    return grads
+    args = tuple(values.values())
+    if asks_for_kernel(args):
+        key = (derivatives, *map(_key, args), *likes, settings())
+        plan = _calls.get(key, _NEW)
+        if plan is _NEW:
+            name = derivatives[0].__name__
+            plan = _remember(key, has_kernel(name, args) and _plan_vjp(derivatives, values, likes))
+        if plan:
+            kept, call = plan
+            made = iter(call(args) if call else ())
+            return [values["g"] if keeps else next(made) for keeps in kept]
+    return [_fit(_pull_back(d, values), *like) for d, like in zip(derivatives, likes, strict=True)]
 
 
 def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
     """``formula`` over axes: over all of them where ``dim`` is empty, else it holds the axes and ``keepdim``."""
-    options = {"dtype": dtype} | ({} if out is None else {"out": out})
-    if not (_are_axes(*dim) and runs_kernel(formula.__name__, (x, dtype), out)) or _partly_overlap(out, (x,)):
-        return formula(x, *dim, **options)
-    spec = _spec(formula, (x, *dim), **options)
-    axes = reduced_axes(x.dim(), *dim)
-    kept = [1 if a in axes else n for a, n in enumerate(x.shape)]
-    z = torch.empty(spec.shape, dtype=spec.dtype, device=x.device)
-    count = prod(x.shape[a] for a in axes)
-    _launch([], {"x": x}, [z.view(kept)], spec._replace(shape=x.shape), finish=(formula, count))
-    return z if out is None else torch.maximum(z, z, out=out)
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if out is not None:
+        options["out"] = out
+    if asks_for_kernel((x,), out) and _are_axes(*dim) and (out is None or not _partly_overlap(out, (x,))):
+        axes = tuple(tuple(d) if isinstance(d, list) else d for d in dim)
+        key = (formula, _key(x), axes, tuple(map(type, dim)), dtype, None if out is None else _spec_of(out), settings())
+        call = _calls.get(key, _NEW)
+        if call is _NEW:
+            runs = has_kernel(formula.__name__, (x,), out, dtype)
+            call = _remember(key, runs and _plan_reduce(formula, x, axes, options))
+        if call:
+            (z,) = call((x,))
+            return z if out is None else torch.maximum(z, z, out=out)
+    return formula(x, *dim, **options)
 
 
 def reduced_axes(ndim: int, axes: Any = (), _keepdim: bool = False) -> set[int]:
     """The axes that a reduction runs over, counted from 0: all of them where none is named."""
     axes = (axes,) if isinstance(axes, int) else axes
     return {a % ndim for a in axes} if axes and ndim else set(range(ndim))
+
+
+_calls: dict[tuple, Any] = {}  # by what they depend on; False where torch answers
+_NEW = object()
+
+
+def _remember(key: tuple, call: Any) -> Any:
+    """Keep ``call`` for its like; a model that never repeats a shape must not fill the memory."""
+    if len(_calls) >= 1 << 14:
+        _calls.clear()
+    _calls[key] = call
+    return call
+
+
+def _key(arg: Any) -> Any:
+    """All that a plan depends on of an argument; of a number its kind, and its value only where that matters.
+
+    It matters where kernels are compiled for it, where a gradient is g itself, and where torch may refuse it: beyond
+    the range of the narrowest dtypes, or below 0.
+    """
+    if isinstance(arg, Tensor):
+        return arg.shape, arg.stride(), arg.dtype, arg.get_device(), arg.data_ptr() % 16 == 0
+    kind = type(arg)
+    if kind is float and arg not in _SPECIAL:
+        return (float,) if abs(arg) <= _LARGEST_HALF else (float, str(arg))
+    if kind is int and arg not in _SPECIAL and -_LARGEST_BYTE <= arg <= _LARGEST_BYTE:
+        return int, arg < 0
+    return kind, arg
+
+
+def _plan_pointwise(formula: Callable, args: tuple) -> _Call:
+    spec = _ask_torch(formula, args)
+    return _Call(_plan([formula], _named(formula, args), [spec], spec), (spec,))
+
+
+def _plan_in_place(formula: Callable, args: tuple) -> _Call | None:
+    """None where torch would refuse to write the result over the first argument."""
+    x, spec = args[0], _ask_torch(formula, args)
+    if spec.shape != x.shape or not torch.can_cast(spec.dtype, x.dtype):
+        return None
+    return _Call(_plan([formula], _named(formula, args), [x], spec), ())
+
+
+def _plan_vjp(derivatives: Sequence[Callable], values: dict[str, Any], likes: Sequence[Like]):
+    """Which gradients are g itself, and how to make the others; None where there are none."""
+    g = values["g"]
+    kept = [like == (g.shape, g.dtype) and _is_identity(d, values) for d, like in zip(derivatives, likes, strict=True)]
+    made = [like for like, keeps in zip(likes, kept, strict=True) if not keeps]
+    if not made:
+        return kept, None
+    full = torch.empty_like(g, device="meta").stride()
+    grads = [_Spec(shape, full if shape == g.shape else _contiguous(shape), dtype, g.device) for shape, dtype in made]
+    formulas = [derivative for derivative, keeps in zip(derivatives, kept, strict=True) if not keeps]
+    return kept, _Call(_plan(formulas, values, grads, _spec_of(g)), tuple(grads))
+
+
+def _plan_reduce(formula: Callable, x: Tensor, dim: tuple, options: dict[str, Any]) -> _Call:
+    spec = _ask_torch(formula, (x, *dim), **options)
+    axes = reduced_axes(x.dim(), *dim)
+    kept = torch.Size(1 if a in axes else n for a, n in enumerate(x.shape))
+    total = _Spec(kept, _contiguous(kept), spec.dtype, x.device)
+    count = prod(x.shape[a] for a in axes)
+    plan = _plan([], {"x": x}, [total], spec._replace(shape=x.shape), finish=(formula.__name__, count))
+    return _Call(plan, (spec._replace(strides=_contiguous(spec.shape)),))
+
+
+def _plan(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequence, spec: _Spec, finish=None):
+    """A plan of the kernels: ``formulas`` over ``spec.shape`` in ``spec.dtype``, summed where an output broadcasts."""
+    from .triton_kernels.launch import Memory, Plan  # noqa: PLC0415 - Triton is imported by the first kernel
+
+    def memory(x):
+        if not isinstance(x, Tensor) or x.device != spec.device:
+            return x  # a 0-dim CPU tensor among GPU tensors is a number
+        return Memory(x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0)
+
+    return Plan(
+        [formula.__name__ for formula in formulas],
+        {name: memory(value) for name, value in values.items()},
+        [memory(z) if isinstance(z, Tensor) else Memory(z.shape, z.strides, z.dtype) for z in outputs],
+        spec.shape,
+        spec.dtype,
+        spec.device,
+        finish,
+    )
+
+
+def _is_identity(derivative: Callable, values: dict[str, Any]) -> bool:
+    """Whether ``derivative`` returns g untouched, whatever g is."""
+    others = {name: values[name] for name in parameters(derivative) if name != "g"}
+    if any(isinstance(value, Tensor) for value in others.values()):
+        return False
+    one = torch.ones((), device="cpu")
+    return derivative(g=one, **others) is one
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
 
 
 def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
@@ -101,15 +220,17 @@ def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
 
 def _pull_back(formula: Callable, values: dict[str, Any]) -> Tensor:
     """A derivative applied to the cotangent ``g``: for complex numbers, to its conjugate and conjugated back."""
-    values = {name: values[name] for name in parameters(formula)}
-    if not any(v.is_complex() if isinstance(v, Tensor) else isinstance(v, complex) for v in values.values()):
-        return formula(**values)
-    return formula(**{**values, "g": values["g"].conj()}).conj()
+    g = values["g"]
+    if g.is_complex():  # which it is where anything is
+        return formula(*[v.conj() if v is g else v for v in map(values.get, parameters(formula))]).conj()
+    return formula(*map(values.get, parameters(formula)))
 
 
-def _fit(grad: Tensor, like: Like) -> Tensor:
+def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype."""
-    return cast(grad.sum_to_size(like.shape), like.dtype)
+    if grad.shape != shape:
+        grad = grad.sum_to_size(shape)
+    return grad if grad.dtype == dtype else cast(grad, dtype)
 
 
 def cast(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,10 +248,8 @@ def _named(formula: Callable, args: Sequence) -> dict[str, Any]:
     return dict(zip(parameters(formula), args, strict=True))
 
 
-def _partly_overlap(out: Tensor | None, args: Sequence) -> bool:
+def _partly_overlap(out: Tensor, args: Sequence) -> bool:
     """Whether ``out`` shares memory with an argument but is not laid out as it is: torch may have to refuse that."""
-    if out is None:
-        return False
     return any(
         isinstance(x, Tensor)
         and x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
@@ -139,48 +258,27 @@ def _partly_overlap(out: Tensor | None, args: Sequence) -> bool:
     )
 
 
-def _spec(formula: Callable, args: tuple, **options) -> _Spec:
-    """What torch would return for these arguments, raising what torch would raise."""
+def _ask_torch(formula: Callable, args: tuple, **options) -> _Spec:
+    """What torch would return for these arguments, raising what torch would raise.
+
+    Runs ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape.
+    """
+
+    def call(imagine: Callable) -> Tensor:
+        given = [imagine(_spec_of(arg)) if isinstance(arg, Tensor) else arg for arg in args]
+        named = {k: imagine(_spec_of(v)) if isinstance(v, Tensor) else v for k, v in options.items()}
+        return formula(*given, **named)
+
     try:
-        named = tuple((name, _key(option)) for name, option in options.items())
-        settings = torch.get_default_dtype(), torch.is_autocast_enabled()
-        return _ask_torch(formula, tuple(map(_key, args)), named, *settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an ``out`` of one element is resized, the caller's may not be
+            one = call(lambda spec: torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device))
+            many = call(lambda spec: torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta"))
     except Exception:
         formula(*args, **options)  # so that the error speaks of the caller's tensors
         raise
-
-
-def _key(arg: Any) -> Any:
-    """An argument as a cache key: 2, 2.0 and True are one key without their type."""
-    if isinstance(arg, Tensor):
-        return _spec_of(arg)
-    return type(arg), tuple(arg) if isinstance(arg, list) else arg
-
-
-@lru_cache(maxsize=4096)
-def _ask_torch(formula: Callable, args: tuple, options: tuple, *_settings) -> _Spec:
-    """Run ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape."""
-
-    def call(imagine: Callable) -> Tensor:
-        given = [imagine(arg) if isinstance(arg, _Spec) else arg[1] for arg in args]
-        named = {name: imagine(arg) if isinstance(arg, _Spec) else arg[1] for name, arg in options}
-        return formula(*given, **named)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an ``out`` of one element is resized, the caller's may not be
-        one = call(lambda spec: torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device))
-        many = call(lambda spec: torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta"))
     return _Spec(many.shape, many.stride(), one.dtype, one.device)
 
 
 def _spec_of(x: Tensor) -> _Spec:
     return _Spec(x.shape, x.stride(), x.dtype, x.device)
-
-
-def _launch(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequence[Tensor], spec: _Spec, finish=None):
-    """Hand tensors to the kernels: ``formulas`` over ``spec.shape``, summed where an output broadcasts to it."""
-    from .triton_kernels.launch import run  # noqa: PLC0415 - Triton is imported by the first kernel
-
-    values = {name: value.resolve_neg() if isinstance(value, Tensor) else value for name, value in values.items()}
-    names = tuple(formula.__name__ for formula in formulas)
-    run(names, values, outputs, spec.shape, spec.dtype, finish and (finish[0].__name__, finish[1]))

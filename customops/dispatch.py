@@ -19,6 +19,9 @@ KERNEL_DTYPES = frozenset(
 )
 
 
+NUMBERS = frozenset({bool, int, float, complex})
+
+
 def _known(name: str, source: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
@@ -26,6 +29,9 @@ def _known(name: str, source: str) -> str:
 
 
 _backend = _known(os.environ.get("CUSTOMOPS_BACKEND", "auto"), "CUSTOMOPS_BACKEND")
+
+target: str | None = None  # the GPU that a dry run imagines
+dormant = True  # whether no kernel runs on CPU tensors, which is all there is to decide in most calls
 
 
 @contextmanager
@@ -43,10 +49,25 @@ def backend(name: str) -> Iterator[None]:
     """
     global _backend  # noqa: PLW0603 - the one setting there is
     before, _backend = _backend, _known(name, "backend()")
+    _decide()
     try:
         yield
     finally:
         _backend = before
+        _decide()
+
+
+@contextmanager
+def imagined(name: str) -> Iterator[None]:
+    """Let CPU tensors take the kernels' path inside the block, for GPU ``name``."""
+    global target  # noqa: PLW0603 - one driver is active at a time
+    before, target = target, name
+    _decide()
+    try:
+        yield
+    finally:
+        target = before
+        _decide()
 
 
 def is_plain(x: Tensor) -> bool:
@@ -65,51 +86,62 @@ def is_watched() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
-def runs_kernel(name: str, args: Sequence, out: Tensor | None = None) -> bool:
-    """Whether a kernel computes operator ``name`` on ``args``, into ``out`` if given: the dispatch rule, whole.
+def asks_for_kernel(args: Sequence, out: Tensor | None = None) -> bool:
+    """Whether nothing about this call but dtypes and devices keeps a kernel from computing it, into ``out`` if given.
 
     The formula answers wherever torch has to see through the operator: under ``torch.compile`` and tracers, where
-    a gradient graph is recorded, and on tensors that stand for others; and where there is nothing to compute.
-    Elsewhere a kernel runs on the dtypes and devices it can.
-
-    Raises RuntimeError where the backend is ``triton`` and neither holds.
+    a gradient graph is recorded, and on tensors that stand for others. That may differ from one call to the next;
+    :func:`has_kernel` is the rest of the dispatch rule.
     """
+    for x in args:
+        if not dormant or (isinstance(x, Tensor) and x.is_cuda):
+            break
+    else:
+        return False
     if _backend == "torch" or is_watched():
         return False
-    inputs = [a for a in args if isinstance(a, Tensor)]
-    tensors = inputs if out is None else [*inputs, out]
-    if not inputs or not all(is_plain(x) and not _stands_for_another(x) for x in tensors):
+    graph = torch.is_grad_enabled()
+    for x in args if out is None else (*args, out):
+        if isinstance(x, Tensor):
+            if not is_plain(x) or _stands_for_another(x) or (graph and x.requires_grad):
+                return False
+        elif type(x) not in NUMBERS:
+            return False
+    return True
+
+
+def has_kernel(name: str, args: Sequence, out: Tensor | None = None, dtype: torch.dtype | None = None) -> bool:
+    """Whether operator ``name`` has a kernel for the dtypes and devices of ``args``, and there is anything to compute.
+
+    Raises RuntimeError where the backend is ``triton`` and a dtype or device is in the way.
+    """
+    inputs = [x for x in args if isinstance(x, Tensor)]
+    if not inputs or any(x.numel() == 0 for x in inputs):
         return False
-    if any(hasattr(a, "__torch_function__") and not isinstance(a, Tensor) for a in args):
-        return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return False
-    if any(x.numel() == 0 for x in inputs):
-        return False
-    obstacle = _obstacle(tensors, args)
+    dtypes = {dtype} - {None} | {complex for x in args if isinstance(x, complex)}
+    obstacle = _obstacle(inputs if out is None else [*inputs, out], dtypes)
     if obstacle and _backend == "triton":
         raise RuntimeError(f"{name}: backend 'triton' has no kernel for {obstacle}, or use backend 'auto'")
     return obstacle is None
 
 
 def _stands_for_another(x: Tensor) -> bool:
-    return not torch._C._has_storage(x) or x._is_zerotensor() or torch._is_functional_tensor(x)
+    return x.is_neg() or not torch._C._has_storage(x) or x._is_zerotensor() or torch._is_functional_tensor(x)
 
 
-def _obstacle(tensors: list[Tensor], args: Sequence) -> str | None:
+def _obstacle(tensors: list[Tensor], dtypes: set) -> str | None:
     """Why no kernel can run, ending in what would help."""
-    dtypes = {x.dtype for x in tensors} | {a for a in args if isinstance(a, torch.dtype)}
-    unknown = dtypes - KERNEL_DTYPES
-    if unknown or any(isinstance(a, complex) for a in args):
-        return f"{unknown.pop() if unknown else 'a complex number'}: cast it to a real float, integer or bool dtype"
+    unknown = ({x.dtype for x in tensors} | dtypes) - KERNEL_DTYPES
+    if unknown:
+        return f"{unknown.pop()}: cast it to a real float, integer or bool dtype"
     devices = {x.device for x in tensors if x.dim() or x.device.type != "cpu"} or {tensors[0].device}
     if len(devices) > 1:
         return f"tensors on {sorted(map(str, devices))}: move them to one device"
     device = devices.pop()
     if find_triton() is None:
         return "any tensor without Triton: install triton"
-    if device.type == "cpu" and not is_interpreted():
-        return "CPU tensors: set TRITON_INTERPRET=1 before the first kernel, or move them to a GPU"
+    if device.type == "cpu" and not is_interpreted() and target is None:
+        return "CPU tensors: set TRITON_INTERPRET=1 before the first import, or move them to a GPU"
     if device.type not in ("cpu", "cuda"):
         return f"tensors on {device}: move them to a GPU that Triton drives"
     return None
@@ -121,9 +153,19 @@ def find_triton():
     return find_spec("triton")
 
 
-@cache
 def is_interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, decided once: Triton decides as it reads a kernel."""
-    import triton  # noqa: PLC0415 - absent on macOS and Windows
+    """Whether kernels run in Triton's interpreter: Triton decides once, as it reads a kernel."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
-    return triton.knobs.runtime.interpret
+
+def settings() -> tuple:
+    """What plans depend on but their arguments: ours, and those that torch's answer depends on."""
+    return _backend, target, torch.get_default_dtype(), torch.is_autocast_enabled()
+
+
+def _decide() -> None:
+    global dormant  # noqa: PLW0603 - follows from the settings
+    dormant = _backend == "torch" or (_backend == "auto" and target is None and not is_interpreted())
+
+
+_decide()

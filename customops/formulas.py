@@ -12,16 +12,16 @@ from __future__ import annotations
 import torch
 
 
-def log(x, *, out=None):
-    return torch.log(x, out=out)
+def log(x, **out):
+    return torch.log(x, **out)
 
 
 def log_dx(g, x):
     return g / x
 
 
-def exp(x, *, out=None):
-    return torch.exp(x, out=out)
+def exp(x, **out):
+    return torch.exp(x, **out)
 
 
 def exp_dx(g, z):
@@ -33,19 +33,19 @@ def relu(x):
 
 
 def relu_dx(g, z):
-    return torch.where(z <= 0, 0, g)
+    return torch.ops.aten.threshold_backward(g, z, 0)  # 0 where z <= 0, else g
 
 
-def sigmoid(x, *, out=None):
-    return torch.sigmoid(x, out=out)
+def sigmoid(x, **out):
+    return torch.sigmoid(x, **out)
 
 
 def sigmoid_dx(g, z):
-    return g * (z * (1 - z))
+    return torch.ops.aten.sigmoid_backward(g, z.conj())  # g·z·(1 - z), of the conjugate of what it gets
 
 
-def add(x, y, alpha, *, out=None):
-    return torch.add(x, y, alpha=alpha, out=out)
+def add(x, y, alpha, **out):
+    return torch.add(x, y, alpha=alpha, **out)
 
 
 def add_(x, y, alpha):
@@ -57,11 +57,11 @@ def add_dx(g):
 
 
 def add_dy(g, alpha):
-    return alpha * g
+    return _times(alpha, g)
 
 
-def sub(x, y, alpha, *, out=None):
-    return torch.sub(x, y, alpha=alpha, out=out)
+def sub(x, y, alpha, **out):
+    return torch.sub(x, y, alpha=alpha, **out)
 
 
 def sub_(x, y, alpha):
@@ -73,11 +73,11 @@ def sub_dx(g):
 
 
 def sub_dy(g, alpha):
-    return -(alpha * g)
+    return -_times(alpha, g)
 
 
-def mul(x, y, *, out=None):
-    return torch.mul(x, y, out=out)
+def mul(x, y, **out):
+    return torch.mul(x, y, **out)
 
 
 def mul_dx(g, y):
@@ -88,8 +88,8 @@ def mul_dy(g, x):
     return g * x
 
 
-def pow(x, y, *, out=None):
-    return torch.pow(x, y, out=out)
+def pow(x, y, **out):
+    return torch.pow(x, y, **out)
 
 
 def pow_dx(g, x, y):
@@ -100,24 +100,29 @@ def pow_dy(g, x, y, z):
     return g * _unless((x == 0) & _not_negative(y), z * _log(x, z.dtype))
 
 
-def pow_number(x, y, *, out=None):
-    return pow(x, y, out=out)  # which takes ±1/2, for a number, as roots
+def pow_number(x, y, **out):
+    return torch.pow(x, y, **out)  # which takes ±1/2, for a number, as roots
 
 
 def pow_number_dx(g, x, y):
     return pow_dx(g, x, y)
 
 
-def sum(x, *dim, dtype=None, out=None):
-    return torch.sum(x, *dim, dtype=dtype, **({} if out is None else {"out": out}))
+def sum(x, *dim, **options):
+    return torch.sum(x, *dim, **options)
 
 
-def mean(x, *dim, dtype=None, out=None):
-    return torch.mean(x, *dim, dtype=dtype, out=out)
+def mean(x, *dim, **options):
+    return torch.mean(x, *dim, **options)
 
 
 def mean_dx(g, count):
     return g / count
+
+
+def _times(number, g):
+    """number·g; for 1 that is g itself, which costs nothing."""
+    return g if isinstance(number, int | float) and number == 1 else number * g
 
 
 def _unless(condition, value):

@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from . import formulas as f
 from .autograd import differentiates
-from .compute import Like, cast, pointwise, reduce, reduced_axes
+from .compute import cast, pointwise, reduce, reduced_axes
 
 Axes = int | Sequence[int] | None
 DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
@@ -44,17 +44,18 @@ class Reduction(Function):
     def setup_context(cls, ctx, inputs, output):
         """Keep the shape of x, and how many of its elements each output is made of."""
         x, ctx.dtype, *ctx.dim = inputs
-        ctx.like = Like(x.shape, x.dtype)
+        ctx.like = x.shape, x.dtype
         ctx.count = x.numel() // max(output.numel(), 1)
 
     @classmethod
     def backward(cls, ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
         g = cls.scale(g, ctx.count)
+        shape, dtype = ctx.like
         if not (len(ctx.dim) > 1 and ctx.dim[1]):
-            for axis in sorted(reduced_axes(len(ctx.like.shape), *ctx.dim)):
+            for axis in sorted(reduced_axes(len(shape), *ctx.dim)):
                 g = g.unsqueeze(axis)
-        return cast(g, ctx.like.dtype).expand(ctx.like.shape), None, *[None] * len(ctx.dim)
+        return cast(g, dtype).expand(shape), None, *[None] * len(ctx.dim)
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
@@ -93,7 +94,7 @@ class Mean(Reduction):
     @staticmethod
     def scale(g, count):
         """Each slope is one over ``count`` = alpha/beta."""
-        return pointwise(f.mean_dx, g, count)
+        return g if count == 1 else pointwise(f.mean_dx, g, count)
 
 
 def sum(

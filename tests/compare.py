@@ -53,4 +53,4 @@ def gradients(function: Callable, inputs: list[Tensor], g: Tensor | None = None)
 def cotangent(z: Tensor) -> Tensor:
     """A fixed, irregular gradient for ``z``."""
     numbers = torch.arange(z.numel(), dtype=torch.float64).mul(0.7).sin().add(1.2)
-    return numbers.reshape(z.shape).to(z.dtype)
+    return numbers.reshape(z.shape).to(z.device, z.dtype)

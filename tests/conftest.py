@@ -1,4 +1,4 @@
-"""Fixtures of every test, and the count of what was checked."""
+"""Fixtures of every test, the device they run on, and the count of what was checked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from zlib import crc32
 import pytest
 import torch
 
-KERNELS = os.environ.get("TRITON_INTERPRET") == "1" and os.environ.get("CUSTOMOPS_BACKEND") == "triton"
-COUNTED = ("database samples", "gradchecks", "edge points") + (() if KERNELS else ("compiled kernels",))
+from . import accuracy
+
+DEVICE = os.environ.get("CUSTOMOPS_TEST_DEVICE", "cpu")  # where the tests' tensors are: cpu or cuda
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNELS = os.environ.get("CUSTOMOPS_BACKEND") == "triton" and (INTERPRETED or DEVICE == "cuda")
+MODE = "gpu" if DEVICE == "cuda" else "kernels" if KERNELS else "formulas"
+COUNTED = ("gradchecks", "edge points") + {
+    "formulas": ("database samples", "compiled kernels"),
+    "kernels": ("database samples",),
+    "gpu": ("accuracies",),  # the database needs a package that a machine with a GPU may lack
+}[MODE]
+NO_KERNEL = "no kernel runs: CUSTOMOPS_BACKEND=triton with TRITON_INTERPRET=1 or CUSTOMOPS_TEST_DEVICE=cuda runs them"
 
 torch.set_num_threads(1)  # tests run side by side
 
@@ -20,23 +30,33 @@ def pytest_addoption(parser):
 
 
 def pytest_report_header(config):
-    backend = "Triton kernels in the interpreter" if KERNELS else "torch formulas"
+    kinds = {"formulas": "torch formulas", "kernels": "Triton kernels in the interpreter", "gpu": "Triton kernels"}
+    backend = kinds[MODE] + (f" on {torch.cuda.get_device_name()}" if MODE == "gpu" else "")
     extent = "every sample" if config.getoption("full") else "a seeded subset; every sample with --full"
     return [f"customops computes with {backend}", f"database and compilation: {extent}"]
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "thin(kernels=1, formulas=1): run one in so many of its cases without --full")
+    config.addinivalue_line("markers", "thin(kernels=1, formulas=1, gpu=1): one in so many of its cases without --full")
+    if DEVICE not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"CUSTOMOPS_TEST_DEVICE: expected cpu or cuda, got {DEVICE!r}")
+    if DEVICE == "cuda" and (INTERPRETED or not KERNELS):
+        raise pytest.UsageError("CUSTOMOPS_TEST_DEVICE=cuda goes with CUSTOMOPS_BACKEND=triton, not TRITON_INTERPRET=1")
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("CUSTOMOPS_TEST_DEVICE=cuda: torch sees no GPU")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Thin out what there is no time for: the interpreter takes milliseconds a launch. By name, so always the same."""
+    """Thin out what there is no time for, by name, so always the same.
+
+    The interpreter takes milliseconds a launch; a GPU a fifth of a second for each new kernel, to compile it.
+    """
     if config.getoption("full"):
         return
     keep = {True: [], False: []}
     for item in items:
         mark = item.get_closest_marker("thin")
-        share = mark.kwargs.get("kernels" if KERNELS else "formulas", 1) if mark else 1
+        share = mark.kwargs.get(MODE, 1) if mark else 1
         keep[crc32(item.nodeid.encode()) % share == 0].append(item)
     items[:] = keep[True]
     config.hook.pytest_deselected(items=keep[False])
@@ -46,6 +66,18 @@ def pytest_collection_modifyitems(config, items):
 def full(request) -> bool:
     """Whether to run every sample."""
     return request.config.getoption("full")
+
+
+@pytest.fixture
+def device() -> str:
+    """Where a test puts its tensors: ``cpu``, or ``cuda`` with CUSTOMOPS_TEST_DEVICE=cuda."""
+    return DEVICE
+
+
+@pytest.fixture
+def measured(request):
+    """Keep a measurement of ``accuracy.measure`` for the table that the session writes at its end."""
+    return lambda m: request.node.user_properties.append(("accuracy", m))
 
 
 @pytest.fixture
@@ -59,21 +91,29 @@ def tally(request):
 
 
 @pytest.fixture
-def breaking(monkeypatch):
+def replan():
+    """Forget the plans of earlier calls, for a test that changes what they are made of; and again after it."""
+    from customops import compute  # noqa: PLC0415
+
+    compute._calls.clear()
+    yield compute._calls.clear
+    compute._calls.clear()
+
+
+@pytest.fixture
+def breaking(monkeypatch, replan):
     """Replace a Triton formula by the wrong one of that name in ``broken.py``."""
     if not KERNELS:
-        pytest.skip("no kernel runs: TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton runs them")
+        pytest.skip(NO_KERNEL)
     from customops.triton_kernels import formulas  # noqa: PLC0415 - Triton may be missing
-    from customops.triton_kernels.program import program_of  # noqa: PLC0415
 
     from . import broken  # noqa: PLC0415
 
     def replace(name):
-        program_of.cache_clear()
+        replan()
         monkeypatch.setattr(formulas, name, getattr(broken, name))
 
-    yield replace
-    program_of.cache_clear()
+    return replace
 
 
 @pytest.fixture(autouse=True)
@@ -88,12 +128,17 @@ def _fresh_memory_is_nan():
 
 
 _checked: Counter[str] = Counter()
+_measured: list[dict] = []
 
 
 def pytest_runtest_logreport(report):
-    if report.when == "call" and report.passed:
-        for name, n in report.user_properties:
-            _checked[name] += n
+    if report.when != "call":
+        return
+    for name, value in report.user_properties:
+        if name == "accuracy":
+            _measured.append(value)
+        elif report.passed:
+            _checked[name] += value
 
 
 def pytest_sessionfinish(session):
@@ -104,6 +149,9 @@ def pytest_sessionfinish(session):
 def pytest_terminal_summary(terminalreporter, config):
     for name, n in sorted(_checked.items()):
         terminalreporter.write_line(f"{n:>8} {name}")
+    if _measured:
+        whole = DEVICE == "cuda" and not config.option.keyword and not any("::" in argument for argument in config.args)
+        terminalreporter.write_line(accuracy.summary(_measured, accuracy.write(_measured) if whole else None))
     for name in _unchecked(config):
         terminalreporter.write_line(f"FAILED: {name}: a whole run checked none", red=True)
 

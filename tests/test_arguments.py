@@ -9,11 +9,19 @@ import torch
 import customops
 
 from .compare import assert_same_outcome, outcome
-from .conftest import KERNELS
+from .conftest import DEVICE, KERNELS
 
 
 def leaf(*shape, dtype=torch.float32):
-    return (torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape) / 2).to(dtype).requires_grad_()
+    return (torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape) / 2).to(DEVICE, dtype).requires_grad_()
+
+
+def ones(*shape, **options):
+    return torch.ones(*shape, device=DEVICE, **options)
+
+
+def tensor(values, **options):
+    return torch.tensor(values, device=DEVICE, **options)
 
 
 def gradient(z, x):
@@ -32,7 +40,7 @@ def _mutated_axes(lib):
     x, axes = leaf(2, 2), [0]
     z = lib.sum(x, axes)
     axes[0] = 1
-    return torch.autograd.grad(z, x, torch.tensor([1.0, 2.0]))[0]
+    return torch.autograd.grad(z, x, tensor([1.0, 2.0]))[0]
 
 
 def _second_backward(lib):
@@ -45,20 +53,20 @@ def _second_backward(lib):
 
 def _inference_tensor(lib):
     with torch.inference_mode():
-        x = torch.ones(2)
+        x = ones(2)
     return lib.exp_(x)
 
 
 def _wider_exponent(base):
     def function(lib):
         y = leaf(1, dtype=torch.float64)
-        return gradient(lib.pow(torch.tensor([3], dtype=base), y), y)
+        return gradient(lib.pow(tensor([3], dtype=base), y), y)
 
     return function
 
 
 def _aliased_out(lib):
-    x = torch.arange(1, 25, dtype=torch.int32)
+    x = torch.arange(1, 25, dtype=torch.int32, device=DEVICE)
     return lib.exp(x[:8], out=x.view(torch.float64)[:8])
 
 
@@ -71,11 +79,11 @@ def _gradient_of(function, *shape):
 
 
 def _shifted_out(lib):
-    x = torch.ones(5)
+    x = ones(5)
     return lib.exp(x[:-1], out=x[1:])
 
 
-TRUE = torch.tensor([True])
+TRUE = tensor([True])
 CASES = {
     "sum written to": lambda lib: lib.sum(leaf(2, 3), 0).add_(1),
     "mean written to by ours": lambda lib: lib.mul_(lib.mean(leaf(2, 3)), 2),
@@ -86,52 +94,52 @@ CASES = {
         if not (kind is np.bool_ and side == "base")  # torch fails an assertion of its own
     },
     "numpy dim": _gradient_of(lambda lib, x: lib.sum(x, np.int64(1)), 2, 3),
-    "tensor dim": _gradient_of(lambda lib, x: lib.mean(x, torch.tensor(1)), 2, 3),
+    "tensor dim": _gradient_of(lambda lib, x: lib.mean(x, tensor(1)), 2, 3),
     "dim list changed before backward": _mutated_axes,
     "bfloat16 base, wider exponent": _wider_exponent(torch.bfloat16),
     "integer base, wider exponent": _wider_exponent(torch.int64),
     "second backward": _second_backward,
-    "alpha is a 0-dim tensor": lambda lib: lib.add(torch.ones(2), torch.ones(2), alpha=torch.tensor(2.0)),
-    "alpha is a string": lambda lib: lib.add(torch.ones(2), torch.ones(2), alpha="2"),
-    "alpha is None": lambda lib: lib.sub(torch.ones(2), torch.ones(2), alpha=None),
-    "bool alpha": lambda lib: lib.add(torch.ones(2), torch.ones(2), alpha=True),
-    "float alpha of integers": lambda lib: lib.add(torch.ones(2).int(), 1, alpha=1.5),
+    "alpha is a 0-dim tensor": lambda lib: lib.add(ones(2), ones(2), alpha=tensor(2.0)),
+    "alpha is a string": lambda lib: lib.add(ones(2), ones(2), alpha="2"),
+    "alpha is None": lambda lib: lib.sub(ones(2), ones(2), alpha=None),
+    "bool alpha": lambda lib: lib.add(ones(2), ones(2), alpha=True),
+    "float alpha of integers": lambda lib: lib.add(ones(2).int(), 1, alpha=1.5),
     "negative alpha of bool": lambda lib: lib.add(TRUE, TRUE, alpha=-1),
     "dtype=float": _gradient_of(lambda lib, x: lib.sum(x, dtype=float), 3),
     "dtype=str": _gradient_of(lambda lib, x: lib.sum(x, dtype="float32"), 3),
     "dtype=int": _gradient_of(lambda lib, x: lib.sum(x, dtype=int), 3),
     "integer dtype with a gradient": _gradient_of(lambda lib, x: lib.sum(x, dtype=torch.int64), 3),
     "inference tensor in place": _inference_tensor,
-    "functionalize": lambda lib: torch.func.functionalize(lib.exp)(torch.ones(2)),
+    "functionalize": lambda lib: torch.func.functionalize(lib.exp)(ones(2)),
     "functionalize out": lambda lib: torch.func.functionalize(lambda x, o: lib.exp(x, out=o))(
         leaf(2).data, leaf(2).data
     ),
-    "out is a string": lambda lib: lib.exp(torch.ones(2), out="a"),
-    "out is a list": lambda lib: lib.sum(torch.ones(2), 0, out=[1]),
+    "out is a string": lambda lib: lib.exp(ones(2), out="a"),
+    "out is a list": lambda lib: lib.sum(ones(2), 0, out=[1]),
     "out shares memory in another dtype": _aliased_out,
     "out shifted over its input": _shifted_out,
-    "out wants a gradient": lambda lib: lib.exp(torch.ones(2), out=torch.ones(2, requires_grad=True)),
-    "out of an input that wants one": lambda lib: lib.exp(leaf(2), out=torch.ones(2)),
-    "keepdim without dim": lambda lib: lib.mean(torch.ones(2), keepdim=True),
-    "keepdim=False without dim": lambda lib: lib.sum(torch.ones(2), keepdim=False),
-    "keepdim=1": lambda lib: lib.sum(torch.ones(2), 0, 1),
-    "dim=True": lambda lib: lib.sum(torch.ones(2, 2), True),
-    "dim=1.5": lambda lib: lib.sum(torch.ones(2, 2), 1.5),
-    "dim out of range": lambda lib: lib.mean(torch.ones(2, 2), 2),
-    "dim twice": lambda lib: lib.mean(torch.ones(2, 2), (0, -2)),
-    "dim=[]": lambda lib: lib.sum(torch.ones(2, 2), []),
+    "out wants a gradient": lambda lib: lib.exp(ones(2), out=ones(2, requires_grad=True)),
+    "out of an input that wants one": lambda lib: lib.exp(leaf(2), out=ones(2)),
+    "keepdim without dim": lambda lib: lib.mean(ones(2), keepdim=True),
+    "keepdim=False without dim": lambda lib: lib.sum(ones(2), keepdim=False),
+    "keepdim=1": lambda lib: lib.sum(ones(2), 0, 1),
+    "dim=True": lambda lib: lib.sum(ones(2, 2), True),
+    "dim=1.5": lambda lib: lib.sum(ones(2, 2), 1.5),
+    "dim out of range": lambda lib: lib.mean(ones(2, 2), 2),
+    "dim twice": lambda lib: lib.mean(ones(2, 2), (0, -2)),
+    "dim=[]": lambda lib: lib.sum(ones(2, 2), []),
     "two numbers": lambda lib: lib.add(2, 3, alpha=2),
     "two numbers to a power": lambda lib: lib.pow(2, 3),
     "list": lambda lib: lib.exp([1.0]),
-    "None": lambda lib: lib.mul(torch.ones(2), None),
-    "int8 to 300": lambda lib: lib.pow(torch.ones(2, dtype=torch.int8), 300),
-    "integer to -1": lambda lib: lib.pow(torch.ones(2, dtype=torch.int64), -1),
-    "2**64": lambda lib: lib.add(torch.ones(2).long(), 2**64),
+    "None": lambda lib: lib.mul(ones(2), None),
+    "int8 to 300": lambda lib: lib.pow(ones(2, dtype=torch.int8), 300),
+    "integer to -1": lambda lib: lib.pow(ones(2, dtype=torch.int64), -1),
+    "2**64": lambda lib: lib.add(ones(2).long(), 2**64),
     "bool minus bool": lambda lib: lib.sub(TRUE, TRUE),
     "relu of bool": lambda lib: lib.relu(TRUE),
-    "mean of integers": lambda lib: lib.mean(torch.ones(2).int()),
-    "shapes that do not broadcast": lambda lib: lib.mul(torch.ones(2), torch.ones(3)),
-    "uint16": lambda lib: lib.add(torch.ones(2, dtype=torch.uint16), 1),
+    "mean of integers": lambda lib: lib.mean(ones(2).int()),
+    "shapes that do not broadcast": lambda lib: lib.mul(ones(2), ones(3)),
+    "uint16": lambda lib: lib.add(ones(2, dtype=torch.uint16), 1),
 }
 
 
@@ -154,4 +162,4 @@ def test_odd_arguments_have_torchs_outcome(name):
 @pytest.mark.skipif(not KERNELS, reason="the formula takes it")
 def test_complex_dtype_of_a_sum_has_no_kernel():
     with pytest.raises(RuntimeError, match=r"sum: backend 'triton' has no kernel for torch\.complex64"):
-        customops.sum(torch.ones(2), dtype=torch.complex64)
+        customops.sum(ones(2), dtype=torch.complex64)

@@ -7,37 +7,40 @@ import warnings
 
 import pytest
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
 
 import customops
 
 from .cases import ROWS, ids
 from .compare import assert_same_outcome, cotangent, outcome
-from .conftest import KERNELS
+from .conftest import DEVICE, KERNELS, MODE
+
+database = "torch.testing._internal.common_methods_invocations"
+op_db = pytest.importorskip(database, reason="torch's database of operators needs the package expecttest").op_db
 
 INFOS = {row.name: next(op for op in op_db if op.name == (row.database or row.name)) for row in ROWS}
-EVERY = [(name, dtype) for name, info in INFOS.items() for dtype in sorted(info.supported_dtypes("cpu"), key=str)]
+EVERY = [(name, dtype) for name, info in INFOS.items() for dtype in sorted(info.supported_dtypes(DEVICE), key=str)]
 # Complex numbers have no kernel: there the backend raises, which test_dispatch.py holds it to.
 VALUES = [(name, dtype) for name, dtype in EVERY if not (KERNELS and dtype.is_complex)]
 # torch cannot sum complex32 on the CPU, so neither can the backward of a broadcast.
 GRADIENTS = [
     (name, dtype)
     for name, dtype in VALUES
-    if dtype in INFOS[name].supported_backward_dtypes("cpu") and dtype != torch.complex32
+    if dtype in INFOS[name].supported_backward_dtypes(DEVICE) and dtype != torch.complex32
 ]
-SHARE = 0.03 if KERNELS else 0.5  # of the reference inputs, without --full
+SHARE = {"formulas": 0.5, "kernels": 0.03, "gpu": 0.01}[MODE]  # of the reference inputs, without --full
 LARGEST = 4096 if KERNELS else 2**30  # elements in them, likewise
 
 
 def samples(name, dtype, full, requires_grad=False):
     """All sample inputs and, seeded, a share of the reference inputs."""
-    yield from INFOS[name].sample_inputs("cpu", dtype, requires_grad=requires_grad)
+    yield from INFOS[name].sample_inputs(DEVICE, dtype, requires_grad=requires_grad)
     chance = random.Random(f"{name} {dtype}")
-    for sample in INFOS[name].reference_inputs("cpu", dtype, requires_grad=requires_grad):
+    for sample in INFOS[name].reference_inputs(DEVICE, dtype, requires_grad=requires_grad):
         if full or (chance.random() < SHARE and getattr(sample.input, "nelement", int)() <= LARGEST):
             yield sample
 
 
+@pytest.mark.thin(gpu=8)
 @pytest.mark.parametrize(("name", "dtype"), VALUES, ids=ids)
 def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
     for sample in samples(name, dtype, full):
@@ -48,6 +51,7 @@ def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
             tally("database samples")
 
 
+@pytest.mark.thin(gpu=8)
 @pytest.mark.parametrize(("name", "dtype"), GRADIENTS, ids=ids)
 def test_samples_have_torchs_gradients(name, dtype, full, tally):
     for sample in samples(name, dtype, full, requires_grad=True):
@@ -77,7 +81,7 @@ def _reference(name, s, inputs, g):
 
 @pytest.mark.parametrize("name", [name for name, info in INFOS.items() if info.error_inputs_func])
 def test_error_inputs_raise_torchs_type(name, tally):
-    errors = list(INFOS[name].error_inputs("cpu"))
+    errors = list(INFOS[name].error_inputs(DEVICE))
     for error in errors:
         s = error.sample_input
         want = outcome(INFOS[name], s.input, *s.args, **s.kwargs)
@@ -85,19 +89,19 @@ def test_error_inputs_raise_torchs_type(name, tally):
         tally("database samples")
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.thin(kernels=4, gpu=8)
 @pytest.mark.parametrize(("name", "dtype"), [(n, d) for n, d in VALUES if INFOS[n].supports_out], ids=ids)
 def test_out_behaves_as_torchs(name, dtype, full, tally):
     """Right and wrong shape, dtype and layout: same value, same strides, same memory, same warning, same error."""
-    for sample in INFOS[name].sample_inputs("cpu", dtype):
+    for sample in INFOS[name].sample_inputs(DEVICE, dtype):
         s, z = sample, INFOS[name](sample.input, *sample.args, **sample.kwargs)
         outs = (
             lambda z=z: torch.empty_like(z),
-            lambda z=z: torch.empty(0, dtype=z.dtype),
-            lambda z=z: torch.empty((*z.shape, 2), dtype=z.dtype),
-            lambda z=z: torch.empty((*z.shape, 2), dtype=z.dtype)[..., 0],
-            lambda z=z: torch.empty(z.shape, dtype=torch.float64),
-            lambda z=z: torch.empty(z.shape, dtype=torch.int16),
+            lambda z=z: torch.empty(0, dtype=z.dtype, device=DEVICE),
+            lambda z=z: torch.empty((*z.shape, 2), dtype=z.dtype, device=DEVICE),
+            lambda z=z: torch.empty((*z.shape, 2), dtype=z.dtype, device=DEVICE)[..., 0],
+            lambda z=z: torch.empty(z.shape, dtype=torch.float64, device=DEVICE),
+            lambda z=z: torch.empty(z.shape, dtype=torch.int16, device=DEVICE),
         )
         for make in outs:
             results = []

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import customops
-from customops import demo
 from customops.__main__ import main
 
-from .conftest import KERNELS
+from .conftest import INTERPRETED, KERNELS
 
+demo = pytest.importorskip("customops.demo", reason="the demo needs scikit-learn and tqdm")
 BACKEND = "triton" if KERNELS else "torch"
 TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=0)
 
@@ -46,9 +46,9 @@ def test_trainings_agree_and_every_operator_is_counted(capsys):
     assert {line[0] for line in words if line} >= set(demo.OPERATORS)
 
 
-@pytest.mark.skipif(KERNELS, reason="600 steps take ten minutes in the interpreter")
+@pytest.mark.skipif(INTERPRETED, reason="600 steps take ten minutes in the interpreter")
 def test_full_schedule_learns_the_digits(capsys):
-    assert main(["demo", "--backend", "torch"]) == 0
+    assert main(["demo", "--backend", BACKEND]) == 0
     assert "The two agree." in capsys.readouterr().out
 
 

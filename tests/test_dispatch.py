@@ -13,38 +13,40 @@ import customops
 from customops import formulas
 
 from .cases import CALLS, ROWS, ids
-from .conftest import KERNELS
+from .conftest import DEVICE, INTERPRETED, KERNELS, NO_KERNEL
 
-X = torch.tensor([0.5, 2.0])
+X = torch.tensor([0.5, 2.0], device=DEVICE)
 
 
 @pytest.fixture
 def launches(monkeypatch):
     """The kernels launched during a test, by the names of their formulas; needs kernels."""
     if not KERNELS:
-        pytest.skip("no kernel runs: TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton runs them")
+        pytest.skip(NO_KERNEL)
     from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
 
-    made, real = [], launch._launch
+    made = []
+    method = "interpret" if INTERPRETED else "__call__"
+    real = getattr(launch.Launch, method)
 
-    def record(kernel, *args):
-        made.append(kernel.__name__)
-        real(kernel, *args)
+    def record(self, *args):
+        made.append(self.kernel.__name__)
+        real(self, *args)
 
-    monkeypatch.setattr(launch, "_launch", record)
+    monkeypatch.setattr(launch.Launch, method, record)
     return made
 
 
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-def test_forward_is_one_launch(row, call, launches):
-    call.function(customops, *(row.draw((2, 3, 2, 2), seed=i) for i in range(call.arity)))
+def test_forward_is_one_launch(row, call, launches, device):
+    call.function(customops, *(row.draw((2, 3, 2, 2), seed=i, device=device) for i in range(call.arity)))
     assert launches == ["map_reduce_kernel" if row.name in ("mean", "sum") else "map_kernel"]
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (3,)), ((2, 3), (2, 1)), ((3, 1), (1, 4))], ids=ids)
 @pytest.mark.parametrize("name", ["mul", "pow"])
-def test_backward_of_a_broadcast_is_one_pass_for_both_gradients(name, shapes, launches):
-    xs = [row.draw(shape).requires_grad_() for row in ROWS if row.name == name for shape in shapes]
+def test_backward_of_a_broadcast_is_one_pass_for_both_gradients(name, shapes, launches, device):
+    xs = [row.draw(shape, device=device).requires_grad_() for row in ROWS if row.name == name for shape in shapes]
     z = getattr(customops, name)(*xs)
     launches.clear()
     torch.autograd.grad(z, xs, torch.ones_like(z))
@@ -81,13 +83,13 @@ def test_complex_numbers_have_no_kernel_and_say_so():
             torch.testing.assert_close(customops.mul(x, y), x * y)
 
 
-@pytest.mark.skipif(KERNELS, reason="in the interpreter kernels run on CPU tensors")
+@pytest.mark.skipif(INTERPRETED, reason="in the interpreter kernels run on CPU tensors")
 def test_forcing_a_kernel_where_none_can_run_says_why_and_what_to_do():
     with (
         customops.backend("triton"),
         pytest.raises(RuntimeError, match=r"exp: .*CPU tensors: set TRITON_INTERPRET=1"),
     ):
-        customops.exp(X)
+        customops.exp(X.cpu())
 
 
 def test_unknown_backend_is_refused_by_name():
@@ -133,10 +135,10 @@ def test_triton_formulas_are_the_twins_of_torchs():
             assert list(customops.compute.parameters(getattr(formulas, name))) == getattr(twins, name).arg_names
 
 
-@pytest.mark.thin(kernels=6)
+@pytest.mark.thin(kernels=6, gpu=6)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-def test_compiled_functions_match_without_a_graph_break(row, call):
-    xs = [row.draw((2, 3, 2, 2), seed=i).requires_grad_() for i in range(call.arity)]
+def test_compiled_functions_match_without_a_graph_break(row, call, device):
+    xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
     torch.compiler.reset()
     compiled = torch.compile(lambda *xs: call.function(customops, *xs), fullgraph=True, backend="aot_eager")
     z, want = compiled(*xs), call.function(torch, *xs)

@@ -10,7 +10,11 @@ import pytest
 
 from customops import binary, dispatch, reductions, unary
 
+from .conftest import DEVICE
+
 ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the examples compute on the CPU")
 
 
 @pytest.mark.parametrize("module", [unary, binary, reductions, dispatch], ids=lambda m: m.__name__)

@@ -22,26 +22,26 @@ PATTERNS = [
 ]
 
 
-@pytest.mark.thin(kernels=5)
+@pytest.mark.thin(kernels=5, gpu=12)
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
-def test_gradients_match_finite_differences(row, call, shapes, layout, full, tally):
-    xs = [row.draw(shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+def test_gradients_match_finite_differences(row, call, shapes, layout, full, device, tally):
+    xs = [row.draw(shape, seed=i, device=device).requires_grad_() for i, shape in enumerate(shapes)]
 
     def function(*xs):
         return call.function(customops, *map(LAYOUTS[layout], xs))
 
-    # The interpreter takes milliseconds a launch: there the Jacobian is checked along one random direction.
+    # The interpreter takes milliseconds a launch: with kernels the Jacobian is checked along one random direction.
     fast = KERNELS and not full
     assert gradcheck(function, xs, fast_mode=fast, check_forward_ad=True, **STRICT)
     assert gradgradcheck(function, xs, fast_mode=fast, **STRICT)
     tally("gradchecks", 2)
 
 
-@pytest.mark.thin(kernels=5)
+@pytest.mark.thin(kernels=5, gpu=12)
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
-def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shapes, layout):
+def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shapes, layout, device):
     """Autograd would sum a gradient of the wrong shape to size by itself, and pay for it."""
-    xs = [LAYOUTS[layout](row.draw(shape, seed=i)).requires_grad_() for i, shape in enumerate(shapes)]
+    xs = [LAYOUTS[layout](row.draw(shape, seed=i, device=device)).requires_grad_() for i, shape in enumerate(shapes)]
     z = call.function(customops, *xs)
     grads = [g for g in _backward(z) if g is not None]
     assert [(g.shape, g.dtype) for g in grads] == [(x.shape, x.dtype) for x in xs]
@@ -49,8 +49,8 @@ def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shape
 
 @pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[1].arity == 2], ids=ids)
 @pytest.mark.parametrize("wanted", [0, 1])
-def test_backward_skips_a_gradient_nobody_wants(row, call, wanted):
-    xs = [row.draw((2, 3), seed=i).requires_grad_(i == wanted) for i in range(2)]
+def test_backward_skips_a_gradient_nobody_wants(row, call, wanted, device):
+    xs = [row.draw((2, 3), seed=i, device=device).requires_grad_(i == wanted) for i in range(2)]
     z = call.function(customops, *xs)
     grads = _backward(z)
     assert [g is not None for g in grads[:2]] == [wanted == 0, wanted == 1]
@@ -59,11 +59,12 @@ def test_backward_skips_a_gradient_nobody_wants(row, call, wanted):
 
 
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-def test_saves_no_more_bytes_than_torch(row, call):
+def test_saves_no_more_bytes_than_torch(row, call, device):
     for wanted in range(1, 2**call.arity):
         saved = {}
         for library in (customops, torch):
-            xs = [row.draw((2, 3, 4, 5), seed=i).requires_grad_(bool(wanted >> i & 1)) for i in range(call.arity)]
+            xs = [row.draw((2, 3, 4, 5), seed=i, device=device) for i in range(call.arity)]
+            xs = [x.requires_grad_(bool(wanted >> i & 1)) for i, x in enumerate(xs)]
             kept = {}
 
             def pack(x, kept=kept):
@@ -77,10 +78,10 @@ def test_saves_no_more_bytes_than_torch(row, call):
 
 
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-def test_tangents_match_torch(row, call):
+def test_tangents_match_torch(row, call, device):
     """Gradcheck's forward mode passes at its own loose tolerance; this does not."""
-    xs = [row.draw((2, 3, 2, 2), seed=i) for i in range(call.arity)]
-    tangents = [row.draw(x.shape, seed=7 + i) for i, x in enumerate(xs)]
+    xs = [row.draw((2, 3, 2, 2), seed=i, device=device) for i in range(call.arity)]
+    tangents = [row.draw(x.shape, seed=7 + i, device=device) for i, x in enumerate(xs)]
     for library, results in ((customops, got := []), (torch, want := [])):
         results += torch.func.jvp(lambda *xs, lib=library: call.function(lib, *xs), tuple(xs), tuple(tangents))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)

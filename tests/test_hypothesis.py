@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 
 import customops
 
 from .cases import CALLS
 from .compare import TOLERANCE, assert_equal, assert_same_outcome, cotangent, outcome
-from .conftest import KERNELS
+from .conftest import DEVICE, KERNELS
+
+pytest.importorskip("hypothesis", reason="it draws the cases")
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 DTYPES = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -35,7 +38,8 @@ def tensors(draw, shape, low, high):
     sizes = [shape[a] * step for a, step in zip(order, steps, strict=True)]
     seed = draw(st.integers(0, 2**16))
     x = torch.rand(sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * (high - low) + low
-    x = x.to(dtype) if dtype.is_floating_point or dtype == torch.bool else x.round().clamp(0).to(dtype)
+    x = x if dtype.is_floating_point or dtype == torch.bool else x.round().clamp(0)
+    x = x.to(DEVICE, dtype)
     x = x[tuple(slice(draw(st.integers(0, step - 1)), None, step) for step in steps)]
     x = x.permute(tuple(sorted(range(len(order)), key=order.__getitem__)))
     for axis in range(x.dim()):

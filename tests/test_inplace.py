@@ -9,9 +9,18 @@ import customops
 
 from .cases import ids
 from .compare import assert_equal, assert_same_outcome, outcome
+from .conftest import DEVICE
 
 UNARY = ["log_", "exp_", "relu_", "sigmoid_"]
 BINARY = ["add_", "sub_", "mul_", "pow_"]
+
+
+def ones(*shape, **options):
+    return torch.ones(*shape, device=DEVICE, **options)
+
+
+def rand(*shape, **options):
+    return torch.rand(*shape, device=DEVICE, **options)
 
 
 def twin(library, name):
@@ -46,25 +55,23 @@ VIEWS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=ids)
 @pytest.mark.parametrize("name", UNARY)
 def test_unary_twins_match_torch_twice_differentiated(name, dtype, view):
-    x = torch.rand(3, 3, dtype=dtype) + 0.5
+    x = rand(3, 3, dtype=dtype) + 0.5
     results = [run(library, name, x, view=VIEWS[view]) for library in (customops, torch)]
     _assert_all_equal(*results)
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)], ids=ids)
-@pytest.mark.parametrize(
-    "y", [torch.rand(3) + 0.5, torch.rand(3, 3) + 0.5, 2, 1.5], ids=["row", "whole", "int", "float"]
-)
+@pytest.mark.parametrize("y", [rand(3) + 0.5, rand(3, 3) + 0.5, 2, 1.5], ids=["row", "whole", "int", "float"])
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_twins_match_torch_twice_differentiated(name, y, wanted):
-    x = torch.rand(3, 3) + 0.5
+    x = rand(3, 3) + 0.5
     results = [run(library, name, x, y, wanted=wanted) for library in (customops, torch)]
     _assert_all_equal(*results)
 
 
 @pytest.mark.parametrize("name", ["add_", "sub_"])
 def test_alpha_scales_the_other_operand(name):
-    x, y = torch.rand(3), torch.rand(3)
+    x, y = rand(3), rand(3)
     got, want = x.clone(), x.clone()
     assert twin(customops, name)(got, y, alpha=2.5) is got
     twin(torch, name)(want, y, alpha=2.5)
@@ -72,14 +79,14 @@ def test_alpha_scales_the_other_operand(name):
 
 
 REFUSED = {
-    "leaf": lambda: torch.ones(3).requires_grad_(),
-    "view of a leaf": lambda: torch.ones(3).requires_grad_()[:2],
-    "output of unbind": lambda: torch.ones(2, 3).requires_grad_().mul(1).unbind()[0],
-    "expanded": lambda: torch.ones(1).expand(3),
-    "integer": lambda: torch.ones(3, dtype=torch.int64),
-    "bool": lambda: torch.ones(3, dtype=torch.bool),
+    "leaf": lambda: ones(3).requires_grad_(),
+    "view of a leaf": lambda: ones(3).requires_grad_()[:2],
+    "output of unbind": lambda: ones(2, 3).requires_grad_().mul(1).unbind()[0],
+    "expanded": lambda: ones(1).expand(3),
+    "integer": lambda: ones(3, dtype=torch.int64),
+    "bool": lambda: ones(3, dtype=torch.bool),
     "number": lambda: 1.5,
-    "view made under no_grad": lambda: _no_grad(torch.ones(3).requires_grad_().mul(1)),
+    "view made under no_grad": lambda: _no_grad(ones(3).requires_grad_().mul(1)),
 }
 
 
@@ -95,8 +102,8 @@ def test_what_torch_refuses_is_refused_and_left_unwritten(name, case):
 
 @pytest.mark.parametrize("name", BINARY)
 def test_result_of_another_shape_or_dtype_is_refused(name):
-    for y in (torch.ones(2, 3), torch.ones(4), torch.ones(3, dtype=torch.complex64)):
-        got, want = torch.ones(3), torch.ones(3)
+    for y in (ones(2, 3), ones(4), ones(3, dtype=torch.complex64)):
+        got, want = ones(3), ones(3)
         assert outcome(twin(torch, name), want, y) in (RuntimeError, ValueError)
         assert_same_outcome(outcome(twin(customops, name), got, y), outcome(twin(torch, name), want, y))
 
@@ -104,14 +111,14 @@ def test_result_of_another_shape_or_dtype_is_refused(name):
 @pytest.mark.parametrize("name", BINARY)
 def test_overlapping_operand_behaves_as_torchs(name):
     for other in (lambda x: x, lambda x: x.t(), lambda x: x[0]):
-        got, want = (torch.arange(1.0, 10).reshape(3, 3) for _ in range(2))
+        got, want = (torch.arange(1.0, 10, device=DEVICE).reshape(3, 3) for _ in range(2))
         assert_same_outcome(
             outcome(twin(customops, name), got, other(got)), outcome(twin(torch, name), want, other(want))
         )
 
 
 def test_backward_through_an_overwritten_value_raises():
-    x = torch.rand(3).requires_grad_()
+    x = rand(3).requires_grad_()
     z = customops.exp(x)  # saves z
     customops.add_(z, 1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -119,7 +126,7 @@ def test_backward_through_an_overwritten_value_raises():
 
 
 def test_version_counter_rises_without_autograd():
-    x = torch.rand(3)
+    x = rand(3)
     before = x._version
     customops.exp_(x)
     assert x._version > before

@@ -28,7 +28,7 @@ class GuardBands(TorchFunctionMode):
         if function not in FACTORIES or z.is_meta:
             return z
         extent = sum((n - 1) * s for n, s in zip(z.shape, z.stride(), strict=True)) + 1
-        guarded = torch.full((extent + 2 * BAND,), 77, dtype=z.dtype)
+        guarded = torch.full((extent + 2 * BAND,), 77, dtype=z.dtype, device=z.device)
         guarded[BAND:-BAND] = float("nan") if z.is_floating_point() else 99
         self.storages.append(guarded)
         return guarded.as_strided(z.shape, z.stride(), BAND)
@@ -36,21 +36,22 @@ class GuardBands(TorchFunctionMode):
     def check(self) -> int:
         """The number of allocations seen, none of whose bands changed."""
         for guarded in self.storages:
-            band = torch.full((BAND,), 77, dtype=guarded.dtype)
+            band = torch.full((BAND,), 77, dtype=guarded.dtype, device=guarded.device)
             assert torch.equal(guarded[:BAND], band), "a write before an output"
             assert torch.equal(guarded[-BAND:], band), "a write past an output"
         return len(self.storages)
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.thin(kernels=4, gpu=12)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-def test_kernels_write_their_outputs_and_nothing_else(row, call, layout):
+def test_kernels_write_their_outputs_and_nothing_else(row, call, layout, device):
     for shapes in shapes_for(call)[-5:]:
-        xs = [LAYOUTS[layout](row.draw(shape, seed=i)) for i, shape in enumerate(shapes)]
+        xs = [LAYOUTS[layout](row.draw(shape, seed=i, device=device)) for i, shape in enumerate(shapes)]
         before = [x.clone() for x in xs]
         leaves = [x.detach().requires_grad_() for x in xs]
-        with GuardBands() as bands:
+        # one thread, or the backward of CUDA tensors would leave the mode for its own
+        with GuardBands() as bands, torch.autograd.set_multithreading_enabled(False):
             z = call.function(customops, *leaves)
             g = cotangent(z)
             kept = g.clone()
@@ -65,10 +66,10 @@ def test_kernels_write_their_outputs_and_nothing_else(row, call, layout):
 
 
 @pytest.mark.parametrize("shapes", BROADCASTS, ids=ids)
-def test_writing_in_place_or_into_out_leaves_its_surroundings(shapes):
-    x, y = (torch.rand(shape) + 0.5 for shape in shapes)
+def test_writing_in_place_or_into_out_leaves_its_surroundings(shapes, device):
+    x, y = (torch.rand(shape, device=device) + 0.5 for shape in shapes)
     want = x * y
-    buffer = torch.full((*want.shape, 3), 77.0)
+    buffer = torch.full((*want.shape, 3), 77.0, device=device)
     assert_equal(customops.mul(x, y, out=buffer[..., 1]), want)
     buffer[..., 1] = x
     customops.mul_(buffer[..., 1], y)

@@ -10,18 +10,18 @@ import customops
 from customops import binary, formulas
 
 from .cases import CALLS, ROWS
-from .conftest import KERNELS
+from .conftest import DEVICE, KERNELS, NO_KERNEL
 from .test_edges import _assert_agree
 from .test_gradients import STRICT
 from .test_memory import GuardBands, test_kernels_write_their_outputs_and_nothing_else
 
 ROW = {row.name: row for row in ROWS}
 CALL = {call.name: call for _, call in CALLS}
-kernels_only = pytest.mark.skipif(not KERNELS, reason="no kernel runs without the interpreter")
+kernels_only = pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
 
 
 def _check_mul():
-    xs = [ROW["mul"].draw((2, 3), seed=i).requires_grad_() for i in range(2)]
+    xs = [ROW["mul"].draw((2, 3), seed=i, device=DEVICE).requires_grad_() for i in range(2)]
     return gradcheck(customops.mul, xs, raise_exception=False, **STRICT)
 
 
@@ -57,15 +57,15 @@ def test_default_tolerance_would_miss_a_derivative_off_by_1e_4():
 
 @kernels_only
 @pytest.mark.parametrize("name", ["relu", "pow_dx"])
-def test_edges_see_a_formula_that_is_wrong_at_special_numbers(breaking, name):
-    x = torch.tensor([float("nan"), -1.0, 2.0, 0.0])
-    exponent = torch.tensor([2.0, 3.0, 0.0, 0.0])
+def test_edges_see_a_formula_that_is_wrong_at_special_numbers(breaking, device, name):
+    x = torch.tensor([float("nan"), -1.0, 2.0, 0.0], device=device)
+    exponent = torch.tensor([2.0, 3.0, 0.0, 0.0], device=device)
     xs = [x] if name == "relu" else [x, exponent]
     call = CALL["relu(x)" if name == "relu" else "pow(x, y)"]
-    _assert_agree(call.function, xs, torch.ones(4))
+    _assert_agree(call.function, xs, torch.ones_like(x))
     breaking(name)
     with pytest.raises(AssertionError):
-        _assert_agree(call.function, xs, torch.ones(4))
+        _assert_agree(call.function, xs, torch.ones_like(x))
 
 
 def test_edges_see_the_sign_of_zero():
@@ -78,7 +78,7 @@ def test_edges_see_the_sign_of_zero():
 
 
 @kernels_only
-def test_guard_bands_see_a_dropped_mask(monkeypatch):
+def test_guard_bands_see_a_dropped_mask(monkeypatch, replan, device):
     from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
 
     real = launch.arrange
@@ -86,23 +86,24 @@ def test_guard_bands_see_a_dropped_mask(monkeypatch):
         launch, "arrange", lambda *args: (a := real(*args))._replace(extents=tuple(n + 1 for n in a.extents))
     )
     with GuardBands() as bands:
-        customops.exp(torch.zeros(5))
+        customops.exp(torch.zeros(5, device=device))
     with pytest.raises(AssertionError, match="a write past an output"):
         bands.check()
 
 
 @kernels_only
-def test_comparison_sees_swapped_strides(monkeypatch):
+def test_comparison_sees_swapped_strides(monkeypatch, replan, device):
     from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
 
     row, call = ROW["mul"], CALL["mul(x, y)"]
-    test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed")
+    test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
     real = launch.expand
     monkeypatch.setattr(launch, "expand", lambda shape, size, strides: real(shape, size, strides)[::-1])
+    replan()
     with pytest.raises(Exception):  # noqa: B017, PT011 - a wrong value or a wrong sum, both show
-        test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed")
+        test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
 
 
 @kernels_only
-def test_unwritten_memory_shows():
-    assert bool(torch.empty(3).isnan().all())
+def test_unwritten_memory_shows(device):
+    assert bool(torch.empty(3, device=device).isnan().all())

@@ -20,7 +20,7 @@ def log(x):
 
 @triton.jit
 def log_dx(g, x):
-    return g / x
+    return _divide(g, x)
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def relu_dx(g, z):
 @triton.jit
 def sigmoid(x):
     e = exp(-tl.abs(x))  # in (0, 1]: cannot overflow
-    return tl.where(x < 0, e, 1) / (1 + e)
+    return _divide(tl.where(x < 0, e, 1), 1 + e)
 
 
 @triton.jit
@@ -125,17 +125,24 @@ def pow_dy(g, x, y, z):
 
 
 @triton.jit
-def pow_number(x, y):
-    z = pow(x, y)
-    if y.dtype.is_floating():
-        root = tl.sqrt(x)
-        z = tl.where(y == 0.5, root, tl.where(y == -0.5, 1 / root, z))
-    return z
+def pow_number(x, y: tl.constexpr):
+    if y == 1:
+        return x
+    elif y == 2:
+        return x * x
+    elif y == 3:
+        return x * x * x
+    elif y == 0.5:
+        return _root(x)
+    elif y == -0.5 or y == -1 or y == -2 or y == -3:
+        return _divide(1, pow_number(x, -y))
+    else:
+        return pow(x, tl.full([], y, x.dtype))
 
 
 @triton.jit
-def pow_number_dx(g, x, y):
-    return tl.where(y == 0, 0, g * (y * pow_number(x, y - 1)))
+def pow_number_dx(g, x, y: tl.constexpr):
+    return g * (y * pow_number(x, y - 1))
 
 
 @triton.jit
@@ -145,12 +152,31 @@ def sum(x, count):
 
 @triton.jit
 def mean(x, count):
-    return x / count
+    return _divide(x, count)
 
 
 @triton.jit
 def mean_dx(g, count):
-    return g / count
+    return _divide(g, count)
+
+
+@triton.jit
+def _divide(x, y):
+    """The quotient to the nearest; Triton's own float32 division is off by up to 2 ulp."""
+    x, y = tl.broadcast(tl.to_tensor(x), tl.to_tensor(y))
+    if y.dtype.is_fp32():
+        return tl.div_rn(x.to(tl.float32), y)
+    else:
+        return x / y
+
+
+@triton.jit
+def _root(x):
+    """The square root to the nearest; Triton's own in float32 is approximate."""
+    if x.dtype.is_fp32():
+        return tl.sqrt_rn(x)
+    else:
+        return tl.sqrt(x)
 
 
 @triton.jit

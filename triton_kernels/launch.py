@@ -1,20 +1,29 @@
-"""Run a program on tensors: choose the kernel, set partial sums aside, launch."""
+"""From tensors to a launch: a plan made once for a layout, then followed at every call like it."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from math import gcd, prod
+from operator import mul
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
+from triton._utils import canonicalize_dtype
+from triton.compiler import ASTSource
+from triton.runtime import driver
 
 from . import formulas
-from .layout import BLOCK, LOOPED, TILED, Layout, Strides, arrange, cut, dense, expand
+from .formulas import INTERPRETED
+from .layout import LOOPED, TILED, WORD, Strides, arrange, cut, dense, expand, traffic
 from .pointwise import map_kernel
-from .program import Program, is_read, program_of
+from .program import Geometry, Program, compiled_in, compose, parameters
 from .reduce import map_reduce_kernel
 
 ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int64}
@@ -22,12 +31,28 @@ ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch
 INTERPRETER = RLock()  # it patches triton.language while it runs
 
 
-class Strided(NamedTuple):
-    """A tensor and its strides over the common shape; ``part`` is the stride between the partial sums it holds."""
+class Memory(NamedTuple):
+    """What a plan knows of a tensor; ``aligned`` where it starts at a multiple of 16 bytes."""
 
-    tensor: torch.Tensor
-    strides: Strides
+    shape: Sequence[int]
+    strides: Sequence[int]
+    dtype: torch.dtype
+    aligned: bool = True
+
+
+class Slot(NamedTuple):
+    """An argument of a plan as an operand or output of one launch.
+
+    ``index`` counts operands, outputs, then partial sums. A number has no ``dtype``; ``part`` is the stride between
+    the partial sums that an output holds.
+    """
+
+    index: int
+    dtype: torch.dtype | None = None
+    aligned: bool = True
+    strides: Strides | None = None
     part: int = 0
+    partial: bool = False
 
 
 class Finish(NamedTuple):
@@ -37,114 +62,210 @@ class Finish(NamedTuple):
     terms: int = 1
 
 
-def run(
-    names: Sequence[str],
-    values: dict[str, torch.Tensor | float],
-    outputs: Sequence[torch.Tensor],
-    shape: Sequence[int],
-    common: torch.dtype,
-    finish: tuple[str, int] | None = None,
-) -> None:
-    """Evaluate the formulas called ``names`` over ``shape``, each into an output; without names, copy the value.
+class Plan:
+    """The launches that evaluate formulas over one shape and layout; ``plan(operands, outputs)`` makes them.
 
-    ``values`` holds what the formulas read by name, tensors that broadcast to ``shape``, which has elements, and
-    numbers. An output that itself broadcasts to ``shape`` gets the sum along those axes, and then ``finish``, a
-    formula and its count. Values are rounded to ``common`` as they are loaded, computed and summed in its
-    accumulation dtype, and rounded once, to the dtype of the output.
+    It holds compiled kernels and integers, no tensor: any tensors of the same dtypes, strides, alignment and device
+    can follow it, from any thread and on any stream.
     """
-    shape = tuple(shape)
-    read = {name: value for name, value in values.items() if not names or is_read(name, names)}
-    operands = [_operand(value, shape, outputs[0].device) for value in read.values()]
-    targets = [Strided(output, expand(shape, output.shape, output.stride())) for output in outputs]
-    last = Finish(getattr(formulas, finish[0]), finish[1]) if finish else Finish()
-    _run(program_of(tuple(names), tuple(read)), shape, operands, targets, common, last)
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        operands: dict[str, Memory | float],
+        outputs: Sequence[Memory],
+        shape: Sequence[int],
+        common: torch.dtype,
+        device: torch.device,
+        finish: tuple[str, int] | None = None,
+    ):
+        """Plan to evaluate the formulas called ``names`` over ``shape``, each into an output; or to copy the operand.
+
+        ``operands`` are what the formulas read, by name: tensors that broadcast to ``shape``, which has elements, and
+        numbers. An output that itself broadcasts to ``shape`` gets the sum along those axes, and then ``finish``, a
+        formula and its count. Values are rounded to ``common`` as they are loaded, computed and summed in its
+        accumulation dtype, and rounded once, to the dtype of the output.
+        """
+        shape = tuple(shape)
+        self.common, self.accumulate = common, ACCUMULATE.get(common, common)
+        self.rooms: list[int] = []
+        self.launches: list[Launch] = []
+        self.device = device
+        fixed = {compiled_in(name) for name in names} - {None}
+        constants = {name: operands[name] for name in fixed}
+        read = {name for formula in names for name in parameters(formula)} - fixed or set(operands)
+        slots = {name: self._slot(i, value, shape) for i, (name, value) in enumerate(operands.items()) if name in read}
+        self.numbers = frozenset(slot.index for slot in slots.values() if slot.dtype is None)
+        self.count = len(operands) + len(outputs)
+        targets = [self._slot(i, output, shape) for i, output in enumerate(outputs, len(operands))]
+        program = compose(names, list(slots), constants, _triton(common), _triton(self.accumulate))
+        last = Finish(getattr(formulas, finish[0]), finish[1]) if finish else Finish()
+        with self._on_device():
+            self.index = None if INTERPRETED else driver.active.get_current_device()
+            self._add(program, shape, list(slots.values()), targets, last)
+
+    def __call__(self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]) -> None:
+        """Launch on these tensors and numbers, on the current stream of their device."""
+        rooms = [torch.empty(size, dtype=self.accumulate, device=self.device) for size in self.rooms]
+        tensors = [*operands, *outputs, *rooms]
+        for i in self.numbers:
+            tensors[i] = _as_integer(tensors[i], self.common)
+        if INTERPRETED:
+            with INTERPRETER:
+                for launch in self.launches:
+                    launch.interpret(tensors)
+            return
+        pointers = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in tensors]
+        active = driver.active
+        with _NOTHING if active.get_current_device() == self.index else torch.cuda.device(self.index):
+            stream = active.get_current_stream(self.index)
+            for launch in self.launches:
+                launch(pointers, stream)
+
+    def _on_device(self):
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else _NOTHING
+
+    def _slot(self, index: int, value: Memory | float, shape: tuple[int, ...]) -> Slot:
+        if not isinstance(value, Memory):
+            return Slot(index)
+        return Slot(index, value.dtype, value.aligned, expand(shape, value.shape, value.strides))
+
+    def _add(self, program: Program, shape, operands: Sequence[Slot], outputs: Sequence[Slot], finish: Finish) -> None:
+        """One launch, and one more for each output whose sums several programs share."""
+        layout, tiling = _lay_out(shape, operands, outputs)
+        if not any(layout.summed):
+            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, (), ()))
+            return
+        shares = [{LOOPED: tiling.parts, TILED: tiling.blocks[1]}.get(group, 1) for group in layout.summed]
+        targets = [
+            self._set_aside(shape, output, share) if share > 1 else output
+            for output, share in zip(outputs, shares, strict=True)
+        ]
+        first = Finish() if tiling.parts > 1 else finish
+        layout, tiling = _lay_out(shape, operands, targets)
+        runtime = (tuple(target.part for target in targets), tiling.chunk, first.terms)
+        launch = Launch(map_reduce_kernel, program, layout, tiling, operands, targets, runtime, (first.formula,))
+        self.launches.append(launch)
+        for output, target, share in zip(outputs, targets, shares, strict=True):
+            if share > 1:
+                kept = [1 if stride == 0 else size for size, stride in zip(shape, output.strides, strict=True)]
+                parts = target._replace(strides=(target.part, *target.strides), part=0)
+                total = output._replace(strides=(0, *output.strides))
+                dtype = _triton(self.accumulate)
+                self._add(compose((), ("x",), {}, dtype, dtype), (share, *kept), [parts], [total], finish)
+
+    def _set_aside(self, shape, output: Slot, share: int) -> Slot:
+        """Room for ``share`` partial sums of an output, in the accumulation dtype."""
+        size = prod(n for n, stride in zip(shape, output.strides, strict=True) if stride)
+        self.rooms.append(share * size)
+        index = self.count + len(self.rooms) - 1
+        return Slot(index, self.accumulate, True, dense(shape, output.strides), size, partial=True)
 
 
-def _run(program, shape, operands, outputs, common, finish) -> None:
-    layout = _layout(shape, operands, outputs)
-    if any(layout.summed):
-        _map_reduce(program, shape, layout, operands, outputs, common, finish)
-    else:
-        grid = triton.cdiv(layout.extents[0], BLOCK)
-        _launch(map_kernel, grid, layout, operands, outputs, program, common, (), (BLOCK,))
+class Launch:
+    """One launch of a kernel: compiled, with every argument but the pointers.
 
+    ``bytes_moved`` is what its programs load and store together, ``bytes_floor`` its operands and outputs once each,
+    without partial sums.
+    """
 
-def _map_reduce(program, shape, layout, operands, outputs, common, finish) -> None:
-    """One launch, and one more for each output whose sums several programs share."""
-    tile, blocks, chunk, parts = cut(layout)
-    shares = [{LOOPED: parts, TILED: blocks[1]}.get(group, 1) for group in layout.summed]
-    targets = [
-        _set_aside(shape, output, share, common) if share > 1 else output
-        for output, share in zip(outputs, shares, strict=True)
-    ]
-    first = Finish() if parts > 1 else finish
-    grid = blocks[0] * blocks[1] * parts
-    runtime = (tuple(target.part for target in targets), blocks, chunk, first.terms)
-    constant = (layout.summed, first.formula, *tile)
-    layout = _layout(shape, operands, targets)
-    _launch(map_reduce_kernel, grid, layout, operands, targets, program, common, runtime, constant)
-    for output, target, share in zip(outputs, targets, shares, strict=True):
-        if share > 1:
-            kept = [1 if stride == 0 else size for size, stride in zip(shape, output.strides, strict=True)]
-            parts_of = Strided(target.tensor, (target.part, *target.strides))
-            total = Strided(output.tensor, (0, *output.strides))
-            _run(program_of((), ("x",)), (share, *kept), [parts_of], [total], target.tensor.dtype, finish)
+    def __init__(self, kernel, program, layout, tiling, operands, outputs, runtime: tuple, constant: tuple):
+        """Compile ``kernel`` for the current device; both take these arguments in this order."""
+        self.kernel, self.program = kernel, program
+        self.reads = tuple(slot.index for slot in operands)
+        self.writes = tuple(slot.index for slot in outputs)
+        self.grid = prod(tiling.blocks) * tiling.parts
+        sizes = [slot.dtype.itemsize if slot.dtype else 0 for slot in (*operands, *outputs)]
+        partial = [slot.partial for slot in (*operands, *outputs)]
+        moved, floor = traffic(layout, tiling)
+        self.bytes_moved = sum(map(mul, moved, sizes))
+        self.bytes_floor = sum(n * size for n, size, part in zip(floor, sizes, partial, strict=True) if not part)
+        index = tl.int64 if layout.wide else tl.int32
+        geometry = Geometry(tiling.tile, layout.groups, layout.summed, tiling.ragged, index)
+        integers = (layout.operands, layout.outputs, layout.sizes, layout.extents, tiling.blocks, *runtime)
+        self.arguments = (*integers, program, geometry, *constant)
+        if INTERPRETED:
+            return
+        pointers = [tuple((slot.dtype, slot.aligned) for slot in slots) for slots in (operands, outputs)]
+        constants = (program, geometry, *constant)
+        device = driver.active.get_current_device()
+        self.compiled = _compile(kernel, *pointers, integers, constants, tiling.warps, device)
+        self.run = self.compiled.run
+        self.fixed = self.compiled.function, self.compiled.packed_metadata
 
-
-def _set_aside(shape, output: Strided, share: int, common: torch.dtype) -> Strided:
-    """Room for ``share`` partial sums of an output, in the accumulation dtype."""
-    size = output.tensor.numel()
-    room = torch.empty(share * size, dtype=ACCUMULATE.get(common, common), device=output.tensor.device)
-    return Strided(room, dense(shape, output.strides), size)
-
-
-def _layout(shape, operands, outputs) -> Layout:
-    return arrange(
-        shape,
-        tuple(operand.strides if isinstance(operand, Strided) else None for operand in operands),
-        tuple(output.strides for output in outputs),
-    )
-
-
-def _launch(kernel, grid: int, layout: Layout, operands, outputs, program: Program, common, runtime, constant) -> None:
-    """Launch ``kernel`` on the device of its outputs; both kernels take these arguments in this order."""
-    compute = ACCUMULATE.get(common, common)
-    tensor = outputs[0].tensor
-    with torch.cuda.device_of(tensor) if tensor.is_cuda else INTERPRETER:
-        kernel[(grid,)](
-            tuple(_argument(operand, common) for operand in operands),
-            layout.operands,
-            tuple(output.tensor for output in outputs),
-            layout.outputs,
-            layout.sizes,
-            layout.extents,
-            *runtime,
-            *program,
-            *constant,
-            layout.groups,
-            _triton_dtype(common),
-            _triton_dtype(compute),
-            tl.int64 if layout.wide else tl.int32,
+    def __call__(self, pointers: Sequence[int], stream: int) -> None:
+        """Launch on pointers and numbers, as Triton itself does."""
+        arguments = (
+            tuple([pointers[i] for i in self.reads]),
+            tuple([pointers[i] for i in self.writes]),
+            *self.arguments,
         )
+        grid = self.grid, 1, 1
+        hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+        metadata = self  # which only a dry run reads
+        if any(getattr(hook, "calls", hook) for hook in hooks):  # a profiler listens
+            metadata = self.compiled.launch_metadata(grid, stream, *arguments)
+        else:
+            hooks = None, None
+        self.run(*grid, stream, *self.fixed, metadata, *hooks, *arguments)
+
+    def interpret(self, tensors: Sequence[torch.Tensor | int]) -> None:
+        """Launch on tensors and numbers in Triton's interpreter."""
+        reads, writes = (tuple(tensors[i] for i in slots) for slots in (self.reads, self.writes))
+        self.kernel[(self.grid,)](reads, writes, *self.arguments)
 
 
-def _operand(value: torch.Tensor | float, shape, device) -> Strided | float:
-    """A tensor with its strides over ``shape``; a number, which a 0-dim CPU tensor among GPU tensors counts as."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    if value.device != device:
-        return value.item()
-    return Strided(value, expand(shape, value.shape, value.stride()))
+_NOTHING = nullcontext()
 
 
-def _argument(operand: Strided | float, common: torch.dtype):
-    """What the kernel gets for an operand: a pointer, or a number as ``program.load`` expects it."""
-    if isinstance(operand, Strided):
-        return operand.tensor
+def _lay_out(shape, operands: Sequence[Slot], outputs: Sequence[Slot]):
+    layout = arrange(shape, tuple(slot.strides for slot in operands), tuple(slot.strides for slot in outputs))
+    return layout, cut(layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype))
+
+
+@cache
+def _compile(kernel, operands: tuple, outputs: tuple, integers: tuple, constant: tuple, warps: int, _device: int):
+    """Compile for what is known of the arguments: dtype and alignment, strides of 0 and 1, powers of 2 that divide.
+
+    Of a tensor or number that is its dtype, None for a number, and whether it is aligned.
+    """
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+
+    def pointer(path, dtype, aligned):
+        if dtype is None:
+            return "i64"
+        if aligned:
+            attributes[path] = [["tt.divisibility", WORD]]
+        return "*" + canonicalize_dtype(dtype)
+
+    def integer(path, value):
+        if isinstance(value, tuple):
+            return tuple(integer((*path, i), item) for i, item in enumerate(value))
+        if value in (0, 1):
+            constants[path] = value
+            return "constexpr"
+        if gcd(value, WORD) > 1:
+            attributes[path] = [["tt.divisibility", gcd(value, WORD)]]
+        return "i32" if value < 2**31 else "i64"
+
+    types: list[Any] = [
+        tuple(pointer((i, j), *slot) for j, slot in enumerate(slots)) for i, slots in enumerate((operands, outputs))
+    ]
+    types += [integer((i,), value) for i, value in enumerate(integers, len(types))]
+    constants |= {(i,): value for i, value in enumerate(constant, len(types))}
+    types += ["constexpr"] * len(constant)
+    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), constants, attributes)
+    return triton.compile(source, driver.active.get_current_target(), {"num_warps": warps})
+
+
+def _as_integer(value: torch.Tensor | float, common: torch.dtype) -> int:
+    """A number, which a 0-dim CPU tensor among GPU tensors counts as, as ``program.load`` expects it."""
+    number = value.item() if isinstance(value, torch.Tensor) else value
     if common.is_floating_point:
-        return struct.unpack("<q", struct.pack("<d", operand))[0]
-    return int(bool(operand) if common == torch.bool else operand)
+        return struct.unpack("<q", struct.pack("<d", number))[0]
+    return int(bool(number) if common == torch.bool else number)
 
 
-def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
+def _triton(dtype: torch.dtype) -> tl.dtype:
     return tl.int1 if dtype == torch.bool else getattr(tl, str(dtype).removeprefix("torch."))

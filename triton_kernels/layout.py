@@ -13,19 +13,23 @@ from math import prod
 from typing import NamedTuple
 
 Strides = tuple[int, ...]
+Fold = list[tuple[int, Strides]]  # axes outermost first: the size, and the stride of every tensor
 
-KEPT, LOOPED, TILED = range(3)
+ROWS, COLUMNS = range(2)  # the groups of axes that the map kernel's tiles span
+KEPT, LOOPED, TILED = range(3)  # those of the map-reduce kernel's
 
-BLOCK = 1024  # elements a program of the map kernel handles
-TILE = 2048  # elements in a tile of the map-reduce kernel
-ROW = 1024  # most elements a tile takes along the axis whose elements lie side by side, where that axis is summed
-SPAN = 128  # the same, where that axis is kept
-PROGRAMS = 512  # programs that fill a large GPU; fewer rows than that share out their sums
+WORD = 16  # bytes that one instruction loads at most
+LANES = 32  # threads in a warp
+WARPS = 4  # warps of a program at most
+FLIGHT = 4  # words that a thread loads before it waits, where it has one operand
+REGISTERS = 32  # most elements of an operand that a thread holds
+PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors; fewer rows than that share their sums
 PART = 4  # fewest tiles in a part of a shared sum
+WASTE = 1.3  # most lanes, to elements, that a tile's width may cost
 
 
 class Layout(NamedTuple):
-    """Operands and outputs over folded axes, in groups: all axes in one, or kept, looped and tiled ones."""
+    """Operands and outputs over folded axes, in groups: rows and columns, or kept, looped and tiled axes."""
 
     sizes: tuple[tuple[int, ...], ...]
     extents: tuple[int, ...]
@@ -37,12 +41,15 @@ class Layout(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How the box of a map-reduce is cut: tile shape, blocks of kept and tiled axes, chunk and parts of looped ones."""
+    """How a layout is cut: elements of a tile and tiles along each group, chunk and parts of looped axes, warps."""
 
-    tile: tuple[int, int, int]
-    blocks: tuple[int, int]
+    tile: tuple[int, ...]
+    blocks: tuple[int, ...]
     chunk: int
     parts: int
+    warps: int
+    side: int  # the group along which elements lie side by side
+    ragged: bool  # whether whole words do not fill that group
 
 
 def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> Strides:
@@ -54,7 +61,7 @@ def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) ->
 
 @lru_cache(maxsize=4096)
 def arrange(shape: tuple[int, ...], operands: tuple[Strides | None, ...], outputs: tuple[Strides, ...]) -> Layout:
-    """Sort axes into groups by which outputs are summed over them, and fold each group.
+    """Sort axes into groups and fold each: by what outputs are summed over them, else into rows and columns.
 
     Raises ValueError where outputs are summed over more than two different sets of axes, or over overlapping ones.
     """
@@ -63,38 +70,100 @@ def arrange(shape: tuple[int, ...], operands: tuple[Strides | None, ...], output
     sums = list(dict.fromkeys(axes for axes in summed_axes if axes))
     if len(sums) > TILED or (len(sums) == TILED and sums[0] & sums[1]):
         raise ValueError(f"one pass sums over at most two separate sets of axes, got {[sorted(s) for s in sums]}")
-    kept = frozenset(range(len(shape))).difference(*sums)
-    groups = [kept] if not sums else [kept, *sums, *[frozenset[int]()] * (TILED - len(sums))]
-    folds = [_fold(shape, axes, strides) for axes in groups]
-    per_tensor = [tuple(column) for column in zip(*(fold_strides for _, fold_strides in folds), strict=True)]
+    everything = frozenset(range(len(shape)))
+    if sums:
+        sets = [everything.difference(*sums), *sums, *[frozenset[int]()] * (TILED - len(sums))]
+        folds = [_fold(shape, axes, strides) for axes in sets]
+    else:
+        folds = _split(_fold(shape, everything, strides))
+    per_tensor = [tuple(tuple(steps[i] for _, steps in fold) for fold in folds) for i in range(len(strides))]
     given = iter(per_tensor[len(outputs) :])
     by_operand = tuple(() if s is None else next(given) for s in operands)
     return Layout(
-        sizes=tuple(sizes for sizes, _ in folds),
-        extents=tuple(prod(sizes) for sizes, _ in folds),
+        sizes=tuple(tuple(size for size, _ in fold) for fold in folds),
+        extents=tuple(prod(size for size, _ in fold) for fold in folds),
         operands=by_operand,
         outputs=tuple(per_tensor[: len(outputs)]),
         groups=tuple(sum(any(g) << i for i, g in enumerate(groups)) if groups else -1 for groups in by_operand),
         summed=tuple(1 + sums.index(axes) if axes else None for axes in summed_axes),
-        wide=prod(shape) > 2**31 - 1 - TILE or any(_span(shape, s) > 2**31 - 1 for s in strides),
+        wide=prod(shape) > 2**31 - 1 - 2**14 or any(_span(shape, s) > 2**31 - 1 for s in strides),
     )
 
 
 @lru_cache(maxsize=4096)
-def cut(layout: Layout) -> Tiling:
-    """Tiles for a map-reduce: wide along the axis whose elements lie side by side, then along the sum."""
+def cut(layout: Layout, itemsize: int) -> Tiling:
+    """Tiles of a layout whose narrowest element takes ``itemsize`` bytes.
+
+    A thread handles whole words, several of them; tiles shrink to one word for each thread of a warp before they
+    leave multiprocessors idle.
+    """
+    word = WORD // itemsize
+    reads = sum(groups >= 0 for groups in layout.groups)
+    flight = max(1, min(FLIGHT if reads == 1 else FLIGHT // 2, REGISTERS // word))
+    cut_tiles = _cut_map if len(layout.extents) == 2 else _cut_reduce
+    room = LANES * WARPS * word * flight
+    tiling = cut_tiles(layout, room, word)
+    while prod(tiling.blocks) * tiling.parts < PROGRAMS // 2 and room > LANES * word:
+        room //= 2
+        tiling = cut_tiles(layout, room, word)
+    return tiling
+
+
+def _cut_map(layout: Layout, room: int, word: int) -> Tiling:
+    """Tiles of about ``room`` elements: flat, or rows of 16 words; near square where an operand runs down the rows."""
+    rows, columns = layout.extents
+    if any(strides and strides[ROWS][-1:] == (1,) and any(strides[COLUMNS]) for strides in layout.operands):
+        width = min(_power_of_2(columns), 8 * word, 64)
+        height = min(_power_of_2(rows), width, room // width)
+    else:
+        width = room if rows == 1 else _width(columns, 16 * word)
+        height = min(_power_of_2(rows), room // width)
+        width = max(width, min(_power_of_2(columns), room // height)) if height == rows else min(width, room)
+    return _tiling(layout, (height, width), COLUMNS, word)
+
+
+def _cut_reduce(layout: Layout, room: int, word: int) -> Tiling:
+    """Tiles wide along the axes whose elements lie side by side, then along the sum.
+
+    Each tile along the tiled axes writes a sum of its own for the looped ones, so those tiles are large.
+    """
     side = _side_by_side(layout)
-    order = [side, *(group for group in (LOOPED, KEPT, TILED) if group != side)]
-    tile, room = [1, 1, 1], TILE
-    for group in order:
-        most = (ROW if group == LOOPED else SPAN) if group == side else room
-        tile[group] = min(_power_of_2(layout.extents[group]), most, room)
-        room //= tile[group]
-    blocks = (_blocks(layout.extents[KEPT], tile[KEPT]), _blocks(layout.extents[TILED], tile[TILED]))
-    steps = _blocks(layout.extents[LOOPED], tile[LOOPED])
-    parts = max(1, min(PROGRAMS // (blocks[0] * blocks[1]), steps // PART))
+    tiled = layout.extents[TILED] > 1
+    wide = 8 * word if tiled else room if side == LOOPED else 16 * word
+    most = {side: _width(layout.extents[side], wide)}
+    tile, left = [1, 1, 1], 2 * room if tiled else room
+    for group in (side, *(group for group in (TILED, LOOPED, KEPT) if group != side)):
+        tile[group] = min(_power_of_2(layout.extents[group]), most.get(group, left), left)
+        left //= tile[group]
+    return _tiling(layout, tuple(tile), side, word)
+
+
+def _tiling(layout: Layout, tile: tuple[int, ...], side: int, word: int) -> Tiling:
+    blocks = tuple(-(-n // size) for n, size in zip(layout.extents, tile, strict=True))
+    warps = max(1, min(WARPS, prod(tile) // (LANES * word)))
+    ragged = _power_dividing(layout.extents[side]) < word
+    if len(tile) == 2:
+        return Tiling(tile, blocks, 0, 1, warps, side, ragged)
+    steps = blocks[LOOPED]
+    parts = max(1, min(PROGRAMS // (blocks[KEPT] * blocks[TILED]), steps // PART))
     chunk = -(-steps // parts) * tile[LOOPED]
-    return Tiling((tile[0], tile[1], tile[2]), blocks, chunk, _blocks(layout.extents[LOOPED], chunk))
+    parts = -(-layout.extents[LOOPED] // chunk)
+    return Tiling(tile, (blocks[KEPT], blocks[TILED]), chunk, parts, warps, side, ragged)
+
+
+def traffic(layout: Layout, tiling: Tiling) -> tuple[list[int], list[int]]:
+    """How many elements of each operand, then of each output, all programs load or store; and how many there are.
+
+    What two tiles both load counts twice, though a cache may have it the second time.
+    """
+    tiles = list(tiling.blocks) if len(layout.extents) == 2 else [tiling.blocks[0], tiling.parts, tiling.blocks[1]]
+    moved, floor = [], []
+    for groups in (*layout.operands, *layout.outputs):
+        walks = zip(layout.extents, tiles, groups, strict=True) if groups else ()
+        moved.append(prod(n if any(steps) else count for n, count, steps in walks))
+        axes = ((n, step) for sizes, steps in zip(layout.sizes, groups) for n, step in zip(sizes, steps, strict=True))
+        floor.append(prod(n for n, step in axes if step))
+    return moved, floor
 
 
 def dense(shape: Sequence[int], strides: Strides) -> Strides:
@@ -107,15 +176,21 @@ def dense(shape: Sequence[int], strides: Strides) -> Strides:
     return tuple(result)
 
 
-def _fold(shape: Sequence[int], axes: frozenset[int], strides: list[Strides]) -> tuple[tuple[int, ...], list[Strides]]:
+def _fold(shape: Sequence[int], axes: frozenset[int], strides: list[Strides]) -> Fold:
     """Merge the axes that every tensor walks as one: sizes outermost first, and each tensor's strides."""
-    folded: list[tuple[int, tuple[int, ...]]] = []
+    folded: Fold = []
     for axis in sorted((a for a in axes if shape[a] != 1), key=lambda a: [-s[a] for s in strides]):
         size, steps = shape[axis], tuple(s[axis] for s in strides)
         if folded and all(outer == inner * size for outer, inner in zip(folded[-1][1], steps, strict=True)):
             size *= folded.pop()[0]
         folded.append((size, steps))
-    return tuple(size for size, _ in folded), [tuple(steps[i] for _, steps in folded) for i in range(len(strides))]
+    return folded
+
+
+def _split(folded: Fold) -> list[Fold]:
+    """Rows and columns: the last axis is the columns; of the others, one that a tensor walks by 1 is innermost."""
+    rows, columns = folded[:-1], folded[-1:]
+    return [sorted(rows, key=lambda axis: 1 in axis[1]), columns]
 
 
 def _side_by_side(layout: Layout) -> int:
@@ -127,6 +202,14 @@ def _side_by_side(layout: Layout) -> int:
     return LOOPED
 
 
+def _width(n: int, most: int) -> int:
+    """The widest power of two up to ``most`` by which tiles along ``n`` elements waste few lanes."""
+    for width in (most >> shift for shift in range(most.bit_length() - 4)):
+        if -(-n // width) * width <= n * WASTE:
+            return width
+    return min(_power_of_2(n), most)
+
+
 def _span(shape: Sequence[int], strides: Strides) -> int:
     return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
@@ -135,5 +218,6 @@ def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _blocks(n: int, block: int) -> int:
-    return -(-n // block)
+def _power_dividing(n: int) -> int:
+    """The largest power of two that divides ``n``."""
+    return n & -n

@@ -3,31 +3,39 @@
 import triton
 import triton.language as tl
 
+from .layout import COLUMNS
 from .program import evaluate, load, store
+
+_COLUMNS = tl.constexpr(COLUMNS)
 
 
 @triton.jit
 def map_kernel(
-    operands,
-    operand_strides,
-    outputs,
-    output_strides,
-    sizes,
-    extents,
-    FORMULAS: tl.constexpr,
-    WIRES: tl.constexpr,
-    RESULTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COMMON: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """Each block of elements: load the operands, evaluate the program, store its results."""
-    indices = (tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK),)
+    operands, outputs, operand_strides, output_strides, sizes, extents, blocks,
+    PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+):  # fmt: skip
+    """Each tile of rows x columns: load the operands, evaluate the program, store its results."""
+    program = tl.program_id(0).to(GEOMETRY.index)
+    row = program // blocks[1] * GEOMETRY.tile[0]
+    column = program % blocks[1] * GEOMETRY.tile[1]
+    rows = (row + tl.arange(0, GEOMETRY.tile[0]))[:, None]
+    columns = (column + tl.arange(0, GEOMETRY.tile[1]))[None, :]
+    memory = (operands, outputs, operand_strides, output_strides, sizes, extents)
+    if GEOMETRY.ragged and column + GEOMETRY.tile[1] <= extents[1]:
+        # a mask along the columns would break up the wide loads of a tile that needs none
+        _map_tile(memory, (rows, columns), _COLUMNS, PROGRAM, GEOMETRY)
+    else:
+        _map_tile(memory, (rows, columns), None, PROGRAM, GEOMETRY)
+
+
+@triton.jit
+def _map_tile(memory, indices, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr):
+    operands, outputs, operand_strides, output_strides, sizes, extents = memory
     values = ()
     for i in tl.static_range(len(operands)):
-        values = values + (load(operands[i], operand_strides[i], sizes, extents, indices, GROUPS[i], COMMON, COMPUTE),)
-    values = evaluate(FORMULAS, WIRES, values)
+        operand = load(operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM)
+        values = values + (operand,)
+    values = evaluate(values, PROGRAM)
     for j in tl.static_range(len(outputs)):
-        store(outputs[j], output_strides[j], sizes, extents, indices, values[RESULTS[j]], None)
+        value = values[PROGRAM.results[j]]
+        store(outputs[j], output_strides[j], sizes, extents, indices, value, None, WHOLE)

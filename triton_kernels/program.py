@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -13,88 +13,125 @@ from . import formulas
 from .formulas import INTERPRETED
 
 
-class Formulas(tuple):
-    """JIT functions as one kernel argument that Triton's disk cache keys by their source.
-
-    A plain tuple of JIT functions is keyed by their names alone: editing a formula would leave the old kernel
-    running.
-    """
-
-    @property
-    def cache_key(self):
-        """What Triton mixes into the key of the kernel."""
-        return "-".join(formula.cache_key for formula in self)
-
-
 class Program(NamedTuple):
     """``formulas[i]`` reads the values at ``wires[i]`` and appends its own; ``results`` says which are the outputs.
 
-    Operands come first among the values, then one value per formula.
+    Operands come first among the values, then one value per formula. The last parameter of a formula may be
+    ``constants[i]``, a number that the kernel is compiled for. Values are rounded to ``common`` as they are loaded and
+    held in ``compute``.
     """
 
-    formulas: Formulas
+    formulas: tuple
     wires: tuple[tuple[int, ...], ...]
     results: tuple[int, ...]
+    constants: tuple[float | None, ...]
+    common: tl.dtype
+    compute: tl.dtype
+
+    @property
+    def cache_key(self) -> str:
+        """What Triton mixes into the key of the kernel: by itself it keys JIT functions in a tuple by name alone.
+
+        Editing a formula would leave the old kernel running.
+        """
+        return "-".join([*(formula.cache_key for formula in self.formulas), str(self[1:])])
+
+    def __str__(self) -> str:
+        """The formulas in words: ``mul_dx(g, y), mul_dy(g, x)``."""
+        words = []
+        for formula, wires, constant in zip(self.formulas, self.wires, self.constants, strict=True):
+            read = formula.arg_names[: len(wires)] + ([] if constant is None else [str(constant)])
+            words.append(f"{formula.__name__}({', '.join(read)})")
+        return ", ".join(words) or "copy(x)"
+
+
+class Geometry(NamedTuple):
+    """What a kernel is compiled for but the program: see ``layout.Layout`` and ``layout.Tiling``."""
+
+    tile: tuple[int, ...]
+    groups: tuple[int, ...]
+    summed: tuple[int | None, ...]
+    ragged: bool
+    index: tl.dtype
 
 
 @cache
-def program_of(names: tuple[str, ...], operands: tuple[str, ...]) -> Program:
-    """The program that evaluates each formula on the operands called by its argument names; copies without any."""
-    functions = Formulas(getattr(formulas, name) for name in names)
-    wires = tuple(tuple(operands.index(read) for read in function.arg_names) for function in functions)
+def parameters(name: str) -> tuple[str, ...]:
+    """What the formula called ``name`` reads."""
+    return tuple(getattr(formulas, name).arg_names)
+
+
+@cache
+def compiled_in(name: str) -> str | None:
+    """The last of its parameters, where that is a number that kernels are compiled for."""
+    kinds = getattr(formulas, name).fn.__annotations__
+    return next((p for p in parameters(name)[-1:] if kinds.get(p) is tl.constexpr), None)
+
+
+def compose(names: Sequence[str], operands: Sequence[str], numbers: dict[str, Any], common, compute) -> Program:
+    """The program that evaluates each formula on operands by name; copies the operand without any.
+
+    ``numbers`` holds those that formulas are compiled for.
+    """
+    functions = tuple(getattr(formulas, name) for name in names)
+    constants = tuple(numbers.get(compiled_in(name)) for name in names)
+    wires = tuple(tuple(operands.index(p) for p in parameters(name) if p != compiled_in(name)) for name in names)
     first = len(operands) if names else 0
-    return Program(functions, wires, tuple(range(first, first + max(1, len(names)))))
-
-
-def is_read(operand: str, names: Sequence[str]) -> bool:
-    """Whether any of the formulas called ``names`` has an argument of that name."""
-    return any(operand in getattr(formulas, name).arg_names for name in names)
+    return Program(functions, wires, tuple(range(first, first + max(1, len(names)))), constants, common, compute)
 
 
 @triton.jit
-def evaluate(FORMULAS: tl.constexpr, WIRES: tl.constexpr, values):
+def evaluate(values, PROGRAM: tl.constexpr):
     """Append the value of each formula to ``values``."""
-    for i in tl.static_range(len(FORMULAS)):
+    for i in tl.static_range(len(PROGRAM.formulas)):
         arguments = ()
-        for j in tl.static_range(len(WIRES[i])):
-            arguments = arguments + (values[WIRES[i][j]],)
-        values = values + (FORMULAS[i](*arguments),)
+        for j in tl.static_range(len(PROGRAM.wires[i])):
+            arguments = arguments + (values[PROGRAM.wires[i][j]],)
+        if PROGRAM.constants[i] is None:
+            values = values + (PROGRAM.formulas[i](*arguments),)
+        else:
+            values = values + (PROGRAM.formulas[i](*arguments, PROGRAM.constants[i]),)
     return values
 
 
 @triton.jit
-def load(operand, strides, sizes, extents, indices, GROUPS: tl.constexpr, COMMON: tl.constexpr, COMPUTE: tl.constexpr):
-    """One operand at ``indices``, one per group of folded axes: rounded to COMMON, as torch does, held in COMPUTE.
+def load(operand, strides, sizes, extents, indices, GROUPS: tl.constexpr, WHOLE: tl.constexpr, PROGRAM: tl.constexpr):
+    """One operand at ``indices``, one per group of folded axes, as a value of the program.
 
-    Bit i of GROUPS says that the operand has strides in group i; it is loaded once for all of any other group.
-    GROUPS is -1 for a number. That comes as an integer: its own value where the program computes in integers, else
-    the bits of a float64, since Triton would round a Python float to float32.
+    Bit i of GROUPS says that the operand has strides in group i; it is loaded once for all of any other group. No
+    index of group WHOLE is past its end. GROUPS is -1 for a number. That comes as an integer: its own value where the
+    program computes in integers, else the bits of a float64, since Triton would round a Python float to float32.
     """
     if GROUPS == -1:
-        if COMPUTE.is_floating():
-            return tl.cast(operand, tl.int64).to(tl.float64, bitcast=True).to(COMPUTE)
+        if PROGRAM.compute.is_floating():
+            return tl.cast(operand, tl.int64).to(tl.float64, bitcast=True).to(PROGRAM.compute)
         else:
-            return tl.cast(operand, COMPUTE)
+            return tl.cast(operand, PROGRAM.compute)
     else:
         offset = 0
         mask = True
         for i in tl.static_range(len(indices)):
             if (GROUPS >> i) & 1:
                 offset += _offset(indices[i], sizes[i], strides[i])
-                mask = mask & (indices[i] < extents[i])
-        return _convert(_convert(tl.load(operand + offset, mask=mask), COMMON), COMPUTE)
+                if i != WHOLE:
+                    mask = mask & (indices[i] < extents[i])
+        return _convert(_convert(tl.load(operand + offset, mask=mask), PROGRAM.common), PROGRAM.compute)
 
 
 @triton.jit
-def store(output, strides, sizes, extents, indices, value, SUMMED: tl.constexpr):
-    """Write ``value`` at ``indices`` but for the group that it was summed over; lanes past an end write nothing."""
+def store(output, strides, sizes, extents, indices, value, SUMMED: tl.constexpr, WHOLE: tl.constexpr):
+    """Write ``value`` at ``indices`` but for the group that it was summed over; lanes past an end write nothing.
+
+    No index of group WHOLE is past its end.
+    """
     offset = 0
     mask = True
     for i in tl.static_range(len(indices)):
         if i != SUMMED:
             # the product with 0 makes a block of the value's shape, also where the group has no axis
             offset += _offset(indices[i], sizes[i], strides[i]) + indices[i] * 0
-            mask = mask & (indices[i] < extents[i])
+            if i != WHOLE:
+                mask = mask & (indices[i] < extents[i])
     tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
 
 

@@ -12,76 +12,92 @@ _TILED = tl.constexpr(TILED)
 
 @triton.jit
 def map_reduce_kernel(
-    operands,
-    operand_strides,
-    outputs,
-    output_strides,
-    sizes,
-    extents,
-    part_strides,
-    blocks,
-    chunk,
-    count,
-    FORMULAS: tl.constexpr,
-    WIRES: tl.constexpr,
-    RESULTS: tl.constexpr,
-    SUMMED: tl.constexpr,
-    FINISH: tl.constexpr,
-    KEPT_TILE: tl.constexpr,
-    LOOPED_TILE: tl.constexpr,
-    TILED_TILE: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COMMON: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    INDEX: tl.constexpr,
-):
+    operands, outputs, operand_strides, output_strides, sizes, extents, blocks, part_strides, chunk, count,
+    PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr, FINISH: tl.constexpr,
+):  # fmt: skip
     """Elements form a box of kept x looped x tiled axes, cut into tiles; a program walks one chunk of the looped axes.
 
     An output summed over the looped axes gathers in a tile of registers that is summed at the end; one summed over
     the tiled axes is summed tile by tile; any other is stored as it is. Where several programs share a sum, each
     writes its part along ``part_strides``. The order of every sum is fixed by the layout alone.
     """
-    program = tl.program_id(0).to(INDEX)
+    program = tl.program_id(0).to(GEOMETRY.index)
     tile = program // blocks[0] % blocks[1]
     part = program // (blocks[0] * blocks[1])
-    kept = (program % blocks[0] * KEPT_TILE + tl.arange(0, KEPT_TILE))[:, None, None]
-    tiled = (tile * TILED_TILE + tl.arange(0, TILED_TILE))[None, None, :]
+    kept = (program % blocks[0] * GEOMETRY.tile[0] + tl.arange(0, GEOMETRY.tile[0]))[:, None, None]
+    tiled = (tile * GEOMETRY.tile[2] + tl.arange(0, GEOMETRY.tile[2]))[None, None, :]
+    memory = (operands, outputs, operand_strides, output_strides, sizes, extents)
+
+    fixed = ()  # what does not change along the loop is loaded before it
+    for i in tl.static_range(len(operands)):
+        if _changes(GEOMETRY.groups[i]):
+            fixed = fixed + (0,)
+        else:
+            indices = (kept, kept, tiled)
+            value = load(operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], None, PROGRAM)
+            fixed = fixed + (value,)
 
     totals = ()
     for j in tl.static_range(len(outputs)):
-        if SUMMED[j] == _LOOPED:
-            totals = totals + (tl.zeros([KEPT_TILE, LOOPED_TILE, TILED_TILE], COMPUTE),)
+        if GEOMETRY.summed[j] == _LOOPED:
+            totals = totals + (tl.zeros(GEOMETRY.tile, PROGRAM.compute),)
         else:
-            totals = totals + (tl.zeros([1, 1, 1], COMPUTE),)  # unused: a loop carries a tuple of fixed length
+            totals = totals + (tl.zeros([1, 1, 1], PROGRAM.compute),)  # unused: a loop carries a tuple of fixed length
 
-    for start in range(part * chunk, tl.minimum(part * chunk + chunk, extents[1]), LOOPED_TILE):
-        looped = (tl.cast(start, INDEX) + tl.arange(0, LOOPED_TILE))[None, :, None]
-        indices = (kept, looped, tiled)
-        values = ()
-        for i in tl.static_range(len(operands)):
-            values = values + (
-                load(operands[i], operand_strides[i], sizes, extents, indices, GROUPS[i], COMMON, COMPUTE),
-            )
-        values = evaluate(FORMULAS, WIRES, values)
-        gathered = ()
-        for j in tl.static_range(len(outputs)):
-            value = tl.broadcast_to(values[RESULTS[j]], [KEPT_TILE, LOOPED_TILE, TILED_TILE])
-            if SUMMED[j] == _LOOPED:
-                # lanes past the end hold rubbish, which a sum must not see
-                gathered = gathered + (totals[j] + tl.where(looped < extents[1], value, 0),)
-            else:
-                gathered = gathered + (totals[j],)
-                output = outputs[j]
-                if SUMMED[j] == _TILED:
-                    output += tile * part_strides[j]
-                    value = tl.sum(tl.where(tiled < extents[2], value, 0), axis=2, keep_dims=True)
-                store(output, output_strides[j], sizes, extents, indices, value, SUMMED[j])
-        totals = gathered
+    first = part * chunk
+    last = tl.minimum(first + chunk, extents[1])
+    whole = first
+    if GEOMETRY.ragged:  # a mask along the loop would break up the wide loads of tiles that need none
+        whole = first + (last - first) // GEOMETRY.tile[1] * GEOMETRY.tile[1]
+        for start in range(first, whole, GEOMETRY.tile[1]):
+            totals = _step(memory, kept, start, tiled, tile, part_strides, fixed, totals, _LOOPED, PROGRAM, GEOMETRY)
+    for start in range(whole, last, GEOMETRY.tile[1]):
+        totals = _step(memory, kept, start, tiled, tile, part_strides, fixed, totals, None, PROGRAM, GEOMETRY)
 
     for j in tl.static_range(len(outputs)):
-        if SUMMED[j] == _LOOPED:
+        if GEOMETRY.summed[j] == _LOOPED:
             total = tl.sum(totals[j], axis=1, keep_dims=True)
             if FINISH is not None:
-                total = FINISH(total, tl.cast(count, COMPUTE))
+                total = FINISH(total, tl.cast(count, PROGRAM.compute))
             output = outputs[j] + part * part_strides[j]
-            store(output, output_strides[j], sizes, extents, (kept, kept, tiled), total, _LOOPED)
+            store(output, output_strides[j], sizes, extents, (kept, kept, tiled), total, _LOOPED, None)
+
+
+@triton.jit
+def _step(
+    memory, kept, start, tiled, tile, part_strides, fixed, totals,
+    WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+):  # fmt: skip
+    """Evaluate one tile, store what is not summed over the loop, return the totals with the rest added."""
+    operands, outputs, operand_strides, output_strides, sizes, extents = memory
+    looped = (tl.cast(start, GEOMETRY.index) + tl.arange(0, GEOMETRY.tile[1]))[None, :, None]
+    indices = (kept, looped, tiled)
+    values = ()
+    for i in tl.static_range(len(operands)):
+        if _changes(GEOMETRY.groups[i]):
+            value = load(operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM)
+            values = values + (value,)
+        else:
+            values = values + (fixed[i],)
+    values = evaluate(values, PROGRAM)
+    gathered = ()
+    for j in tl.static_range(len(outputs)):
+        value = tl.broadcast_to(values[PROGRAM.results[j]], GEOMETRY.tile)
+        if GEOMETRY.summed[j] == _LOOPED:
+            if WHOLE != _LOOPED:
+                value = tl.where(looped < extents[1], value, 0)  # lanes past the end hold rubbish
+            gathered = gathered + (totals[j] + value,)
+        else:
+            gathered = gathered + (totals[j],)
+            output = outputs[j]
+            if GEOMETRY.summed[j] == _TILED:
+                output += tile * part_strides[j]
+                value = tl.sum(tl.where(tiled < extents[2], value, 0), axis=2, keep_dims=True)
+            store(output, output_strides[j], sizes, extents, indices, value, GEOMETRY.summed[j], WHOLE)
+    return gathered
+
+
+@triton.constexpr_function
+def _changes(groups):
+    """Whether an operand of these groups changes along the loop; a number, -1, does not."""
+    return groups != -1 and bool(groups >> LOOPED & 1)

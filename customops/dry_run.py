@@ -1,0 +1,128 @@
+"""See what a GPU would run, on a machine without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+from . import dispatch, machine_code
+
+TARGETS = {
+    "cuda:80": ("cuda", 80, 32),
+    "cuda:90": ("cuda", 90, 32),
+    "cuda:100": ("cuda", 100, 32),
+    "hip:gfx942": ("hip", "gfx942", 64),
+}
+
+
+class Record(NamedTuple):
+    """A launch that was not made."""
+
+    name: str  # of the kernel
+    program: str  # the formulas that it evaluates, in words
+    grid: tuple[int, int, int]
+    num_warps: int
+    compiled: Any  # Triton's CompiledKernel; its ``asm`` holds every stage of the code by name
+    bytes_moved: int  # what all its programs load and store together
+    bytes_floor: int  # its operands and outputs, once each; partial sums are neither
+
+    @property
+    def registers(self) -> int:
+        """Registers of a thread."""
+        return machine_code.resources(self.compiled).registers
+
+    @property
+    def spills(self) -> int:
+        """Bytes of a thread that its registers do not hold."""
+        return machine_code.resources(self.compiled).spills
+
+
+class RecordingDriver:
+    """What Triton asks of a driver; it answers for a GPU that is not there, and launches nothing."""
+
+    def __init__(self, name: str):
+        from triton.backends.compiler import GPUTarget  # noqa: PLC0415 - absent on macOS and Windows
+
+        self.device = -1 - list(TARGETS).index(name)  # no other driver's: kernels are kept by device
+        self.target = GPUTarget(*TARGETS[name])
+        self.utils = self
+        self.records: list[Record] = []
+
+    def launcher_cls(self, _source, _metadata):
+        """The function that a compiled kernel is launched with."""
+        return self._record
+
+    def _record(self, *call):
+        self.records.append(_describe(call[6]))
+
+    def get_current_target(self):
+        """The GPU to compile for."""
+        return self.target
+
+    def get_current_device(self):
+        """Its index."""
+        return self.device
+
+    def get_current_stream(self, _device):
+        """Any stream."""
+        return 0
+
+    def get_device_properties(self, _device):
+        """Limits that the kernels must keep."""
+        return {"max_shared_mem": 64 * 1024}
+
+    def load_binary(self, *_):
+        """Module, function, registers, spills, most threads: nothing is loaded."""
+        return self, None, 0, 0, 1024
+
+
+@contextmanager
+def dry_run(target: str = "cuda:90") -> Iterator[list[Record]]:
+    """Record what a GPU would launch, instead of computing.
+
+    Inside the block tensors on the CPU take the kernels' path in every thread. Each kernel is compiled for
+    ``target``, one of ``cuda:80``, ``cuda:90``, ``cuda:100`` and ``hip:gfx942``; nothing is launched, so **tensors
+    made inside hold no values**. Yields the list that the launches are added to, in order; a record has ``name``,
+    ``program``, ``grid``, ``num_warps``, ``compiled`` (with ``.asm``), ``registers``, ``spills``, ``bytes_moved`` and
+    ``bytes_floor``.
+
+    Raises:
+        ValueError: ``target`` is none of those. RuntimeError: Triton is not installed, or interprets its kernels.
+
+    >>> import customops, torch
+    >>> with customops.dry_run("cuda:90") as records:
+    ...     z = customops.sigmoid(torch.empty(1024, 1024))
+    >>> [(record.program, record.grid, record.bytes_moved) for record in records]
+    [('sigmoid(x)', (512, 1, 1), 8388608)]
+    """
+    if target not in TARGETS:
+        raise ValueError(f"dry_run: target: expected one of {', '.join(TARGETS)}, got {target!r}")
+    if dispatch.find_triton() is None:
+        raise RuntimeError("dry_run: there are no kernels without Triton: install triton")
+    if dispatch.is_interpreted():
+        raise RuntimeError("dry_run: TRITON_INTERPRET is set, so kernels cannot be compiled: unset it")
+    import triton  # noqa: PLC0415
+
+    driver = _driver(target)
+    outer, driver.records = driver.records, []
+    active = triton.runtime.driver._active
+    triton.runtime.driver.set_active(driver)
+    try:
+        with dispatch.imagined(target):
+            yield driver.records
+    finally:
+        triton.runtime.driver.set_active(active)
+        driver.records = outer
+
+
+@cache
+def _describe(launch) -> Record:
+    compiled = launch.compiled
+    grid, warps = (launch.grid, 1, 1), compiled.metadata.num_warps
+    moved, floor = launch.bytes_moved, launch.bytes_floor
+    return Record(compiled.name, str(launch.program), grid, warps, compiled, moved, floor)
+
+
+_driver = cache(RecordingDriver)  # compiled kernels keep the one they were first launched with

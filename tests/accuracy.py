@@ -1,0 +1,250 @@
+"""Errors in units in the last place (ulp): drawn inputs, exact results, the largest error, and the table of them.
+
+A derivative is held to its exact value at what was saved: the output as it was rounded, where the derivative reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+
+class Error(NamedTuple):
+    """Over so many points, the largest error in ulp and how many results are inf or nan wrongly, or wrongly not."""
+
+    points: int
+    ulp: float
+    wrong: int
+
+
+def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between the numbers of ``dtype`` around ``x``, which is float64."""
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(x.abs().clamp(info.tiny, info.max))
+    return ((exponent.long() + 1022) << 52).view(torch.float64) * info.eps  # ldexp and exp2 are not exact
+
+
+def largest_error(got: Tensor, want: Tensor, off: Tensor) -> Error:
+    """The error of ``got``, which is ``off`` from the exact value; that rounds to ``want`` in float64."""
+    rounded = want.to(got.dtype)
+    same = (got == rounded) | (got.isnan() & rounded.isnan())
+    finite = got.isfinite() & rounded.isfinite()
+    ulps = (off.abs() / spacing(want, got.dtype))[finite]
+    return Error(got.numel(), ulps.max().item() if ulps.numel() else 0.0, int((~same & ~finite).sum()))
+
+
+def is_ordinary(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where float64 ``x`` is 0, or so far inside the range of ``dtype`` that no step to or from it leaves it.
+
+    Half types are computed in float32: for them the range itself is far inside.
+    """
+    info, margin = torch.finfo(dtype), 1 if dtype.itemsize == 2 else 2**16
+    return (x == 0) | ((x.abs() >= info.tiny * margin) & (x.abs() <= info.max / margin))
+
+
+def random_bits(numel: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Finite numbers of ``dtype`` with random bits, so of every magnitude; all there are of a half type."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    generator = torch.Generator().manual_seed(seed)
+    if dtype.itemsize == 2:
+        x = (torch.randperm(2**16, generator=generator) - 2**15).to(integer).view(dtype)
+    else:
+        ends = torch.iinfo(integer)
+        x = torch.randint(ends.min, ends.max, (numel,), generator=generator, dtype=torch.int64)
+        x = x.to(integer).view(dtype)
+    return torch.where(x.isfinite(), x, 1)
+
+
+def sample(row: Any, dtype: torch.dtype, numel: int, seed: int) -> Tensor:
+    """Random bits, the row's own domain, and 32 times that, where exp and pow reach the ends of a range."""
+    bits = random_bits(numel, dtype, seed)
+    near = row.draw((numel,), dtype, seed=seed)
+    return torch.cat([bits.abs() if row.low > 0 else bits, near, near * 32])
+
+
+def measure(row: Any, call: Any, dtype: torch.dtype, device: str, libraries: dict[str, Any]) -> list[dict]:
+    """The largest errors of a call's value and gradients, by range: plain dicts, to travel between processes."""
+    xs, g = _drawn(row, call, dtype)
+    errors: dict[tuple[str, str], dict[str, Error]] = {}
+    for name, library in libraries.items():
+        got = [x.cpu() for x in _run(call.function, library, [x.to(device) for x in xs], g.to(device))]
+        exact = (
+            in_mpmath(call.function, xs, g, got) if dtype == torch.float64 else in_float64(call.function, xs, g, got)
+        )
+        for of, mine, (want, off) in zip(("value", "d/dx", "d/dy"), got, exact, strict=False):
+            ordinary = is_ordinary(want, dtype)
+            for x in xs if xs[0].shape == want.shape else ():
+                ordinary &= is_ordinary(x.double(), dtype)
+            for range_of, points in (("ordinary", ordinary), ("ends", ~ordinary)):
+                error = largest_error(mine[points], want[points], off[points])
+                errors.setdefault((of, range_of), {})[name] = error
+    return [
+        {"operator": call.name, "of": of, "dtype": str(dtype).removeprefix("torch."), "range": range_of}
+        | {name: error._asdict() for name, error in by_library.items()}
+        for (of, range_of), by_library in errors.items()
+        if any(error.points for error in by_library.values())
+    ]
+
+
+def _drawn(row: Any, call: Any, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Inputs and a gradient on the CPU. Those of a reduction are positive: cancelling, chance would decide."""
+    if row.name in ("mean", "sum"):
+        x = row.draw((8, 16, 8, 16) if dtype.itemsize == 2 else (16, 64, 32, 64), dtype).abs()
+        return [x], row.draw(call.function(torch, x).shape, dtype, seed=1)
+    numel = 200 if dtype == torch.float64 else 2**16
+    xs = [sample(row, dtype, numel, seed) for seed in range(call.arity)]
+    return xs, row.draw(xs[0].shape, dtype, seed=2)
+
+
+def _run(call: Callable, library: Any, xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
+    """The value of ``call(library, *xs)`` and its gradients for ``g``."""
+    leaves = [x.detach().requires_grad_() for x in xs]
+    z = call(library, *leaves)
+    return [z.detach(), *torch.autograd.grad(z, leaves, g)]
+
+
+def in_float64(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The value of a call and its gradients, by torch in float64; and how far ``got`` is off."""
+    wide = [x.double().requires_grad_() for x in xs]
+    given, saved = {x.data_ptr() for x in wide}, got[0].double()
+
+    def unpack(x):
+        return saved if x.shape == saved.shape and x.data_ptr() not in given else x
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
+        value = call(torch, *wide)
+        want = [value.detach(), *torch.autograd.grad(value, wide, g.double())]
+    return [(exact, mine.double() - exact) for mine, exact in zip(got, want, strict=True)]
+
+
+def in_mpmath(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The same of an elementwise call, in 200 bits."""
+    import mpmath  # noqa: PLC0415 - SymPy brings it
+
+    rows = []
+    with mpmath.workprec(200):
+        for numbers in zip(*(x.tolist() for x in (*got, g, *xs)), strict=True):
+            mine, slope, variables = numbers[: len(got)], numbers[len(got)], [*map(mpmath.mpf, numbers[len(got) + 1 :])]
+            name, args, options = call(_Spoken(), *variables)
+            value, *slopes = _exactly(mpmath)[name](mpmath.mpf(mine[0]), *args, **options)
+            wanted = [s for s, arg in zip(slopes, args, strict=True) if any(arg is x for x in variables)]
+            exact = [value, *(slope * s for s in wanted)]
+            rows.append([(float(e), float(x - e)) for x, e in zip(mine, exact, strict=True)])
+    columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    return [(column[:, 0], column[:, 1]) for column in columns]
+
+
+class _Spoken:
+    """A library whose operators answer what was called: name, arguments, options."""
+
+    def __getattr__(self, name):
+        return lambda *args, **options: (name, args, options)
+
+
+def _exactly(m: Any) -> dict[str, Callable]:
+    """Every elementwise operator: its value, and its slope along each input at the saved z."""
+    return {
+        "log": lambda z, x: (m.log(x), 1 / x),
+        "exp": lambda z, x: (m.exp(x), z),
+        "relu": lambda z, x: (max(x, 0), z > 0),
+        "sigmoid": lambda z, x: (1 / (1 + m.exp(-x)), z * (1 - z)),
+        "add": lambda z, x, y, alpha=1: (x + alpha * y, 1, alpha),
+        "sub": lambda z, x, y, alpha=1: (x - alpha * y, 1, -alpha),
+        "mul": lambda z, x, y: (x * y, y, x),
+        "pow": lambda z, x, y: (x**y, y * x ** (y - 1), z * m.log(x)),
+    }
+
+
+def machine() -> dict[str, str]:
+    """Where and on what a table was measured."""
+    import triton  # noqa: PLC0415 - absent on macOS and Windows
+
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
+    commit = _output("git", "rev-parse", "HEAD") or os.environ.get("GIT_COMMIT", "")
+    changed = " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
+    return {
+        "GPU": torch.cuda.get_device_name(),
+        "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
+        "driver": driver or "unknown",
+        "CUDA": str(torch.version.cuda),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "Python": platform.python_version(),
+        "commit": f"{commit or 'unknown'}{changed}",
+    }
+
+
+def slug(name: str) -> str:
+    """A name in lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write(measured: Sequence[dict]) -> Path:
+    """Write the table as JSON and Markdown to the folder of this GPU."""
+    where = machine()
+    folder = RESULTS / slug(where["GPU"])
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"machine": where, "errors": sorted(measured, key=_order)}
+    (folder / "accuracy.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / "accuracy.md").write_text(markdown(where, measured))
+    return folder / "accuracy.md"
+
+
+def markdown(where: dict[str, str], measured: Sequence[dict]) -> str:
+    """The table, one line for each operator, derivative, dtype and range."""
+    head = "| operator | of | dtype | range | points | ours, ulp | torch, ulp | ours wrong | torch wrong |"
+    lines = [
+        "# Largest errors, in ulp",
+        "",
+        "Ours and torch's on one GPU, each against the exact result. Wrong are results that are inf or nan where the",
+        "exact one is not, or the other way round. The range is 'ends' where an operand or the result is subnormal,",
+        "or within 2^16 of where float32 and float64 end; else 'ordinary'. A * marks where ours is worse.",
+        "",
+        *(f"- {name}: {value}" for name, value in where.items()),
+        "",
+        head,
+        re.sub(r"[^|]+", "---", head),
+    ]
+    for m in sorted(measured, key=_order):
+        ours, theirs = m["ours"], m["torch"]
+        mark = " *" if is_worse(m) else ""
+        cells = [f"`{m['operator']}`", m["of"], m["dtype"], m["range"], str(ours["points"])]
+        cells += [f"{ours['ulp']:.3g}{mark}", f"{theirs['ulp']:.3g}", str(ours["wrong"]), str(theirs["wrong"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def is_worse(m: dict, allowed: float = 0) -> bool:
+    """Whether ours is off by more than torch's and so many ulp, or wrong more often."""
+    return m["ours"]["ulp"] > m["torch"]["ulp"] + allowed or m["ours"]["wrong"] > m["torch"]["wrong"]
+
+
+def summary(measured: Sequence[dict], written: Path | None) -> str:
+    """One line for the end of a run."""
+    worse = sum(map(is_worse, measured))
+    where = f"written to {written}" if written else "not written: only a part was measured"
+    return f"{len(measured):>8} largest errors, {worse} of ours above torch's, {where}"
+
+
+def _order(m: dict) -> tuple[str, ...]:
+    return m["operator"], m["dtype"], m["range"], m["of"]
+
+
+def _output(*command: str) -> str:
+    """What a command prints; nothing where it is missing or fails."""
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,36 @@
+"""What each operator is, in SymPy: its term, which SymPy can differentiate. No assertions here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import sympy
+
+from customops import binary, unary
+from customops.autograd import Operator
+from customops.compute import EXPONENTS
+
+x, y, g, alpha = sympy.symbols("x y g alpha", real=True)
+ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negative=True), sympy.S.Zero
+
+
+class Definition(NamedTuple):
+    """What an operator is, the tensors it can take, the kinds of x and the numbers y that its proof is split into."""
+
+    term: sympy.Expr
+    inputs: tuple[sympy.Symbol, ...] = (x,)
+    kinds: tuple[sympy.Expr, ...] = (x,)
+    numbers: tuple = (y,)
+
+
+DEFINITIONS: dict[type[Operator], Definition] = {
+    unary.Log: Definition(sympy.log(x), kinds=(ABOVE,)),
+    unary.Exp: Definition(sympy.exp(x)),
+    unary.Relu: Definition(sympy.Max(x, 0), kinds=(ABOVE, BELOW)),
+    unary.Sigmoid: Definition(1 / (1 + sympy.exp(-x)), kinds=(ABOVE, BELOW, ZERO)),
+    binary.Add: Definition(x + alpha * y, (x, y)),
+    binary.Sub: Definition(x - alpha * y, (x, y)),
+    binary.Mul: Definition(x * y, (x, y)),
+    binary.Pow: Definition(x**y, (x, y), kinds=(ABOVE,)),
+    binary.PowNumber: Definition(x**y, kinds=(ABOVE,), numbers=tuple(sorted(EXPONENTS))),
+}

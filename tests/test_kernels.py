@@ -1,0 +1,39 @@
+"""What shape alone asks of the kernels: offsets past 31 bits, and sums that several programs share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import customops
+
+from .compare import assert_equal
+from .conftest import KERNELS, NO_KERNEL
+
+pytestmark = pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+
+
+def test_kernel_reaches_elements_past_31_bits(device):
+    far = torch.zeros(2**31 + 2**20, dtype=torch.uint8, device=device)[:: 2**30]
+    far[:] = torch.tensor([1, 2, 3])
+    assert customops.add(far, 1).tolist() == [2, 3, 4]
+    assert customops.sum(far).item() == 6
+
+
+@pytest.mark.parametrize("shape", [(40000,), (3, 20000), (20000, 3), (2, 20000, 2)], ids=str)
+@pytest.mark.parametrize("name", ["sum", "mean"])
+def test_shared_sums_are_right_and_repeat_bit_for_bit(name, shape, device):
+    x = torch.rand(shape, device=device)
+    axis = shape.index(max(shape))
+    got = getattr(customops, name)(x, axis)
+    assert torch.equal(got, getattr(customops, name)(x, axis))
+    assert_equal(got, getattr(x.double(), name)(axis).float())
+
+
+@pytest.mark.parametrize("shapes", [((300, 1), (1, 300)), ((1, 9000), (2, 9000)), ((2, 1), (1, 9000))], ids=str)
+def test_gradients_by_partial_sums_match(shapes, device):
+    xs = [(torch.rand(shape, dtype=torch.float64, device=device) + 0.5).requires_grad_() for shape in shapes]
+    g = torch.rand(torch.broadcast_shapes(*shapes), dtype=torch.float64, device=device)
+    got = torch.autograd.grad(customops.pow(*xs), xs, g)
+    for mine, theirs in zip(got, torch.autograd.grad(torch.pow(*xs), xs, g), strict=True):
+        assert_equal(mine, theirs)
