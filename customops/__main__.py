@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import kernels
 from .dispatch import BACKENDS
 
 _INSTALL = {
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         help="auto: kernels on a GPU, else formulas; triton: kernels, interpreted where there is no GPU",
     )
     demo.set_defaults(run=_demo)
+    kernels.add_arguments(commands.add_parser("kernels", help="what an operator would launch on a GPU"))
     return parser
 
 

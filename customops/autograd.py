@@ -8,15 +8,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _are_functorch_transforms_active
 from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
 from . import dispatch
-from .compute import parameters, pointwise, pointwise_, pointwise_vjp
+from .compute import Rule, pointwise, pointwise_, pointwise_vjp
 from .dispatch import NUMBERS, is_plain, is_watched
 
-_POSITION = {"x": 0, "y": 1, "alpha": 2}  # of an input among those of an operator
+_STRIDED = torch.strided
+_POSITION = {"x": 0, "y": 1, "alpha": 2, "z": -1}  # of an input among those of an operator; of the output
 
 
 class Operator(Function):
@@ -49,35 +51,32 @@ class Operator(Function):
         Only inputs and outputs are ever kept, never an intermediate, so that differentiating twice stays right.
         """
         forward_mode = forward_ad._current_level >= 0
-        wanted = _wanted(cls.derivatives, (True,) * len(inputs) if forward_mode else ctx.needs_input_grad)
-        tensors, names, numbers = [], [], {}
-        for name in wanted.reads:
-            value = output if name == "z" else inputs[_POSITION[name]]
-            if isinstance(value, Tensor):
-                names.append(name)
-                tensors.append(value)
-            else:
-                numbers[name] = value
-        likes = [(v.shape, v.dtype) if isinstance(v, Tensor) else None for v in inputs]
-        ctx.kept = names, numbers, likes
-        if tensors:  # saving none would still forbid a second backward
-            ctx.save_for_backward(*tensors)
+        wanted = _wanted(cls.derivatives, tuple(map(_is_tensor, inputs)) if forward_mode else ctx.needs_input_grad)
+        values = [output if i < 0 else inputs[i] for i in wanted.reads]
+        numbers = ()
+        if len(inputs) > 1:
+            numbers = [(i, v) for i, v in enumerate(values, 1) if not isinstance(v, Tensor)]
+            values = [v for v in values if isinstance(v, Tensor)]
+        likes = []
+        for i in wanted.positions:
+            x = inputs[i]
+            likes.append((x.shape, x.dtype))
+        ctx.kept = wanted, numbers, likes
+        if values:
+            ctx.save_for_backward(*values)
         if forward_mode:
             ctx.output = output.shape, output.dtype
-            ctx.save_for_forward(*tensors)
+            ctx.save_for_forward(*values)
 
     @classmethod
     def backward(cls, ctx, g):
         """The gradients that are wanted, in one pass; None for every other input."""
-        needs = ctx.needs_input_grad
-        wanted = _wanted(cls.derivatives, needs)
-        values = _saved(ctx)
-        values["g"] = g
-        likes = ctx.kept[2]
-        grads = pointwise_vjp(wanted.derivatives, values, [likes[i] for i in wanted.positions])
-        if len(needs) == len(grads):
+        wanted, numbers, likes = ctx.kept
+        values = _with_saved(g, ctx) if numbers or not wanted.reads else (g, *ctx.saved_tensors)
+        grads = pointwise_vjp(wanted.rule, values, likes)
+        if len(grads) == wanted.inputs:
             return tuple(grads)
-        every: list[Tensor | None] = [None] * len(needs)
+        every: list[Tensor | None] = [None] * wanted.inputs
         for i, grad in zip(wanted.positions, grads, strict=True):
             every[i] = grad
         return tuple(every)
@@ -85,30 +84,32 @@ class Operator(Function):
     @classmethod
     def jvp(cls, ctx, *tangents):
         """The tangent of the output: each derivative applied to the tangent of its input, added up."""
-        saved, (shape, dtype) = _saved(ctx), ctx.output
+        (wanted, _, _), (shape, dtype) = ctx.kept, ctx.output
         total = torch.zeros((), dtype=dtype, device="cpu")
-        for derivative, tangent in zip(cls.derivatives, tangents, strict=False):
-            if tangent is not None:
-                values = {"g": tangent, **saved}
-                total = total + derivative(**{name: values[name] for name in parameters(derivative)})
+        for position, derivative, reads in zip(wanted.positions, wanted.rule.derivatives, wanted.rule.reads, strict=True):
+            if tangents[position] is not None:
+                values = _with_saved(tangents[position], ctx)
+                total = total + derivative(*[values[i] for i in reads])
         return total.expand(shape).to(dtype)
 
 
 class _Wanted(NamedTuple):
-    """Derivatives, the positions of the inputs that they are along, and what they read but g."""
+    """The derivatives along those of ``inputs`` inputs that want one, at ``positions``.
 
-    derivatives: tuple[Callable, ...]
+    ``reads`` are the positions of what those read, -1 for the output.
+    """
+
+    rule: Rule
     positions: tuple[int, ...]
-    reads: tuple[str, ...]
+    reads: tuple[int, ...]
+    inputs: int
 
 
 @cache
 def _wanted(derivatives: tuple[Callable, ...], needs: tuple[bool, ...]) -> _Wanted:
-    """Of ``derivatives``, those along the inputs that need one."""
     positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)
-    chosen = tuple(derivatives[i] for i in positions)
-    read = {name for derivative in chosen for name in parameters(derivative)}
-    return _Wanted(chosen, positions, tuple(name for name in ("x", "y", "z", "alpha") if name in read))
+    rule = Rule.of(tuple(derivatives[i] for i in positions))
+    return _Wanted(rule, positions, tuple(_POSITION[name] for name in rule.names[1:]), len(needs))
 
 
 class InPlace(Function):
@@ -124,8 +125,7 @@ class InPlace(Function):
         z = pointwise_(operator.formula, twin, x, *inputs)
         ctx.mark_dirty(z)
         ctx.operator = operator
-        operator.setup_context(ctx, (before, *inputs), z)
-        ctx.kept[2][0] = z.shape, z.dtype
+        operator.setup_context(ctx, (z if before is None else before, *inputs), z)  # unread, x is only of z's shape
         return z
 
     @staticmethod
@@ -138,7 +138,7 @@ def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor
     """Apply ``operator``; where no derivative can be asked for, its formula alone."""
     if out is not None:
         return pointwise(operator.formula, *map(_as_number, inputs), out=out)
-    needs, idle = forward_ad._current_level >= 0, dispatch.dormant
+    needs, idle = False, dispatch.dormant
     for x in inputs:
         kind = type(x)
         if kind is Tensor or kind is Parameter:
@@ -146,13 +146,32 @@ def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor
             idle = idle and not x.is_cuda
         elif kind not in NUMBERS:
             return _call_unusual(operator, inputs)
-    if needs and differentiates(inputs):
-        return operator.apply(*inputs) if torch._C._are_functorch_transforms_active() else operator.record(*inputs)
+    if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
+        return _call_unusual(operator, inputs)
+    if needs and is_grad_enabled() and not is_watched():
+        for x in inputs:
+            if type(x) not in NUMBERS and (x.layout is not _STRIDED or x.is_nested):
+                return _call_unusual(operator, inputs)
+        return operator.record(*inputs)
     return operator.formula(*inputs) if idle else pointwise(operator.formula, *inputs)
 
 
+def is_usual(x: Any) -> bool:
+    """Whether ``x`` is a tensor of torch's own class with elements in strides, under no transform."""
+    if type(x) is not Tensor and type(x) is not Parameter:
+        return False
+    if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
+        return False
+    return x.layout is _STRIDED and not x.is_nested
+
+
+def is_recorded() -> bool:
+    """Whether autograd records what is done to tensors that require a gradient, by our rule."""
+    return is_grad_enabled() and not is_watched()
+
+
 def _call_unusual(operator: type[Operator], inputs: Sequence) -> Tensor:
-    """``call`` for subclasses of tensors, NumPy's scalars, and what torch will refuse."""
+    """``call`` under transforms, and for subclasses of tensors, NumPy's scalars, and what torch will refuse."""
     inputs = tuple(map(_as_number, inputs))
     return operator.apply(*inputs) if differentiates(inputs) else pointwise(operator.formula, *inputs)
 
@@ -168,7 +187,7 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
     if not differentiates((x, *inputs)):
         return pointwise_(operator.formula, twin, x, *inputs)
     wanted = _wanted(operator.derivatives, tuple(isinstance(v, Tensor) and v.requires_grad for v in (x, *inputs)))
-    return InPlace.apply(x, *inputs, x.clone() if "x" in wanted.reads else None, operator, twin)
+    return InPlace.apply(x, *inputs, x.clone() if _POSITION["x"] in wanted.reads else None, operator, twin)
 
 
 def differentiates(inputs: Sequence) -> bool:
@@ -213,6 +232,16 @@ def _may_write(x: Tensor, inputs: Sequence) -> bool:
     return ordinary and not (x._base.requires_grad and x._base.is_leaf)
 
 
-def _saved(ctx) -> dict[str, Any]:
-    names, numbers, _ = ctx.kept
-    return {**dict(zip(names, ctx.saved_tensors, strict=True)), **numbers} if names else dict(numbers)
+def _with_saved(g: Tensor, ctx) -> Sequence:
+    """What a rule reads: ``g``, then what ``setup_context`` kept."""
+    wanted, numbers, _ = ctx.kept
+    if not numbers:
+        return (g, *ctx.saved_tensors) if wanted.reads else (g,)  # to ask for none would forbid a second backward
+    values = [g] if len(numbers) == len(wanted.reads) else [g, *ctx.saved_tensors]
+    for i, number in numbers:
+        values.insert(i, number)
+    return values
+
+
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import dispatch
 from .dispatch import asks_for_kernel, has_kernel, settings
 
 EXPONENTS = frozenset({-2, -1, -0.5, 0.5, 1.5, 2, 3})  # for which kernels are compiled
@@ -72,23 +73,40 @@ def pointwise_(formula: Callable, twin: Callable, x: Tensor, *args) -> Tensor:
     return twin(*args)
 
 
-def pointwise_vjp(derivatives: tuple[Callable, ...], values: dict[str, Any], likes: Sequence[Like]) -> list[Tensor]:
-    """The gradients that ``derivatives`` give, each summed to the shape of its input, in one pass.
+class Rule(NamedTuple):
+    """Derivatives that are taken in one pass, the names of what they read, g first, and for each its share of them."""
 
-    ``values`` holds by name what they read: the incoming gradient ``g``, inputs, output, numbers.
-    """
-    args = tuple(values.values())
-    if asks_for_kernel(args):
-        key = (derivatives, *map(_key, args), *likes, settings())
+    derivatives: tuple[Callable, ...]
+    names: tuple[str, ...]
+    reads: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, derivatives: tuple[Callable, ...]) -> Rule:
+        """The rule of these derivatives."""
+        read = {name for derivative in derivatives for name in parameters(derivative)}
+        names = tuple(name for name in ("g", "x", "y", "z", "alpha") if name in read)
+        return cls(derivatives, names, tuple(tuple(map(names.index, parameters(d))) for d in derivatives))
+
+
+def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[Tensor]:
+    """The gradients that ``rule`` gives of ``values``, each summed to the shape of its input, in one pass."""
+    g = values[0]
+    if (g.is_cuda or not dispatch.dormant) and asks_for_kernel(values):
+        key = (rule, *map(_key, values), *likes, settings())
         plan = _calls.get(key, _NEW)
         if plan is _NEW:
-            name = derivatives[0].__name__
-            plan = _remember(key, has_kernel(name, args) and _plan_vjp(derivatives, values, likes))
+            plan = _remember(key, has_kernel(rule.derivatives[0].__name__, values) and _plan_vjp(rule, values, likes))
         if plan:
             kept, call = plan
-            made = iter(call(args) if call else ())
-            return [values["g"] if keeps else next(made) for keeps in kept]
-    return [_fit(_pull_back(d, values), *like) for d, like in zip(derivatives, likes, strict=True)]
+            made = iter(call(values) if call else ())
+            return [g if keeps else next(made) for keeps in kept]
+    if g.is_complex():  # as it is where anything is
+        return _pull_back_complex(rule, values, likes)
+    grads = []
+    for derivative, reads, (shape, dtype) in zip(*rule[::2], likes, strict=True):
+        grad = derivative(*[values[i] for i in reads])
+        grads.append(grad if grad.shape == shape and grad.dtype == dtype else _fit(grad, shape, dtype))
+    return grads
 
 
 def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
@@ -156,17 +174,19 @@ def _plan_in_place(formula: Callable, args: tuple) -> _Call | None:
     return _Call(_plan([formula], _named(formula, args), [x], spec), ())
 
 
-def _plan_vjp(derivatives: Sequence[Callable], values: dict[str, Any], likes: Sequence[Like]):
+def _plan_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]):
     """Which gradients are g itself, and how to make the others; None where there are none."""
-    g = values["g"]
-    kept = [like == (g.shape, g.dtype) and _is_identity(d, values) for d, like in zip(derivatives, likes, strict=True)]
-    made = [like for like, keeps in zip(likes, kept, strict=True) if not keeps]
+    g, named = values[0], dict(zip(rule.names, values, strict=True))
+    pairs = list(zip(rule.derivatives, likes, strict=True))
+    kept = [like == (g.shape, g.dtype) and _is_identity(derivative, named) for derivative, like in pairs]
+    made = [pair for pair, keeps in zip(pairs, kept, strict=True) if not keeps]
     if not made:
         return kept, None
     full = torch.empty_like(g, device="meta").stride()
-    grads = [_Spec(shape, full if shape == g.shape else _contiguous(shape), dtype, g.device) for shape, dtype in made]
-    formulas = [derivative for derivative, keeps in zip(derivatives, kept, strict=True) if not keeps]
-    return kept, _Call(_plan(formulas, values, grads, _spec_of(g)), tuple(grads))
+    grads = [
+        _Spec(shape, full if shape == g.shape else _contiguous(shape), dtype, g.device) for _, (shape, dtype) in made
+    ]
+    return kept, _Call(_plan([derivative for derivative, _ in made], named, grads, _spec_of(g)), tuple(grads))
 
 
 def _plan_reduce(formula: Callable, x: Tensor, dim: tuple, options: dict[str, Any]) -> _Call:
@@ -218,19 +238,16 @@ def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
     return all(type(a) is int for a in axes)
 
 
-def _pull_back(formula: Callable, values: dict[str, Any]) -> Tensor:
-    """A derivative applied to the cotangent ``g``: for complex numbers, to its conjugate and conjugated back."""
-    g = values["g"]
-    if g.is_complex():  # which it is where anything is
-        return formula(*[v.conj() if v is g else v for v in map(values.get, parameters(formula))]).conj()
-    return formula(*map(values.get, parameters(formula)))
+def _pull_back_complex(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[Tensor]:
+    """``pointwise_vjp`` of complex numbers: a cotangent is conjugated on the way in and on the way out."""
+    values = values[0].conj(), *values[1:]
+    grads = [derivative(*[values[i] for i in reads]).conj() for derivative, reads in zip(rule.derivatives, rule.reads)]
+    return [_fit(grad, *like) for grad, like in zip(grads, likes, strict=True)]
 
 
 def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype."""
-    if grad.shape != shape:
-        grad = grad.sum_to_size(shape)
-    return grad if grad.dtype == dtype else cast(grad, dtype)
+    return cast(grad.sum_to_size(shape), dtype)
 
 
 def cast(grad: Tensor, dtype: torch.dtype) -> Tensor:

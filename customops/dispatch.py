@@ -10,6 +10,9 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -19,6 +22,8 @@ KERNEL_DTYPES = frozenset(
 )
 
 
+_CLASSES = frozenset({Tensor, Parameter})
+_STRIDED = torch.strided
 NUMBERS = frozenset({bool, int, float, complex})
 
 
@@ -72,18 +77,17 @@ def imagined(name: str) -> Iterator[None]:
 
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is a dense tensor of torch's own class, neither subclass, fake, meta nor sparse."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.layout == torch.strided
-        and not (x.is_meta or x.is_quantized or x.is_nested)
-    )
+    return type(x) in _CLASSES and is_dense(x)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether ``x``, of torch's own class, has elements in strides."""
+    return x.layout is _STRIDED and not (x.is_meta or x.is_quantized or x.is_nested)
 
 
 def is_watched() -> bool:
     """Whether something records the calls to torch: ``torch.compile``, a tracer, a dispatch mode."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    return is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
 
 
 def asks_for_kernel(args: Sequence, out: Tensor | None = None) -> bool:

@@ -6,16 +6,18 @@ Let alpha be the number of elements of the input and beta that of the output: ea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from operator import index
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
+from . import dispatch
 from . import formulas as f
-from .autograd import differentiates
+from .autograd import differentiates, is_recorded, is_usual
 from .compute import cast, pointwise, reduce, reduced_axes
 
 Axes = int | Sequence[int] | None
@@ -26,14 +28,19 @@ __all__ = ["mean", "sum"]
 
 
 class Reduction(Function):
-    """An operator over axes: its ``formula``, and ``scale``, what backward does to g before viewing it as large as x.
+    """An operator over axes: its ``formula``, and ``scale(g, alpha/beta)``, None where each slope is 1.
 
     Takes x, a dtype, and what ``reduce`` takes as ``dim``. Saves shapes only.
     """
 
     formula: ClassVar[Callable]
-    scale: ClassVar[Callable]
+    scale: ClassVar[Callable | None] = None
+    record: ClassVar[Callable[..., Tensor]]
     generate_vmap_rule = True
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        cls.record = super(Function, cls).apply  # as Operator's
 
     @classmethod
     def forward(cls, x, dtype, *dim):
@@ -42,25 +49,31 @@ class Reduction(Function):
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
-        """Keep the shape of x, and how many of its elements each output is made of."""
-        x, ctx.dtype, *ctx.dim = inputs
-        ctx.like = x.shape, x.dtype
-        ctx.count = x.numel() // max(output.numel(), 1)
+        """Keep the shape of x, and that of z had each axis been kept."""
+        x, dtype, *dim = inputs
+        shape = x.shape
+        count = x.numel() // max(output.numel(), 1) if cls.scale else 1
+        ctx.kept = shape, _kept_shape(shape, *dim) if dim else None, x.dtype, count
+        if forward_ad._current_level >= 0:
+            ctx.call = dtype, dim
 
     @classmethod
     def backward(cls, ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
-        g = cls.scale(g, ctx.count)
-        shape, dtype = ctx.like
-        if not (len(ctx.dim) > 1 and ctx.dim[1]):
-            for axis in sorted(reduced_axes(len(shape), *ctx.dim)):
-                g = g.unsqueeze(axis)
-        return cast(g, dtype).expand(shape), None, *[None] * len(ctx.dim)
+        shape, kept, dtype, count = ctx.kept
+        if count != 1:
+            g = pointwise(cls.scale, g, count)
+        if g.dtype != dtype:
+            g = cast(g, dtype)
+        if kept is not None and g.shape != kept:
+            g = g.view(kept)
+        return g.expand(shape), *[None] * (len(ctx.needs_input_grad) - 1)
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
         """Linear: the same of the tangent."""
-        return cls.formula(dx, *ctx.dim, dtype=ctx.dtype)
+        dtype, dim = ctx.call
+        return cls.formula(dx, *dim, dtype=dtype)
 
 
 class Sum(Reduction):
@@ -72,11 +85,6 @@ class Sum(Reduction):
     """
 
     formula = staticmethod(f.sum)
-
-    @staticmethod
-    def scale(g, _count):
-        """Nothing: each slope is 1."""
-        return g
 
 
 class Mean(Reduction):
@@ -90,11 +98,7 @@ class Mean(Reduction):
     """
 
     formula = staticmethod(f.mean)
-
-    @staticmethod
-    def scale(g, count):
-        """Each slope is one over ``count`` = alpha/beta."""
-        return g if count == 1 else pointwise(f.mean_dx, g, count)
+    scale = staticmethod(f.mean_dx)
 
 
 def sum(
@@ -145,12 +149,27 @@ def mean(
 
 
 def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
-    if dim is _UNSET and keepdim is not _UNSET:
-        return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
-    axes = () if dim is _UNSET else (_as_ints(dim), False if keepdim is _UNSET else keepdim)
-    if out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
+    if dim is _UNSET:
+        if keepdim is not _UNSET:
+            return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
+        axes = ()
+    else:
+        axes = dim if type(dim) is int else _as_ints(dim), False if keepdim is _UNSET else keepdim
+    if out is None and dtype is None and is_usual(x):
+        if x.requires_grad and is_recorded():
+            return operator.record(x, dtype, *axes)
+        if dispatch.dormant and not x.is_cuda:
+            return operator.formula(x, *axes)
+    elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
         return operator.apply(x, dtype, *axes)
     return reduce(operator.formula, x, *axes, dtype=dtype, out=out)
+
+
+@lru_cache(maxsize=4096)
+def _kept_shape(shape: torch.Size, axes: Any, keepdim: bool) -> tuple[int, ...]:
+    """``shape`` with 1 for each axis that is reduced."""
+    reduced = reduced_axes(len(shape), axes)
+    return tuple(1 if axis in reduced else n for axis, n in enumerate(shape))
 
 
 def _as_ints(dim: Any) -> Any:

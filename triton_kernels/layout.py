@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from typing import NamedTuple
 
@@ -161,7 +162,7 @@ def traffic(layout: Layout, tiling: Tiling) -> tuple[list[int], list[int]]:
     for groups in (*layout.operands, *layout.outputs):
         walks = zip(layout.extents, tiles, groups, strict=True) if groups else ()
         moved.append(prod(n if any(steps) else count for n, count, steps in walks))
-        axes = ((n, step) for sizes, steps in zip(layout.sizes, groups) for n, step in zip(sizes, steps, strict=True))
+        axes = chain.from_iterable(map(zip, layout.sizes, groups))
         floor.append(prod(n for n, step in axes if step))
     return moved, floor
 

@@ -1,0 +1,164 @@
+"""``python -m customops kernels``: what a call would launch on a GPU, on a machine without one."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import binary, machine_code, reductions, unary
+from .dispatch import KERNEL_DTYPES, backend
+from .dry_run import TARGETS, Record, dry_run
+
+OPERATORS: dict[str, Callable[..., Tensor]] = {
+    name: getattr(module, name)
+    for module in (unary, binary, reductions)
+    for name in module.__all__
+    if not name.endswith("_")  # in-place twins
+}
+
+SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What :func:`run` reads."""
+    parser.add_argument("op", metavar="OP", choices=OPERATORS, help=", ".join(OPERATORS))
+    parser.add_argument("--shape", required=True, help="of the input, as 4096,4096; '' has no axis")
+    second = parser.add_mutually_exclusive_group()
+    second.add_argument("--other", metavar="SHAPE", help="of the second input; without it the same as --shape")
+    second.add_argument("--number", help="a number as second input")
+    parser.add_argument("--dim", help="axes to reduce, as 0,1 or --dim=-1,0; without it all")
+    parser.add_argument("--dtype", default="float32", help=f"torch's name, or {', '.join(SHORT)}; default: %(default)s")
+    parser.add_argument("--target", choices=TARGETS, default="cuda:90", help="the GPU; default: %(default)s")
+    parser.add_argument("--backward", action="store_true", help="and the gradients of every input")
+    parser.add_argument("--ptx", action="store_true", help="print the PTX or AMD assembly of each kernel too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the call would launch; the exit code, 2 where torch rejects it or there is no kernel."""
+    try:
+        operands, options = _arguments(args)
+        phases = launches(OPERATORS[args.op], operands, options, args.target, args.backward)
+    except (RuntimeError, ValueError, IndexError, OverflowError) as error:
+        print(f"kernels: {_reason(error)}", file=sys.stderr)
+        return 2
+    words = [*map(_word, operands), *(f"{name}={value}" for name, value in options.items())]
+    print(f"{args.op}({', '.join(words)}) on {args.target}", *_report(phases), sep="\n")
+    if args.ptx:
+        print(*_code(record for records in phases.values() for record in records), sep="\n")
+    return 0
+
+
+def launches(
+    function: Callable[..., Tensor], operands: Sequence[Any], options: dict[str, Any], target: str, backward: bool
+) -> dict[str, list[Record]]:
+    """The launches of each phase of ``function(*operands, **options)``, and of its gradients with ``backward``.
+
+    Raises:
+        RuntimeError: there is no kernel for the dtype, or no Triton; and whatever torch raises.
+    """
+    with dry_run(target) as records, backend("triton"):  # which refuses what only a formula can compute
+        z = function(*operands, **options)
+        forward = len(records)
+        if backward:
+            wanted = [x for x in operands if isinstance(x, Tensor) and x.requires_grad]
+            torch.autograd.grad(z, wanted, torch.empty_like(z))
+    phases = {"forward": records[:forward]}
+    return phases | {"backward": records[forward:]} if backward else phases
+
+
+def _arguments(args: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
+    """The operands that ``args`` describe, of which no memory is ever touched, and the named arguments."""
+    parameters = inspect.signature(OPERATORS[args.op]).parameters
+    takes_two = sum(p.default is p.empty for p in parameters.values()) == 2
+    for name, taken in {"other": takes_two, "number": takes_two, "dim": "dim" in parameters}.items():
+        if not taken and getattr(args, name) is not None:
+            raise ValueError(f"--{name} is not for {args.op}({', '.join(parameters)})")
+    shapes = [_integers("shape", args.shape)]
+    if takes_two and args.number is None:
+        shapes.append(shapes[0] if args.other is None else _integers("other", args.other))
+    numbers = [] if args.number is None else [_number(args.number)]
+    dtype = _dtype(args.dtype)
+    operands = [torch.empty(shape, dtype=dtype, requires_grad=args.backward) for shape in shapes]
+    return [*operands, *numbers], {} if args.dim is None else {"dim": _integers("dim", args.dim)}
+
+
+def _integers(name: str, text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"(-?\d{1,18}(,-?\d{1,18})*)?", text):
+        raise ValueError(f"--{name}: expected integers, as 4096,4096, got {text!r}")
+    return tuple(map(int, text.split(","))) if text else ()
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError:
+        raise ValueError(f"--number: expected a number, got {text!r}") from None
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = SHORT.get(name, getattr(torch, name, None))
+    if not isinstance(dtype, torch.dtype) or dtype not in KERNEL_DTYPES:
+        known = sorted(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
+        raise ValueError(f"--dtype: kernels take {', '.join([*known, *SHORT])}, got {name!r}")
+    return dtype
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a line: torch adds where in its source."""
+    refused = re.search(r"tried to allocate (\d+) bytes", str(error))
+    if refused:
+        return f"no room for {int(refused[1]):,} bytes, though none is touched: take a smaller shape"
+    return str(error).partition("\n")[0]
+
+
+def _report(phases: dict[str, list[Record]]) -> Iterator[str]:
+    for phase, records in phases.items():
+        yield from (line for record in records for line in _lines(phase, record))
+        if not records:
+            yield f"{phase:10}launches nothing"
+    every = [record for records in phases.values() for record in records]
+    moved, floor = sum(record.bytes_moved for record in every), sum(record.bytes_floor for record in every)
+    yield f"{'total':10}launches {len(every)}  {_traffic(moved, floor)}"
+
+
+def _lines(phase: str, record: Record) -> Iterator[str]:
+    yield f"{phase:10}{record.name}  {record.program}"
+    yield f"{'':10}grid {record.grid}  warps {record.num_warps}  registers {record.registers}  spills {record.spills}"
+    yield f"{'':10}{_traffic(record.bytes_moved, record.bytes_floor)}"
+    for kind, widths in _widest(record.compiled).items():
+        yield f"{'':10}{kind:6}" + "".join(f"  {leaf} {bits}" for leaf, bits in sorted(widths.items())) + " bits"
+
+
+def _traffic(moved: int, floor: int) -> str:
+    """A launch that only adds up partial sums has no floor."""
+    return f"bytes moved {moved:,}  floor {floor:,}  ratio {f'{moved / floor:.3f}' if floor else '-'}"
+
+
+def _widest(compiled: Any) -> dict[str, dict[str, int]]:
+    """The bits of the widest load and store of each operand and output; on AMD it is not known which it is."""
+    widths: dict[str, dict[str, int]] = {"load": {}, "store": {}}
+    for kind, bits, leaf in machine_code.accesses(compiled):
+        name = str(leaf[0]) + "".join(f"[{i}]" for i in leaf[1:]) if leaf else "any"
+        widths[kind][name] = max(bits, widths[kind].get(name, 0))
+    return widths
+
+
+def _word(operand: Any) -> str:
+    if not isinstance(operand, Tensor):
+        return str(operand)
+    return f"{str(operand.dtype).removeprefix('torch.')}{list(operand.shape)}"
+
+
+def _code(records: Iterable[Record]) -> Iterator[str]:
+    """The machine code of each kernel once."""
+    for record in {record.compiled.hash: record for record in records}.values():
+        stage = "amdgcn" if record.compiled.metadata.target.backend == "hip" else "ptx"
+        yield f"\n// {record.name}  {record.program}\n{record.compiled.asm[stage].strip()}"
