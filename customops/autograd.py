@@ -32,12 +32,12 @@ class Operator(Function):
     formula: ClassVar[Callable]
     derivatives: ClassVar[tuple[Callable, ...]]
     generate_vmap_rule = True
-
     record: ClassVar[Callable[..., Tensor]]
 
     def __init_subclass__(cls):
+        """Give each operator ``record``: ``apply`` without its binding of arguments, which only transforms need."""
         super().__init_subclass__()
-        cls.record = super(Function, cls).apply  # without the binding of arguments, for the transforms of torch.func
+        cls.record = super(Function, cls).apply  # type: ignore[misc]
 
     @classmethod
     def forward(cls, *inputs):
@@ -51,9 +51,10 @@ class Operator(Function):
         Only inputs and outputs are ever kept, never an intermediate, so that differentiating twice stays right.
         """
         forward_mode = forward_ad._current_level >= 0
-        wanted = _wanted(cls.derivatives, tuple(map(_is_tensor, inputs)) if forward_mode else ctx.needs_input_grad)
+        needs = tuple(isinstance(x, Tensor) for x in inputs) if forward_mode else ctx.needs_input_grad
+        wanted = _wanted(cls.derivatives, needs)
         values = [output if i < 0 else inputs[i] for i in wanted.reads]
-        numbers = ()
+        numbers: list[tuple[int, Any]] = []
         if len(inputs) > 1:
             numbers = [(i, v) for i, v in enumerate(values, 1) if not isinstance(v, Tensor)]
             values = [v for v in values if isinstance(v, Tensor)]
@@ -86,7 +87,9 @@ class Operator(Function):
         """The tangent of the output: each derivative applied to the tangent of its input, added up."""
         (wanted, _, _), (shape, dtype) = ctx.kept, ctx.output
         total = torch.zeros((), dtype=dtype, device="cpu")
-        for position, derivative, reads in zip(wanted.positions, wanted.rule.derivatives, wanted.rule.reads, strict=True):
+        for position, derivative, reads in zip(
+            wanted.positions, wanted.rule.derivatives, wanted.rule.reads, strict=True
+        ):
             if tangents[position] is not None:
                 values = _with_saved(tangents[position], ctx)
                 total = total + derivative(*[values[i] for i in reads])
@@ -241,7 +244,3 @@ def _with_saved(g: Tensor, ctx) -> Sequence:
     for i, number in numbers:
         values.insert(i, number)
     return values
-
-
-def _is_tensor(x: Any) -> bool:
-    return isinstance(x, Tensor)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import formulas as f
 from .autograd import Operator, as_scalar, call, call_
-from .compute import EXPONENTS
+from .dispatch import EXPONENTS
 
 Number = bool | int | float | complex
 

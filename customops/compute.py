@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .dispatch import asks_for_kernel, has_kernel, settings
-
-EXPONENTS = frozenset({-2, -1, -0.5, 0.5, 1.5, 2, 3})  # for which kernels are compiled
-_SPECIAL = EXPONENTS | {1}
-_LARGEST_HALF, _LARGEST_BYTE = 65504, 127
-
+from .dispatch import ALIGNMENT, features, has_kernel
 
 Like = tuple[torch.Size, torch.dtype]  # all that a gradient has to know of its input
 
@@ -46,10 +41,11 @@ class _Call(NamedTuple):
 
 def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
     """``formula`` on tensors and numbers, broadcast together."""
-    if asks_for_kernel(args, out) and (out is None or not _partly_overlap(out, args)):
-        key = (formula, *map(_key, args), None if out is None else out.dtype, settings())
-        call = _calls.get(key, _NEW)
-        if call is _NEW:
+    found = features(args if out is None else (*args, out))
+    if found and (out is None or not _partly_overlap(out, args)):
+        key = formula, found
+        call = _calls.get(key)
+        if call is None:
             call = _remember(key, has_kernel(formula.__name__, args, out) and _plan_pointwise(formula, args))
         if call:
             (z,) = call(args)
@@ -60,10 +56,11 @@ def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
 def pointwise_(formula: Callable, twin: Callable, x: Tensor, *args) -> Tensor:
     """``formula`` on ``x`` and the rest, written over ``x``; ``twin`` is torch's own way to do so."""
     args = x, *args
-    if asks_for_kernel(args):
-        key = (formula, twin, *map(_key, args), settings())
-        call = _calls.get(key, _NEW)
-        if call is _NEW:
+    found = features(args)
+    if found:
+        key = formula, twin, found
+        call = _calls.get(key)
+        if call is None:
             call = _remember(key, has_kernel(formula.__name__, args) and _plan_in_place(formula, args))
         if call:
             call.plan(args, (x,))
@@ -91,10 +88,11 @@ class Rule(NamedTuple):
 def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[Tensor]:
     """The gradients that ``rule`` gives of ``values``, each summed to the shape of its input, in one pass."""
     g = values[0]
-    if (g.is_cuda or not dispatch.dormant) and asks_for_kernel(values):
-        key = (rule, *map(_key, values), *likes, settings())
-        plan = _calls.get(key, _NEW)
-        if plan is _NEW:
+    found = features(values) if g.is_cuda or not dispatch.dormant else None
+    if found:
+        key = rule, found, *likes
+        plan = _calls.get(key)
+        if plan is None:
             plan = _remember(key, has_kernel(rule.derivatives[0].__name__, values) and _plan_vjp(rule, values, likes))
         if plan:
             kept, call = plan
@@ -114,11 +112,12 @@ def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None,
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if out is not None:
         options["out"] = out
-    if asks_for_kernel((x,), out) and _are_axes(*dim) and (out is None or not _partly_overlap(out, (x,))):
+    found = features((x,) if out is None else (x, out))
+    if found and _are_axes(*dim) and (out is None or not _partly_overlap(out, (x,))):
         axes = tuple(tuple(d) if isinstance(d, list) else d for d in dim)
-        key = (formula, _key(x), axes, tuple(map(type, dim)), dtype, None if out is None else _spec_of(out), settings())
-        call = _calls.get(key, _NEW)
-        if call is _NEW:
+        key = formula, found, axes, tuple(map(type, dim)), dtype
+        call = _calls.get(key)
+        if call is None:
             runs = has_kernel(formula.__name__, (x,), out, dtype)
             call = _remember(key, runs and _plan_reduce(formula, x, axes, options))
         if call:
@@ -134,7 +133,6 @@ def reduced_axes(ndim: int, axes: Any = (), _keepdim: bool = False) -> set[int]:
 
 
 _calls: dict[tuple, Any] = {}  # by what they depend on; False where torch answers
-_NEW = object()
 
 
 def _remember(key: tuple, call: Any) -> Any:
@@ -145,32 +143,16 @@ def _remember(key: tuple, call: Any) -> Any:
     return call
 
 
-def _key(arg: Any) -> Any:
-    """All that a plan depends on of an argument; of a number its kind, and its value only where that matters.
-
-    It matters where kernels are compiled for it, where a gradient is g itself, and where torch may refuse it: beyond
-    the range of the narrowest dtypes, or below 0.
-    """
-    if isinstance(arg, Tensor):
-        return arg.shape, arg.stride(), arg.dtype, arg.get_device(), arg.data_ptr() % 16 == 0
-    kind = type(arg)
-    if kind is float and arg not in _SPECIAL:
-        return (float,) if abs(arg) <= _LARGEST_HALF else (float, str(arg))
-    if kind is int and arg not in _SPECIAL and -_LARGEST_BYTE <= arg <= _LARGEST_BYTE:
-        return int, arg < 0
-    return kind, arg
-
-
 def _plan_pointwise(formula: Callable, args: tuple) -> _Call:
     spec = _ask_torch(formula, args)
     return _Call(_plan([formula], _named(formula, args), [spec], spec), (spec,))
 
 
-def _plan_in_place(formula: Callable, args: tuple) -> _Call | None:
-    """None where torch would refuse to write the result over the first argument."""
+def _plan_in_place(formula: Callable, args: tuple) -> _Call | bool:
+    """False where torch would refuse to write the result over the first argument."""
     x, spec = args[0], _ask_torch(formula, args)
     if spec.shape != x.shape or not torch.can_cast(spec.dtype, x.dtype):
-        return None
+        return False
     return _Call(_plan([formula], _named(formula, args), [x], spec), ())
 
 
@@ -206,7 +188,7 @@ def _plan(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequenc
     def memory(x):
         if not isinstance(x, Tensor) or x.device != spec.device:
             return x  # a 0-dim CPU tensor among GPU tensors is a number
-        return Memory(x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0)
+        return Memory(x.shape, x.stride(), x.dtype, x.data_ptr() % ALIGNMENT == 0)
 
     return Plan(
         [formula.__name__ for formula in formulas],
@@ -241,8 +223,8 @@ def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
 def _pull_back_complex(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[Tensor]:
     """``pointwise_vjp`` of complex numbers: a cotangent is conjugated on the way in and on the way out."""
     values = values[0].conj(), *values[1:]
-    grads = [derivative(*[values[i] for i in reads]).conj() for derivative, reads in zip(rule.derivatives, rule.reads)]
-    return [_fit(grad, *like) for grad, like in zip(grads, likes, strict=True)]
+    parts = zip(*rule[::2], likes, strict=True)
+    return [_fit(derivative(*[values[i] for i in reads]).conj(), *like) for derivative, reads, like in parts]
 
 
 def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+from torch import Tensor, is_grad_enabled
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
@@ -22,6 +23,10 @@ KERNEL_DTYPES = frozenset(
 )
 
 
+EXPONENTS = frozenset({-2, -1, -0.5, 0.5, 1.5, 2, 3})  # for which kernels are compiled
+ALIGNMENT = 16  # bytes, the widest word that a GPU loads
+_SPECIAL = EXPONENTS | {1}
+_LARGEST_HALF, _LARGEST_BYTE = 65504, 127
 _CLASSES = frozenset({Tensor, Parameter})
 _STRIDED = torch.strided
 NUMBERS = frozenset({bool, int, float, complex})
@@ -77,12 +82,7 @@ def imagined(name: str) -> Iterator[None]:
 
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is a dense tensor of torch's own class, neither subclass, fake, meta nor sparse."""
-    return type(x) in _CLASSES and is_dense(x)
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether ``x``, of torch's own class, has elements in strides."""
-    return x.layout is _STRIDED and not (x.is_meta or x.is_quantized or x.is_nested)
+    return type(x) in _CLASSES and x.layout is _STRIDED and not (x.is_meta or x.is_quantized or x.is_nested)
 
 
 def is_watched() -> bool:
@@ -90,28 +90,54 @@ def is_watched() -> bool:
     return is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
 
 
-def asks_for_kernel(args: Sequence, out: Tensor | None = None) -> bool:
-    """Whether nothing about this call but dtypes and devices keeps a kernel from computing it, into ``out`` if given.
+def features(args: Sequence) -> tuple | None:
+    """All that a kernel's plan depends on of ``args``; None where the torch formula answers.
 
-    The formula answers wherever torch has to see through the operator: under ``torch.compile`` and tracers, where
-    a gradient graph is recorded, and on tensors that stand for others. That may differ from one call to the next;
-    :func:`has_kernel` is the rest of the dispatch rule.
+    That is wherever torch has to see through the operator: under ``torch.compile`` and tracers, where a gradient
+    graph is recorded, and on tensors that stand for others. :func:`has_kernel` is the rest of the dispatch rule.
     """
     for x in args:
         if not dormant or (isinstance(x, Tensor) and x.is_cuda):
             break
     else:
-        return False
-    if _backend == "torch" or is_watched():
-        return False
-    graph = torch.is_grad_enabled()
-    for x in args if out is None else (*args, out):
-        if isinstance(x, Tensor):
-            if not is_plain(x) or _stands_for_another(x) or (graph and x.requires_grad):
-                return False
-        elif type(x) not in NUMBERS:
-            return False
-    return True
+        return None
+    if _backend == "torch" or is_watched() or _are_functorch_transforms_active():
+        return None
+    graph = is_grad_enabled()
+    found: list[Any] = [_backend, target, torch.get_default_dtype(), torch.is_autocast_enabled()]
+    for x in args:
+        if type(x) in NUMBERS:
+            found.append(_kind(x))
+        elif type(x) in _CLASSES and x.layout is _STRIDED and not (x.is_nested or x.is_neg()):
+            pointer = _address(x)
+            if not pointer or (graph and x.requires_grad):
+                return None
+            found += x.shape, x.stride(), x.dtype, x.get_device(), pointer % ALIGNMENT == 0
+        else:
+            return None
+    return tuple(found)
+
+
+def _address(x: Tensor) -> int:
+    """Where the elements are; 0 for meta and zero tensors, most empty ones, and what a transform left behind."""
+    try:
+        return x.data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def _kind(number: Any) -> tuple:
+    """What a plan depends on of a number: its value only where that matters.
+
+    It matters where kernels are compiled for it, where a gradient is g itself, and where torch may refuse it: beyond
+    the range of the narrowest dtypes, or below 0.
+    """
+    kind = type(number)
+    if kind is float and number not in _SPECIAL:
+        return (float,) if abs(number) <= _LARGEST_HALF else (float, str(number))
+    if kind is int and number not in _SPECIAL and abs(number) <= _LARGEST_BYTE:
+        return int, number < 0
+    return kind, number
 
 
 def has_kernel(name: str, args: Sequence, out: Tensor | None = None, dtype: torch.dtype | None = None) -> bool:
@@ -127,10 +153,6 @@ def has_kernel(name: str, args: Sequence, out: Tensor | None = None, dtype: torc
     if obstacle and _backend == "triton":
         raise RuntimeError(f"{name}: backend 'triton' has no kernel for {obstacle}, or use backend 'auto'")
     return obstacle is None
-
-
-def _stands_for_another(x: Tensor) -> bool:
-    return x.is_neg() or not torch._C._has_storage(x) or x._is_zerotensor() or torch._is_functional_tensor(x)
 
 
 def _obstacle(tensors: list[Tensor], dtypes: set) -> str | None:
@@ -160,11 +182,6 @@ def find_triton():
 def is_interpreted() -> bool:
     """Whether kernels run in Triton's interpreter: Triton decides once, as it reads a kernel."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-
-
-def settings() -> tuple:
-    """What plans depend on but their arguments: ours, and those that torch's answer depends on."""
-    return _backend, target, torch.get_default_dtype(), torch.is_autocast_enabled()
 
 
 def _decide() -> None:

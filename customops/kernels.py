@@ -112,11 +112,11 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in a line: torch adds where in its source."""
+    """What went wrong; torch's own words for too large a tensor speak of its source."""
     refused = re.search(r"tried to allocate (\d+) bytes", str(error))
     if refused:
         return f"no room for {int(refused[1]):,} bytes, though none is touched: take a smaller shape"
-    return str(error).partition("\n")[0]
+    return str(error)
 
 
 def _report(phases: dict[str, list[Record]]) -> Iterator[str]:

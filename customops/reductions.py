@@ -39,8 +39,9 @@ class Reduction(Function):
     generate_vmap_rule = True
 
     def __init_subclass__(cls):
+        """Give each reduction ``record``, as :class:`~customops.autograd.Operator` does."""
         super().__init_subclass__()
-        cls.record = super(Function, cls).apply  # as Operator's
+        cls.record = super(Function, cls).apply  # type: ignore[misc]
 
     @classmethod
     def forward(cls, x, dtype, *dim):
@@ -61,7 +62,7 @@ class Reduction(Function):
     def backward(cls, ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
         shape, kept, dtype, count = ctx.kept
-        if count != 1:
+        if cls.scale and count != 1:
             g = pointwise(cls.scale, g, count)
         if g.dtype != dtype:
             g = cast(g, dtype)
@@ -149,11 +150,10 @@ def mean(
 
 
 def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
-    if dim is _UNSET:
-        if keepdim is not _UNSET:
-            return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
-        axes = ()
-    else:
+    if dim is _UNSET and keepdim is not _UNSET:
+        return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
+    axes: tuple = ()
+    if dim is not _UNSET:
         axes = dim if type(dim) is int else _as_ints(dim), False if keepdim is _UNSET else keepdim
     if out is None and dtype is None and is_usual(x):
         if x.requires_grad and is_recorded():

@@ -7,30 +7,36 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import cycle
 from math import prod
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
+from customops.triton_kernels.launch import Launch
 from torch import Tensor
 from tqdm import tqdm
 
 import customops
 from customops import machine_code
 from customops.dispatch import KERNEL_DTYPES
-from customops.triton_kernels.launch import Launch
 
-from .cases import CALLS, ROWS, Call, ids
+from .cases import CALLS, Call, ids
 
 WORD = 16  # bytes that one instruction loads at most
 WARP = 32 * WORD  # what has fewer bytes has no word for each lane of a warp
-REDUCTIONS = ("mean", "sum")
 DTYPES = sorted(KERNEL_DTYPES, key=str)
 
-# Launches of backward, by how the operands broadcast. A sum that few rows or columns leave to several programs takes
-# one launch more, to add up their parts; a pair of such sums takes two.
+REDUCTIONS = ("mean", "sum")
+USUAL = (
+    "log(x)", "exp(x)", "relu(x)", "sigmoid(x)", "add(x, y, 3)", "sub(x, y, 3)", "mul(x, y)", "pow(x, y)", "pow(x, 3)",
+    *(f"{name}({axes})" for name in REDUCTIONS for axes in ("0", "-1, keepdim")),
+)  # fmt: skip
+
+# Launches of backward, by how the operands broadcast. Where sums are too few to fill the GPU, several programs share
+# each, and one more launch adds up their parts; so it is with few columns, not with many rows, and twice with both.
 NONE = {"whole": 0}
 ONE = {"whole": 1}
 SUMS = {"row": 2, "column": 1, "channel": 2, "outer": 3}
@@ -39,7 +45,7 @@ BACKWARD = {
     "exp(x)": ONE,
     "relu(x)": ONE,
     "sigmoid(x)": ONE,
-    "add(x, y)": NONE | SUMS,  # both gradients are g itself
+    "add(x, y)": NONE | SUMS,  # each gradient is g itself, or a sum of it
     "add(x, 1.5)": NONE,
     "add(2, x)": NONE,
     "add(x, y, 3)": ONE | SUMS,
@@ -63,30 +69,32 @@ BACKWARD = {
     "sum": NONE,
 }
 
-# Launches of a reduction: two where the sums are too few to fill the GPU, and so are shared.
+# The reductions whose sums several programs share, by layout; those of any other take one launch.
+MATRIX_SUMS = ("", "None", "0", "0, -1")
+VECTOR_SUMS = ("", "None", "0", "-1, keepdim")
 SHARED = {
-    "contiguous": ("", "None", "0", "0, -1"),
-    "ragged end": ("", "None", "0", "-1, keepdim"),
+    "contiguous": MATRIX_SUMS,
+    "ragged end": VECTOR_SUMS,
     "small": (),
     "transposed": ("", "None", "-1, keepdim", "0, -1"),
-    "sliced": ("", "None", "0", "0, -1"),
-    "every second": ("", "None", "0", "0, -1"),
-    "unaligned": ("", "None", "0", "-1, keepdim"),
-    "width 1000": ("", "None", "0", "0, -1"),
-    "width 1004": ("", "None", "0", "0, -1"),
+    "sliced": MATRIX_SUMS,
+    "every second": MATRIX_SUMS,
+    "unaligned": VECTOR_SUMS,
+    "width 1000": MATRIX_SUMS,
+    "width 1004": MATRIX_SUMS,
     "cube": ("", "None"),
     "images": ("", "None", "0, 2, 3"),
     "long rows": ("", "None", "-1, keepdim", "0, -1"),
-    "short rows": ("", "None", "0", "0, -1"),
+    "short rows": MATRIX_SUMS,
 }
-EITHER = {("small", ""), ("small", "None"), ("small", "0, -1"), ("cube", "1")}  # one or two, as the dtype's tiles fall
+EITHER = {("small", ""), ("small", "None"), ("small", "0, -1"), ("cube", "1")}  # shared or not, as a dtype's tiles fall
 
 
 class Layout(NamedTuple):
     """How the tensors of a call lie: ``make`` gives two operands of a dtype, a call takes as many as it has.
 
-    ``narrow`` are those whole words cannot be asked of, or need not: x, y, z, g, dx, dy. They are asked of any other
-    whose rows, ``pitch`` elements apart, all start at a multiple of 16 bytes.
+    ``narrow`` are those that whole words are not asked of: x, y, z, g, dx, dy. They are asked of any other whose rows,
+    ``pitch`` elements apart, all start at a multiple of 16 bytes.
     """
 
     name: str
@@ -94,28 +102,11 @@ class Layout(NamedTuple):
     narrow: tuple[str, ...] = ()
     pitch: int = 4096
     kind: str = "whole"  # how the operands broadcast: a column of BACKWARD
-    fits: str = "any"  # call: "pair" of operands, "reduction", or "any"
+    fits: str = "any"  # call, or only a "pair" of operands, or a "reduction"
     most: float = 1.05  # bytes moved, to bytes that have to move
 
     def __str__(self):
         return self.name
-
-
-class Phase(NamedTuple):
-    """What one direction of a call launches."""
-
-    launches: int
-    bits: dict[str, int]  # of the widest access to each tensor, in the launch where that is narrowest; "parts" of sums
-    wide: frozenset[str]  # the tensors that whole words are asked of
-    spills: int  # bytes of a thread
-    excess: float  # bytes moved, to those of every input and output once
-
-
-class Finding(NamedTuple):
-    """What an audit saw, and what of it is wrong, in words."""
-
-    phases: dict[str, Phase]
-    faults: list[str]
 
 
 class Case(NamedTuple):
@@ -130,42 +121,48 @@ class Case(NamedTuple):
         return f"{self.call}, {ids(self.dtype)}, {self.layout}"
 
 
-def _pair(x: tuple[int, ...], y: tuple[int, ...] | None = None, view: Callable[[Tensor], Tensor] = lambda x: x):
+class Phase(NamedTuple):
+    """What one direction of a call launches."""
+
+    launches: int
+    bits: dict[str, int]  # of the widest access to each tensor, in the launch where that is narrowest
+    wide: set[str]  # the tensors that whole words are asked of
+    spills: int  # bytes of a thread
+    excess: float  # bytes moved, to those of every input and output once
+    faults: list[str]
+
+
+Finding = dict[str, Phase]  # by direction, "forward" and "backward"
+
+
+def _pair(x: Sequence[int], y: Sequence[int] | None = None, view: Callable[[Tensor], Tensor] = lambda x: x):
     return lambda dtype: [view(torch.empty(shape, dtype=dtype)) for shape in (x, x if y is None else y)]
-
-
-def _second_transposed(dtype: torch.dtype) -> list[Tensor]:
-    x, y = _pair(MATRIX)(dtype)
-    return [x, y.t()]
 
 
 MATRIX = (4096, 4096)
 IMAGES = (32, 64, 56, 56)
 LAYOUTS = (
     Layout("contiguous", _pair(MATRIX)),
-    Layout("ragged end", _pair((4096 * 4096 + 3,))),
+    Layout("ragged end", _pair([4096 * 4096 + 3])),
     Layout("small", _pair((8, 128)), pitch=128),
-    Layout("row", _pair(MATRIX, (4096,)), ("dy",), kind="row", fits="pair"),
+    Layout("row", _pair(MATRIX, [4096]), ("dy",), kind="row", fits="pair"),
     Layout("column", _pair(MATRIX, (4096, 1)), ("y", "dy"), kind="column", fits="pair"),
     Layout("channel", _pair(IMAGES, (64, 1, 1)), ("y", "dy"), 56 * 56, kind="channel", fits="pair"),
-    # each tile reads its part of both vectors for every row or column of tiles, and leaves a partial sum of each
+    # forward each tile reads its piece of both vectors, backward it leaves a piece of a partial sum of at least one
     Layout("outer", _pair((4096, 1), (1, 4096)), ("x", "dx", "dy"), kind="outer", fits="pair", most=1.10),
-    Layout("second transposed", _second_transposed, ("y",), fits="pair"),
+    Layout("second transposed", lambda dtype: [x := torch.empty(MATRIX, dtype=dtype), torch.empty_like(x).t()], ("y",),
+           fits="pair"),
     Layout("transposed", _pair(MATRIX, view=Tensor.t)),
     Layout("sliced", _pair((4096, 4112), view=lambda x: x[:, :4096]), pitch=4112),
     Layout("every second", _pair((4096, 8192), view=lambda x: x[:, ::2]), ("x", "y")),
-    Layout("unaligned", _pair((4096 * 4096 + 1,), view=lambda x: x[1:]), ("x", "y")),
-    Layout("width 1000", _pair((4096, 1000), (1000,)), ("dy",), 1000, kind="row"),
-    Layout("width 1004", _pair((4096, 1004), (1004,)), ("dy",), 1004, kind="row"),
+    Layout("unaligned", _pair([4096 * 4096 + 1], view=lambda x: x[1:]), ("x", "y")),
+    Layout("width 1000", _pair((4096, 1000), [1000]), ("dy",), 1000, kind="row"),
+    Layout("width 1004", _pair((4096, 1004), [1004]), ("dy",), 1004, kind="row"),
     Layout("cube", _pair((64, 512, 512)), pitch=512, fits="reduction"),
     Layout("images", _pair(IMAGES), pitch=56, fits="reduction"),
     Layout("long rows", _pair((2, 2**24)), fits="reduction"),
     Layout("short rows", _pair((2**20, 7)), pitch=7, fits="reduction"),
-)
-
-AXES = ("-1, keepdim", "0")  # of the reductions that are in every run
-OFTEN = {f"{name}(x)" for name in ("log", "exp", "relu", "sigmoid")} | {"add(x, y, 3)", "sub(x, y, 3)", "mul(x, y)"}
-OFTEN |= {"pow(x, y)", "pow(x, 3)"} | {f"{name}({axes})" for name in REDUCTIONS for axes in AXES}
+)  # fmt: skip
 
 
 @cache
@@ -186,49 +183,172 @@ def cases() -> tuple[Case, ...]:
 
 @cache
 def chosen() -> tuple[Case, ...]:
-    """The cases of every run: each operator contiguous and on a row in two dtypes, each layout, and so each dtype."""
-    always = [
-        case
-        for case in cases()
-        if case.call.name in OFTEN
-        and case.dtype in (torch.float32, torch.bfloat16)
-        and (case.layout.name == "contiguous" or (case.layout.name == "row" and case.call.arity == 2))
-    ]
-    for i, layout in enumerate(LAYOUTS):
-        fitting = [case for case in cases() if case.layout is layout and case.dtype is DTYPES[i % len(DTYPES)]]
-        always.append(fitting[7 * i % len(fitting)])
-    return tuple(dict.fromkeys(always))
+    """The cases of every run: usual calls in two dtypes, contiguous and on a row; each layout; each dtype."""
+    two = (torch.float32, torch.bfloat16)
+    usual = [c for c in cases() if c.call.name in USUAL and c.dtype in two and c.layout.name in ("contiguous", "row")]
+    fitting = [[c for c in cases() if (c.layout, c.dtype) == turn] for turn in zip(LAYOUTS, cycle(DTYPES))]
+    return tuple(dict.fromkeys([*usual, *(some[7 * i % len(some)] for i, some in enumerate(fitting))]))
 
 
 def audit(case: Case) -> Finding:
     """Run a call, and backward where there is one, in a dry run; compare what it launches with what it should."""
     xs = case.layout.make(case.dtype)[: case.call.arity]
-    needs = case.dtype.is_floating_point
+    differentiable = case.dtype.is_floating_point
     for x in xs:
-        x.requires_grad_(needs)
+        x.requires_grad_(differentiable)
     z, launched = _launches(lambda: case.call.function(customops, *xs))
     tensors = {**dict(zip("xy", xs, strict=False)), "z": z}
-    phases = {"forward": _measure(case, tensors, launched)}
-    if needs:
+    finding = {"forward": _measure(case, "forward", tensors, launched)}
+    if differentiable:
         tensors["g"] = torch.empty(z.shape, dtype=z.dtype)
         grads, launched = _launches(lambda: torch.autograd.grad(z, xs, tensors["g"]))
         tensors |= zip(("dx", "dy"), grads, strict=False)
-        phases["backward"] = _measure(case, tensors, launched)
-    return Finding(phases, [f"{name}: {fault}" for name, phase in phases.items() for fault in _faults(case, name, phase, tensors)])
+        finding["backward"] = _measure(case, "backward", tensors, launched)
+    return finding
+
+
+def faults(finding: Finding) -> list[str]:
+    """All that is wrong, in words."""
+    return [f"{direction}: {fault}" for direction, phase in finding.items() for fault in phase.faults]
+
+
+def _fits(operator: str, call: Call, layout: Layout) -> bool:
+    if operator in REDUCTIONS:
+        return layout.fits != "pair" and layout.make(torch.int8)[0].dim() >= call.rank
+    return layout.fits == "any" or (layout.fits == "pair" and call.arity == 2)
+
+
+def _is_defined(call: Call, dtype: torch.dtype, layout: Layout) -> bool:
+    """Whether torch has the operator for the dtype: no mean of integers, no difference of bool."""
+    try:
+        call.function(torch, *(torch.ones([1] * x.dim(), dtype=dtype) for x in layout.make(dtype)[: call.arity]))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _launches(run: Callable):
-    """What ``run`` returns; and of each launch its record, and what it is given for every operand and output."""
-    made = []
+    """What ``run`` returns; and of every launch the record, and what each operand and output was given."""
+    given = []
     launch = Launch.__call__
 
-    def listen(self, pointers, stream):
-        made.append({
-            **{("operands", i): pointers[slot] for i, slot in enumerate(self.reads)},
-            **{("outputs", i): pointers[slot] for i, slot in enumerate(self.writes)},
-        })
-        launch(self, pointers, stream)
+    def listen(self, arguments, *rest):
+        slots = [("operands", *slot) for slot in enumerate(self.reads)]
+        slots += [("outputs", *slot) for slot in enumerate(self.writes)]
+        given.append({(side, i): _address(arguments[index]) for side, i, index in slots})
+        launch(self, arguments, *rest)
 
     with customops.dry_run("cuda:90") as records, patch.object(Launch, "__call__", listen):
         result = run()
-    return result, list(zip(records, made, strict=True))
+    return result, list(zip(records, given, strict=True))
+
+
+def _address(x: Tensor | int) -> int:
+    return x.data_ptr() if isinstance(x, Tensor) else x
+
+
+def _measure(case: Case, direction: str, tensors: dict[str, Tensor], launched: list) -> Phase:
+    """Read the launches of one direction; which tensor is which, their addresses tell."""
+    names = {x.data_ptr(): name for name, x in reversed(tensors.items())}  # a gradient that is g itself is g
+    bits: dict[str, int] = {}
+    for record, given in launched:
+        for leaf, width in machine_code.widest(record.compiled).items():
+            name = "unknown" if leaf is None else names.get(given[leaf], "parts")  # of a sum
+            bits[name] = min(width, bits.get(name, width))
+    moved, floor = (sum(getattr(record, name) for record, _ in launched) for name in ("bytes_moved", "bytes_floor"))
+    used = {name: tensors[name] for name in bits if name in tensors}
+    assert "unknown" in bits or floor == sum(map(_bytes, used.values())), "a dry run counts other bytes"
+    spills = max((record.spills for record, _ in launched), default=0)
+    phase = Phase(len(launched), bits, _wide(case, used), spills, moved / floor if launched else 1.0, [])
+    phase.faults.extend(_judge(case, direction, phase, used))
+    return phase
+
+
+def _judge(case: Case, direction: str, phase: Phase, used: dict[str, Tensor]) -> Iterator[str]:
+    expected = _expected(case, direction)
+    if phase.launches not in expected:
+        yield f"{phase.launches} launches, expected {' or '.join(map(str, expected))}"
+    for name, bits in phase.bits.items():
+        if name in phase.wide and bits != 8 * WORD:
+            yield f"{name} moves in {bits} bits, expected {8 * WORD}"
+        start = used[name].data_ptr() if name in used else 0
+        if start % WORD and bits > 8 * (start & -start):
+            yield f"{name} moves in {bits} bits, but starts at an odd multiple of {8 * (start & -start)} bits"
+    if "unknown" in phase.bits:
+        yield "a pointer cannot be told"
+    if phase.spills:
+        yield f"spills {phase.spills} bytes of a thread"
+    if phase.excess > case.layout.most:
+        yield f"moves {phase.excess:.3f} times the bytes, expected {case.layout.most} at most"
+
+
+def _expected(case: Case, direction: str) -> tuple[int, ...]:
+    """The launches that a phase may take."""
+    reduces = case.operator in REDUCTIONS
+    if direction == "backward":
+        by_kind = BACKWARD[case.operator if reduces else case.call.name]
+        return (by_kind[case.layout.kind if case.call.arity == 2 else "whole"],)
+    axes = case.call.name.partition("(")[2].removesuffix(")")
+    if not reduces or (case.layout.name, axes) in EITHER:
+        return (1, 2) if reduces else (1,)
+    return (2,) if axes in SHARED[case.layout.name] else (1,)
+
+
+def _wide(case: Case, used: dict[str, Tensor]) -> set[str]:
+    """The tensors that whole words are asked of; of what is too small for a warp, or a sum, they are not."""
+    if case.operator in REDUCTIONS:  # whose backward scales a small dense tensor
+        whole = used.keys() - {"z"}
+        flat = "g" in used or ("z" in used and used["z"].numel() == 1 and used["x"].is_contiguous())
+    else:
+        whole = used.keys() - set(case.layout.narrow)
+        flat = all(x.is_contiguous() for x in used.values()) and len({x.shape for x in used.values()}) == 1
+    in_rows = {name for name in whole if flat or case.layout.pitch * used[name].itemsize % WORD == 0}
+    return {name for name in in_rows - set(case.layout.narrow) if _bytes(used[name]) >= WARP}
+
+
+def _bytes(x: Tensor) -> int:
+    """What a tensor fills, however often it is expanded."""
+    return prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride) * x.itemsize
+
+
+KINDS = ((0, "operators"), (2, "dtypes"), (3, "layouts"))
+LEGEND = """bits: the narrowest of the widest accesses to contiguous and row tensors, other: to any other tensor;
+forward, backward: launches; bytes: moved, to those of each input and output once"""
+
+
+def table(findings: dict[Case, Finding]) -> str:
+    """What was found, a line for each layout, and then all that is wrong."""
+    heads = f"{'bits':>6}{'other':>7}{'spills':>8}{'forward':>9}{'backward':>10}{'bytes':>7}"
+    lines = [f"{'layout':<18}{'calls':>6}{heads}"]
+    for layout in LAYOUTS:
+        some = [finding for case, finding in findings.items() if case.layout is layout]
+        if some:
+            lines.append(f"{layout.name:<18}{len(some):>6}{_row(some)}")
+    wrong = [f"{case}: {fault}" for case, finding in findings.items() for fault in faults(finding)]
+    counts = " x ".join(f"{len({case[i] for case in findings})} {kind}" for i, kind in KINDS)
+    return "\n".join([*lines, LEGEND, f"{counts}: {len(findings)} calls, {len(wrong)} faults", *wrong])
+
+
+def _row(findings: list[Finding]) -> str:
+    """Of the findings on one layout, the worst."""
+    phases = [phase for finding in findings for phase in finding.values()]
+    bits = {asked: [n for p in phases for name, n in p.bits.items() if (name in p.wide) == asked] for asked in (1, 0)}
+    narrowest = [str(min(some)) if some else "-" for some in bits.values()]
+    launches = [[finding[way].launches for finding in findings if way in finding] for way in ("forward", "backward")]
+    spans = ["-".join(map(str, sorted({min(n), max(n)}))) if n else "-" for n in launches]
+    spills, excess = max(p.spills for p in phases), max(p.excess for p in phases)
+    return f"{narrowest[0]:>6}{narrowest[1]:>7}{spills:>8}{spans[0]:>9}{spans[1]:>10}{excess:>7.3f}"
+
+
+def main() -> int:
+    """Audit, print, and say whether all is as it should be."""
+    parser = argparse.ArgumentParser(prog="python -m tests.audit", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="every call, dtype and layout: half an hour")
+    wanted = cases() if parser.parse_args().full else chosen()
+    findings = {case: audit(case) for case in tqdm(wanted, "auditing", unit="call", file=sys.stderr)}
+    print(table(findings))
+    return any(map(faults, findings.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ import sympy
 
 from customops import binary, unary
 from customops.autograd import Operator
-from customops.compute import EXPONENTS
+from customops.dispatch import EXPONENTS
 
 x, y, g, alpha = sympy.symbols("x y g alpha", real=True)
 ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negative=True), sympy.S.Zero

@@ -144,6 +144,11 @@ def test_phase_without_launches_says_so(line, show):
     assert ("\nforward   launches nothing\n" in text) == ("0,4" in line)
 
 
+def test_launches_that_add_up_partial_sums_stay_in_their_phase(show):
+    phases = [block.split()[0] for block in blocks(show("sum --shape 4096,1024 --backward"))]
+    assert phases == ["forward", "forward", "backward", "total"]
+
+
 def test_target_decides_what_is_compiled(show):
     assert show("exp --shape 4096 --target cuda:80 --ptx").count(".target sm_80") == 1
     text = show("exp --shape 4096 --target hip:gfx942 --ptx")
@@ -156,6 +161,7 @@ def test_code_of_each_kernel_is_printed_once(show):
     without = show("mul --shape 4096,64 --other 64 --backward")
     text = show("mul --shape 4096,64 --other 64 --backward --ptx")
     assert text.startswith(without)
+    assert ".visible .entry" not in without
     with customops.dry_run("cuda:90") as records:
         xs = [torch.empty(shape, requires_grad=True) for shape in ((4096, 64), (64,))]
         z = customops.mul(*xs)

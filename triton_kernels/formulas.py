@@ -134,10 +134,10 @@ def pow_number(x, y: tl.constexpr):
         return x * x * x
     elif y == 0.5:
         return _root(x)
-    elif y == -0.5 or y == -1 or y == -2 or y == -3:
-        return _divide(1, pow_number(x, -y))
-    else:
+    elif y > 0 or y == -1.5:  # (-inf)^-1.5 is 0, where one over the root's cube is nan
         return pow(x, tl.full([], y, x.dtype))
+    else:
+        return _divide(1, pow_number(x, -y))
 
 
 @triton.jit

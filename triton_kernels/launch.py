@@ -106,8 +106,9 @@ class Plan:
 
     def __call__(self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]) -> None:
         """Launch on these tensors and numbers, on the current stream of their device."""
-        rooms = [torch.empty(size, dtype=self.accumulate, device=self.device) for size in self.rooms]
-        tensors = [*operands, *outputs, *rooms]
+        tensors = [*operands, *outputs]
+        for size in self.rooms:
+            tensors.append(torch.empty(size, dtype=self.accumulate, device=self.device))
         for i in self.numbers:
             tensors[i] = _as_integer(tensors[i], self.common)
         if INTERPRETED:
@@ -115,12 +116,14 @@ class Plan:
                 for launch in self.launches:
                     launch.interpret(tensors)
             return
-        pointers = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in tensors]
         active = driver.active
-        with _NOTHING if active.get_current_device() == self.index else torch.cuda.device(self.index):
+        if active.get_current_device() == self.index:
             stream = active.get_current_stream(self.index)
             for launch in self.launches:
-                launch(pointers, stream)
+                launch(tensors, stream)
+        else:
+            with torch.cuda.device(self.device):
+                self(operands, outputs)
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else _NOTHING
@@ -172,6 +175,7 @@ class Launch:
     def __init__(self, kernel, program, layout, tiling, operands, outputs, runtime: tuple, constant: tuple):
         """Compile ``kernel`` for the current device; both take these arguments in this order."""
         self.kernel, self.program = kernel, program
+        self.numbers = frozenset(slot.index for slot in operands if slot.dtype is None)
         self.reads = tuple(slot.index for slot in operands)
         self.writes = tuple(slot.index for slot in outputs)
         self.grid = prod(tiling.blocks) * tiling.parts
@@ -193,21 +197,18 @@ class Launch:
         self.run = self.compiled.run
         self.fixed = self.compiled.function, self.compiled.packed_metadata
 
-    def __call__(self, pointers: Sequence[int], stream: int) -> None:
-        """Launch on pointers and numbers, as Triton itself does."""
-        arguments = (
-            tuple([pointers[i] for i in self.reads]),
-            tuple([pointers[i] for i in self.writes]),
-            *self.arguments,
-        )
-        grid = self.grid, 1, 1
-        hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-        metadata = self  # which only a dry run reads
-        if any(getattr(hook, "calls", hook) for hook in hooks):  # a profiler listens
-            metadata = self.compiled.launch_metadata(grid, stream, *arguments)
+    def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
+        """Launch on tensors and numbers, as Triton itself does."""
+        reads = tuple([tensors[i] if i in self.numbers else tensors[i].data_ptr() for i in self.reads])
+        writes = tuple([tensors[i].data_ptr() for i in self.writes])
+        enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler listens
+            grid = self.grid, 1, 1
+            metadata = self.compiled.launch_metadata(grid, stream, reads, writes, *self.arguments)
+            self.run(*grid, stream, *self.fixed, metadata, enter, leave, reads, writes, *self.arguments)
         else:
-            hooks = None, None
-        self.run(*grid, stream, *self.fixed, metadata, *hooks, *arguments)
+            grid = self.grid
+            self.run(grid, 1, 1, stream, *self.fixed, self, None, None, reads, writes, *self.arguments)
 
     def interpret(self, tensors: Sequence[torch.Tensor | int]) -> None:
         """Launch on tensors and numbers in Triton's interpreter."""

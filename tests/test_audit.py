@@ -1,0 +1,132 @@
+"""The audit: wide loads, no spills, few launches, no byte too many; and it sees where one of them is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+import customops
+
+from .cases import CALLS
+from .conftest import INTERPRETED, KERNELS
+
+why = "the interpreter's functions do not compile" if INTERPRETED else "what a GPU compiles, a dry run compiles too"
+pytestmark = pytest.mark.skipif(KERNELS, reason=why)
+triton = pytest.importorskip("triton", reason="without Triton there are no kernels")
+import triton.language as tl  # noqa: E402
+from customops.triton_kernels import formulas, launch  # noqa: E402
+
+from . import audit  # noqa: E402
+
+CASES = {str(case): case for case in audit.cases()}
+CHOSEN = [str(case) for case in audit.chosen()]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory_is_nan():
+    """It is left alone instead: nothing is computed, and gigabytes would be filled."""
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_usual_calls_cost_what_they_must(case, tally):
+    check(case, tally)
+
+
+@pytest.mark.thin(formulas=32, kernels=1000, gpu=1000)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in CHOSEN])
+def test_calls_cost_what_they_must(case, tally):
+    check(case, tally)
+
+
+def check(case: str, tally):
+    finding = audit.audit(CASES[case])
+    assert not audit.faults(finding)
+    tally("audited calls")
+    tally("audited launches", sum(phase.launches for phase in finding.values()))
+
+
+def test_every_run_audits_all_operators_dtypes_and_layouts():
+    usual = {str(row) for row, _ in CALLS}
+    assert {case.operator for case in audit.chosen()} == usual
+    assert {case.dtype for case in audit.chosen()} == customops.dispatch.KERNEL_DTYPES
+    assert {case.layout for case in audit.chosen()} == set(audit.LAYOUTS)
+    for name in ("float32", "bfloat16"):
+        assert {CASES[case].operator for case in CHOSEN if case.endswith(f", {name}, contiguous")} == usual
+        assert {CASES[case].operator for case in CHOSEN if case.endswith(f", {name}, row")} == BINARY
+
+
+def test_every_call_of_the_tables_is_audited():
+    assert {call.name for _, call in CALLS} <= {case.call.name for case in audit.cases()}
+
+
+BINARY = {row.name for row, call in CALLS if call.arity == 2}
+
+
+@triton.jit
+def hoard(x):
+    """Thirty powers of x, all in use until the last is known: a sum over the tile waits for each."""
+    powers = ()
+    for _ in tl.static_range(30):
+        x = x * x
+        powers = powers + (x + tl.sum(x),)
+    for i in tl.static_range(30):
+        x = x * powers[29 - i]
+    return x
+
+
+def faults_of(call: str, layout: str = "contiguous", dtype: str = "float32") -> str:
+    return "\n".join(audit.faults(audit.audit(CASES[f"{call}, {dtype}, {layout}"])))
+
+
+@pytest.fixture
+def change(monkeypatch, replan):
+    """Replace an attribute, and whatever was planned with it."""
+
+    def replace(owner, name, make):
+        monkeypatch.setattr(owner, name, make(getattr(owner, name)))
+        replan()
+
+    return replace
+
+
+def test_audit_sees_a_formula_that_spills(change):
+    change(formulas, "relu", lambda _: hoard)
+    assert "forward: spills" in faults_of("relu(x)")
+
+
+def test_audit_sees_a_launch_that_forgets_alignment(change):
+    change(launch.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=False))
+    found = faults_of("mul(x, y)")
+    for name in ("forward: x", "forward: y", "forward: z", "backward: g", "backward: dx", "backward: dy"):
+        assert f"{name} moves in 32 bits, expected 128" in found
+
+
+def test_audit_sees_an_alignment_that_is_not_there(change):
+    change(launch.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=True))
+    assert "x moves in 128 bits, but starts at an odd multiple of 32" in faults_of("relu(x)", "unaligned")
+
+
+def test_audit_sees_a_mask_along_the_words(change):
+    change(launch, "cut", lambda real: lambda *args: real(*args)._replace(ragged=False))
+    assert "x moves in 32 bits, expected 128" in faults_of("relu(x)", "ragged end")
+
+
+def test_audit_sees_bytes_moved_twice(change):
+    change(launch, "traffic", lambda real: lambda *args: ([2 * n for n in real(*args)[0]], real(*args)[1]))
+    assert "forward: moves 2.000 times the bytes" in faults_of("relu(x)")
+
+
+def test_audit_sees_a_launch_too_many(change):
+    change(customops.compute, "_is_identity", lambda _: lambda *_: False)
+    assert "backward: 1 launches, expected 0" in faults_of("add(x, y)")
+
+
+def test_audit_sees_a_formula_in_place_of_a_kernel():
+    with customops.backend("torch"):
+        assert "forward: 0 launches, expected 1" in faults_of("relu(x)", "small")
+
+
+def test_summary_tells_what_is_wrong(change):
+    case = CASES["relu(x), float32, small"]
+    assert audit.table({case: audit.audit(case)}).endswith("1 operators x 1 dtypes x 1 layouts: 1 calls, 0 faults")
+    change(launch.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=False))
+    assert f"{case}: forward: z moves in 32 bits, expected 128" in audit.table({case: audit.audit(case)})
