@@ -10,7 +10,6 @@ import argparse
 import platform
 import statistics
 import sys
-import time
 
 import torch
 from tqdm import tqdm
@@ -18,23 +17,13 @@ from tqdm import tqdm
 import customops
 from tests.cases import CALLS
 
-ROUNDS = 15
-
-
-def seconds(function, repeats: int) -> float:
-    """The time of one call, from one round of ``repeats``."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    return (time.perf_counter() - start) / repeats
+from . import host
+from .timing import rounds
 
 
 def compare(functions, repeats: int) -> list[float]:
-    """The median time of a call of each function, their rounds alternating."""
-    for function in functions:
-        function()
-    rounds = [[seconds(function, repeats) for function in functions] for _ in range(ROUNDS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+    """The median time of a call of each function in microseconds, their rounds alternating."""
+    return [statistics.median(times) for times in zip(*rounds(functions, repeats, 15), strict=True)]
 
 
 def phases(library, call, xs):
@@ -52,7 +41,10 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--numel", type=int, nargs="+", default=[8, 1 << 20], help="elements in each input")
     parser.add_argument("--ops", nargs="+", help="operators, by default all")
+    parser.add_argument("--host", action="store_true", help=host.__doc__.partition(": ")[2].partition(".")[0])
     options = parser.parse_args(argv)
+    if options.host:
+        return host.main(options.ops)
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, float32\n")
     columns = [(n, phase) for n in options.numel for phase in ("forward", "forward + backward")]
@@ -65,7 +57,7 @@ def main(argv=None) -> int:
             pair = [phases(library, call, xs)[phase] for library in (customops, torch)]
             ours, theirs = compare(pair, repeats=max(1, 200 // max(1, n // 1000)))
             ratios[n, phase].append(ours / theirs)
-            cells.append(f"{ours * 1e6:>20.1f}{ours / theirs:>10.2f}")
+            cells.append(f"{ours:>20.1f}{ours / theirs:>10.2f}")
         tqdm.write(f"{call.name:<20}" + "".join(cells))
     print(f"{'geometric mean':<20}" + "".join(f"{statistics.geometric_mean(ratios[c]):>30.2f}" for c in columns))
     return 0

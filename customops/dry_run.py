@@ -55,7 +55,19 @@ class RecordingDriver:
         return self._record
 
     def _record(self, *call):
-        self.records.append(_describe(call[6]))
+        launch = call[6]
+        if launch.record is None:
+            compiled = launch.compiled
+            launch.record = Record(
+                name=compiled.name,
+                program=launch.words,
+                grid=call[:3],
+                num_warps=compiled.metadata.num_warps,
+                compiled=compiled,
+                bytes_moved=launch.bytes_moved,
+                bytes_floor=launch.bytes_floor,
+            )
+        self.records.append(launch.record)
 
     def get_current_target(self):
         """The GPU to compile for."""
@@ -115,14 +127,6 @@ def dry_run(target: str = "cuda:90") -> Iterator[list[Record]]:
     finally:
         triton.runtime.driver.set_active(active)
         driver.records = outer
-
-
-@cache
-def _describe(launch) -> Record:
-    compiled = launch.compiled
-    grid, warps = (launch.grid, 1, 1), compiled.metadata.num_warps
-    moved, floor = launch.bytes_moved, launch.bytes_floor
-    return Record(compiled.name, str(launch.program), grid, warps, compiled, moved, floor)
 
 
 _driver = cache(RecordingDriver)  # compiled kernels keep the one they were first launched with

@@ -137,7 +137,7 @@ def pow_number(x, y: tl.constexpr):
     elif y > 0 or y == -1.5:  # (-inf)^-1.5 is 0, where one over the root's cube is nan
         return pow(x, tl.full([], y, x.dtype))
     else:
-        return _divide(1, pow_number(x, -y))
+        return _divide(tl.full([], 1, x.dtype), pow_number(x, -y))
 
 
 @triton.jit
@@ -163,7 +163,7 @@ def mean_dx(g, count):
 @triton.jit
 def _divide(x, y):
     """The quotient to the nearest; Triton's own float32 division is off by up to 2 ulp."""
-    x, y = tl.broadcast(tl.to_tensor(x), tl.to_tensor(y))
+    x, y = tl.broadcast(x, y)
     if y.dtype.is_fp32():
         return tl.div_rn(x.to(tl.float32), y)
     else:

@@ -21,7 +21,7 @@ from triton.runtime import driver
 
 from . import formulas
 from .formulas import INTERPRETED
-from .layout import LOOPED, TILED, WORD, Strides, arrange, cut, dense, expand, traffic
+from .layout import LOOPED, PROGRAMS, TILED, WORD, Layout, Strides, Tiling, arrange, cut, dense, expand, traffic
 from .pointwise import map_kernel
 from .program import Geometry, Program, compiled_in, compose, parameters
 from .reduce import map_reduce_kernel
@@ -133,29 +133,29 @@ class Plan:
             return Slot(index)
         return Slot(index, value.dtype, value.aligned, expand(shape, value.shape, value.strides))
 
-    def _add(self, program: Program, shape, operands: Sequence[Slot], outputs: Sequence[Slot], finish: Finish) -> None:
+    def _add(self, program: Program, shape, operands, outputs, finish: Finish, share: bool = True) -> None:
         """One launch, and one more for each output whose sums several programs share."""
-        layout, tiling = _lay_out(shape, operands, outputs)
+        layout = _lay_out(shape, operands, outputs)
+        tiling = cut(layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype), share)
         if not any(layout.summed):
-            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, (), ()))
+            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs))
             return
         shares = [{LOOPED: tiling.parts, TILED: tiling.blocks[1]}.get(group, 1) for group in layout.summed]
         targets = [
-            self._set_aside(shape, output, share) if share > 1 else output
-            for output, share in zip(outputs, shares, strict=True)
+            self._set_aside(shape, output, count) if count > 1 else output
+            for output, count in zip(outputs, shares, strict=True)
         ]
         first = Finish() if tiling.parts > 1 else finish
-        layout, tiling = _lay_out(shape, operands, targets)
-        runtime = (tuple(target.part for target in targets), tiling.chunk, first.terms)
-        launch = Launch(map_reduce_kernel, program, layout, tiling, operands, targets, runtime, (first.formula,))
-        self.launches.append(launch)
-        for output, target, share in zip(outputs, targets, shares, strict=True):
-            if share > 1:
+        layout = _lay_out(shape, operands, targets)
+        self.launches.append(Launch(map_reduce_kernel, program, layout, tiling, operands, targets, first))
+        for output, target, count in zip(outputs, targets, shares, strict=True):
+            if count > 1:
                 kept = [1 if stride == 0 else size for size, stride in zip(shape, output.strides, strict=True)]
                 parts = target._replace(strides=(target.part, *target.strides), part=0)
                 total = output._replace(strides=(0, *output.strides))
                 dtype = _triton(self.accumulate)
-                self._add(compose((), ("x",), {}, dtype, dtype), (share, *kept), [parts], [total], finish)
+                copy = compose((), ("x",), {}, dtype, dtype)
+                self._add(copy, (count, *kept), [parts], [total], finish, count > PROGRAMS)
 
     def _set_aside(self, shape, output: Slot, share: int) -> Slot:
         """Room for ``share`` partial sums of an output, in the accumulation dtype."""
@@ -172,28 +172,33 @@ class Launch:
     without partial sums.
     """
 
-    def __init__(self, kernel, program, layout, tiling, operands, outputs, runtime: tuple, constant: tuple):
-        """Compile ``kernel`` for the current device; both take these arguments in this order."""
+    def __init__(self, kernel, program: Program, layout: Layout, tiling: Tiling, operands, outputs, finish=None):
+        """Compile ``kernel`` for the current device; ``finish`` is what the map-reduce kernel does to its sums."""
         self.kernel, self.program = kernel, program
-        self.numbers = frozenset(slot.index for slot in operands if slot.dtype is None)
         self.reads = tuple(slot.index for slot in operands)
         self.writes = tuple(slot.index for slot in outputs)
+        self.numbers = frozenset(slot.index for slot in operands if slot.dtype is None)
+        self.words = _words(program, layout, finish)
         self.grid = prod(tiling.blocks) * tiling.parts
-        sizes = [slot.dtype.itemsize if slot.dtype else 0 for slot in (*operands, *outputs)]
-        partial = [slot.partial for slot in (*operands, *outputs)]
+        slots = *operands, *outputs
         moved, floor = traffic(layout, tiling)
-        self.bytes_moved = sum(map(mul, moved, sizes))
-        self.bytes_floor = sum(n * size for n, size, part in zip(floor, sizes, partial, strict=True) if not part)
+        self.bytes_moved = sum(n * slot.dtype.itemsize for n, slot in zip(moved, slots, strict=True) if slot.dtype)
+        entire = [slot.dtype.itemsize if slot.dtype and not slot.partial else 0 for slot in slots]
+        self.bytes_floor = sum(map(mul, floor, entire))
         index = tl.int64 if layout.wide else tl.int32
-        geometry = Geometry(tiling.tile, layout.groups, layout.summed, tiling.ragged, index)
-        integers = (layout.operands, layout.outputs, layout.sizes, layout.extents, tiling.blocks, *runtime)
-        self.arguments = (*integers, program, geometry, *constant)
+        geometry = Geometry(tiling.tile, tiling.side, layout.groups, layout.summed, tiling.ragged, index)
+        integers: tuple = (layout.operands, layout.outputs, layout.sizes, layout.extents, tiling.blocks)
+        constants: tuple = (program, geometry)
+        if finish:
+            integers += (tuple(slot.part for slot in outputs), tiling.chunk, finish.terms)
+            constants += (finish.formula,)
+        self.arguments = (*integers, *constants)
         if INTERPRETED:
             return
-        pointers = [tuple((slot.dtype, slot.aligned) for slot in slots) for slots in (operands, outputs)]
-        constants = (program, geometry, *constant)
+        known = [tuple((slot.dtype, slot.aligned) for slot in slots) for slots in (operands, outputs)]
         device = driver.active.get_current_device()
-        self.compiled = _compile(kernel, *pointers, integers, constants, tiling.warps, device)
+        self.record: Any = None  # what a dry run makes of it
+        self.compiled = _compile(kernel, *known, integers, constants, tiling.warps, device)
         self.run = self.compiled.run
         self.fixed = self.compiled.function, self.compiled.packed_metadata
 
@@ -219,9 +224,16 @@ class Launch:
 _NOTHING = nullcontext()
 
 
-def _lay_out(shape, operands: Sequence[Slot], outputs: Sequence[Slot]):
-    layout = arrange(shape, tuple(slot.strides for slot in operands), tuple(slot.strides for slot in outputs))
-    return layout, cut(layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype))
+def _lay_out(shape, operands: Sequence[Slot], outputs: Sequence[Slot]) -> Layout:
+    return arrange(shape, tuple(slot.strides for slot in operands), tuple(slot.strides for slot in outputs))
+
+
+def _words(program: Program, layout: Layout, finish: Finish | None) -> str:
+    """``sigmoid(x)``, ``mul_dx(g, y), Σ mul_dy(g, x)``, ``mean(x)``."""
+    if not program.formulas:
+        return f"{finish.formula.__name__ if finish.formula else 'sum'}(x)" if finish else "copy(x)"
+    sums = ("Σ " if summed else "" for summed in layout.summed)
+    return ", ".join(sign + word for sign, word in zip(sums, program.words(), strict=True))
 
 
 @cache

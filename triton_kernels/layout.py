@@ -92,18 +92,20 @@ def arrange(shape: tuple[int, ...], operands: tuple[Strides | None, ...], output
 
 
 @lru_cache(maxsize=4096)
-def cut(layout: Layout, itemsize: int) -> Tiling:
-    """Tiles of a layout whose narrowest element takes ``itemsize`` bytes.
+def cut(layout: Layout, itemsize: int, share: bool = True) -> Tiling:
+    """Tiles of a layout whose narrowest element takes ``itemsize`` bytes; programs ``share`` sums where rows are few.
 
     A thread handles whole words, several of them; tiles shrink to one word for each thread of a warp before they
     leave multiprocessors idle.
     """
     word = WORD // itemsize
     reads = sum(groups >= 0 for groups in layout.groups)
-    flight = max(1, min(FLIGHT if reads == 1 else FLIGHT // 2, REGISTERS // word))
+    flight = max(1, min(FLIGHT // max(reads, 1), REGISTERS // word))
     cut_tiles = _cut_map if len(layout.extents) == 2 else _cut_reduce
     room = LANES * WARPS * word * flight
     tiling = cut_tiles(layout, room, word)
+    if not share:
+        return tiling._replace(chunk=layout.extents[LOOPED], parts=1)
     while prod(tiling.blocks) * tiling.parts < PROGRAMS // 2 and room > LANES * word:
         room //= 2
         tiling = cut_tiles(layout, room, word)

@@ -33,7 +33,9 @@ def _map_tile(memory, indices, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOME
     operands, outputs, operand_strides, output_strides, sizes, extents = memory
     values = ()
     for i in tl.static_range(len(operands)):
-        operand = load(operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM)
+        operand = load(
+            operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM, GEOMETRY
+        )
         values = values + (operand,)
     values = evaluate(values, PROGRAM)
     for j in tl.static_range(len(outputs)):

@@ -36,19 +36,20 @@ class Program(NamedTuple):
         """
         return "-".join([*(formula.cache_key for formula in self.formulas), str(self[1:])])
 
-    def __str__(self) -> str:
-        """The formulas in words: ``mul_dx(g, y), mul_dy(g, x)``."""
+    def words(self) -> list[str]:
+        """Each formula with what it reads: ``mul_dx(g, y)``, ``pow_number(x, 2)``."""
         words = []
         for formula, wires, constant in zip(self.formulas, self.wires, self.constants, strict=True):
             read = formula.arg_names[: len(wires)] + ([] if constant is None else [str(constant)])
             words.append(f"{formula.__name__}({', '.join(read)})")
-        return ", ".join(words) or "copy(x)"
+        return words
 
 
 class Geometry(NamedTuple):
     """What a kernel is compiled for but the program: see ``layout.Layout`` and ``layout.Tiling``."""
 
     tile: tuple[int, ...]
+    side: int
     groups: tuple[int, ...]
     summed: tuple[int | None, ...]
     ragged: bool
@@ -95,12 +96,15 @@ def evaluate(values, PROGRAM: tl.constexpr):
 
 
 @triton.jit
-def load(operand, strides, sizes, extents, indices, GROUPS: tl.constexpr, WHOLE: tl.constexpr, PROGRAM: tl.constexpr):
+def load(
+    operand, strides, sizes, extents, indices,
+    GROUPS: tl.constexpr, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+):  # fmt: skip
     """One operand at ``indices``, one per group of folded axes, as a value of the program.
 
-    Bit i of GROUPS says that the operand has strides in group i; it is loaded once for all of any other group. No
-    index of group WHOLE is past its end. GROUPS is -1 for a number. That comes as an integer: its own value where the
-    program computes in integers, else the bits of a float64, since Triton would round a Python float to float32.
+    Bit i of GROUPS says that the operand has strides in group i. No index of group WHOLE is past its end. GROUPS is
+    -1 for a number. That comes as an integer: its own value where the program computes in integers, else the bits of
+    a float64, since Triton would round a Python float to float32.
     """
     if GROUPS == -1:
         if PROGRAM.compute.is_floating():
@@ -115,6 +119,10 @@ def load(operand, strides, sizes, extents, indices, GROUPS: tl.constexpr, WHOLE:
                 offset += _offset(indices[i], sizes[i], strides[i])
                 if i != WHOLE:
                     mask = mask & (indices[i] < extents[i])
+        if (GROUPS >> GEOMETRY.side) & 1:
+            # each thread loads whole words of what it works on; loaded once for all rows, as anything else is, a row
+            # would come in small pieces and reach the threads through shared memory
+            offset = tl.broadcast_to(offset, GEOMETRY.tile)
         return _convert(_convert(tl.load(operand + offset, mask=mask), PROGRAM.common), PROGRAM.compute)
 
 

@@ -31,10 +31,12 @@ def map_reduce_kernel(
     fixed = ()  # what does not change along the loop is loaded before it
     for i in tl.static_range(len(operands)):
         if _changes(GEOMETRY.groups[i]):
-            fixed = fixed + (0,)
+            fixed = fixed + (tl.full([], 0, tl.int32),)  # unused
         else:
             indices = (kept, kept, tiled)
-            value = load(operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], None, PROGRAM)
+            value = load(
+                operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], None, PROGRAM, GEOMETRY
+            )
             fixed = fixed + (value,)
 
     totals = ()
@@ -75,7 +77,9 @@ def _step(
     values = ()
     for i in tl.static_range(len(operands)):
         if _changes(GEOMETRY.groups[i]):
-            value = load(operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM)
+            value = load(
+                operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM, GEOMETRY
+            )
             values = values + (value,)
         else:
             values = values + (fixed[i],)
