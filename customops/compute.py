@@ -15,6 +15,8 @@ from torch import Tensor
 from . import dispatch
 from .dispatch import ALIGNMENT, features, has_kernel
 
+MOST_PLANS = 1 << 14
+
 Like = tuple[torch.Size, torch.dtype]  # all that a gradient has to know of its input
 
 
@@ -61,7 +63,7 @@ def pointwise_(formula: Callable, twin: Callable, x: Tensor, *args) -> Tensor:
         key = formula, twin, found
         call = _calls.get(key)
         if call is None:
-            call = _remember(key, has_kernel(formula.__name__, args) and _plan_in_place(formula, args))
+            call = _remember(key, has_kernel(formula.__name__, args, x) and _plan_in_place(formula, args))
         if call:
             call.plan(args, (x,))
             if not x.is_inference():
@@ -137,7 +139,7 @@ _calls: dict[tuple, Any] = {}  # by what they depend on; False where torch answe
 
 def _remember(key: tuple, call: Any) -> Any:
     """Keep ``call`` for its like; a model that never repeats a shape must not fill the memory."""
-    if len(_calls) >= 1 << 14:
+    if len(_calls) >= MOST_PLANS:
         _calls.clear()
     _calls[key] = call
     return call

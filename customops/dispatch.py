@@ -149,18 +149,20 @@ def has_kernel(name: str, args: Sequence, out: Tensor | None = None, dtype: torc
     if not inputs or any(x.numel() == 0 for x in inputs):
         return False
     dtypes = {dtype} - {None} | {complex for x in args if isinstance(x, complex)}
-    obstacle = _obstacle(inputs if out is None else [*inputs, out], dtypes)
+    obstacle = _obstacle(inputs, out, dtypes)
     if obstacle and _backend == "triton":
         raise RuntimeError(f"{name}: backend 'triton' has no kernel for {obstacle}, or use backend 'auto'")
     return obstacle is None
 
 
-def _obstacle(tensors: list[Tensor], dtypes: set) -> str | None:
+def _obstacle(inputs: list[Tensor], out: Tensor | None, dtypes: set) -> str | None:
     """Why no kernel can run, ending in what would help."""
-    unknown = ({x.dtype for x in tensors} | dtypes) - KERNEL_DTYPES
+    outs = [] if out is None else [out]
+    unknown = ({x.dtype for x in (*inputs, *outs)} | dtypes) - KERNEL_DTYPES
     if unknown:
         return f"{unknown.pop()}: cast it to a real float, integer or bool dtype"
-    devices = {x.device for x in tensors if x.dim() or x.device.type != "cpu"} or {tensors[0].device}
+    devices = {x.device for x in inputs if x.dim() or x.device.type != "cpu"} or {inputs[0].device}
+    devices |= {x.device for x in outs}
     if len(devices) > 1:
         return f"tensors on {sorted(map(str, devices))}: move them to one device"
     device = devices.pop()

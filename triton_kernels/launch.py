@@ -195,10 +195,9 @@ class Launch:
         self.arguments = (*integers, *constants)
         if INTERPRETED:
             return
-        known = [tuple((slot.dtype, slot.aligned) for slot in slots) for slots in (operands, outputs)]
-        device = driver.active.get_current_device()
+        special = _specialize(operands, outputs, integers, constants)
         self.record: Any = None  # what a dry run makes of it
-        self.compiled = _compile(kernel, *known, integers, constants, tiling.warps, device)
+        self.compiled = _compile(kernel, *special, tiling.warps, driver.active.get_current_device())
         self.run = self.compiled.run
         self.fixed = self.compiled.function, self.compiled.packed_metadata
 
@@ -236,39 +235,45 @@ def _words(program: Program, layout: Layout, finish: Finish | None) -> str:
     return ", ".join(sign + word for sign, word in zip(sums, program.words(), strict=True))
 
 
-@cache
-def _compile(kernel, operands: tuple, outputs: tuple, integers: tuple, constant: tuple, warps: int, _device: int):
-    """Compile for what is known of the arguments: dtype and alignment, strides of 0 and 1, powers of 2 that divide.
+def _specialize(operands: Sequence[Slot], outputs: Sequence[Slot], integers: tuple, constants: tuple):
+    """What a kernel is compiled for: the type of each argument, and by their paths constants and divisors.
 
-    Of a tensor or number that is its dtype, None for a number, and whether it is aligned.
+    Of a tensor that is its dtype and alignment; of an integer, whether it is 0 or 1, else the power of 2 up to 16 that
+    divides it. So few kernels serve all shapes.
     """
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list] = {}
+    fixed: dict[tuple[int, ...], Any] = {}
+    divisors: dict[tuple[int, ...], int] = {}
 
-    def pointer(path, dtype, aligned):
-        if dtype is None:
+    def pointer(path, slot):
+        if slot.dtype is None:
             return "i64"
-        if aligned:
-            attributes[path] = [["tt.divisibility", WORD]]
-        return "*" + canonicalize_dtype(dtype)
+        if slot.aligned:
+            divisors[path] = WORD
+        return "*" + canonicalize_dtype(slot.dtype)
 
     def integer(path, value):
         if isinstance(value, tuple):
             return tuple(integer((*path, i), item) for i, item in enumerate(value))
         if value in (0, 1):
-            constants[path] = value
+            fixed[path] = value
             return "constexpr"
-        if gcd(value, WORD) > 1:
-            attributes[path] = [["tt.divisibility", gcd(value, WORD)]]
+        divisors[path] = gcd(value, WORD)
         return "i32" if value < 2**31 else "i64"
 
     types: list[Any] = [
-        tuple(pointer((i, j), *slot) for j, slot in enumerate(slots)) for i, slots in enumerate((operands, outputs))
+        tuple(pointer((i, j), slot) for j, slot in enumerate(slots)) for i, slots in enumerate((operands, outputs))
     ]
     types += [integer((i,), value) for i, value in enumerate(integers, len(types))]
-    constants |= {(i,): value for i, value in enumerate(constant, len(types))}
-    types += ["constexpr"] * len(constant)
-    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), constants, attributes)
+    fixed |= {(i,): value for i, value in enumerate(constants, len(types))}
+    types += ["constexpr"] * len(constants)
+    return tuple(types), tuple(fixed.items()), tuple(divisors.items())
+
+
+@cache
+def _compile(kernel, types: tuple, fixed: tuple, divisors: tuple, warps: int, _device: int):
+    """Compile for the current device, which each have their own copy."""
+    attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
+    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(fixed), attributes)
     return triton.compile(source, driver.active.get_current_target(), {"num_warps": warps})
 
 
