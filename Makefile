@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 tests
 KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 
-.PHONY: demo test test-full lint bench wheel clean
+.PHONY: demo test test-full gpu-test audit lint bench wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m customops demo
@@ -17,13 +17,21 @@ test-full: .venv/ready  ## every sample and every compilation, however long
 	$(PYTEST) --full
 	$(KERNELS) $(PYTEST) --full
 
+gpu-test:  ## the kernels on a GPU, with the torch and Triton that $(PYTHON) has there
+	CUSTOMOPS_TEST_DEVICE=cuda CUSTOMOPS_BACKEND=triton $(PYTHON) -m pytest -q \
+	  $(shell $(PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null) tests
+
+audit: .venv/ready  ## widths, spills, launches and bytes of every call on a GPU, read from compiled kernels
+	$(BIN)/python -m tests.audit
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## ours against torch on the CPU
+bench: .venv/ready  ## ours against torch on the CPU, then what a call costs the host
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --host
 
 wheel: .venv/ready
 	$(BIN)/python -m build -w

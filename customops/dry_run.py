@@ -22,6 +22,7 @@ class Record(NamedTuple):
 
     name: str  # of the kernel
     program: str  # the formulas that it evaluates, in words
+    operands: tuple[str, ...]  # what they read, in the order of the kernel's
     grid: tuple[int, int, int]
     num_warps: int
     compiled: Any  # Triton's CompiledKernel; its ``asm`` holds every stage of the code by name
@@ -61,6 +62,7 @@ class RecordingDriver:
             launch.record = Record(
                 name=compiled.name,
                 program=launch.words,
+                operands=launch.names,
                 grid=call[:3],
                 num_warps=compiled.metadata.num_warps,
                 compiled=compiled,
@@ -97,7 +99,7 @@ def dry_run(target: str = "cuda:90") -> Iterator[list[Record]]:
     Inside the block tensors on the CPU take the kernels' path in every thread. Each kernel is compiled for
     ``target``, one of ``cuda:80``, ``cuda:90``, ``cuda:100`` and ``hip:gfx942``; nothing is launched, so **tensors
     made inside hold no values**. Yields the list that the launches are added to, in order; a record has ``name``,
-    ``program``, ``grid``, ``num_warps``, ``compiled`` (with ``.asm``), ``registers``, ``spills``, ``bytes_moved`` and
+    ``program``, ``operands``, ``grid``, ``num_warps``, ``compiled`` (with ``.asm``), ``registers``, ``spills``, ``bytes_moved`` and
     ``bytes_floor``.
 
     Raises:

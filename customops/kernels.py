@@ -133,7 +133,7 @@ def _lines(phase: str, record: Record) -> Iterator[str]:
     yield f"{phase:10}{record.name}  {record.program}"
     yield f"{'':10}grid {record.grid}  warps {record.num_warps}  registers {record.registers}  spills {record.spills}"
     yield f"{'':10}{_traffic(record.bytes_moved, record.bytes_floor)}"
-    for kind, widths in _widest(record.compiled).items():
+    for kind, widths in _widest(record).items():
         yield f"{'':10}{kind:6}" + "".join(f"  {leaf} {bits}" for leaf, bits in sorted(widths.items())) + " bits"
 
 
@@ -142,13 +142,19 @@ def _traffic(moved: int, floor: int) -> str:
     return f"bytes moved {moved:,}  floor {floor:,}  ratio {f'{moved / floor:.3f}' if floor else '-'}"
 
 
-def _widest(compiled: Any) -> dict[str, dict[str, int]]:
+def _widest(record: Record) -> dict[str, dict[str, int]]:
     """The bits of the widest load and store of each operand and output; on AMD it is not known which it is."""
     widths: dict[str, dict[str, int]] = {"load": {}, "store": {}}
-    for kind, bits, leaf in machine_code.accesses(compiled):
-        name = str(leaf[0]) + "".join(f"[{i}]" for i in leaf[1:]) if leaf else "any"
+    for kind, bits, leaf in machine_code.accesses(record.compiled):
+        name = _name(leaf, record.operands)
         widths[kind][name] = max(bits, widths[kind].get(name, 0))
     return widths
+
+
+def _name(leaf: tuple | None, operands: Sequence[str]) -> str:
+    if leaf is None:
+        return "any"
+    return operands[leaf[1]] if leaf[0] == "operands" else f"out{leaf[1]}"
 
 
 def _word(operand: Any) -> str:

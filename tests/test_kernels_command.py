@@ -88,9 +88,10 @@ def test_launch_is_shown_with_all_that_is_known_of_it(show):
         assert f"grid {record.grid}  warps {record.num_warps}  " in block
         assert f"registers {record.registers}  spills {record.spills}\n" in block
         assert traffic(block) == [(record.bytes_moved, record.bytes_floor)]
-        accesses = dict(re.findall(r"  (\w+\[\d+\]) (\d+)", block))
-        assert accesses == {f"{leaf[0]}[{leaf[1]}]": str(bits) for leaf, bits in widest(record.compiled).items()}
-        assert re.search(r"\n +load   +operands.* bits\n +store  +outputs.* bits$", block)
+        loads, stores = (dict(re.findall(r"  (\w+) (\d+)", line)) for line in block.splitlines()[-2:])
+        bits = {leaf: str(bits) for leaf, bits in widest(record.compiled).items()}
+        assert loads == {name: bits["operands", i] for i, name in enumerate(record.operands)}
+        assert stores == {f"out{i}": bits["outputs", i] for i in range(len(bits) - len(loads))}
 
 
 def test_ratio_is_bytes_moved_over_the_floor(show):
@@ -122,7 +123,7 @@ def test_arguments_are_those_of_the_call(line, call, floor, show):
 
 def test_number_is_whole_or_not_as_it_is_written(show):
     assert "pow_number(x, 2)" in show("pow --shape 8,64 --number 2")
-    assert show("mul --shape 8,64 --number 2 --dtype int32").count("outputs[0]") == 1
+    assert show("mul --shape 8,64 --number 2 --dtype int32").count("out0") == 1
     assert traffic(show("mul --shape 8,64 --number 2.0 --dtype int8"))[0] == (512 + 2048, 512 + 2048)  # gives float32
 
 

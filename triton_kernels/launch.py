@@ -43,7 +43,7 @@ class Memory(NamedTuple):
 class Slot(NamedTuple):
     """An argument of a plan as an operand or output of one launch.
 
-    ``index`` counts operands, outputs, then partial sums. A number has no ``dtype``; ``part`` is the stride between
+    ``index`` counts operands, outputs, then partial sums; an operand has a ``name``. A number has no ``dtype``; ``part`` is the stride between
     the partial sums that an output holds.
     """
 
@@ -53,6 +53,7 @@ class Slot(NamedTuple):
     strides: Strides | None = None
     part: int = 0
     partial: bool = False
+    name: str = ""
 
 
 class Finish(NamedTuple):
@@ -94,7 +95,8 @@ class Plan:
         fixed = {compiled_in(name) for name in names} - {None}
         constants = {name: operands[name] for name in fixed}
         read = {name for formula in names for name in parameters(formula)} - fixed or set(operands)
-        slots = {name: self._slot(i, value, shape) for i, (name, value) in enumerate(operands.items()) if name in read}
+        read_by = ((i, name) for i, name in enumerate(operands) if name in read)
+        slots = {name: self._slot(i, operands[name], shape)._replace(name=name) for i, name in read_by}
         self.numbers = frozenset(slot.index for slot in slots.values() if slot.dtype is None)
         self.count = len(operands) + len(outputs)
         targets = [self._slot(i, output, shape) for i, output in enumerate(outputs, len(operands))]
@@ -162,7 +164,7 @@ class Plan:
         size = prod(n for n, stride in zip(shape, output.strides, strict=True) if stride)
         self.rooms.append(share * size)
         index = self.count + len(self.rooms) - 1
-        return Slot(index, self.accumulate, True, dense(shape, output.strides), size, partial=True)
+        return Slot(index, self.accumulate, True, dense(shape, output.strides), size, True, "part")
 
 
 class Launch:
@@ -178,7 +180,8 @@ class Launch:
         self.reads = tuple(slot.index for slot in operands)
         self.writes = tuple(slot.index for slot in outputs)
         self.numbers = frozenset(slot.index for slot in operands if slot.dtype is None)
-        self.words = _words(program, layout, finish)
+        self.names = tuple(slot.name for slot in operands)
+        self.words = _words(program, layout, self.names, finish)
         self.grid = prod(tiling.blocks) * tiling.parts
         slots = *operands, *outputs
         moved, floor = traffic(layout, tiling)
@@ -227,10 +230,11 @@ def _lay_out(shape, operands: Sequence[Slot], outputs: Sequence[Slot]) -> Layout
     return arrange(shape, tuple(slot.strides for slot in operands), tuple(slot.strides for slot in outputs))
 
 
-def _words(program: Program, layout: Layout, finish: Finish | None) -> str:
-    """``sigmoid(x)``, ``mul_dx(g, y), Σ mul_dy(g, x)``, ``mean(x)``."""
+def _words(program: Program, layout: Layout, names: tuple[str, ...], finish: Finish | None) -> str:
+    """``sigmoid(x)``, ``mul_dx(g, y), Σ mul_dy(g, x)``, ``mean(x)``, ``sum(part)``."""
     if not program.formulas:
-        return f"{finish.formula.__name__ if finish.formula else 'sum'}(x)" if finish else "copy(x)"
+        name = (finish.formula.__name__ if finish.formula else "sum") if finish else "copy"
+        return f"{name}({names[0]})"
     sums = ("Σ " if summed else "" for summed in layout.summed)
     return ", ".join(sign + word for sign, word in zip(sums, program.words(), strict=True))
 

@@ -42,7 +42,7 @@ def map_reduce_kernel(
     totals = ()
     for j in tl.static_range(len(outputs)):
         if GEOMETRY.summed[j] == _LOOPED:
-            totals = totals + (tl.zeros(GEOMETRY.tile, PROGRAM.compute),)
+            totals = totals + (tl.full(GEOMETRY.tile, 0, PROGRAM.compute),)
         else:
             totals = totals + (tl.zeros([1, 1, 1], PROGRAM.compute),)  # unused: a loop carries a tuple of fixed length
 
