@@ -98,9 +98,7 @@ def dry_run(target: str = "cuda:90") -> Iterator[list[Record]]:
 
     Inside the block tensors on the CPU take the kernels' path in every thread. Each kernel is compiled for
     ``target``, one of ``cuda:80``, ``cuda:90``, ``cuda:100`` and ``hip:gfx942``; nothing is launched, so **tensors
-    made inside hold no values**. Yields the list that the launches are added to, in order; a record has ``name``,
-    ``program``, ``operands``, ``grid``, ``num_warps``, ``compiled`` (with ``.asm``), ``registers``, ``spills``, ``bytes_moved`` and
-    ``bytes_floor``.
+    made inside hold no values**. Yields the list that the launches are added to, in order: see :class:`Record`.
 
     Raises:
         ValueError: ``target`` is none of those. RuntimeError: Triton is not installed, or interprets its kernels.

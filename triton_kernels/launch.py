@@ -43,8 +43,8 @@ class Memory(NamedTuple):
 class Slot(NamedTuple):
     """An argument of a plan as an operand or output of one launch.
 
-    ``index`` counts operands, outputs, then partial sums; an operand has a ``name``. A number has no ``dtype``; ``part`` is the stride between
-    the partial sums that an output holds.
+    ``index`` counts operands, outputs, then partial sums; an operand has a ``name``. A number has no ``dtype``;
+    ``part`` is the stride between the partial sums that an output holds.
     """
 
     index: int
