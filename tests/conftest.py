@@ -16,7 +16,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = os.environ.get("CUSTOMOPS_BACKEND") == "triton" and (INTERPRETED or DEVICE == "cuda")
 MODE = "gpu" if DEVICE == "cuda" else "kernels" if KERNELS else "formulas"
 COUNTED = ("gradchecks", "edge points") + {
-    "formulas": ("database samples", "compiled kernels"),
+    "formulas": ("database samples", "compiled kernels", "audited calls"),
     "kernels": ("database samples",),
     "gpu": ("accuracies",),  # the database needs a package that a machine with a GPU may lack
 }[MODE]

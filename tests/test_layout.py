@@ -83,8 +83,9 @@ def test_flat_tiles_cover_rows_and_columns_within_their_room(shape, second, item
 
 def _check(arranged, tiling, itemsize):
     assert all(t & (t - 1) == 0 for t in tiling.tile)
-    assert prod(tiling.tile) <= 2 * layout.LANES * layout.WARPS * layout.REGISTERS
-    assert prod(tiling.tile) <= 2 * layout.LANES * layout.WARPS * layout.FLIGHT * layout.WORD // itemsize
+    word = layout.WORD // itemsize
+    assert prod(tiling.tile) <= 2 * layout.LANES * layout.WARPS * max(word, layout.REGISTERS)
+    assert prod(tiling.tile) <= 2 * layout.LANES * layout.WARPS * layout.FLIGHT * word
     assert 1 <= tiling.warps <= layout.WARPS
     assert tiling.ragged == (arranged.extents[tiling.side] % (layout.WORD // itemsize) != 0)
 

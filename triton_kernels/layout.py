@@ -23,9 +23,11 @@ WORD = 16  # bytes that one instruction loads at most
 LANES = 32  # threads in a warp
 WARPS = 4  # warps of a program at most
 FLIGHT = 4  # words that a thread loads before it waits, where it has one operand
-REGISTERS = 32  # most elements of an operand that a thread holds
+REGISTERS = 16  # most elements of an operand that a thread holds, or one word
+WIDTH = 128  # most elements side by side of a tile of several rows: 256 bytes of 2 or 4 each, two cache lines
 PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors; fewer rows than that share their sums
 PART = 4  # fewest tiles in a part of a shared sum
+SHARE = 400  # fewest bytes that a part adds up: it is written and read again in 8, which costs 4 %
 WASTE = 1.3  # most lanes, to elements, that a tile's width may cost
 
 
@@ -119,7 +121,7 @@ def _cut_map(layout: Layout, room: int, word: int) -> Tiling:
         width = min(_power_of_2(columns), 8 * word, 64)
         height = min(_power_of_2(rows), width, room // width)
     else:
-        width = room if rows == 1 else _width(columns, 16 * word)
+        width = room if rows == 1 else _width(columns, min(16 * word, WIDTH))
         height = min(_power_of_2(rows), room // width)
         width = max(width, min(_power_of_2(columns), room // height)) if height == rows else min(width, room)
     return _tiling(layout, (height, width), COLUMNS, word)
@@ -132,9 +134,9 @@ def _cut_reduce(layout: Layout, room: int, word: int) -> Tiling:
     """
     side = _side_by_side(layout)
     tiled = layout.extents[TILED] > 1
-    wide = 8 * word if tiled else room if side == LOOPED else 16 * word
+    wide = 8 * word if tiled else room if side == LOOPED else min(16 * word, WIDTH)
     most = {side: _width(layout.extents[side], wide)}
-    tile, left = [1, 1, 1], 2 * room if tiled else room
+    tile, left = [1, 1, 1], 4 * room if tiled else room
     for group in (side, *(group for group in (TILED, LOOPED, KEPT) if group != side)):
         tile[group] = min(_power_of_2(layout.extents[group]), most.get(group, left), left)
         left //= tile[group]
@@ -148,7 +150,8 @@ def _tiling(layout: Layout, tile: tuple[int, ...], side: int, word: int) -> Tili
     if len(tile) == 2:
         return Tiling(tile, blocks, 0, 1, warps, side, ragged)
     steps = blocks[LOOPED]
-    parts = max(1, min(PROGRAMS // (blocks[KEPT] * blocks[TILED]), steps // PART))
+    bulk = layout.extents[LOOPED] * WORD // word
+    parts = max(1, min(PROGRAMS // (blocks[KEPT] * blocks[TILED]), steps // PART, bulk // SHARE))
     chunk = -(-steps // parts) * tile[LOOPED]
     parts = -(-layout.extents[LOOPED] // chunk)
     return Tiling(tile, (blocks[KEPT], blocks[TILED]), chunk, parts, warps, side, ragged)
