@@ -54,7 +54,7 @@ class Operator(Function):
         needs = tuple(isinstance(x, Tensor) for x in inputs) if forward_mode else ctx.needs_input_grad
         wanted = _wanted(cls.derivatives, needs)
         values = [output if i < 0 else inputs[i] for i in wanted.reads]
-        numbers: list[tuple[int, Any]] = []
+        numbers: Sequence[tuple[int, Any]] = ()
         if len(inputs) > 1:
             numbers = [(i, v) for i, v in enumerate(values, 1) if not isinstance(v, Tensor)]
             values = [v for v in values if isinstance(v, Tensor)]
@@ -149,9 +149,11 @@ def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor
             idle = idle and not x.is_cuda
         elif kind not in NUMBERS:
             return _call_unusual(operator, inputs)
-    if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
+    if forward_ad._current_level >= 0:
         return _call_unusual(operator, inputs)
     if needs and is_grad_enabled() and not is_watched():
+        if _are_functorch_transforms_active():
+            return _call_unusual(operator, inputs)
         for x in inputs:
             if type(x) not in NUMBERS and (x.layout is not _STRIDED or x.is_nested):
                 return _call_unusual(operator, inputs)

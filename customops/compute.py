@@ -92,7 +92,7 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
     g = values[0]
     found = features(values) if g.is_cuda or not dispatch.dormant else None
     if found:
-        key = rule, found, *likes
+        key = rule.derivatives, found, *likes
         plan = _calls.get(key)
         if plan is None:
             plan = _remember(key, has_kernel(rule.derivatives[0].__name__, values) and _plan_vjp(rule, values, likes))
@@ -103,7 +103,7 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
     if g.is_complex():  # as it is where anything is
         return _pull_back_complex(rule, values, likes)
     grads = []
-    for derivative, reads, (shape, dtype) in zip(*rule[::2], likes, strict=True):
+    for derivative, reads, (shape, dtype) in zip(rule.derivatives, rule.reads, likes, strict=True):
         grad = derivative(*[values[i] for i in reads])
         grads.append(grad if grad.shape == shape and grad.dtype == dtype else _fit(grad, shape, dtype))
     return grads
@@ -225,7 +225,7 @@ def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
 def _pull_back_complex(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[Tensor]:
     """``pointwise_vjp`` of complex numbers: a cotangent is conjugated on the way in and on the way out."""
     values = values[0].conj(), *values[1:]
-    parts = zip(*rule[::2], likes, strict=True)
+    parts = zip(rule.derivatives, rule.reads, likes, strict=True)
     return [_fit(derivative(*[values[i] for i in reads]).conj(), *like) for derivative, reads, like in parts]
 
 

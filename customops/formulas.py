@@ -45,7 +45,7 @@ def sigmoid_dx(g, z):
 
 
 def add(x, y, alpha, **out):
-    return torch.add(x, y, alpha=alpha, **out)
+    return torch.add(x, y, **out) if _is_one(alpha) else torch.add(x, y, alpha=alpha, **out)
 
 
 def add_(x, y, alpha):
@@ -61,7 +61,7 @@ def add_dy(g, alpha):
 
 
 def sub(x, y, alpha, **out):
-    return torch.sub(x, y, alpha=alpha, **out)
+    return torch.sub(x, y, **out) if _is_one(alpha) else torch.sub(x, y, alpha=alpha, **out)
 
 
 def sub_(x, y, alpha):
@@ -122,7 +122,11 @@ def mean_dx(g, count):
 
 def _times(number, g):
     """number·g; for 1 that is g itself, which costs nothing."""
-    return g if isinstance(number, int | float) and number == 1 else number * g
+    return g if _is_one(number) else number * g
+
+
+def _is_one(number):
+    return type(number) is int and number == 1
 
 
 def _unless(condition, value):

@@ -189,7 +189,7 @@ def cases() -> tuple[Case, ...]:
 
 @cache
 def chosen() -> tuple[Case, ...]:
-    """The cases of every run: usual calls in two dtypes, contiguous and on a row; each layout and dtype; past faults."""
+    """The cases of every run: usual calls in two dtypes, contiguous and on a row; each layout, dtype and past fault."""
     two = (torch.float32, torch.bfloat16)
     usual = [c for c in cases() if c.call.name in USUAL and c.dtype in two and c.layout.name in ("contiguous", "row")]
     fitting = [[c for c in cases() if (c.layout, c.dtype) == turn] for turn in zip(LAYOUTS, cycle(DTYPES))]

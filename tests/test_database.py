@@ -40,7 +40,7 @@ def samples(name, dtype, full, requires_grad=False):
             yield sample
 
 
-@pytest.mark.thin(gpu=16)
+@pytest.mark.thin(gpu=48)
 @pytest.mark.parametrize(("name", "dtype"), VALUES, ids=ids)
 def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
     for sample in samples(name, dtype, full):
@@ -51,7 +51,7 @@ def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
             tally("database samples")
 
 
-@pytest.mark.thin(gpu=16)
+@pytest.mark.thin(gpu=48)
 @pytest.mark.parametrize(("name", "dtype"), GRADIENTS, ids=ids)
 def test_samples_have_torchs_gradients(name, dtype, full, tally):
     for sample in samples(name, dtype, full, requires_grad=True):
@@ -89,7 +89,7 @@ def test_error_inputs_raise_torchs_type(name, tally):
         tally("database samples")
 
 
-@pytest.mark.thin(kernels=4, gpu=16)
+@pytest.mark.thin(kernels=4, gpu=48)
 @pytest.mark.parametrize(("name", "dtype"), [(n, d) for n, d in VALUES if INFOS[n].supports_out], ids=ids)
 def test_out_behaves_as_torchs(name, dtype, full, tally):
     """Right and wrong shape, dtype and layout: same value, same strides, same memory, same warning, same error."""

@@ -135,7 +135,7 @@ def test_triton_formulas_are_the_twins_of_torchs():
             assert list(customops.compute.parameters(getattr(formulas, name))) == getattr(twins, name).arg_names
 
 
-@pytest.mark.thin(kernels=6, gpu=6)
+@pytest.mark.thin(kernels=6, gpu=12)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_compiled_functions_match_without_a_graph_break(row, call, device):
     xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
