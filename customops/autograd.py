@@ -137,7 +137,7 @@ class InPlace(Function):
         return ctx.operator.backward(ctx, g)
 
 
-def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor:
+def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor:  # noqa: PLR0911 - the usual way out first
     """Apply ``operator``; where no derivative can be asked for, its formula alone."""
     if out is not None:
         return pointwise(operator.formula, *map(_as_number, inputs), out=out)

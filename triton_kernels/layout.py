@@ -140,6 +140,7 @@ def _cut_reduce(layout: Layout, room: int, word: int) -> Tiling:
     for group in (side, *(group for group in (TILED, LOOPED, KEPT) if group != side)):
         tile[group] = min(_power_of_2(layout.extents[group]), most.get(group, left), left)
         left //= tile[group]
+    tile[side] = max(tile[side], min(_power_of_2(layout.extents[side]), room // (prod(tile) // tile[side])))
     return _tiling(layout, tuple(tile), side, word)
 
 
