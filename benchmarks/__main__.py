@@ -18,22 +18,15 @@ import customops
 from tests.cases import CALLS
 
 from . import host
+from .host import Phases
 from .timing import rounds
+
+NAMES = {"forward": "forward", "both": "forward + backward"}
 
 
 def compare(functions, repeats: int) -> list[float]:
     """The median time of a call of each function in microseconds, their rounds alternating."""
     return [statistics.median(times) for times in zip(*rounds(functions, repeats, 15), strict=True)]
-
-
-def phases(library, call, xs):
-    """Forward without gradients, and forward with backward, as functions of nothing."""
-    leaves = [x.clone().requires_grad_() for x in xs]
-    g = torch.ones_like(call.function(torch, *xs))
-    return {
-        "forward": lambda: call.function(library, *xs),
-        "forward + backward": lambda: torch.autograd.grad(call.function(library, *leaves), leaves, g),
-    }
 
 
 def main(argv=None) -> int:
@@ -47,14 +40,14 @@ def main(argv=None) -> int:
         return host.main(options.ops)
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, float32\n")
-    columns = [(n, phase) for n in options.numel for phase in ("forward", "forward + backward")]
-    print(f"{'us of ours / ratio':<20}" + "".join(f"{f'{phase}, {n}':>30}" for n, phase in columns))
+    columns = [(n, phase) for n in options.numel for phase in ("forward", "both")]
+    print(f"{'us of ours / ratio':<20}" + "".join(f"{f'{NAMES[phase]}, {n}':>30}" for n, phase in columns))
     ratios: dict = {column: [] for column in columns}
     for row, call in tqdm([c for c in CALLS if not options.ops or c[0].name in options.ops], file=sys.stderr):
         cells = []
         for n, phase in columns:
             xs = [row.draw((2, n // 8, 2, 2), torch.float32, seed=i) for i in range(call.arity)]
-            pair = [phases(library, call, xs)[phase] for library in (customops, torch)]
+            pair = [getattr(Phases.of(library, call, xs), phase) for library in (customops, torch)]
             ours, theirs = compare(pair, repeats=max(1, 200 // max(1, n // 1000)))
             ratios[n, phase].append(ours / theirs)
             cells.append(f"{ours:>20.1f}{ours / theirs:>10.2f}")

@@ -15,13 +15,24 @@ from torch.nn import Parameter
 
 from . import dispatch
 from .compute import Rule, pointwise, pointwise_, pointwise_vjp
-from .dispatch import NUMBERS, is_plain, is_watched
+from .dispatch import NUMBERS, STRIDED, is_plain, is_watched
 
-_STRIDED = torch.strided
 _POSITION = {"x": 0, "y": 1, "alpha": 2, "z": -1}  # of an input among those of an operator; of the output
 
 
-class Operator(Function):
+class Recorded(Function):
+    """A Function that can be applied without the binding of arguments that only transforms need, by ``record``."""
+
+    record: ClassVar[Callable[..., Tensor]]
+    generate_vmap_rule = True
+
+    def __init_subclass__(cls):
+        """Give each subclass its ``record``."""
+        super().__init_subclass__()
+        cls.record = super(Function, cls).apply  # type: ignore[misc]
+
+
+class Operator(Recorded):
     """An elementwise operator on inputs x, y and numbers, as a ``torch.autograd.Function``.
 
     A subclass states its derivation as docstring, its ``formula``, and its ``derivatives``: one for each tensor it
@@ -31,13 +42,6 @@ class Operator(Function):
 
     formula: ClassVar[Callable]
     derivatives: ClassVar[tuple[Callable, ...]]
-    generate_vmap_rule = True
-    record: ClassVar[Callable[..., Tensor]]
-
-    def __init_subclass__(cls):
-        """Give each operator ``record``: ``apply`` without its binding of arguments, which only transforms need."""
-        super().__init_subclass__()
-        cls.record = super(Function, cls).apply  # type: ignore[misc]
 
     @classmethod
     def forward(cls, *inputs):
@@ -155,7 +159,7 @@ def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor
         if _are_functorch_transforms_active():
             return _call_unusual(operator, inputs)
         for x in inputs:
-            if type(x) not in NUMBERS and (x.layout is not _STRIDED or x.is_nested):
+            if type(x) not in NUMBERS and (x.layout is not STRIDED or x.is_nested):
                 return _call_unusual(operator, inputs)
         return operator.record(*inputs)
     return operator.formula(*inputs) if idle else pointwise(operator.formula, *inputs)
@@ -167,7 +171,7 @@ def is_usual(x: Any) -> bool:
         return False
     if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
         return False
-    return x.layout is _STRIDED and not x.is_nested
+    return x.layout is STRIDED and not x.is_nested
 
 
 def is_recorded() -> bool:

@@ -81,8 +81,8 @@ class Pow(Operator):
 class PowNumber(Operator):
     """z = x^y for one of the usual numbers y: -2, -1, -1/2, 1/2, 3/2, 2, 3. Kernels are compiled for each.
 
-    Products, quotients and roots are :class:`Pow` without the general power, but that torch takes ±1/2 as roots: that
-    of -inf is nan and that of -0 is -0, where the power is inf and 0. No y is 0, so the derivative has no branch:
+    The same function as :class:`Pow`, by products, quotients and roots where those do. Torch takes the numbers ±1/2 for
+    roots too: that of -inf is nan and that of -0 is -0, where the power is inf and 0. No y is 0, so there is no branch:
 
         dx = g·y·x^(y-1)
 

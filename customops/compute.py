@@ -44,7 +44,7 @@ class _Call(NamedTuple):
 def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
     """``formula`` on tensors and numbers, broadcast together."""
     found = features(args if out is None else (*args, out))
-    if found and (out is None or not _partly_overlap(out, args)):
+    if found and (out is None or _suits(out, args)):
         key = formula, found
         call = _calls.get(key)
         if call is None:
@@ -115,7 +115,7 @@ def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None,
     if out is not None:
         options["out"] = out
     found = features((x,) if out is None else (x, out))
-    if found and _are_axes(*dim) and (out is None or not _partly_overlap(out, (x,))):
+    if found and _are_axes(*dim) and (out is None or _suits(out, (x,))):
         axes = tuple(tuple(d) if isinstance(d, list) else d for d in dim)
         key = formula, found, axes, tuple(map(type, dim)), dtype
         call = _calls.get(key)
@@ -249,9 +249,11 @@ def _named(formula: Callable, args: Sequence) -> dict[str, Any]:
     return dict(zip(parameters(formula), args, strict=True))
 
 
-def _partly_overlap(out: Tensor, args: Sequence) -> bool:
-    """Whether ``out`` shares memory with an argument but is not laid out as it is: torch may have to refuse that."""
-    return any(
+def _suits(out: Any, args: Sequence) -> bool:
+    """Whether ``out`` is a tensor apart from ``args`` or laid out as they are: torch may have to refuse any other."""
+    if not isinstance(out, Tensor) or torch._debug_has_internal_overlap(out) == 1:
+        return False
+    return not any(
         isinstance(x, Tensor)
         and x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
         and (x.data_ptr(), *_spec_of(x)) != (out.data_ptr(), *_spec_of(out))

@@ -28,7 +28,7 @@ ALIGNMENT = 16  # bytes, the widest word that a GPU loads
 _SPECIAL = EXPONENTS | {1}
 _LARGEST_HALF, _LARGEST_BYTE = 65504, 127
 _CLASSES = frozenset({Tensor, Parameter})
-_STRIDED = torch.strided
+STRIDED = torch.strided
 NUMBERS = frozenset({bool, int, float, complex})
 
 
@@ -82,7 +82,7 @@ def imagined(name: str) -> Iterator[None]:
 
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is a dense tensor of torch's own class, neither subclass, fake, meta nor sparse."""
-    return type(x) in _CLASSES and x.layout is _STRIDED and not (x.is_meta or x.is_quantized or x.is_nested)
+    return type(x) in _CLASSES and x.layout is STRIDED and not (x.is_meta or x.is_quantized or x.is_nested)
 
 
 def is_watched() -> bool:
@@ -108,7 +108,7 @@ def features(args: Sequence) -> tuple | None:
     for x in args:
         if type(x) in NUMBERS:
             found.append(_kind(x))
-        elif type(x) in _CLASSES and x.layout is _STRIDED and not (x.is_nested or x.is_neg()):
+        elif type(x) in _CLASSES and x.layout is STRIDED and not (x.is_nested or x.is_neg()):
             pointer = _address(x)
             if not pointer or (graph and x.requires_grad):
                 return None

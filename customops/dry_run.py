@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import RLock
 from typing import Any, NamedTuple
 
 from . import dispatch, machine_code
@@ -48,28 +49,35 @@ class RecordingDriver:
 
         self.device = -1 - list(TARGETS).index(name)  # no other driver's: kernels are kept by device
         self.target = GPUTarget(*TARGETS[name])
-        self.utils = self
         self.records: list[Record] = []
+        self.utils = self
 
     def launcher_cls(self, _source, _metadata):
-        """The function that a compiled kernel is launched with."""
-        return self._record
+        """What Triton itself would launch with."""
+        return lambda *_: None
 
-    def _record(self, *call):
-        launch = call[6]
-        if launch.record is None:
-            compiled = launch.compiled
-            launch.record = Record(
-                name=compiled.name,
-                program=launch.words,
-                operands=launch.names,
-                grid=call[:3],
-                num_warps=compiled.metadata.num_warps,
-                compiled=compiled,
-                bytes_moved=launch.bytes_moved,
-                bytes_floor=launch.bytes_floor,
-            )
-        self.records.append(launch.record)
+    def load_binary(self, *_):
+        """Module, function, registers, spills, most threads: nothing is loaded."""
+        return self, None, 0, 0, 1024
+
+    def get_device_properties(self, _device):
+        """Limits that a kernel must keep."""
+        return {"max_shared_mem": 64 * 1024}
+
+    def recorder(self, launch):
+        """What runs instead of ``launch``."""
+        compiled = launch.compiled
+        record = Record(
+            name=compiled.name,
+            program=launch.words,
+            operands=launch.names,
+            grid=(launch.grid, 1, 1),
+            num_warps=compiled.metadata.num_warps,
+            compiled=compiled,
+            bytes_moved=launch.bytes_moved,
+            bytes_floor=launch.bytes_floor,
+        )
+        return lambda *_: self.records.append(record)
 
     def get_current_target(self):
         """The GPU to compile for."""
@@ -83,25 +91,19 @@ class RecordingDriver:
         """Any stream."""
         return 0
 
-    def get_device_properties(self, _device):
-        """Limits that the kernels must keep."""
-        return {"max_shared_mem": 64 * 1024}
-
-    def load_binary(self, *_):
-        """Module, function, registers, spills, most threads: nothing is loaded."""
-        return self, None, 0, 0, 1024
-
 
 @contextmanager
 def dry_run(target: str = "cuda:90") -> Iterator[list[Record]]:
     """Record what a GPU would launch, instead of computing.
 
-    Inside the block tensors on the CPU take the kernels' path in every thread. Each kernel is compiled for
-    ``target``, one of ``cuda:80``, ``cuda:90``, ``cuda:100`` and ``hip:gfx942``; nothing is launched, so **tensors
-    made inside hold no values**. Yields the list that the launches are added to, in order: see :class:`Record`.
+    Inside the block tensors on the CPU take the kernels' path in every thread, unless the backend is ``torch``. Each
+    kernel is compiled for ``target``, one of ``cuda:80``, ``cuda:90``, ``cuda:100`` and ``hip:gfx942``; nothing is
+    launched, so **tensors made inside hold no values**. Yields the list that the launches are added to, in order: see
+    :class:`Record`. Blocks may be nested, in one thread.
 
     Raises:
-        ValueError: ``target`` is none of those. RuntimeError: Triton is not installed, or interprets its kernels.
+        ValueError: ``target`` is none of those. RuntimeError: Triton is not installed, or interprets its kernels; or
+            another thread has a dry run open.
 
     >>> import customops, torch
     >>> with customops.dry_run("cuda:90") as records:
@@ -117,6 +119,8 @@ def dry_run(target: str = "cuda:90") -> Iterator[list[Record]]:
         raise RuntimeError("dry_run: TRITON_INTERPRET is set, so kernels cannot be compiled: unset it")
     import triton  # noqa: PLC0415
 
+    if not _ONE_THREAD.acquire(blocking=False):
+        raise RuntimeError("dry_run: another thread has one open, and all threads see it: leave that first")
     driver = _driver(target)
     outer, driver.records = driver.records, []
     active = triton.runtime.driver._active
@@ -127,6 +131,8 @@ def dry_run(target: str = "cuda:90") -> Iterator[list[Record]]:
     finally:
         triton.runtime.driver.set_active(active)
         driver.records = outer
+        _ONE_THREAD.release()
 
 
-_driver = cache(RecordingDriver)  # compiled kernels keep the one they were first launched with
+_ONE_THREAD = RLock()
+_driver = cache(RecordingDriver)  # plans keep the one they were made under

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 
 from . import dispatch
 from . import formulas as f
-from .autograd import differentiates, is_recorded, is_usual
+from .autograd import Recorded, differentiates, is_recorded, is_usual
 from .compute import cast, pointwise, reduce, reduced_axes
 
 Axes = int | Sequence[int] | None
@@ -27,7 +27,7 @@ _UNSET: Any = object()  # torch tells dim=None from no dim
 __all__ = ["mean", "sum"]
 
 
-class Reduction(Function):
+class Reduction(Recorded):
     """An operator over axes: its ``formula``, and ``scale(g, alpha/beta)``, None where each slope is 1.
 
     Takes x, a dtype, and what ``reduce`` takes as ``dim``. Saves shapes only.
@@ -35,13 +35,6 @@ class Reduction(Function):
 
     formula: ClassVar[Callable]
     scale: ClassVar[Callable | None] = None
-    record: ClassVar[Callable[..., Tensor]]
-    generate_vmap_rule = True
-
-    def __init_subclass__(cls):
-        """Give each reduction ``record``, as :class:`~customops.autograd.Operator` does."""
-        super().__init_subclass__()
-        cls.record = super(Function, cls).apply  # type: ignore[misc]
 
     @classmethod
     def forward(cls, x, dtype, *dim):

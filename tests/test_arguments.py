@@ -139,6 +139,9 @@ CASES = {
     "relu of bool": lambda lib: lib.relu(TRUE),
     "mean of integers": lambda lib: lib.mean(ones(2).int()),
     "shapes that do not broadcast": lambda lib: lib.mul(ones(2), ones(3)),
+    "a number as out": lambda lib: lib.exp(ones(2), out=3),
+    "a number as out of a sum": lambda lib: lib.sum(ones(2), 0, out=3),
+    "out expanded": lambda lib: lib.sum(ones(3, 4), 0, out=ones(1, 4).expand(3, 4)),
     "uint16": lambda lib: lib.add(ones(2, dtype=torch.uint16), 1),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -87,3 +88,42 @@ def _is_defined(call, xs):
     except RuntimeError:
         return False
     return True
+
+
+def test_a_dry_run_in_another_thread_is_refused():
+    """All threads see it; two that overlap would leave one behind."""
+    with customops.dry_run(), ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(lambda: customops.dry_run().__enter__()).exception()
+    assert isinstance(refused, RuntimeError)
+    assert "another thread" in str(refused)
+
+
+def test_nothing_is_left_of_a_dry_run():
+    x, lists = torch.rand(8), []
+
+    def fail():
+        with customops.dry_run("cuda:90") as outer:
+            customops.exp(x)
+            with customops.dry_run("cuda:80") as inner:
+                customops.exp(x)
+            customops.exp(x)
+            lists.extend((outer, inner))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [len(records) for records in lists] == [2, 1]
+    assert torch.equal(customops.exp(x), torch.exp(x))
+
+
+def test_profilers_do_not_disturb_a_dry_run():
+    import triton  # noqa: PLC0415 - Triton may be missing
+
+    hook = triton.knobs.runtime.launch_enter_hook
+    hook.add(print)
+    try:
+        with customops.dry_run() as records:
+            customops.exp(torch.rand(8))
+    finally:
+        hook.remove(print)
+    assert len(records) == 1

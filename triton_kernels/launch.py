@@ -28,7 +28,7 @@ from .reduce import map_reduce_kernel
 
 ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int64}
 
-INTERPRETER = RLock()  # it patches triton.language while it runs
+ONE_THREAD = RLock()  # it patches triton.language while it runs
 
 
 class Memory(NamedTuple):
@@ -114,7 +114,7 @@ class Plan:
         for i in self.numbers:
             tensors[i] = _as_integer(tensors[i], self.common)
         if INTERPRETED:
-            with INTERPRETER:
+            with ONE_THREAD:
                 for launch in self.launches:
                     launch.interpret(tensors)
             return
@@ -199,9 +199,9 @@ class Launch:
         if INTERPRETED:
             return
         special = _specialize(operands, outputs, integers, constants)
-        self.record: Any = None  # what a dry run makes of it
         self.compiled = _compile(kernel, *special, tiling.warps, driver.active.get_current_device())
-        self.run = self.compiled.run
+        recorder = getattr(driver.active, "recorder", None)  # a dry run's
+        self.run = recorder(self) if recorder else self.compiled.run
         self.fixed = self.compiled.function, self.compiled.packed_metadata
 
     def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
@@ -215,7 +215,7 @@ class Launch:
             self.run(*grid, stream, *self.fixed, metadata, enter, leave, reads, writes, *self.arguments)
         else:
             grid = self.grid
-            self.run(grid, 1, 1, stream, *self.fixed, self, None, None, reads, writes, *self.arguments)
+            self.run(grid, 1, 1, stream, *self.fixed, None, None, None, reads, writes, *self.arguments)
 
     def interpret(self, tensors: Sequence[torch.Tensor | int]) -> None:
         """Launch on tensors and numbers in Triton's interpreter."""
