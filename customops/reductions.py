@@ -168,5 +168,5 @@ def _kept_shape(shape: torch.Size, axes: Any, keepdim: bool) -> tuple[int, ...]:
 def _as_ints(dim: Any) -> Any:
     """``dim`` in Python's integers, and not the caller's list, which may change before backward."""
     if isinstance(dim, list | tuple):
-        return tuple(map(_as_ints, dim))
+        return tuple([axis if type(axis) is int else _as_ints(axis) for axis in dim])
     return index(dim) if isinstance(dim, np.integer | Tensor) else dim
