@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import Function, forward_ad
-from torch.nn import Parameter
 
 from . import dispatch
 from .compute import Rule, pointwise, pointwise_, pointwise_vjp
-from .dispatch import NUMBERS, STRIDED, is_plain, is_watched
+from .dispatch import CLASSES, NUMBERS, is_plain, is_strided, is_watched
 
 _POSITION = {"x": 0, "y": 1, "alpha": 2, "z": -1}  # of an input among those of an operator; of the output
 
@@ -29,7 +28,7 @@ class Recorded(Function):
     def __init_subclass__(cls):
         """Give each subclass its ``record``."""
         super().__init_subclass__()
-        cls.record = super(Function, cls).apply  # type: ignore[misc]
+        cls.record = super(Function, cls).apply  # type: ignore[misc]  # torch._C has no types
 
 
 class Operator(Recorded):
@@ -76,9 +75,8 @@ class Operator(Recorded):
     @classmethod
     def backward(cls, ctx, g):
         """The gradients that are wanted, in one pass; None for every other input."""
-        wanted, numbers, likes = ctx.kept
-        values = _with_saved(g, ctx) if numbers or not wanted.reads else (g, *ctx.saved_tensors)
-        grads = pointwise_vjp(wanted.rule, values, likes)
+        wanted, _, likes = ctx.kept
+        grads = pointwise_vjp(wanted.rule, _with_saved(g, ctx), likes)
         if len(grads) == wanted.inputs:
             return tuple(grads)
         every: list[Tensor | None] = [None] * wanted.inputs
@@ -141,37 +139,32 @@ class InPlace(Function):
         return ctx.operator.backward(ctx, g)
 
 
-def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor:  # noqa: PLR0911 - the usual way out first
+def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor:
     """Apply ``operator``; where no derivative can be asked for, its formula alone."""
     if out is not None:
         return pointwise(operator.formula, *map(_as_number, inputs), out=out)
     needs, idle = False, dispatch.dormant
     for x in inputs:
         kind = type(x)
-        if kind is Tensor or kind is Parameter:
+        if kind in CLASSES:
             needs = needs or x.requires_grad
             idle = idle and not x.is_cuda
         elif kind not in NUMBERS:
             return _call_unusual(operator, inputs)
     if forward_ad._current_level >= 0:
         return _call_unusual(operator, inputs)
-    if needs and is_grad_enabled() and not is_watched():
-        if _are_functorch_transforms_active():
+    if needs and is_recorded():
+        if _are_functorch_transforms_active() or not all([type(x) in NUMBERS or is_strided(x) for x in inputs]):
             return _call_unusual(operator, inputs)
-        for x in inputs:
-            if type(x) not in NUMBERS and (x.layout is not STRIDED or x.is_nested):
-                return _call_unusual(operator, inputs)
         return operator.record(*inputs)
     return operator.formula(*inputs) if idle else pointwise(operator.formula, *inputs)
 
 
 def is_usual(x: Any) -> bool:
     """Whether ``x`` is a tensor of torch's own class with elements in strides, under no transform."""
-    if type(x) is not Tensor and type(x) is not Parameter:
-        return False
     if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
         return False
-    return x.layout is STRIDED and not x.is_nested
+    return type(x) in CLASSES and is_strided(x)
 
 
 def is_recorded() -> bool:
@@ -204,7 +197,7 @@ def differentiates(inputs: Sequence) -> bool:
     if is_watched() or torch._C._functorch.get_dynamic_layer_stack_depth() > 1:
         return False  # torch drops the tangent of a tangent in a custom Function
     needs = forward_ad._current_level >= 0
-    graph = torch.is_grad_enabled()
+    graph = is_grad_enabled()
     for x in inputs:
         if isinstance(x, Tensor):
             if not is_plain(x):

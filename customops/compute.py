@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
-from math import prod
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -100,11 +99,14 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
             kept, call = plan
             made = iter(call(values) if call else ())
             return [g if keeps else next(made) for keeps in kept]
-    if g.is_complex():  # as it is where anything is
-        return _pull_back_complex(rule, values, likes)
+    conjugates = g.is_complex()  # as it is where anything is; a cotangent goes in and comes out conjugated
+    if conjugates:
+        values = g.conj(), *values[1:]
     grads = []
     for derivative, reads, (shape, dtype) in zip(rule.derivatives, rule.reads, likes, strict=True):
         grad = derivative(*[values[i] for i in reads])
+        if conjugates:
+            grad = grad.conj()
         grads.append(grad if grad.shape == shape and grad.dtype == dtype else _fit(grad, shape, dtype))
     return grads
 
@@ -128,10 +130,12 @@ def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None,
     return formula(x, *dim, **options)
 
 
-def reduced_axes(ndim: int, axes: Any = (), _keepdim: bool = False) -> set[int]:
-    """The axes that a reduction runs over, counted from 0: all of them where none is named."""
+@lru_cache(maxsize=4096)
+def kept_shape(shape: torch.Size, axes: Any = (), _keepdim: bool = False) -> torch.Size:
+    """``shape`` with 1 for each axis that a reduction runs over, which is every one where none is named."""
     axes = (axes,) if isinstance(axes, int) else axes
-    return {a % ndim for a in axes} if axes and ndim else set(range(ndim))
+    reduced = {a % len(shape) for a in axes} if axes and shape else range(len(shape))
+    return torch.Size(1 if a in reduced else n for a, n in enumerate(shape))
 
 
 _calls: dict[tuple, Any] = {}  # by what they depend on; False where torch answers
@@ -175,10 +179,9 @@ def _plan_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]):
 
 def _plan_reduce(formula: Callable, x: Tensor, dim: tuple, options: dict[str, Any]) -> _Call:
     spec = _ask_torch(formula, (x, *dim), **options)
-    axes = reduced_axes(x.dim(), *dim)
-    kept = torch.Size(1 if a in axes else n for a, n in enumerate(x.shape))
+    kept = kept_shape(x.shape, *dim)
     total = _Spec(kept, _contiguous(kept), spec.dtype, x.device)
-    count = prod(x.shape[a] for a in axes)
+    count = x.numel() // kept.numel()
     plan = _plan([], {"x": x}, [total], spec._replace(shape=x.shape), finish=(formula.__name__, count))
     return _Call(plan, (spec._replace(strides=_contiguous(spec.shape)),))
 
@@ -220,13 +223,6 @@ def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
     """Whether ``axes`` is what a reduction usually gets; anything odder is torch's to read."""
     axes = axes if isinstance(axes, tuple | list) else () if axes is None else (axes,)
     return all(type(a) is int for a in axes)
-
-
-def _pull_back_complex(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[Tensor]:
-    """``pointwise_vjp`` of complex numbers: a cotangent is conjugated on the way in and on the way out."""
-    values = values[0].conj(), *values[1:]
-    parts = zip(rule.derivatives, rule.reads, likes, strict=True)
-    return [_fit(derivative(*[values[i] for i in reads]).conj(), *like) for derivative, reads, like in parts]
 
 
 def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -22,13 +22,12 @@ KERNEL_DTYPES = frozenset(
     | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 )
 
-
 EXPONENTS = frozenset({-2, -1, -0.5, 0.5, 1.5, 2, 3})  # for which kernels are compiled
-ALIGNMENT = 16  # bytes, the widest word that a GPU loads
+ALIGNMENT = 16  # bytes: the kernels' word, which importing customops does not import
 _SPECIAL = EXPONENTS | {1}
 _LARGEST_HALF, _LARGEST_BYTE = 65504, 127
-_CLASSES = frozenset({Tensor, Parameter})
-STRIDED = torch.strided
+CLASSES = frozenset({Tensor, Parameter})
+_STRIDED = torch.strided
 NUMBERS = frozenset({bool, int, float, complex})
 
 
@@ -82,7 +81,12 @@ def imagined(name: str) -> Iterator[None]:
 
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is a dense tensor of torch's own class, neither subclass, fake, meta nor sparse."""
-    return type(x) in _CLASSES and x.layout is STRIDED and not (x.is_meta or x.is_quantized or x.is_nested)
+    return type(x) in CLASSES and is_strided(x) and not (x.is_meta or x.is_quantized)
+
+
+def is_strided(x: Tensor) -> bool:
+    """Whether ``x``, of torch's own class, is one array in strides."""
+    return x.layout is _STRIDED and not x.is_nested
 
 
 def is_watched() -> bool:
@@ -108,7 +112,7 @@ def features(args: Sequence) -> tuple | None:
     for x in args:
         if type(x) in NUMBERS:
             found.append(_kind(x))
-        elif type(x) in _CLASSES and x.layout is STRIDED and not (x.is_nested or x.is_neg()):
+        elif type(x) in CLASSES and is_strided(x) and not x.is_neg():
             pointer = _address(x)
             if not pointer or (graph and x.requires_grad):
                 return None

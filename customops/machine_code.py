@@ -99,7 +99,7 @@ def parameters(compiled: Any) -> tuple[tuple[Leaf, str], ...]:
 
 def _nvidia_resources(compiled: Any) -> Resources:
     """From the log of ptxas, run by Triton itself and so with the options that the kernel was compiled with."""
-    from triton import knobs  # noqa: PLC0415
+    from triton import knobs  # noqa: PLC0415 - absent on macOS and Windows
     from triton.compiler import make_backend  # noqa: PLC0415
 
     target = compiled.metadata.target

@@ -6,7 +6,6 @@ Let alpha be the number of elements of the input and beta that of the output: ea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from operator import index
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from torch.autograd import forward_ad
 from . import dispatch
 from . import formulas as f
 from .autograd import Recorded, differentiates, is_recorded, is_usual
-from .compute import cast, pointwise, reduce, reduced_axes
+from .compute import cast, kept_shape, pointwise, reduce
 
 Axes = int | Sequence[int] | None
 DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
@@ -47,7 +46,7 @@ class Reduction(Recorded):
         x, dtype, *dim = inputs
         shape = x.shape
         count = x.numel() // max(output.numel(), 1) if cls.scale else 1
-        ctx.kept = shape, _kept_shape(shape, *dim) if dim else None, x.dtype, count
+        ctx.kept = shape, kept_shape(shape, *dim) if dim else None, x.dtype, count
         if forward_ad._current_level >= 0:
             ctx.call = dtype, dim
 
@@ -156,13 +155,6 @@ def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
     elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
         return operator.apply(x, dtype, *axes)
     return reduce(operator.formula, x, *axes, dtype=dtype, out=out)
-
-
-@lru_cache(maxsize=4096)
-def _kept_shape(shape: torch.Size, axes: Any, keepdim: bool) -> tuple[int, ...]:
-    """``shape`` with 1 for each axis that is reduced."""
-    reduced = reduced_axes(len(shape), axes)
-    return tuple(1 if axis in reduced else n for axis, n in enumerate(shape))
 
 
 def _as_ints(dim: Any) -> Any:

@@ -9,6 +9,8 @@ from zlib import crc32
 import pytest
 import torch
 
+from customops import compute
+
 from . import accuracy
 
 DEVICE = os.environ.get("CUSTOMOPS_TEST_DEVICE", "cpu")  # where the tests' tensors are: cpu or cuda
@@ -93,8 +95,6 @@ def tally(request):
 @pytest.fixture
 def replan():
     """Forget the plans of earlier calls, for a test that changes what they are made of; and again after it."""
-    from customops import compute  # noqa: PLC0415
-
     compute._calls.clear()
     yield compute._calls.clear
     compute._calls.clear()

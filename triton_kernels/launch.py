@@ -108,6 +108,13 @@ class Plan:
 
     def __call__(self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]) -> None:
         """Launch on these tensors and numbers, on the current stream of their device."""
+        if INTERPRETED or driver.active.get_current_device() == self.index:
+            self._launch(operands, outputs)
+        else:
+            with torch.cuda.device(self.device):
+                self._launch(operands, outputs)
+
+    def _launch(self, operands, outputs) -> None:
         tensors = [*operands, *outputs]
         for size in self.rooms:
             tensors.append(torch.empty(size, dtype=self.accumulate, device=self.device))
@@ -118,14 +125,9 @@ class Plan:
                 for launch in self.launches:
                     launch.interpret(tensors)
             return
-        active = driver.active
-        if active.get_current_device() == self.index:
-            stream = active.get_current_stream(self.index)
-            for launch in self.launches:
-                launch(tensors, stream)
-        else:
-            with torch.cuda.device(self.device):
-                self(operands, outputs)
+        stream = driver.active.get_current_stream(self.index)
+        for launch in self.launches:
+            launch(tensors, stream)
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else _NOTHING
@@ -176,10 +178,9 @@ class Launch:
 
     def __init__(self, kernel, program: Program, layout: Layout, tiling: Tiling, operands, outputs, finish=None):
         """Compile ``kernel`` for the current device; ``finish`` is what the map-reduce kernel does to its sums."""
-        self.kernel, self.program = kernel, program
+        self.kernel = kernel
         self.reads = tuple(slot.index for slot in operands)
         self.writes = tuple(slot.index for slot in outputs)
-        self.numbers = frozenset(slot.index for slot in operands if slot.dtype is None)
         self.names = tuple(slot.name for slot in operands)
         self.words = _words(program, layout, self.names, finish)
         self.grid = prod(tiling.blocks) * tiling.parts
@@ -206,7 +207,8 @@ class Launch:
 
     def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
         """Launch on tensors and numbers, as Triton itself does."""
-        reads = tuple([tensors[i] if i in self.numbers else tensors[i].data_ptr() for i in self.reads])
+        given = [tensors[i] for i in self.reads]
+        reads = tuple([x if type(x) is int else x.data_ptr() for x in given])
         writes = tuple([tensors[i].data_ptr() for i in self.writes])
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler listens
