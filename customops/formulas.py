@@ -93,11 +93,14 @@ def pow(x, y, **out):
 
 
 def pow_dx(g, x, y):
-    return _unless(y == 0, g * (y * torch.pow(x, y - 1)))
+    if isinstance(y, torch.Tensor):
+        return _where_positive(abs(y), g * (y * torch.pow(x, y - 1)))
+    return pow_number_dx(g, x, y) if y != 0 else torch.zeros_like(g)
 
 
 def pow_dy(g, x, y, z):
-    return g * _unless((x == 0) & _not_negative(y), z * _log(x, z.dtype))
+    x = _tensor(x, z.dtype)
+    return g * _where_positive(_distance(x, y), z * torch.log(x))
 
 
 def pow_number(x, y, **out):
@@ -105,7 +108,7 @@ def pow_number(x, y, **out):
 
 
 def pow_number_dx(g, x, y):
-    return pow_dx(g, x, y)
+    return _product(y, x if y == 2 else torch.pow(x, y - 1), g)
 
 
 def sum(x, *dim, **options):
@@ -129,23 +132,27 @@ def _is_one(number):
     return type(number) is int and number == 1
 
 
-def _unless(condition, value):
-    """0 where ``condition`` holds, else ``value``; the condition on two numbers is a bool."""
-    if isinstance(condition, bool):
-        return torch.zeros_like(value) if condition else value
-    return torch.where(condition, 0, value)
+def _product(number, a, b):
+    """(number·a)·b in one pass: torch adds it to something, and -0 leaves even a -0 as it is."""
+    return torch.addcmul(-a.new_zeros(()), a, b, value=number)
 
 
-def _not_negative(y):
-    """Whether y >= 0, which a complex number is only on the real axis."""
-    if isinstance(y, complex) or (isinstance(y, torch.Tensor) and y.is_complex()):
-        return (y.imag == 0) & (y.real >= 0)
-    return y >= 0
+def _where_positive(size, value):
+    """``value``, but 0 where ``size`` is 0 and not more, or nan: in one pass, where a comparison takes two slow ones."""
+    if value.is_complex():
+        return torch.where(size == 0, 0, value)
+    return torch.ops.aten.threshold_backward(value, size, 0)
 
 
-def _log(x, dtype):
-    """The logarithm in ``dtype``; of a number in double precision, as a 0-dim tensor that widens nothing."""
+def _distance(x, y):
+    """0 where x = 0 and y >= 0, where a power has no slope along y; elsewhere more, or nan."""
+    if y.is_complex():
+        return abs(x) + (abs(y.imag) - y.real.clamp(max=0))
+    return abs(x) - y.clamp(max=0)
+
+
+def _tensor(x, dtype):
+    """``x`` in ``dtype``; a number in double precision, as a 0-dim tensor that widens nothing."""
     if isinstance(x, torch.Tensor):
-        return torch.log(x.to(dtype))
-    double = torch.complex128 if isinstance(x, complex) else torch.float64
-    return torch.log(torch.tensor(x, dtype=double, device="cpu"))
+        return x.to(dtype)
+    return torch.tensor(x, dtype=torch.complex128 if isinstance(x, complex) else torch.float64, device="cpu")

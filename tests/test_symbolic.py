@@ -68,6 +68,9 @@ class Value:
     __truediv__, __rtruediv__ = lifted(python.truediv), lifted(lambda a, b: b / a)
     __eq__, __lt__, __le__ = lifted(sympy.Eq), lifted(sympy.Lt), lifted(sympy.Le)
     __gt__, __ge__ = lifted(sympy.Gt), lifted(sympy.Ge)
+    __abs__ = lifted(sympy.Abs)
+    clamp = lifted(lambda x, max: sympy.Min(x, max))
+    new_zeros = lambda self, _shape: Value(sympy.S.Zero)
     __and__ = __rand__ = lifted(sympy.And)
     __or__ = __ror__ = lifted(sympy.Or)
 
@@ -97,6 +100,7 @@ TORCH = Library(
     mul=lifted(lambda x, y: x * y),
     sum=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1))),
     mean=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1)) / COUNT),
+    addcmul=lifted(lambda x, a, b, value: x + value * a * b),
     zeros_like=lifted(lambda x: sympy.S.Zero),
     tensor=lifted(lambda x, **_: x),
     Tensor=Value,
