@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,10 +13,10 @@ from torch._C import _are_functorch_transforms_active
 from torch.autograd import Function, forward_ad
 
 from . import dispatch
-from .compute import Rule, pointwise, pointwise_, pointwise_vjp
+from .compute import Rule, like_of, picker, pointwise, pointwise_, pointwise_vjp
 from .dispatch import CLASSES, NUMBERS, is_plain, is_strided, is_watched
 
-_POSITION = {"x": 0, "y": 1, "alpha": 2, "z": -1}  # of an input among those of an operator; of the output
+_INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
 
 
 class Recorded(Function):
@@ -55,31 +55,23 @@ class Operator(Recorded):
         """
         forward_mode = forward_ad._current_level >= 0
         needs = tuple(isinstance(x, Tensor) for x in inputs) if forward_mode else ctx.needs_input_grad
-        wanted = _wanted(cls.derivatives, needs)
-        values = [output if i < 0 else inputs[i] for i in wanted.reads]
-        numbers: Sequence[tuple[int, Any]] = ()
-        if len(inputs) > 1:
-            numbers = [(i, v) for i, v in enumerate(values, 1) if not isinstance(v, Tensor)]
-            values = [v for v in values if isinstance(v, Tensor)]
-        likes = []
-        for i in wanted.positions:
-            x = inputs[i]
-            likes.append((x.shape, x.dtype))
-        ctx.kept = wanted, numbers, likes
-        if values:
-            ctx.save_for_backward(*values)
+        wanted = _wanted(cls.derivatives, needs, *map(type, inputs))
+        values = (*inputs, output)
+        ctx.kept = wanted, wanted.numbers(values), list(map(like_of, wanted.inputs(values)))
+        if wanted.saves:
+            ctx.save_for_backward(*wanted.tensors(values))
         if forward_mode:
-            ctx.output = output.shape, output.dtype
-            ctx.save_for_forward(*values)
+            ctx.output = like_of(output)
+            ctx.save_for_forward(*wanted.tensors(values))
 
     @classmethod
     def backward(cls, ctx, g):
         """The gradients that are wanted, in one pass; None for every other input."""
         wanted, _, likes = ctx.kept
         grads = pointwise_vjp(wanted.rule, _with_saved(g, ctx), likes)
-        if len(grads) == wanted.inputs:
+        if len(grads) == len(ctx.needs_input_grad):
             return tuple(grads)
-        every: list[Tensor | None] = [None] * wanted.inputs
+        every: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(wanted.positions, grads, strict=True):
             every[i] = grad
         return tuple(every)
@@ -89,32 +81,41 @@ class Operator(Recorded):
         """The tangent of the output: each derivative applied to the tangent of its input, added up."""
         (wanted, _, _), (shape, dtype) = ctx.kept, ctx.output
         total = torch.zeros((), dtype=dtype, device="cpu")
-        for position, derivative, reads in zip(
-            wanted.positions, wanted.rule.derivatives, wanted.rule.reads, strict=True
-        ):
+        for position, (derivative, pick) in zip(wanted.positions, wanted.rule.steps, strict=True):
             if tangents[position] is not None:
-                values = _with_saved(tangents[position], ctx)
-                total = total + derivative(*[values[i] for i in reads])
+                total = total + derivative(*pick(_with_saved(tangents[position], ctx)))
         return total.expand(shape).to(dtype)
 
 
 class _Wanted(NamedTuple):
-    """The derivatives along those of ``inputs`` inputs that want one, at ``positions``.
+    """The rule of those inputs that want a gradient, at ``positions``.
 
-    ``reads`` are the positions of what those read, -1 for the output.
+    The rest are pickers out of (*inputs, output): those inputs, and what the rule reads, tensors apart from numbers.
     """
 
     rule: Rule
     positions: tuple[int, ...]
-    reads: tuple[int, ...]
-    inputs: int
+    inputs: Callable[[Sequence], Sequence]
+    tensors: Callable[[Sequence], Sequence[Tensor]]
+    numbers: Callable[[Sequence], Sequence]
+    saves: bool
 
 
-@cache
-def _wanted(derivatives: tuple[Callable, ...], needs: tuple[bool, ...]) -> _Wanted:
+@lru_cache(maxsize=1024)
+def _wanted(derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *types: type) -> _Wanted:
     positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)
-    rule = Rule.of(tuple(derivatives[i] for i in positions))
-    return _Wanted(rule, positions, tuple(_POSITION[name] for name in rule.names[1:]), len(needs))
+    numbers = {name for name, kind in zip(_INPUTS, types) if not issubclass(kind, Tensor)}  # noqa: B905 - of 1 to 3
+    rule = Rule.of(tuple(derivatives[i] for i in positions), numbers)
+    where = {**{name: i for i, name in enumerate(_INPUTS)}, "z": len(types)}
+    tensors = [where[name] for name in rule.names if name != "g" and name not in numbers]
+    return _Wanted(
+        rule,
+        positions,
+        picker(positions),
+        picker(tensors),
+        picker(where[name] for name in rule.names if name in numbers),
+        bool(tensors),
+    )
 
 
 class InPlace(Function):
@@ -154,9 +155,12 @@ def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor
     if forward_ad._current_level >= 0:
         return _call_unusual(operator, inputs)
     if needs and is_recorded():
-        if _are_functorch_transforms_active() or not all([type(x) in NUMBERS or is_strided(x) for x in inputs]):
-            return _call_unusual(operator, inputs)
-        return operator.record(*inputs)
+        for x in inputs:
+            if type(x) in CLASSES and not is_strided(x):
+                return _call_unusual(operator, inputs)
+        if not _are_functorch_transforms_active():
+            return operator.record(*inputs)
+        return _call_unusual(operator, inputs)
     return operator.formula(*inputs) if idle else pointwise(operator.formula, *inputs)
 
 
@@ -188,8 +192,10 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
         return twin(x, *inputs)
     if not differentiates((x, *inputs)):
         return pointwise_(operator.formula, twin, x, *inputs)
-    wanted = _wanted(operator.derivatives, tuple(isinstance(v, Tensor) and v.requires_grad for v in (x, *inputs)))
-    return InPlace.apply(x, *inputs, x.clone() if _POSITION["x"] in wanted.reads else None, operator, twin)
+    every = (x, *inputs)
+    needs = tuple(isinstance(v, Tensor) and v.requires_grad for v in every)
+    wanted = _wanted(operator.derivatives, needs, *map(type, every))
+    return InPlace.apply(x, *inputs, x.clone() if "x" in wanted.rule.names else None, operator, twin)
 
 
 def differentiates(inputs: Sequence) -> bool:
@@ -236,10 +242,5 @@ def _may_write(x: Tensor, inputs: Sequence) -> bool:
 
 def _with_saved(g: Tensor, ctx) -> Sequence:
     """What a rule reads: ``g``, then what ``setup_context`` kept."""
-    wanted, numbers, _ = ctx.kept
-    if not numbers:
-        return (g, *ctx.saved_tensors) if wanted.reads else (g,)  # to ask for none would forbid a second backward
-    values = [g] if len(numbers) == len(wanted.reads) else [g, *ctx.saved_tensors]
-    for i, number in numbers:
-        values.insert(i, number)
-    return values
+    wanted, numbers, _ = ctx.kept  # to ask for saved tensors where there are none would forbid a second backward
+    return (g, *ctx.saved_tensors, *numbers) if wanted.saves else (g, *numbers)

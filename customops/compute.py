@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cache, lru_cache
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from .dispatch import ALIGNMENT, features, has_kernel
 MOST_PLANS = 1 << 14
 
 Like = tuple[torch.Size, torch.dtype]  # all that a gradient has to know of its input
+like_of: Callable[[Tensor], Like] = attrgetter("shape", "dtype")
 
 
 class _Spec(NamedTuple):
@@ -72,18 +74,29 @@ def pointwise_(formula: Callable, twin: Callable, x: Tensor, *args) -> Tensor:
 
 
 class Rule(NamedTuple):
-    """Derivatives that are taken in one pass, the names of what they read, g first, and for each its share of them."""
+    """Derivatives that are taken in one pass, and the names of what they read: g, then tensors, then numbers.
+
+    ``steps`` has with each derivative what picks its arguments from those values.
+    """
 
     derivatives: tuple[Callable, ...]
     names: tuple[str, ...]
-    reads: tuple[tuple[int, ...], ...]
+    steps: tuple[tuple[Callable, Callable], ...]
 
     @classmethod
-    def of(cls, derivatives: tuple[Callable, ...]) -> Rule:
-        """The rule of these derivatives."""
+    def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> Rule:
+        """The rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
-        names = tuple(name for name in ("g", "x", "y", "z", "alpha") if name in read)
-        return cls(derivatives, names, tuple(tuple(map(names.index, parameters(d))) for d in derivatives))
+        names = tuple(sorted(read, key=lambda name: (name in numbers, "gxyz".find(name))))
+        return cls(derivatives, names, tuple((d, picker(map(names.index, parameters(d)))) for d in derivatives))
+
+
+def picker(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:
+    """What picks these positions out of a tuple, as a tuple, without a Python frame."""
+    positions = tuple(positions)
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return itemgetter(slice(positions[0], positions[0] + 1) if positions else slice(0))
 
 
 def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[Tensor]:
@@ -101,13 +114,13 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
             return [g if keeps else next(made) for keeps in kept]
     conjugates = g.is_complex()  # as it is where anything is; a cotangent goes in and comes out conjugated
     if conjugates:
-        values = g.conj(), *values[1:]
+        values = (g.conj(), *values[1:])
     grads = []
-    for derivative, reads, (shape, dtype) in zip(rule.derivatives, rule.reads, likes, strict=True):
-        grad = derivative(*[values[i] for i in reads])
+    for (derivative, pick), like in zip(rule.steps, likes):  # noqa: B905 - as long by construction; saying so costs 2 us
+        grad = derivative(*pick(values))
         if conjugates:
             grad = grad.conj()
-        grads.append(grad if grad.shape == shape and grad.dtype == dtype else _fit(grad, shape, dtype))
+        grads.append(grad if like_of(grad) == like else _fit(grad, *like))
     return grads
 
 

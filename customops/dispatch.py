@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
-from torch.compiler import is_compiling
+from torch._C import _are_functorch_transforms_active, _is_tracing, _len_torch_dispatch_stack
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 BACKENDS = ("auto", "torch", "triton")
@@ -79,6 +79,11 @@ def imagined(name: str) -> Iterator[None]:
         _decide()
 
 
+def is_idle(x: Tensor) -> bool:
+    """Whether no kernel runs on ``x``, whatever the call."""
+    return dormant and not x.is_cuda
+
+
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is a dense tensor of torch's own class, neither subclass, fake, meta nor sparse."""
     return type(x) in CLASSES and is_strided(x) and not (x.is_meta or x.is_quantized)
@@ -91,7 +96,7 @@ def is_strided(x: Tensor) -> bool:
 
 def is_watched() -> bool:
     """Whether something records the calls to torch: ``torch.compile``, a tracer, a dispatch mode."""
-    return is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
+    return is_dynamo_compiling() or _len_torch_dispatch_stack() > 0 or _is_tracing()
 
 
 def features(args: Sequence) -> tuple | None:

@@ -111,6 +111,10 @@ def pow_number_dx(g, x, y):
     return _product(y, x if y == 2 else torch.pow(x, y - 1), g)
 
 
+def root_dx(g, z):
+    return torch.addcdiv(_nothing(g), g, z, value=0.5)  # g / 2z
+
+
 def sum(x, *dim, **options):
     return torch.sum(x, *dim, **options)
 
@@ -133,8 +137,13 @@ def _is_one(number):
 
 
 def _product(number, a, b):
-    """(number·a)·b in one pass: torch adds it to something, and -0 leaves even a -0 as it is."""
-    return torch.addcmul(-a.new_zeros(()), a, b, value=number)
+    """(number·a)·b, in one pass."""
+    return torch.addcmul(_nothing(a), a, b, value=number)
+
+
+def _nothing(like):
+    """What changes nothing it is added to: -0, since 0 would make 0 of a -0."""
+    return -like.new_zeros(())
 
 
 def _where_positive(size, value):

@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import dispatch
 from . import formulas as f
 from .autograd import Recorded, differentiates, is_recorded, is_usual
 from .compute import cast, kept_shape, pointwise, reduce
+from .dispatch import is_idle
 
 Axes = int | Sequence[int] | None
 DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
@@ -38,34 +37,32 @@ class Reduction(Recorded):
     @classmethod
     def forward(cls, x, dtype, *dim):
         """The value, by kernel or formula."""
+        if dtype is None and is_idle(x):
+            return cls.formula(x, *dim)
         return reduce(cls.formula, x, *dim, dtype=dtype)
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
-        """Keep the shape of x, and that of z had each axis been kept."""
-        x, dtype, *dim = inputs
-        shape = x.shape
-        count = x.numel() // max(output.numel(), 1) if cls.scale else 1
-        ctx.kept = shape, kept_shape(shape, *dim) if dim else None, x.dtype, count
-        if forward_ad._current_level >= 0:
-            ctx.call = dtype, dim
+        """Keep what the call was, of x only what it looked like."""
+        x = inputs[0]
+        ctx.kept = x.shape, x.dtype, inputs[1:]
 
     @classmethod
     def backward(cls, ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
-        shape, kept, dtype, count = ctx.kept
-        if cls.scale and count != 1:
+        shape, dtype, (_, *dim) = ctx.kept
+        if cls.scale and (count := shape.numel() // max(g.numel(), 1)) != 1:
             g = pointwise(cls.scale, g, count)
         if g.dtype != dtype:
             g = cast(g, dtype)
-        if kept is not None and g.shape != kept:
+        if dim and g.shape != (kept := kept_shape(shape, *dim)):
             g = g.view(kept)
-        return g.expand(shape), *[None] * (len(ctx.needs_input_grad) - 1)
+        return g.expand(shape), *[None] * (1 + len(dim))
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
         """Linear: the same of the tangent."""
-        dtype, dim = ctx.call
+        _, _, (dtype, *dim) = ctx.kept
         return cls.formula(dx, *dim, dtype=dtype)
 
 
@@ -150,7 +147,7 @@ def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
     if out is None and dtype is None and is_usual(x):
         if x.requires_grad and is_recorded():
             return operator.record(x, dtype, *axes)
-        if dispatch.dormant and not x.is_cuda:
+        if is_idle(x):
             return operator.formula(x, *axes)
     elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
         return operator.apply(x, dtype, *axes)

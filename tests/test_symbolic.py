@@ -100,6 +100,7 @@ TORCH = Library(
     mul=lifted(lambda x, y: x * y),
     sum=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1))),
     mean=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1)) / COUNT),
+    addcdiv=lifted(lambda x, a, b, value: x + value * a / b),
     addcmul=lifted(lambda x, a, b, value: x + value * a * b),
     zeros_like=lifted(lambda x: sympy.S.Zero),
     tensor=lifted(lambda x, **_: x),
