@@ -1,59 +1,103 @@
-"""``python -m benchmarks``: time each call of the tests' rows on the CPU, ours against torch's, in one run.
+"""``python -m benchmarks``: ours against torch eager, torch.compile and other libraries, on the rows of the tests.
 
-Rounds of the two alternate and medians are compared, so that what else the machine does hits both. Prints microseconds
-of a call and ratios, ours to torch's: below 1 ours is faster.
+Contestants take turns at random within each round, on the same tensors, and what each computed is held against eager.
+Times are medians; a ratio is that of two times in one round, ours to eager's: below 1 ours is faster. Everything is
+written to ``benchmarks/results/<machine>/benchmark.json``; ``python -m benchmarks.report`` makes the page of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
+import datetime
+import json
+import re
+import shlex
 import sys
+import time
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-import customops
-from tests.cases import CALLS
-
-from . import host
-from .host import Phases
-from .timing import rounds
-
-NAMES = {"forward": "forward", "both": "forward + backward"}
-
-
-def compare(functions, repeats: int) -> list[float]:
-    """The median time of a call of each function in microseconds, their rounds alternating."""
-    return [statistics.median(times) for times in zip(*rounds(functions, repeats, 15), strict=True)]
+from . import host, machine
+from .cases import KINDS, LAYER, Case, cases
+from .measure import PHASES, measure
+from .progress import bar, write
+from .targets import verdicts
+from .timing import keep_memory
 
 
 def main(argv=None) -> int:
-    """Print a table; the geometric mean of each column at its foot."""
+    """Measure, print, write; 1 if a result of ours differs from eager's."""
+    options = _parser().parse_args(argv)
+    torch.set_num_threads(options.threads)
+    keep_memory()
+    facts = machine.where(options.device)
+    print(*[f"{name}: {fact}" for name, fact in facts.items()], "", sep="\n")
+    hosts = [] if options.numel else list(bar(host.measure(options.device, options.ops), "host"))
+    rows, left_out = ([], []) if options.host else _measure(options)
+    failed = [failure for row in rows for failure in row.pop("failed")]
+    found = [*(verdicts(options.device, rows) if rows else ()), *(host.verdicts(hosts) if hosts else ())]
+    print("", *found, *failed, *[f"no time left for {case}" for case in left_out], sep="\n")
+    if not options.dry:
+        facts |= {
+            "date": f"{datetime.date.today()}",
+            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        }
+        document = {"where": facts, "kind": options.device, "verdicts": found, "failed": failed, "left_out": left_out}
+        _write(machine.folder(facts), {**document, "host": hosts, "rows": rows})
+    return int(any(fault.startswith("ours differs") for row in rows for fault in row["faults"]))
+
+
+def _measure(options: argparse.Namespace) -> tuple[list[dict], list[str]]:
+    """A row for each phase of each case, printed as it comes, and the cases there was no time for."""
+    cache = 0
+    if options.device == "cuda":
+        cache = torch.cuda.get_device_properties().L2_cache_size
+        torch.cuda.set_stream(torch.cuda.Stream())  # graphs cannot be captured on the default one
+    print(f"{'':<58}{'ms of ours':>11}{'eager':>9}{'GB/s':>7}{'% copy':>8}   ratio to eager")
+    rows, left_out = [], []
+    until = time.monotonic() + 60 * options.minutes
+    for case in bar(list(cases(options.device, options.quick, options.ops, options.numel)), "cases"):
+        if time.monotonic() > until:
+            left_out.append(str(case))
+            continue
+        chosen = case.numel == KINDS[options.device] and (case.is_standard or case.row is LAYER)
+        for phase in PHASES:
+            rows.append(measure(case, phase, options.device, cache, compiles=chosen and not options.quick))
+            write(_line(case, rows[-1]))
+    return rows, left_out
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--numel", type=int, nargs="+", default=[8, 1 << 20], help="elements in each input")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=KINDS, default=default, help=f"by default {default}, which is here")
     parser.add_argument("--ops", nargs="+", help="operators, by default all")
-    parser.add_argument("--host", action="store_true", help=host.__doc__.partition(": ")[2].partition(".")[0])
-    options = parser.parse_args(argv)
-    if options.host:
-        return host.main(options.ops)
-    torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, float32\n")
-    columns = [(n, phase) for n in options.numel for phase in ("forward", "both")]
-    print(f"{'us of ours / ratio':<20}" + "".join(f"{f'{NAMES[phase]}, {n}':>30}" for n, phase in columns))
-    ratios: dict = {column: [] for column in columns}
-    for row, call in tqdm([c for c in CALLS if not options.ops or c[0].name in options.ops], file=sys.stderr):
-        cells = []
-        for n, phase in columns:
-            xs = [row.draw((2, n // 8, 2, 2), torch.float32, seed=i) for i in range(call.arity)]
-            pair = [getattr(Phases.of(library, call, xs), phase) for library in (customops, torch)]
-            ours, theirs = compare(pair, repeats=max(1, 200 // max(1, n // 1000)))
-            ratios[n, phase].append(ours / theirs)
-            cells.append(f"{ours:>20.1f}{ours / theirs:>10.2f}")
-        tqdm.write(f"{call.name:<20}" + "".join(cells))
-    print(f"{'geometric mean':<20}" + "".join(f"{statistics.geometric_mean(ratios[c]):>30.2f}" for c in columns))
-    return 0
+    parser.add_argument("--quick", action="store_true", help="only what the targets are about, without torch.compile")
+    parser.add_argument("--numel", nargs="+", type=int, help="elements of the largest operand, powers of two")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU; one leaves a core to all else")
+    parser.add_argument("--minutes", type=float, default=60, help="cases that do not fit are left out, and listed")
+    parser.add_argument("--host", action="store_true", help="only what a call costs the host")
+    parser.add_argument("--dry", action="store_true", help="write no file")
+    return parser
+
+
+def _line(case: Case, row: dict) -> str:
+    ours, eager = (row["times"][name][1] for name in ("ours", "eager"))
+    speed, copy = row["bytes"] / ours / 1e6, row["copy_bytes"] / row["copy"][1] / 1e6
+    figures = f"{ours:>11.3f}{eager:>9.3f}{speed:>7.1f}{100 * speed / copy:>8.0f}   "
+    ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
+    faults = "".join(f"\n    {fault}" for fault in row["faults"])
+    return f"{f'{case}, ' + row['phase']:<58}{figures}{ratios}{faults}"
+
+
+def _write(folder: Path, document: dict) -> None:
+    """As JSON, a line for each row; no figure with more digits than its noise leaves."""
+    document = json.loads(json.dumps(document), parse_float=lambda digits: float(f"{float(digits):.4g}"))
+    text = re.sub(r'(\{"(?:operator|call)": )', r"\n\1", json.dumps(document))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmark.json").write_text(text + "\n")
+    print(f"written to {folder}/benchmark.json; python -m benchmarks.report makes the page of it")
 
 
 if __name__ == "__main__":

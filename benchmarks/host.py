@@ -1,72 +1,77 @@
-"""``python -m benchmarks --host``: what a call costs the host, on the CPU and on a driver that launches nothing.
+"""What a call costs the host, at 8 elements: on the device, and on a driver that launches nothing.
 
-At 8 elements a call is host time alone. On the recording driver of ``customops.dry_run`` that is all of the kernels'
-path but the GPU driver's own launch. Rounds of ours and of eager alternate; each figure is the median of the rounds,
-each ratio the median of the ratios within one.
+There a call is host time alone. On the recording driver of ``customops.dry_run`` that is all of the kernels' path but
+the GPU driver's own launch.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from tqdm import tqdm
 
 import customops
-from tests.cases import CALLS
+from tests.cases import CALLS, Call
 
-from .timing import rounds
+from .measure import cotangent, phases
+from .targets import judged
+from .timing import in_turns, prepared
 
 BUDGET = {"forward": 10, "recorded": 18, "both": 40}  # microseconds on the recording driver, of an operator on x
-RATIOS = {"forward": 1.3, "both": 1.5}  # ours to eager on the CPU, geometric means
+RATIOS = {"forward": 1.3, "both": 1.5}  # ours to eager on the device, geometric means
+REPEATS = 50
 
 
-class Phases(NamedTuple):
-    """A call without gradient, with one that autograd records, and with its backward, as functions of nothing."""
+def measure(device: str, ops: list[str] | None = None) -> Iterator[dict]:
+    """Rows of microseconds: ours and eager's on the device, then ours on the recording driver."""
+    for row, call in CALLS:
+        if ops and row.name not in ops:
+            continue
+        xs = [row.draw((2, 1, 2, 2), torch.float32, seed=i, device=device) for i in range(call.arity)]
+        for phase in RATIOS:
+            times = _microseconds({"ours": _phase(customops, call, xs, phase), "eager": _phase(torch, call, xs, phase)})
+            yield {"call": call.name, "phase": phase, "where": "GPU" if device == "cuda" else "CPU", **_summary(times)}
+        xs = [x.cpu() for x in xs]
+        with customops.dry_run() as records:
+            calls = {phase: _phase(customops, call, xs, phase) for phase in BUDGET}
+            times = _microseconds({**calls, "clear": records.clear})
+        for phase in BUDGET:
+            yield {"call": call.name, "phase": phase, "where": "recording driver", **_summary({"ours": times[phase]})}
 
-    forward: Callable
-    recorded: Callable
-    both: Callable
 
-    @classmethod
-    def of(cls, library, call, xs) -> Phases:
-        """The phases of ``call`` in ``library``."""
-        leaves = [x.clone().requires_grad_() for x in xs]
-        g = torch.ones_like(call.function(torch, *xs))
-        return cls(
-            lambda: call.function(library, *xs),
-            lambda: call.function(library, *leaves),
-            lambda: torch.autograd.grad(call.function(library, *leaves), leaves, g),
+def verdicts(rows: list[dict]) -> Iterator[str]:
+    """Each budget and what was measured."""
+    for phase, most in RATIOS.items():
+        mean = statistics.geometric_mean(row["ratio"] for row in rows if row["phase"] == phase and "ratio" in row)
+        yield judged(f"host, {phase}, geometric mean of ratios to eager, at most {most}: {mean:.2f}", mean <= most)
+    recorded = [row for row in rows if row["where"] == "recording driver"]
+    for phase, most in BUDGET.items():
+        worst = max((row for row in recorded if row["phase"] == phase), key=_microseconds_of_ours)
+        found = f"{_microseconds_of_ours(worst):.0f} of {worst['call']}"
+        yield judged(
+            f"host, {phase}, recording driver, at most {most} us: {found}", _microseconds_of_ours(worst) <= most
         )
 
 
-def main(names=None) -> int:
-    """Print the table, and each figure that is over its budget."""
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread, 8 elements, float32, microseconds\n")
-    print(f"{'':<18}{'CPU: forward':>26}{'forward + backward':>26}{'recording driver':>36}")
-    print(
-        f"{'':<18}" + f"{'ours':>10}{'eager':>8}{'ratio':>8}" * 2 + f"{'forward':>14}{'recorded':>11}{'+ backward':>11}"
-    )
-    ratios: dict[str, list[float]] = {phase: [] for phase in RATIOS}
-    over = []
-    for row, call in tqdm([c for c in CALLS if not names or c[0].name in names]):
-        xs = [row.draw((2, 1, 2, 2), torch.float32, seed=i) for i in range(call.arity)]
-        ours, eager = Phases.of(customops, call, xs), Phases.of(torch, call, xs)
-        line = f"{call.name:<18}"
-        for phase in RATIOS:
-            times = rounds([getattr(ours, phase), getattr(eager, phase)], repeats=50)
-            ratios[phase].append(statistics.median(mine / theirs for mine, theirs in times))
-            mine, theirs = map(statistics.median, zip(*times, strict=True))
-            line += f"{mine:>10.1f}{theirs:>8.1f}{ratios[phase][-1]:>8.2f}"
-        with customops.dry_run() as records:
-            times = rounds([*ours, records.clear], repeats=50)
-        recorded = dict(zip(BUDGET, map(statistics.median, zip(*times, strict=True)), strict=False))
-        tqdm.write(line + "   " + "".join(f"{recorded[phase]:>11.1f}" for phase in BUDGET))
-        over += [f"{call.name}, {p}: {recorded[p]:.1f} of {BUDGET[p]} us" for p in BUDGET if recorded[p] > BUDGET[p]]
-    means = {phase: statistics.geometric_mean(ratios[phase]) for phase in RATIOS}
-    print("\ngeometric mean of the ratios: " + ", ".join(f"{p} {m:.2f} of {RATIOS[p]}" for p, m in means.items()))
-    print(*["over budget on the recording driver:", *over] if over else ["all in budget"], sep="\n  ")
-    return 0
+def _microseconds_of_ours(row: dict) -> float:
+    return row["times"]["ours"]
+
+
+def _phase(library, call: Call, xs: list, phase: str) -> Callable:
+    return phases(partial(call.function, library), xs, cotangent(call.function(library, *xs)))[phase]()
+
+
+def _microseconds(functions: dict[str, Callable]) -> dict[str, list[float]]:
+    """Of the host alone, also where the tensors are on a GPU, which keeps up with calls on 8 elements."""
+    runs = {name: prepared([function], repeats=REPEATS) for name, function in functions.items()}
+    return {name: [1e3 * sample for sample in samples] for name, samples in in_turns(runs).items()}
+
+
+def _summary(times: dict[str, list[float]]) -> dict:
+    summary: dict = {"times": {name: statistics.median(samples) for name, samples in times.items()}}
+    if "eager" in times:
+        pairs = zip(times["ours"], times["eager"], strict=True)
+        summary["ratio"] = statistics.median(mine / theirs for mine, theirs in pairs)
+    return summary

@@ -1,22 +1,85 @@
-"""Time functions against each other on a machine that does other things too."""
+"""Time functions against each other on a machine that does other things too, and on GPUs by what they do there."""
 
 from __future__ import annotations
 
+import ctypes
+import math
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-ROUNDS = 31
+import torch
+
+ROUND = 1e-3  # seconds that a contestant's part of a round takes at least
+SECONDS = 1.0  # that all rounds take together, unless there are too few or too many
+LEAST_ROUNDS, MOST_ROUNDS = 5, 15
+
+Run = Callable[[], float]
 
 
-def rounds(functions: Sequence[Callable], repeats: int, count: int = ROUNDS) -> list[list[float]]:
-    """Microseconds of a call of each function, for each of ``count`` rounds in which they take turns."""
+def prepared(functions: Sequence[Callable], device: str = "cpu", repeats: int = 0) -> Run:
+    """Something to be run in turn with others, that returns the milliseconds of one call.
+
+    ``functions`` do the same on different tensors. A run calls them all, ``repeats`` times or for a millisecond; on a
+    GPU it replays a graph of them.
+    """
+    if device == "cuda":
+        return _graph(functions)
+    first = _loop(functions, 1)
+    return _loop(functions, repeats or math.ceil(ROUND / (first() * len(functions) / 1e3)))
+
+
+def in_turns(runs: Mapping[str, Run]) -> dict[str, list[float]]:
+    """The milliseconds of each contestant in each of some rounds, in which they take turns at random."""
+    start = time.perf_counter()
+    for run in runs.values():
+        run()
+    rounds = int(SECONDS / (time.perf_counter() - start))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    shuffler = random.Random(0)
+    for _ in range(min(MOST_ROUNDS, max(LEAST_ROUNDS, rounds))):
+        for name in shuffler.sample(list(runs), len(runs)):
+            times[name].append(runs[name]())
+    return times
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory: it hands large tensors back to the kernel by chance, which costs up to 20 %."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError):
+        return  # another C library
+    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(option, 1 << 30)
+
+
+def _loop(functions: Sequence[Callable], repeats: int) -> Run:
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            results = [function() for function in functions]  # alive together: none is written where one just was
+        return (time.perf_counter() - start) / repeats / len(results) * 1e3
+
+    run()
+    return run
+
+
+def _graph(functions: Sequence[Callable]) -> Run:
+    """A graph of all calls, replayed between two events: no time of the host's is in it."""
     for function in functions:
         function()
-    return [[_microseconds(function, repeats) for function in functions] for _ in range(count)]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # where the forward ran, so backward does too
+        results = [function() for function in functions]
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
+    def run() -> float:
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / len(results)
 
-def _microseconds(function: Callable, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    return (time.perf_counter() - start) / repeats * 1e6
+    run()
+    return run

@@ -155,12 +155,10 @@ def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor
     if forward_ad._current_level >= 0:
         return _call_unusual(operator, inputs)
     if needs and is_recorded():
+        usual = not _are_functorch_transforms_active()
         for x in inputs:
-            if type(x) in CLASSES and not is_strided(x):
-                return _call_unusual(operator, inputs)
-        if not _are_functorch_transforms_active():
-            return operator.record(*inputs)
-        return _call_unusual(operator, inputs)
+            usual = usual and (type(x) in NUMBERS or is_strided(x))
+        return operator.record(*inputs) if usual else _call_unusual(operator, inputs)
     return operator.formula(*inputs) if idle else pointwise(operator.formula, *inputs)
 
 

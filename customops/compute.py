@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
+from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .dispatch import ALIGNMENT, features, has_kernel
+from .dispatch import ALIGNMENT, features, has_kernel, is_unseen
 
 MOST_PLANS = 1 << 14
+BLOCK = 1 << 17  # elements of a derivative that are summed while they are in a CPU's cache
+LARGE = 8 * BLOCK  # from where on that is faster
 
 Like = tuple[torch.Size, torch.dtype]  # all that a gradient has to know of its input
 like_of: Callable[[Tensor], Like] = attrgetter("shape", "dtype")
@@ -115,12 +118,17 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
     conjugates = g.is_complex()  # as it is where anything is; a cotangent goes in and comes out conjugated
     if conjugates:
         values = (g.conj(), *values[1:])
-    grads = []
-    for (derivative, pick), like in zip(rule.steps, likes):  # noqa: B905 - as long by construction; saying so costs 2 us
-        grad = derivative(*pick(values))
+    grads: list[Any] = [None] * len(likes)
+    turns = range(len(likes))
+    if len(likes) > 1 and likes[0][0] == g.shape:
+        turns = turns[::-1]  # what may be summed first, so that it is gone before the next is made
+    large = g.numel() >= LARGE and is_unseen(values)
+    for i in turns:
+        derivative, pick = rule.steps[i]
+        grad = _by_blocks(derivative, pick(values), likes[i][0]) if large else derivative(*pick(values))
         if conjugates:
             grad = grad.conj()
-        grads.append(grad if like_of(grad) == like else _fit(grad, *like))
+        grads[i] = grad if like_of(grad) == likes[i] else _fit(grad, *likes[i])
     return grads
 
 
@@ -236,6 +244,43 @@ def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
     """Whether ``axes`` is what a reduction usually gets; anything odder is torch's to read."""
     axes = axes if isinstance(axes, tuple | list) else () if axes is None else (axes,)
     return all(type(a) is int for a in axes)
+
+
+def _by_blocks(derivative: Callable, values: Sequence, shape: torch.Size) -> Tensor:
+    """A derivative, summed to ``shape`` if that is less than g's; what is neither read nor returned stays in the cache.
+
+    Blocks are slices of the axis that is furthest apart in memory, of those that make them small enough. All comes at
+    once, and unsummed, where there is none, and where a torch operator or two need no memory in between.
+    """
+    g, whole = values[0], shape == values[0].shape
+    count = g.numel() // BLOCK
+    axis = max(range(-g.dim(), 0), key=lambda a: (4 * g.shape[a] >= count, g.stride(a)))
+    if 4 * g.shape[axis] < count or sum(isinstance(x, Tensor) for x in values) < (3 if whole else 2):
+        return derivative(*values)
+    axes = [a for a in range(-g.dim(), 0) if len(shape) < -a or shape[a] != g.shape[a]]
+    step = -(-g.shape[axis] // count)
+    parts: list[Tensor] = []
+    slices: Iterator[Tensor] | None = None
+    for block in zip(*[_split(x, axis, step, g.shape[axis]) for x in values]):  # noqa: B905 - repeat() has no end
+        part = derivative(*block)
+        if not whole:
+            parts.append(part.sum(axes, keepdim=True, dtype=torch.float32 if part.dtype.itemsize == 2 else None))
+            continue
+        if slices is None:
+            grad = torch.empty_like(g, dtype=part.dtype)
+            slices = iter(grad.split(step, axis))
+        next(slices).copy_(part)
+    if whole:
+        return grad
+    total = torch.cat(parts, axis)
+    return (total.sum(axis, keepdim=True) if axis in axes else total).view(shape)
+
+
+def _split(x: Any, axis: int, step: int, size: int) -> Iterable:
+    """The slices of ``x`` that go with those of a tensor of ``size`` along ``axis``, with which it broadcasts."""
+    if isinstance(x, Tensor) and x.dim() >= -axis and x.shape[axis] == size:
+        return x.split(step, axis)
+    return repeat(x)
 
 
 def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -99,6 +99,13 @@ def is_watched() -> bool:
     return is_dynamo_compiling() or _len_torch_dispatch_stack() > 0 or _is_tracing()
 
 
+def is_unseen(args: Sequence) -> bool:
+    """Whether ``args`` are plain tensors in the CPU's memory, and nothing sees what is done to them."""
+    if is_grad_enabled() or is_watched() or _are_functorch_transforms_active():
+        return False
+    return all(type(x) in NUMBERS or (is_plain(x) and x.is_cpu) for x in args)
+
+
 def features(args: Sequence) -> tuple | None:
     """All that a kernel's plan depends on of ``args``; None where the torch formula answers.
 

@@ -147,7 +147,7 @@ def _nothing(like):
 
 
 def _where_positive(size, value):
-    """``value``, but 0 where ``size`` is 0 and not more, or nan: in one pass, where a comparison takes two slow ones."""
+    """``value``, but 0 where ``size`` is 0, neither more nor nan: in one pass, where comparing takes two slow ones."""
     if value.is_complex():
         return torch.where(size == 0, 0, value)
     return torch.ops.aten.threshold_backward(value, size, 0)

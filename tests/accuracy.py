@@ -6,10 +6,7 @@ A derivative is held to its exact value at what was saved: the output as it was 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+from benchmarks import machine
 
 
 class Error(NamedTuple):
@@ -166,34 +163,10 @@ def _exactly(m: Any) -> dict[str, Callable]:
     }
 
 
-def machine() -> dict[str, str]:
-    """Where and on what a table was measured."""
-    import triton  # noqa: PLC0415 - absent on macOS and Windows
-
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
-    commit = _output("git", "rev-parse", "HEAD") or os.environ.get("GIT_COMMIT", "")
-    changed = " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
-    return {
-        "GPU": torch.cuda.get_device_name(),
-        "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
-        "driver": driver or "unknown",
-        "CUDA": str(torch.version.cuda),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "Python": platform.python_version(),
-        "commit": f"{commit or 'unknown'}{changed}",
-    }
-
-
-def slug(name: str) -> str:
-    """A name in lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def write(measured: Sequence[dict]) -> Path:
     """Write the table as JSON and Markdown to the folder of this GPU."""
-    where = machine()
-    folder = RESULTS / slug(where["GPU"])
+    where = machine.where("cuda")
+    folder = machine.folder(where)
     folder.mkdir(parents=True, exist_ok=True)
     document = {"machine": where, "errors": sorted(measured, key=_order)}
     (folder / "accuracy.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -239,12 +212,3 @@ def summary(measured: Sequence[dict], written: Path | None) -> str:
 
 def _order(m: dict) -> tuple[str, ...]:
     return m["operator"], m["dtype"], m["range"], m["of"]
-
-
-def _output(*command: str) -> str:
-    """What a command prints; nothing where it is missing or fails."""
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks import machine
+
 from . import accuracy
 from .cases import CALLS, ids
 from .compare import cotangent
@@ -102,8 +104,8 @@ def test_exact_results_agree_with_float64(row, call):
 
 
 def test_slug_keeps_letters_and_digits():
-    assert accuracy.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
-    assert accuracy.slug(" NVIDIA GeForce RTX 4090 (Laptop) ") == "nvidia-geforce-rtx-4090-laptop"
+    assert machine.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert machine.slug(" NVIDIA GeForce RTX 4090 (Laptop) ") == "nvidia-geforce-rtx-4090-laptop"
 
 
 def _error(operator, ours, theirs, wrong=0):
@@ -112,14 +114,14 @@ def _error(operator, ours, theirs, wrong=0):
 
 
 def test_table_marks_what_is_worse_and_is_written_whole(monkeypatch, tmp_path):
-    where = {"GPU": "Some GPU", "commit": "abc"}
-    monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
-    monkeypatch.setattr(accuracy, "machine", lambda: where)
+    where = {"device": "Some GPU", "commit": "abc"}
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(machine, "where", lambda _device: where)
     measured = [_error("log(x)", 0.5, 2.25), _error("exp(x)", 1.0, 0.5), _error("pow(x, 2)", 0.5, 0.5, wrong=3)]
     path = accuracy.write(measured)
     assert path == tmp_path / "some-gpu" / "accuracy.md"
     lines = path.read_text().splitlines()
-    assert "- GPU: Some GPU" in lines
+    assert "- device: Some GPU" in lines
     assert lines[-3:] == [
         "| `exp(x)` | value | float32 | ends | 10 | 1 * | 0.5 | 0 | 0 |",
         "| `log(x)` | value | float32 | ends | 10 | 0.5 | 2.25 | 0 | 0 |",

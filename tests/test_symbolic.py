@@ -69,7 +69,7 @@ class Value:
     __eq__, __lt__, __le__ = lifted(sympy.Eq), lifted(sympy.Lt), lifted(sympy.Le)
     __gt__, __ge__ = lifted(sympy.Gt), lifted(sympy.Ge)
     __abs__ = lifted(sympy.Abs)
-    clamp = lifted(lambda x, max: sympy.Min(x, max))
+    clamp = lifted(lambda x, max: sympy.Min(max, x))
     new_zeros = lambda self, _shape: Value(sympy.S.Zero)
     __and__ = __rand__ = lifted(sympy.And)
     __or__ = __ror__ = lifted(sympy.Or)

@@ -1,0 +1,85 @@
+"""On what, with what and from which commit something was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def where(device: str) -> dict[str, str]:
+    """Each fact by its name, the processor or GPU first."""
+    commit = _output("git", "rev-parse", "--short=12", "HEAD") or os.environ.get("GIT_COMMIT", "unknown")
+    changed = " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
+    return {
+        **(_gpu() if device == "cuda" else _cpu()),
+        "system": f"{platform.machine()}, {platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "triton", "numpy", "customops")},
+        "commit": commit + changed,
+    }
+
+
+def folder(facts: dict[str, str]) -> Path:
+    """Where results of this machine lie."""
+    return RESULTS / slug(facts["device"])
+
+
+def slug(name: str) -> str:
+    """A name in lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _gpu() -> dict[str, str]:
+    properties = torch.cuda.get_device_properties()
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
+    return {
+        "device": properties.name,
+        "multiprocessors": str(properties.multi_processor_count),
+        "memory": f"{properties.total_memory / 2**30:.0f} GiB",
+        "driver": driver or "unknown",
+        "CUDA": str(torch.version.cuda),
+    }
+
+
+def _cpu() -> dict[str, str]:
+    models = re.findall(r"^model name\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    return {
+        "device": models[0] if models else platform.processor() or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "memory": f"{memory / 2**30:.0f} GiB",
+    }
+
+
+def _version(name: str) -> str:
+    if name == "torch":
+        return torch.__version__
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    """What a command prints; nothing where it is missing or fails."""
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,172 @@
+"""One case: every contestant's times, memory and results, held against eager's."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import customops
+from tests.compare import TOLERANCE
+
+from . import memory
+from .cases import Case
+from .peers import peers
+from .timing import in_turns, prepared
+
+PHASES = ("forward", "backward", "both")
+DRAWS, LARGE = 3, 1 << 28  # where tensors lie in memory matters: so many draws even that out, in so many bytes
+PAST_CACHE = 4  # operands are drawn until they fill the cache so many times
+MOST_DRAWS = 64
+FASTER_THAN_COPY = 1.3  # what only reads may be faster than a copy, by less than this
+
+
+def phases(function: Callable, xs: list[Tensor], g: Tensor) -> dict[str, Callable[[], Callable]]:
+    """How to set up each phase of ``function(*xs)``, as a function of nothing that returns results and gradients."""
+    leaves = [x.detach().requires_grad_() for x in xs]
+    return {
+        "forward": lambda: lambda: function(*xs),
+        "recorded": lambda: lambda: function(*leaves),
+        "backward": lambda: partial(torch.autograd.grad, function(*leaves), leaves, g, retain_graph=True),
+        "both": lambda: lambda: torch.autograd.grad(function(*leaves), leaves, g),
+    }
+
+
+def cotangent(z: Tensor) -> Tensor:
+    """A gradient for ``z``, always the same."""
+    generator = torch.Generator(z.device).manual_seed(0)
+    return torch.rand(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+
+
+def measure(case: Case, phase: str, device: str, cache: int = 0, draws: int = 0, compiles: bool = False) -> dict:
+    """A row of the results.
+
+    Operands are drawn until they fill a cache of so many bytes several times, or ``draws`` times, and used in turn.
+    """
+    functions = {"ours": partial(case.call.function, customops), "eager": partial(case.call.function, torch)}
+    if compiles:
+        torch.compiler.reset()
+        functions["compile"] = torch.compile(functions["eager"], dynamic=False)
+    functions |= peers(case.call, phase)
+    xs = case.draw(device, 0)
+    widest = max(xs, key=Tensor.numel)
+    least = _least_bytes(functions["ours"], xs, phase)
+    draws = draws or _draws(memory.footprint(xs), cache)
+    operands = [xs, *(case.draw(device, seed) for seed in range(1, draws))]
+    gs = [cotangent(functions["eager"](*xs)) for xs in operands]
+
+    contestants: dict[str, list[Callable]] = {}
+    failed: list[str] = []
+    runs = {"copy": prepared(_copies(widest, cache), device)}
+    for name, function in functions.items():
+        try:
+            calls = [phases(function, xs, g)[phase]() for xs, g in zip(operands, gs, strict=True)]
+            runs[name] = prepared(calls, device)
+        except Exception as error:
+            if name in ("ours", "eager"):
+                raise
+            failed.append(f"{name}, {case}, {phase}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        else:
+            contestants[name] = calls
+    times = in_turns(runs)
+    row: dict[str, Any] = {
+        "operator": case.row.name,
+        "call": case.call.name,
+        "pattern": case.pattern,
+        "shapes": [list(shape) for shape in case.shapes],
+        "numel": case.numel,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "phase": phase,
+        "bytes": least,
+        "copy": _quantiles(times.pop("copy")),
+        "copy_bytes": 2 * widest.numel() * widest.element_size(),
+        "cached": draws * least < 2 * cache if cache else True,
+        "times": {name: _quantiles(samples) for name, samples in times.items()},
+        "ratios": {
+            name: statistics.median(mine / theirs for mine, theirs in zip(samples, times["eager"], strict=True))
+            for name, samples in times.items()
+            if name != "eager"
+        },
+        "peak": {name: memory.peak(calls[0], device) for name, calls in contestants.items()},
+        "failed": failed,
+    }
+    if phase == "both":
+        row["saved"] = {
+            name: memory.saved(phases(f, xs, gs[0])["recorded"]()) for name, f in functions.items() if name in times
+        }
+    row["faults"] = [*_disagreements(contestants, case), *_cache_hits(row)]
+    return row
+
+
+def _draws(size: int, cache: int) -> int:
+    """How often operands of so many bytes are drawn: once where they are large, else as the constants above say."""
+    return max(1, min(DRAWS, LARGE // size), min(MOST_DRAWS, math.ceil(PAST_CACHE * cache / size)))
+
+
+def _copies(x: Tensor, cache: int) -> list[Callable]:
+    """Copies of as many bytes as ``x`` has, from and to memory that no other copy touches."""
+    n = _draws(x.numel() * x.element_size(), cache)
+    sources, targets = torch.empty((2, n, x.numel()), dtype=x.dtype, device=x.device).unbind()
+    sources.fill_(1)
+    return [partial(target.copy_, source) for source, target in zip(sources, targets, strict=True)]
+
+
+def _least_bytes(function: Callable, xs: list[Tensor], phase: str) -> int:
+    """What has to be moved at least: operands and result once, or the gradients, and what was saved for them."""
+    z = function(*xs)
+    setups = phases(function, xs, cotangent(z))
+    forward = memory.footprint([*xs, z])
+    if phase == "forward":
+        return forward
+    grads = setups["both"]()()
+    backward = z.numel() * z.element_size() + memory.saved(setups["recorded"]()) + memory.footprint(grads)
+    return backward + (forward if phase == "both" else 0)
+
+
+def _quantiles(samples: list[float]) -> list[float]:
+    """Those that ``triton.testing`` shows: the median between 20 % and 80 %."""
+    fifths = statistics.quantiles(samples, n=5, method="inclusive")
+    return [fifths[0], statistics.median(samples), fifths[3]]
+
+
+def _disagreements(contestants: dict[str, list[Callable]], case: Case) -> list[str]:
+    """Who computes something else than eager, on the very tensors that were timed."""
+    found = []
+    for name in contestants.keys() - {"eager"}:
+        for call, eager in zip(contestants[name], contestants["eager"], strict=True):
+            difference = _difference(_tensors(call()), _tensors(eager()), case)
+            if difference:
+                found.append(f"{name} differs from eager: {difference}")
+                break
+    return found
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [x.detach() for x in ([result] if isinstance(result, Tensor) else result)]
+
+
+def _difference(got: list[Tensor], want: list[Tensor], case: Case) -> str:
+    """Where the two are further apart than rounding explains, which grows with the root of what is summed."""
+    for mine, theirs in zip(got, want, strict=True):
+        tolerance = dict(TOLERANCE[case.dtype])
+        tolerance["atol"] *= math.sqrt(case.numel / theirs.numel())
+        try:
+            torch.testing.assert_close(mine, theirs, **tolerance)
+        except AssertionError as error:
+            return " ".join(str(error).split())
+    return ""
+
+
+def _cache_hits(row: dict) -> list[str]:
+    """Who moves bytes faster than a copy can, though they should have to come from memory."""
+    if row["cached"]:
+        return []
+    copy = row["copy_bytes"] / row["copy"][1] / 1e6
+    speeds = {name: row["bytes"] / quantiles[1] / 1e6 for name, quantiles in row["times"].items()}
+    fast = [name for name, speed in speeds.items() if speed > FASTER_THAN_COPY * copy]
+    return [f"{name} is faster than memory: {speeds[name]:.0f} GB/s, where a copy has {copy:.0f}" for name in fast]

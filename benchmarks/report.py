@@ -1,0 +1,221 @@
+"""``python -m benchmarks.report``: the page and its plots, from the JSON of every machine and nothing else.
+
+Reads each ``results/<machine>/benchmark.json``, draws the plots beside it, and writes the page beside ``results``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from .plots import PHASES, main_size, save, shown, sound
+
+RESULTS = Path(__file__).parent / "results"
+NAMES = {"compile": "torch.compile", "flag_gems": "FlagGems", "liger": "Liger-Kernel"}  # others as in the JSON
+LOSS, CLEAR_LOSS = 1.02, 1.08  # times eager's: what is set in bold, what the summary counts
+INTRO = """\
+# Benchmarks
+
+Each operator of `customops` against torch's own, called the same way, and against `torch.compile` and other libraries
+where they were timed. Times are medians of rounds in which all take turns; a ratio is time over eager's in the same
+run, the median of the ratios within a round: below 1 is faster than eager. Every result was compared with eager's on
+the very tensors that were timed. Losses are shown as wins are: **a ratio above 1.02 is in bold**.
+
+`make bench` measures again on a CPU, `make gpu` on a GPU; `make report` writes this page from the JSON files alone. The
+exact command is with each machine.
+
+GB/s is the least number of bytes that have to be moved, over the time: each input once, each output once, in a backward
+also what was saved; where the result is a view, none. % of copy is that over the GB/s of copying a tensor as large as
+the largest input, in the same rounds. Peak is the memory at its highest, above where the call began; saved is what is
+kept for backward."""
+HOST = """\
+Microseconds of a call at 8 elements, and ratios to eager. On the recording driver, that of `customops.dry_run`, a call
+is all of the kernels' path but the launch."""
+
+
+def load(results: Path = RESULTS) -> list[dict]:
+    """The results of every machine, GPUs first, the newest of a kind first; each row with its ``rates`` in GB/s."""
+    machines = [json.loads(p.read_text()) | {"folder": p.parent} for p in sorted(results.glob("*/benchmark.json"))]
+    for machine in machines:
+        machine["rows"] = in_order(machine["rows"])
+        for row in machine["rows"]:
+            times = {who: time for who, (_, time, _) in row["times"].items() if row["bytes"]}
+            row["rates"] = {who: row["bytes"] / time / 1e6 for who, time in times.items()}
+            row["rates"]["copy"] = row["copy_bytes"] / row["copy"][1] / 1e6
+    machines.sort(key=lambda m: m["where"]["date"], reverse=True)
+    return sorted(machines, key=lambda m: m["kind"] != "cuda")
+
+
+def in_order(rows: Sequence[dict]) -> list[dict]:
+    """Rows of an operator, call, pattern and dtype together, whichever came first first; the sizes upwards."""
+    keys = ("operator", "call", "pattern", "dtype")
+    first = {key: list(dict.fromkeys(row[key] for row in rows)) for key in keys}
+    return sorted(rows, key=lambda row: (*(first[key].index(row[key]) for key in keys), row["numel"]))
+
+
+def page(results: Path = RESULTS) -> str:
+    """The page, in Markdown."""
+    machines = load(results)
+    blocks = [INTRO]
+    for m in machines:
+        at = f"{results.name}/{m['folder'].name}"
+        plots = [f"![{plot}]({at}/{plot}.png)" for plot in shown(m)]
+        blocks += [*about(m, at), *summary(m), *plots, *troubles(m), *every_row(m)]
+    if any(m["host"] for m in machines):
+        blocks += ["## What a call costs the host", HOST]
+    for m in machines:
+        blocks += [f"### {m['where']['device']}", table(host(m))] if m["host"] else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def about(machine: dict, at: str) -> list[str]:
+    """What it ran on, and the files beside the plots."""
+    lines = [f"{key}: {code(text) if key == 'command' else text}" for key, text in machine["where"].items()]
+    files = {"benchmark.json": "every figure, as JSON", "accuracy.md": "the largest errors, in ulp"}
+    lines += [f"[{title}]({at}/{file})" for file, title in files.items() if (machine["folder"] / file).exists()]
+    return [f"## {machine['where']['device']}", bullets(lines)]
+
+
+def summary(machine: dict) -> list[str]:
+    """Means at the main size, the best and the worst, by phase and library."""
+    numel = main_size(machine)
+    rows = [r for r in sound(machine) if r["numel"] == numel and r["pattern"] not in ("transposed", "sliced")]
+    lines = []
+    for phase, who in product(PHASES, libraries(rows)):
+        timed = [row for row in rows if row["phase"] == phase and who in row["ratios"]]
+        if timed:
+            lines.append({"phase": PHASES[phase], "library": NAMES.get(who, who)} | standing(timed, who))
+    text = f"Ratios to eager at {numel:,} elements, float32, contiguous or broadcast; the means are geometric."
+    return [text, table(lines)] if lines else []
+
+
+def standing(rows: Sequence[dict], who: str) -> dict[str, str]:
+    """How a library does on some rows, and ours on the same."""
+    ratios = {name: [row["ratios"][name] for row in rows] for name in ("ours", who)}
+    mean, ours = (ratio(statistics.geometric_mean(ratios[name])) for name in (who, "ours"))
+    ends = [end(rows, key=lambda row: row["ratios"][who]) for end in (min, max)]
+    best, worst = (f"{ratio(r['ratios'][who])} {code(r['call'])} {r['pattern']}" for r in ends)
+    slower = f"{sum(x > CLEAR_LOSS for x in ratios[who])} of {len(rows)}"
+    return {"mean": mean, "ours, same rows": ours, "best": best, "worst": worst, "slower by more than 8 %": slower}
+
+
+def troubles(machine: dict) -> list[str]:
+    """What failed, and what there was no time for."""
+    failed = [
+        code(f"{row['call']}, {row['pattern']}, {row['dtype']}, {shapes(row)}, {PHASES[row['phase']]}: {fault}")
+        for row in machine["rows"]
+        for fault in row["faults"]
+    ] + [*map(code, machine["failed"])]
+    left_out = [*map(code, machine["left_out"])]
+    blocks = ["### What failed", "Rows with a fault are in no mean and in no plot.", bullets(failed)] if failed else []
+    return blocks + (["### What was left out", bullets(left_out)] if left_out else [])
+
+
+def every_row(machine: dict) -> list[str]:
+    """A folded table for each operator."""
+    blocks = []
+    for operator in dict.fromkeys(row["operator"] for row in machine["rows"]):
+        rows = [row for row in machine["rows"] if row["operator"] == operator]
+        losses = sum(is_loss(row["ratios"]["ours"]) for row in rows)
+        title = f"<summary>{operator}: {len(rows)} rows, in {losses} slower than eager by more than 2 %</summary>"
+        blocks.append(f"<details>{title}\n\n{table([cells(row, libraries(rows)) for row in rows])}\n\n</details>")
+    return ["### Every row", *blocks] if blocks else []
+
+
+def cells(row: dict, whos: Sequence[str]) -> dict[str, str]:
+    """A row of the long tables."""
+    rates = row["rates"]
+    return {
+        "call": code(row["call"]) + " (faulty)" * bool(row["faults"]),
+        "pattern": row["pattern"],
+        "dtype": row["dtype"],
+        "size": shapes(row),
+        "phase": PHASES[row["phase"]],
+        "ours, ms": number(row["times"]["ours"][1]),
+        "eager, ms": number(row["times"]["eager"][1]),
+        **{"ratio" if who == "ours" else NAMES.get(who, who): ratio(row["ratios"].get(who)) for who in whos},
+        "GB/s": number(rates.get("ours")),
+        "% of copy": f"{100 * rates['ours'] / rates['copy']:.0f}" if "ours" in rates else "",
+        "peak MB, ours / eager": megabytes(row.get("peak")),
+        "saved MB, ours / eager": megabytes(row.get("saved")),
+    }
+
+
+def host(machine: dict) -> list[dict[str, str]]:
+    """The rows of the host's table, one for each call; the geometric means of the ratios at its foot."""
+    lines: dict[str, dict[str, str]] = {}
+    ratios: dict[str, list[float]] = {}
+    for row in machine["host"]:
+        line = lines.setdefault(row["call"], {"call": code(row["call"])})
+        column = f"{row['where']}, {PHASES[row['phase']]}"
+        line |= {f"{column}: {who}": f"{time:.1f}" for who, time in row["times"].items()}
+        if "ratio" in row:
+            line[f"{column}: ratio"] = ratio(row["ratio"])
+            ratios.setdefault(f"{column}: ratio", []).append(row["ratio"])
+    means = {column: ratio(statistics.geometric_mean(values)) for column, values in ratios.items()}
+    return [*lines.values(), {"call": "geometric mean"} | means]
+
+
+def libraries(rows: Sequence[dict]) -> list[str]:
+    """The libraries that have ratios, ours first."""
+    return sorted({who for row in rows for who in row["ratios"]}, key=lambda who: (who != "ours", who))
+
+
+def table(lines: Sequence[dict[str, str]]) -> str:
+    """A Markdown table without the columns that are empty; numbers stand to the right."""
+    columns = {key: [line.get(key, "") for line in lines] for line in lines for key in line}
+    columns = {key: column for key, column in columns.items() if any(column)}
+    rules = ["---:" if re.fullmatch(r"[\d.e*/ -]*", "".join(column)) else "---" for column in columns.values()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, rules, *zip(*columns.values(), strict=True)))
+
+
+def bullets(texts: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {text}" for text in texts)
+
+
+def code(text: str) -> str:
+    """Text as code, on one line."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
+
+
+def shapes(row: dict) -> str:
+    """The shapes of the inputs, each once."""
+    return ", ".join(dict.fromkeys("x".join(map(str, shape)) for shape in row["shapes"]))
+
+
+def number(x: float | None) -> str:
+    """Three digits, or all before the point."""
+    return "" if x is None else f"{x:.0f}" if x >= 1000 else f"{x:.3g}"
+
+
+def is_loss(x: float) -> bool:
+    """Whether a ratio, as it is written, is a loss."""
+    return round(x, 2) > LOSS
+
+
+def ratio(x: float | None) -> str:
+    """A ratio in two decimals, a loss in bold."""
+    return "" if x is None else f"**{x:.2f}**" if is_loss(x) else f"{x:.2f}"
+
+
+def megabytes(sizes: dict | None) -> str:
+    """The bytes of ours and of eager."""
+    return f"{number(sizes['ours'] / 1e6)} / {number(sizes['eager'] / 1e6)}" if sizes else ""
+
+
+def main(results: Path = RESULTS) -> int:
+    """Draw the plots, then write the page."""
+    for machine in load(results):
+        save(machine)
+    (results.parent / "README.md").write_text(page(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The benchmark sees what it is there to see: slow, wrong, and too fast to come from memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+
+import customops
+from benchmarks import __main__ as benchmark
+from benchmarks import machine, memory, peers, timing
+from benchmarks.cases import FIRST, KINDS, LAYER, SHAPES, STANDARD, Case, cases
+from benchmarks.measure import measure
+from benchmarks.targets import verdicts
+from customops import unary
+
+from .cases import CALLS, ROWS
+from .conftest import DEVICE, KERNELS
+
+pytestmark = pytest.mark.skipif(KERNELS or DEVICE != "cpu", reason="what is broken on purpose are the torch formulas")
+
+
+@pytest.fixture(autouse=True)
+def _in_short(monkeypatch):
+    monkeypatch.setattr(timing, "SECONDS", 0.2)
+
+
+RELU = Case(ROWS[2], ROWS[2].calls[0], "contiguous", 1 << 16, torch.float32)
+
+
+def test_slow_formula_shows(monkeypatch):
+    assert measure(RELU, "forward", "cpu")["ratios"]["ours"] < 4
+    monkeypatch.setattr(unary.Relu, "formula", lambda x: [torch.relu(x) for _ in range(30)][-1])
+    assert measure(RELU, "forward", "cpu")["ratios"]["ours"] > 8
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward", "both"])
+def test_wrong_result_is_a_fault(phase, monkeypatch):
+    assert measure(RELU, phase, "cpu")["faults"] == []
+    if phase == "forward":
+        monkeypatch.setattr(unary.Relu, "formula", lambda x: torch.relu(x) * 1.0001)
+    else:
+        monkeypatch.setattr(unary.Relu, "derivatives", (lambda g, z: torch.where(z > 0, g * 1.0001, 0),))
+    (fault,) = measure(RELU, phase, "cpu")["faults"]
+    assert fault.startswith("ours differs from eager: Tensor-likes are not close!")
+
+
+def test_operands_in_the_cache_show(monkeypatch):
+    """With a cache to get past, operands are drawn often enough, and drawn in one place they are too fast."""
+    cache = 4 << 20
+    row = measure(RELU, "forward", "cpu", cache)
+    assert not row["cached"]
+    assert row["faults"] == []
+    assert measure(RELU, "forward", "cpu", cache, draws=1)["cached"], "one draw fits"
+    draw = Case.draw
+    monkeypatch.setattr(Case, "draw", lambda case, device, seed: same.setdefault(device, draw(case, device, seed)))
+    same: dict = {}
+    faults = measure(RELU, "forward", "cpu", cache)["faults"]
+    assert any(fault.startswith("ours is faster than memory") for fault in faults), faults
+
+
+def test_operands_fill_the_cache_again_and_again():
+    """Each time elsewhere, and a copy as well."""
+    seen = set()
+
+    def function(_library, x):
+        seen.add(x.data_ptr())
+        return x.relu()
+
+    case = RELU._replace(call=RELU.call._replace(function=function))
+    measure(case, "forward", "cpu", cache=4 << 20)
+    assert len(seen) * case.numel * 4 >= 4 * (4 << 20)
+
+
+def test_verdicts_say_what_is_missed():
+    def row(call, pattern, phase, ratio, peak=1):
+        return {
+            "call": call, "pattern": pattern, "phase": phase, "dtype": "float32", "numel": KINDS["cpu"], "faults": [],
+            "ratios": {"ours": ratio}, "peak": {"ours": peak, "eager": 1},
+        }  # fmt: skip
+
+    rows = [row(*each, phase, 0.7) for each in STANDARD for phase in ("forward", "both")]
+    assert all(line.endswith(": met") for line in verdicts("cpu", rows))
+    missed = {
+        "forward, geometric mean": [row(*each, "forward", 1.03) for each in STANDARD],
+        "forward, none above 1.08: 1.09 of exp(x)": [row("exp(x)", "contiguous", "forward", 1.09)],
+        "both, geometric mean": [row(*each, "both", 0.81) for each in STANDARD],
+        "both, none above 1.08: 1.09 of exp(x)": [row("exp(x)", "contiguous", "both", 1.09)],
+        "peak memory no higher than eager's: 2.00 of exp(x)": [row("exp(x)", "contiguous", "both", 0.7, peak=2)],
+    }
+    for text, worse in missed.items():
+        replaced = {(r["call"], r["pattern"], r["phase"]): r for r in [*rows, *worse]}.values()
+        (line,) = [line for line in verdicts("cpu", list(replaced)) if line.endswith(": MISSED")]
+        assert line.startswith(text)
+
+
+def test_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(timing, "LEAST_ROUNDS", 2)
+    command = ["--device", "cpu", "--ops", "relu", "--numel", "1024"]
+    assert benchmark.main(command) == 0
+    (path,) = tmp_path.glob("*/benchmark.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert {"forward", "backward", "both"} == {row["phase"] for row in rows}
+    assert "ours" in capsys.readouterr().out
+    monkeypatch.setattr(unary.Relu, "formula", lambda x: torch.relu(x) * 1.0001)
+    assert benchmark.main([*command, "--dry"]) == 1
+    assert "ours differs from eager" in capsys.readouterr().out
+
+
+def test_every_call_pattern_and_dtype_is_timed():
+    timed = list(cases("cpu", quick=False))
+    assert len(timed) == len(set(timed))
+    assert {case.call for case in timed} >= {call for _, call in CALLS if call.rank < 3} | set(LAYER.calls)
+    assert {case.pattern for case in timed} == set(SHAPES)
+    assert {case.dtype for case in timed} == {torch.float32, torch.bfloat16, torch.float16}
+    quick = list(cases("cpu", quick=True))
+    assert quick == timed[: len(quick)]
+    assert {(case.call.name, case.pattern) for case in quick} >= set(STANDARD)
+    assert len(FIRST) == len(ROWS)
+
+
+@pytest.mark.parametrize("pattern", SHAPES)
+def test_operands_have_the_size_asked_for(pattern):
+    for numel in (1 << 10, 1 << 13):
+        case = Case(ROWS[6], ROWS[6].calls[0], pattern, numel, torch.float32)
+        xs = case.draw("cpu", 0)
+        assert max(x.numel() for x in xs) == numel
+        assert tuple(x.shape for x in xs) == case.shapes
+        assert case.call.function(torch, *xs).numel() == numel
+
+
+def test_peak_and_saved_bytes_are_counted():
+    x = torch.rand(1 << 18).requires_grad_()  # 1 MiB
+    mib = 1 << 20
+    assert memory.peak(lambda: torch.exp(x), "cpu") == mib
+    assert memory.peak(lambda: torch.exp(x.detach()).neg_().exp_(), "cpu") == mib
+    assert memory.peak(lambda: torch.exp(x) + torch.exp(x), "cpu") == 3 * mib
+    assert memory.saved(lambda: torch.exp(x)) == mib
+    assert memory.saved(lambda: torch.add(x, x)) == 0
+    assert memory.footprint([x, x, x.new_zeros(()).expand(1 << 18)]) == mib + 4
+
+
+def test_contestants_take_turns():
+    seen = []
+    runs = {name: lambda name=name: seen.append(name) or 1.0 for name in "abc"}
+    times = timing.in_turns(runs)
+    rounds = [seen[i : i + 3] for i in range(3, len(seen), 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
+    assert len({tuple(turn) for turn in rounds}) > 1, "always in the same order"
+    assert [len(samples) for samples in times.values()] == [len(rounds)] * 3
+
+
+def test_a_failing_peer_is_reported_and_left_out(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("benchmarks.measure.peers", lambda *_: {"Broken": broken})
+    row = measure(RELU, "forward", "cpu")
+    assert list(row["times"]) == ["ours", "eager"]
+    assert row["failed"] == ["Broken, relu(x), contiguous, 65536, float32, forward: RuntimeError: no such kernel"]
+
+
+def test_operators_have_no_peer_where_none_is_installed(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    for (_, call), phase in itertools.product(CALLS, ("forward", "both")):
+        assert peers.peers(call, phase) == {}
+
+
+def test_page_of_a_layer_agrees_with_torch():
+    x, weight = Case(*(LAYER, LAYER.calls[0]), "[M, N], [N]", 1 << 10, torch.float64).draw("cpu", 0)
+    want = torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6)
+    torch.testing.assert_close(LAYER.calls[0].function(customops, x, weight), want)

@@ -1,0 +1,128 @@
+"""The benchmarks' page says what the JSON says, losses and failures too, and the same each time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import report
+
+ROOT = report.RESULTS.parent.parent
+
+
+def row(operator, ratio, **changes) -> dict:
+    """A row of the JSON, in which eager takes 2 ms and a copy 1 ms."""
+    return {
+        "operator": operator,
+        "call": f"{operator}(x, y)",
+        "pattern": "contiguous",
+        "shapes": [[1000, 1000], [1000, 1000]],
+        "numel": 10**6,
+        "dtype": "float32",
+        "phase": "forward",
+        "bytes": 12 * 10**6,
+        "copy": [0.9, 1.0, 1.1],
+        "copy_bytes": 8 * 10**6,
+        "times": {"ours": [ratio, 2 * ratio, 3 * ratio], "eager": [1.0, 2.0, 3.0]},
+        "ratios": {"ours": ratio},
+        "faults": [],
+    } | changes
+
+
+def host(where, **figures) -> dict:
+    return {"call": "mul(x, y)", "phase": "both", "where": where} | figures
+
+
+CPU = {
+    "rows": [row("mul", 0.5), row("mul", 1.25, phase="both", saved={"ours": 8e6, "eager": 16e6}), row("add", 1.0)]
+    + [row("mul", 0.75, numel=100, shapes=[[100], [100]], bytes=1200, copy_bytes=800)],
+    "host": [
+        host("CPU", times={"ours": 6.0, "eager": 4.0}, ratio=1.5),
+        host("recording driver", times={"ours": 40.0}),
+    ],
+}
+GPU = {
+    "rows": [
+        row("sub", 0.25, ratios={"ours": 0.25, "compile": 3.0}),
+        row("sum", 1.0, phase="backward", bytes=0),
+        row("pow", 9.0, faults=["ours differs from eager"]),
+    ],
+    "failed": ["compile, pow(x, y): RuntimeError:\n no"],
+    "left_out": ["exp(x), 1073741824"],
+}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder with the results of a CPU and of a GPU."""
+    for kind, document in {"cpu": CPU, "cuda": GPU}.items():
+        where = {"device": f"a {kind}, of its kind", "date": "2026-01-01", "command": "python -m benchmarks"}
+        whole = {"where": where, "kind": kind, "rows": [], "host": [], "failed": [], "left_out": []} | document
+        path = tmp_path / "results" / kind / "benchmark.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(whole))
+    return tmp_path / "results"
+
+
+def test_rebuilding_changes_no_byte(results):
+    pytest.importorskip("matplotlib", reason="the plots need Matplotlib, which customops[bench] brings")
+    written = []
+    for _ in range(2):
+        report.main(results)
+        written.append({path: path.read_bytes() for path in results.parent.rglob("*") if path.is_file()})
+    names = {"README.md", "benchmark.json", "ratios.png", "roofline.png", "host.png"}
+    assert {path.name for path in written[0]} == names
+    assert written[0] == written[1]
+
+
+def test_without_matplotlib_it_says_what_to_install(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match=r'pip install "customops\[bench\]"'):
+        report.main(results)
+
+
+def test_every_row_is_in_the_page(results):
+    page = report.page(results)
+    for machine in (CPU, GPU):
+        for call in (row["call"] for row in machine["rows"]):
+            assert f"\n| `{call}`" in page
+    assert "| 1000x1000 | forward | 1 | 2 | 0.50 | 12 | 150 |" in page  # 12 MB in 1 ms; a copy moves 8
+    assert "| forward + backward | 2.5 | 2 | **1.25** | 4.8 | 60 | 8 / 16 |" in page
+    assert "| 6.0 | 4.0 | **1.50** | 40.0 |" in page
+
+
+def test_losses_and_only_losses_are_bold(results):
+    page = report.page(results)
+    assert {"**1.25**", "**3.00**", "**1.50**"} <= set(page.split())
+    assert not {"**0.25**", "**0.50**", "**1.00**"} & set(page.split())
+    assert "mul: 3 rows, in 1 slower than eager" in page
+
+
+def test_faults_and_failures_are_told_and_in_no_mean(results):
+    page = report.page(results)
+    assert "- `pow(x, y), contiguous, float32, 1000x1000, forward: ours differs from eager`" in page
+    assert "- `compile, pow(x, y): RuntimeError: no`" in page
+    assert "- `exp(x), 1073741824`" in page
+    assert "| forward | ours | 0.25 | 0.25 |" in page
+
+
+def test_a_machine_without_results_has_no_section(results):
+    assert report.page(results).index("## a cuda") < report.page(results).index("## a cpu")
+    shutil.rmtree(results / "cuda")
+    page = report.page(results)
+    assert "a cuda" not in page
+    assert "What failed" not in page
+
+
+def test_the_report_needs_no_torch():
+    code = "import sys, benchmarks.report; assert not {'torch', 'customops', 'matplotlib'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.skipif(not [*report.RESULTS.glob("*/benchmark.json")], reason="nothing has been measured yet: make bench")
+def test_the_committed_page_is_what_its_json_gives():
+    assert (report.RESULTS.parent / "README.md").read_text() == report.page(), "make report writes it anew"
