@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 tests
 KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 
-.PHONY: demo test test-full gpu-test audit lint bench wheel clean
+.PHONY: demo test test-full gpu-test gpu audit lint bench report wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m customops demo
@@ -21,6 +21,9 @@ gpu-test:  ## the kernels on a GPU, with the torch and Triton that $(PYTHON) has
 	CUSTOMOPS_TEST_DEVICE=cuda CUSTOMOPS_BACKEND=triton $(PYTHON) -m pytest -q \
 	  $(shell $(PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null) tests
 
+gpu: gpu-test  ## then the benchmark on the GPU; `make report`, there or elsewhere, makes the page of it
+	GIT_COMMIT=$$(git rev-parse HEAD 2>/dev/null) $(PYTHON) -m benchmarks --device cuda --minutes 2.5
+
 audit: .venv/ready  ## widths, spills, launches and bytes of every call on a GPU, read from compiled kernels
 	$(BIN)/python -m tests.audit
 
@@ -29,9 +32,12 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## ours against torch on the CPU, then what a call costs the host
-	$(BIN)/python -m benchmarks
-	$(BIN)/python -m benchmarks --host
+bench: .venv/ready  ## ours against torch on the CPU, about 12 minutes, and the page about it
+	$(BIN)/python -m benchmarks --device cpu
+	$(BIN)/python -m benchmarks.report
+
+report: .venv/ready  ## benchmarks/README.md and its plots, from the JSON there is
+	$(BIN)/python -m benchmarks.report
 
 wheel: .venv/ready
 	$(BIN)/python -m build -w

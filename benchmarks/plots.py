@@ -33,9 +33,14 @@ def sound(machine: dict) -> list[dict]:
     return [row for row in machine["rows"] if row["dtype"] == "float32" and not row["faults"]]
 
 
+def standard(machine: dict) -> list[dict]:
+    """The rows that targets are about."""
+    return [row for row in sound(machine) if row["standard"] and row["numel"] == main_size(machine)]
+
+
 def shown(machine: dict) -> dict[str, list[dict]]:
-    """What each plot shows: ratios at the main size, contiguous forwards that have several, the host's figures."""
-    ratios = [r for r in sound(machine) if r["numel"] == main_size(machine) and r["phase"] != "backward"]
+    """What each plot shows: the standard cases, contiguous forwards of several sizes, the host's figures."""
+    ratios = [r for r in standard(machine) if r["phase"] != "backward"]
     forward = [r for r in sound(machine) if r["phase"] == "forward" and r["pattern"] == "contiguous" and r["bytes"]]
     sizes = Counter(row["call"] for row in forward)
     plots = {"ratios": ratios, "roofline": [r for r in forward if sizes[r["call"]] > 1], "host": machine["host"]}

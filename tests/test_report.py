@@ -23,6 +23,7 @@ def row(operator, ratio, **changes) -> dict:
         "shapes": [[1000, 1000], [1000, 1000]],
         "numel": 10**6,
         "dtype": "float32",
+        "standard": True,
         "phase": "forward",
         "bytes": 12 * 10**6,
         "copy": [0.9, 1.0, 1.1],
@@ -51,6 +52,7 @@ GPU = {
         row("sum", 1.0, phase="backward", bytes=0),
         row("pow", 9.0, faults=["ours differs from eager"]),
     ],
+    "verdicts": ["both, geometric mean: 0.81: MISSED"],
     "failed": ["compile, pow(x, y): RuntimeError:\n no"],
     "left_out": ["exp(x), 1073741824"],
 }
@@ -61,7 +63,8 @@ def results(tmp_path):
     """A folder with the results of a CPU and of a GPU."""
     for kind, document in {"cpu": CPU, "cuda": GPU}.items():
         where = {"device": f"a {kind}, of its kind", "date": "2026-01-01", "command": "python -m benchmarks"}
-        whole = {"where": where, "kind": kind, "rows": [], "host": [], "failed": [], "left_out": []} | document
+        whole = {"where": where, "kind": kind, "rows": [], "host": [], "verdicts": [], "failed": [], "left_out": []}
+        whole |= document
         path = tmp_path / "results" / kind / "benchmark.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(whole))
@@ -108,6 +111,7 @@ def test_faults_and_failures_are_told_and_in_no_mean(results):
     assert "- `compile, pow(x, y): RuntimeError: no`" in page
     assert "- `exp(x), 1073741824`" in page
     assert "| forward | ours | 0.25 | 0.25 |" in page
+    assert "- both, geometric mean: 0.81: MISSED" in page
 
 
 def test_a_machine_without_results_has_no_section(results):
