@@ -32,7 +32,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## ours against torch on the CPU, about 12 minutes, and the page about it
+bench: .venv/ready  ## ours against torch on the CPU, about 15 minutes, and the page about it
 	$(BIN)/python -m benchmarks --device cpu
 	$(BIN)/python -m benchmarks.report
 

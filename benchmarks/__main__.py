@@ -1,8 +1,9 @@
 """``python -m benchmarks``: ours against torch eager, torch.compile and other libraries, on the rows of the tests.
 
 Contestants take turns at random within each round, on the same tensors, and what each computed is held against eager.
-Times are medians; a ratio is that of two times in one round, ours to eager's: below 1 ours is faster. Everything is
-written to ``benchmarks/results/<machine>/benchmark.json``; ``python -m benchmarks.report`` makes the page of it.
+Times are medians; a ratio is that of two times in one round, ours to eager's: below 1 ours is faster. A run without
+options that leave something out is written to ``benchmarks/results/<machine>/benchmark.json``, from which
+``python -m benchmarks.report`` makes the page.
 """
 
 from __future__ import annotations
@@ -20,42 +21,42 @@ import torch
 
 from . import host, machine
 from .cases import KINDS, LAYER, Case, cases
-from .measure import PHASES, measure
+from .measure import PHASES, measure, told
 from .progress import bar, write
 from .targets import verdicts
 from .timing import keep_memory
 
 
 def main(argv=None) -> int:
-    """Measure, print, write; 1 if a result of ours differs from eager's."""
+    """Measure, print, write what is whole; 1 if ours failed, or a result of it differs from eager's."""
     options = _parser().parse_args(argv)
     torch.set_num_threads(options.threads)
     keep_memory()
     facts = machine.where(options.device)
     print(*[f"{name}: {fact}" for name, fact in facts.items()], "", sep="\n")
     hosts = [] if options.numel else list(bar(host.measure(options.device, options.ops), "host"))
-    rows, left_out = ([], []) if options.host else _measure(options)
-    failed = [failure for row in rows for failure in row.pop("failed")]
+    rows, failed, left_out = ([], [], []) if options.host else _measure(options)
     found = [*(verdicts(options.device, rows) if rows else ()), *(host.verdicts(hosts) if hosts else ())]
     print("", *found, *failed, *[f"no time left for {case}" for case in left_out], sep="\n")
-    if not options.dry:
+    if not (options.quick or options.ops or options.numel or options.host):
         facts |= {
             "date": f"{datetime.date.today()}",
             "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         }
         document = {"where": facts, "kind": options.device, "verdicts": found, "failed": failed, "left_out": left_out}
         _write(machine.folder(facts), {**document, "host": hosts, "rows": rows})
-    return int(any(fault.startswith("ours differs") for row in rows for fault in row["faults"]))
+    wrong = [fault for row in rows for fault in row["faults"] if fault.startswith("ours differs")]
+    return int(bool(wrong) or any(failure.startswith("ours or eager") for failure in failed))
 
 
-def _measure(options: argparse.Namespace) -> tuple[list[dict], list[str]]:
-    """A row for each phase of each case, printed as it comes, and the cases there was no time for."""
+def _measure(options: argparse.Namespace) -> tuple[list[dict], list[str], list[str]]:
+    """A row for each phase of each case, printed as it comes; what failed; and the cases there was no time for."""
     cache = 0
     if options.device == "cuda":
         cache = torch.cuda.get_device_properties().L2_cache_size
         torch.cuda.set_stream(torch.cuda.Stream())  # graphs cannot be captured on the default one
     print(f"{'':<58}{'ms of ours':>11}{'eager':>9}{'GB/s':>7}{'% copy':>8}   ratio to eager")
-    rows, left_out = [], []
+    rows, failed, left_out = [], [], []
     until = time.monotonic() + 60 * options.minutes
     for case in bar(list(cases(options.device, options.quick, options.ops, options.numel)), "cases"):
         if time.monotonic() > until:
@@ -63,9 +64,15 @@ def _measure(options: argparse.Namespace) -> tuple[list[dict], list[str]]:
             continue
         chosen = case.numel == KINDS[options.device] and (case.is_standard or case.row is LAYER)
         for phase in PHASES:
-            rows.append(measure(case, phase, options.device, cache, compiles=chosen and not options.quick))
-            write(_line(case, rows[-1]))
-    return rows, left_out
+            try:
+                row = measure(case, phase, options.device, cache, compiles=chosen and not options.quick)
+            except Exception as error:  # no memory left, say: what else was measured is not to be lost
+                failed.append(f"ours or eager, {case}, {phase}: {told(error)}")
+                continue
+            failed += row.pop("failed")
+            rows.append(row)
+            write(_line(case, row))
+    return rows, failed, left_out
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU; one leaves a core to all else")
     parser.add_argument("--minutes", type=float, default=60, help="cases that do not fit are left out, and listed")
     parser.add_argument("--host", action="store_true", help="only what a call costs the host")
-    parser.add_argument("--dry", action="store_true", help="write no file")
     return parser
 
 

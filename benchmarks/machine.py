@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def where(device: str) -> dict[str, str]:
     """Each fact by its name, the processor or GPU first."""
-    commit = _output("git", "rev-parse", "--short=12", "HEAD") or os.environ.get("GIT_COMMIT", "unknown")
+    commit = _output("git", "rev-parse", "--short=12", "HEAD") or os.environ.get("GIT_COMMIT") or "unknown"
     changed = " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
     return {
         **(_gpu() if device == "cuda" else _cpu()),

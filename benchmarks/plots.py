@@ -50,7 +50,7 @@ def shown(machine: dict) -> dict[str, list[dict]]:
 def save(machine: dict) -> None:
     """Draw a machine's plots beside its JSON."""
     try:
-        from matplotlib import rc_context  # noqa: PLC0415 - the page alone does without
+        from matplotlib import rc_context  # noqa: PLC0415 - only what draws needs it
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
         raise SystemExit('the plots need Matplotlib: pip install "customops[bench]"') from None

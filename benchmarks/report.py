@@ -31,10 +31,10 @@ exact command is with each machine.
 
 GB/s is the least number of bytes that have to be moved, over the time: each input once, each output once, in a backward
 also what was saved; where the result is a view, none. % of copy is that over the GB/s of copying a tensor as large as
-the largest input, in the same rounds. On a GPU operands are drawn until they fill the cache several times, and a graph
-of calls on all of them is timed, without the host; on a CPU three sets are used in turn, and where the cache is large
-they are partly in it, the copy's too. Peak is the memory at its highest, above where the call began; saved is what is
-kept for backward."""
+the largest input, in the same rounds. On a GPU operands are drawn until they fill the cache several times, or 64 times,
+and a graph of calls on all of them is timed, without the host; on a CPU three sets are used in turn, and where the
+cache is large they are partly in it, the copy's too. Peak is the memory at its highest, above where the call began;
+saved is what is kept for backward."""
 HOST = """\
 Microseconds of a call at 8 elements, and ratios to eager. On the recording driver, that of `customops.dry_run`, a call
 is all of the kernels' path but the launch."""

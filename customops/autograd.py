@@ -61,6 +61,7 @@ class Operator(Recorded):
         if wanted.saves:
             ctx.save_for_backward(*wanted.tensors(values))
         if forward_mode:
+            ctx.set_materialize_grads(False)  # 0 for the tangent of what does not move would meet slopes of inf
             ctx.output = like_of(output)
             ctx.save_for_forward(*wanted.tensors(values))
 

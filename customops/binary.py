@@ -79,10 +79,10 @@ class Pow(Operator):
 
 
 class PowNumber(Operator):
-    """z = x^y for one of the usual numbers y: -2, -1, -1/2, 3/2, 2, 3. Kernels are compiled for each.
+    """z = x^y for one of the usual numbers y: -2, -1, -1/2, 1/2, 3/2, 2, 3. Kernels are compiled for each.
 
     The same function as :class:`Pow`, by products, quotients and roots where those do. Torch takes the numbers ±1/2 for
-    roots: that of -inf is nan and that of -0 is -0, where the power is inf and 0. No y is 0, so there is no branch:
+    roots too: that of -inf is nan and that of -0 is -0, where the power is inf and 0. No y is 0, so there is no branch:
 
         dx = g·y·x^(y-1)
 
@@ -91,20 +91,6 @@ class PowNumber(Operator):
 
     formula = staticmethod(f.pow_number)
     derivatives = (f.pow_number_dx,)
-
-
-class Root(Operator):
-    """z = x^y for y = 1/2, by the same formula as :class:`PowNumber`.
-
-    z² = x; differentiate both sides, 2z·dz/dx = 1:
-
-        dx = g / 2z
-
-    Saves z, so that backward needs no power.
-    """
-
-    formula = staticmethod(f.pow_number)
-    derivatives = (f.root_dx,)
 
 
 def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, out: Tensor | None = None) -> Tensor:
@@ -184,9 +170,7 @@ def pow_(input: Tensor, exponent: Tensor | Number) -> Tensor:
 
 
 def _pow_operator(x, y) -> type[Operator]:
-    """Which of the powers torch computes; its CPU kernel takes no roots in float16."""
+    """Which of the two powers torch computes; its CPU kernel takes no roots in float16."""
     if isinstance(y, Tensor) or y not in EXPONENTS:
         return Pow
-    if isinstance(x, Tensor) and x.dtype == torch.float16 and x.is_cpu:
-        return Pow
-    return Root if y == 0.5 else PowNumber
+    return Pow if isinstance(x, Tensor) and x.dtype == torch.float16 and x.is_cpu else PowNumber

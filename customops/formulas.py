@@ -94,13 +94,16 @@ def pow(x, y, **out):
 
 def pow_dx(g, x, y):
     if isinstance(y, torch.Tensor):
-        return _where_positive(abs(y), g * (y * torch.pow(x, y - 1)))
-    return pow_number_dx(g, x, y) if y != 0 else torch.zeros_like(g)
+        return _where_not_zero(y, g * (y * torch.pow(x, y - 1)))
+    return g * (y * torch.pow(x, y - 1)) if y != 0 else torch.zeros_like(g)
 
 
 def pow_dy(g, x, y, z):
-    x = _tensor(x, z.dtype)
-    return g * _where_positive(_distance(x, y), z * torch.log(x))
+    slope = z * _log(x, z.dtype)
+    if isinstance(x, torch.Tensor) and x.dtype == y.dtype == z.dtype and not z.is_complex():
+        distance = abs(x) - y.clamp(max=0)  # 0 where x = 0 and y >= 0; elsewhere more, or nan
+        return g * torch.ops.aten.threshold_backward(slope, distance, 0)
+    return g * torch.where((x == 0) & _not_negative(y), 0, slope)
 
 
 def pow_number(x, y, **out):
@@ -108,11 +111,8 @@ def pow_number(x, y, **out):
 
 
 def pow_number_dx(g, x, y):
-    return _product(y, x if y == 2 else torch.pow(x, y - 1), g)
-
-
-def root_dx(g, z):
-    return torch.addcdiv(_nothing(g), g, z, value=0.5)  # g / 2z
+    power = x if y == 2 else torch.pow(x, y - 1)
+    return torch.addcmul(-power.new_zeros(()), power, g, value=y)  # -0 + (y·power)·g, in one pass; a -0 stays one
 
 
 def sum(x, *dim, **options):
@@ -136,32 +136,23 @@ def _is_one(number):
     return type(number) is int and number == 1
 
 
-def _product(number, a, b):
-    """(number·a)·b, in one pass."""
-    return torch.addcmul(_nothing(a), a, b, value=number)
+def _where_not_zero(y, value):
+    """``value``, but 0 where y is 0, whatever ``value`` is there."""
+    if y.dtype != value.dtype or value.is_complex():
+        return torch.where(y == 0, 0, value)
+    return torch.ops.aten.threshold_backward(value, abs(y), 0)  # 0 where |y| <= 0, in half the time
 
 
-def _nothing(like):
-    """What changes nothing it is added to: -0, since 0 would make 0 of a -0."""
-    return -like.new_zeros(())
-
-
-def _where_positive(size, value):
-    """``value``, but 0 where ``size`` is 0, neither more nor nan: in one pass, where comparing takes two slow ones."""
-    if value.is_complex():
-        return torch.where(size == 0, 0, value)
-    return torch.ops.aten.threshold_backward(value, size, 0)
-
-
-def _distance(x, y):
-    """0 where x = 0 and y >= 0, where a power has no slope along y; elsewhere more, or nan."""
+def _not_negative(y):
+    """Whether y >= 0, which a complex number is only on the real axis."""
     if y.is_complex():
-        return abs(x) + (abs(y.imag) - y.real.clamp(max=0))
-    return abs(x) - y.clamp(max=0)
+        return (y.imag == 0) & (y.real >= 0)
+    return y >= 0
 
 
-def _tensor(x, dtype):
-    """``x`` in ``dtype``; a number in double precision, as a 0-dim tensor that widens nothing."""
+def _log(x, dtype):
+    """The logarithm in ``dtype``; of a number in double precision, as a 0-dim tensor that widens nothing."""
     if isinstance(x, torch.Tensor):
-        return x.to(dtype)
-    return torch.tensor(x, dtype=torch.complex128 if isinstance(x, complex) else torch.float64, device="cpu")
+        return torch.log(x.to(dtype))
+    double = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.log(torch.tensor(x, dtype=double, device="cpu"))

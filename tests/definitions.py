@@ -32,6 +32,5 @@ DEFINITIONS: dict[type[Operator], Definition] = {
     binary.Sub: Definition(x - alpha * y, (x, y)),
     binary.Mul: Definition(x * y, (x, y)),
     binary.Pow: Definition(x**y, (x, y), kinds=(ABOVE,)),
-    binary.PowNumber: Definition(x**y, kinds=(ABOVE,), numbers=tuple(sorted(EXPONENTS - {0.5}))),
-    binary.Root: Definition(sympy.sqrt(x), kinds=(ABOVE,), numbers=(0.5,)),
+    binary.PowNumber: Definition(x**y, kinds=(ABOVE,), numbers=tuple(sorted(EXPONENTS))),
 }

@@ -166,3 +166,44 @@ def test_odd_arguments_have_torchs_outcome(name):
 def test_complex_dtype_of_a_sum_has_no_kernel():
     with pytest.raises(RuntimeError, match=r"sum: backend 'triton' has no kernel for torch\.complex64"):
         customops.sum(ones(2), dtype=torch.complex64)
+
+
+POWERS = {
+    "the smallest integer": lambda: (leaf(2), tensor([-128, 0], dtype=torch.int8)),
+    "a bool": lambda: (leaf(2), tensor([True, False])),
+    "an exponent that its base's dtype cannot hold": lambda: (tensor([0.0, 1.0]).half().requires_grad_(), tensor(1e-8)),
+    "a number that no float32 holds": lambda: (leaf(2), 1e39),
+    "a base that no float32 holds": lambda: (1e-50, tensor([0.0, 1.0]).requires_grad_()),
+    "a base that the exponent's dtype cannot hold": lambda: (tensor(1e-8), tensor([0.0, -1.0]).half().requires_grad_()),
+    "a negative number to complex ones": lambda: (-2, tensor([1 + 1j]).requires_grad_()),
+    "a complex half": lambda: (tensor([0.0, 4.0]).requires_grad_(), 0.5 + 0j),
+}
+
+
+@pytest.mark.skipif(KERNELS, reason="a kernel computes in the dtype of the result, as torch's on a GPU")
+@pytest.mark.parametrize("make", POWERS.values(), ids=POWERS)
+def test_powers_at_the_ends_of_dtypes_have_torchs_gradients(make):
+    results = []
+    for lib in (customops, torch):
+        x, y = make()
+        leaves = [v for v in (x, y) if isinstance(v, torch.Tensor) and v.requires_grad]
+        results.append(outcome(lambda lib=lib, x=x, y=y, ls=leaves: torch.autograd.grad(lib.pow(x, y).abs().sum(), ls)))
+    got, want = results
+    if isinstance(want, type):
+        assert got is want
+    else:
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+
+def test_result_of_a_root_may_be_written_over():
+    x = leaf(3)
+    z = customops.pow(x, 0.5)
+    z.add_(1e-6)
+    torch.testing.assert_close(gradient(z, x), 0.5 * x.detach() ** -0.5)
+
+
+def test_what_does_not_move_has_no_tangent():
+    """At 0 the slope of a power along its base is inf, and 0·inf would be nan."""
+    x, y, ones_ = tensor([0.0]), tensor([0.7]), ones(1)
+    _, tangent = torch.func.jvp(lambda v: customops.pow(x, v), (y,), (ones_,))
+    assert tangent.item() == 0

@@ -55,7 +55,7 @@ class Value:
 
     term: sympy.Basic
 
-    dtype = SimpleNamespace(is_int=lambda: False, is_floating=lambda: True, is_fp32=lambda: True)
+    dtype = SimpleNamespace(is_int=lambda: False, is_floating=lambda: True, is_fp32=lambda: True, is_complex=False)
     is_complex = staticmethod(lambda: False)
     conj = lambda self: self
     to = lambda self, _dtype: self
@@ -100,7 +100,6 @@ TORCH = Library(
     mul=lifted(lambda x, y: x * y),
     sum=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1))),
     mean=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1)) / COUNT),
-    addcdiv=lifted(lambda x, a, b, value: x + value * a / b),
     addcmul=lifted(lambda x, a, b, value: x + value * a * b),
     zeros_like=lifted(lambda x: sympy.S.Zero),
     tensor=lifted(lambda x, **_: x),

@@ -146,11 +146,6 @@ def pow_number_dx(g, x, y: tl.constexpr):
 
 
 @triton.jit
-def root_dx(g, z):
-    return _divide(g * 0.5, z)
-
-
-@triton.jit
 def sum(x, count):
     return x
 
