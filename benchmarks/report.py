@@ -117,7 +117,11 @@ def troubles(machine: dict) -> list[str]:
         for fault in row["faults"]
     ] + [*map(code, machine["failed"])]
     left_out = [*map(code, machine["left_out"])]
-    blocks = ["### What failed", "Rows with a fault are in no mean and in no plot.", bullets(failed)] if failed else []
+    blocks = (
+        ["### What failed", "Rows with a fault of ours are in no mean and in no plot.", bullets(failed)]
+        if failed
+        else []
+    )
     return blocks + (["### What was left out", bullets(left_out)] if left_out else [])
 
 

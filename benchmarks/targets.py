@@ -21,9 +21,11 @@ def verdicts(kind: str, rows: list[dict]) -> Iterator[str]:
         yield from map(judged, *zip(*(_cuda if kind == "cuda" else _cpu)(standard, chosen), strict=True))
     higher = [row for row in rows if row["peak"]["ours"] > row["peak"]["eager"] + SCALARS]
     yield judged(f"peak memory no higher than eager's: {_extreme(higher, _peak) or 'none'}", not higher)
-    faults = sum(len(row["faults"]) for row in rows)
+    faults = [fault for row in rows for fault in row["faults"]]
+    ours = [fault for fault in faults if fault.startswith("ours")]
     fast = ", none faster than memory" * (kind == "cuda")
-    yield judged(f"results as eager's{fast}: {faults} faults in {len(rows)} comparisons", not faults)
+    counted = f"{len(ours)} faults of ours, {len(faults) - len(ours)} of others, in {len(rows)} comparisons"
+    yield judged(f"results as eager's{fast}: {counted}", not ours)
 
 
 def judged(measured: str, met: bool) -> str:
