@@ -15,7 +15,7 @@ import torch
 import customops
 from tests.cases import CALLS, Call
 
-from .measure import cotangent, phases
+from .measure import cotangent, phases, ratios
 from .targets import judged
 from .timing import in_turns, prepared
 
@@ -72,6 +72,5 @@ def _microseconds(functions: dict[str, Callable]) -> dict[str, list[float]]:
 def _summary(times: dict[str, list[float]]) -> dict:
     summary: dict = {"times": {name: statistics.median(samples) for name, samples in times.items()}}
     if "eager" in times:
-        pairs = zip(times["ours"], times["eager"], strict=True)
-        summary["ratio"] = statistics.median(mine / theirs for mine, theirs in pairs)
+        summary["ratio"] = ratios(times)["ours"]
     return summary

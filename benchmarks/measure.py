@@ -71,7 +71,7 @@ def measure(case: Case, phase: str, device: str, cache: int = 0, draws: int = 0,
     def exact(i: int) -> Any:
         return phases(functions["eager"], [x.double() for x in operands[i]], gs[i].double())[phase]()()
 
-    least = _least_bytes(functions["ours"], xs, phase)
+    least = _least_bytes(functions["ours"], xs, gs[0], phase)
     row: dict[str, Any] = {
         **_named(case, phase),
         "bytes": least,
@@ -79,7 +79,7 @@ def measure(case: Case, phase: str, device: str, cache: int = 0, draws: int = 0,
         "copy_bytes": 2 * widest.numel() * widest.element_size(),
         "cached": draws * least < 2 * cache if cache else True,
         "times": {name: _quantiles(samples) for name, samples in times.items()},
-        "ratios": _ratios(times),
+        "ratios": ratios(times),
         "peak": {name: memory.peak(calls[0], device) for name, calls in contestants.items()},
         "faults": _disagreements(contestants, exact, case),
         "failed": failed,
@@ -122,8 +122,8 @@ def _named(case: Case, phase: str) -> dict[str, Any]:
     }
 
 
-def _ratios(times: dict[str, list[float]]) -> dict[str, float]:
-    """To eager, within a round."""
+def ratios(times: dict[str, list[float]]) -> dict[str, float]:
+    """The median of each contestant's times over eager's in the same round."""
     return {
         name: statistics.median(mine / theirs for mine, theirs in zip(samples, times["eager"], strict=True))
         for name, samples in times.items()
@@ -144,18 +144,17 @@ def _copies(x: Tensor, cache: int) -> list[Callable]:
     return [partial(target.copy_, source) for source, target in zip(sources, targets, strict=True)]
 
 
-def _least_bytes(function: Callable, xs: list[Tensor], phase: str) -> int:
-    """What has to be moved at least: operands and result once, or the gradients, and what was saved for them."""
-    z = function(*xs)
-    g = cotangent(z)
-    setups = phases(function, xs, g)
-    forward = memory.footprint([*xs, z])
+def _least_bytes(function: Callable, xs: list[Tensor], g: Tensor, phase: str) -> int:
+    """What has to be moved at least: operands and result once, or the gradients, and what was saved for them.
+
+    A gradient that is g itself is no work.
+    """
+    forward = memory.footprint([*xs, g])  # g is of the result's size
     if phase == "forward":
         return forward
+    setups = phases(function, xs, g)
     made = [grad for grad in setups["both"]()() if grad.untyped_storage().data_ptr() != g.untyped_storage().data_ptr()]
-    backward = (
-        memory.footprint([g, *made]) + memory.saved(setups["recorded"]()) if made else 0
-    )  # what is g itself is no work
+    backward = memory.footprint([g, *made]) + memory.saved(setups["recorded"]()) if made else 0
     return backward + (forward if phase == "both" else 0)
 
 

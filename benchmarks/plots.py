@@ -52,7 +52,7 @@ def save(machine: dict) -> None:
     """Draw a machine's plots beside its JSON."""
     try:
         from matplotlib import rc_context  # noqa: PLC0415 - only what draws needs it
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
     except ImportError:
         raise SystemExit('the plots need Matplotlib: pip install "customops[bench]"') from None
     draw = {"ratios": draw_ratios, "roofline": draw_roofline, "host": draw_host}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from statistics import geometric_mean
 
-from .cases import KINDS, STANDARD
+from .cases import KINDS
 
 CPU = {"forward": 1.02, "both": 0.80}  # time over eager's, geometric mean of the standard cases
 WORST = 1.08  # and of any one
@@ -16,7 +16,7 @@ BACKWARD = {"pow(x, y)": 4, "mul(x, y)": 1.8}  # times eager's speed on a GPU, w
 def verdicts(kind: str, rows: list[dict]) -> Iterator[str]:
     """Each target, what was measured, and whether it is met."""
     chosen = [row for row in rows if row["numel"] == KINDS[kind] and row["dtype"] == "float32"]
-    standard = [row for row in chosen if (row["call"], row["pattern"]) in STANDARD]
+    standard = [row for row in chosen if row["standard"]]
     if standard:
         yield from map(judged, *zip(*(_cuda if kind == "cuda" else _cpu)(standard, chosen), strict=True))
     higher = [row for row in rows if row["peak"]["ours"] > row["peak"]["eager"] + SCALARS]

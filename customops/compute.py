@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch
-from .dispatch import ALIGNMENT, features, has_kernel, is_unseen
+from .dispatch import ALIGNMENT, features, has_kernel, is_idle, is_unseen
 
 MOST_PLANS = 1 << 14
 BLOCK = 1 << 17  # elements of a derivative that are summed while they are in a CPU's cache
@@ -105,7 +104,7 @@ def picker(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:
 def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[Tensor]:
     """The gradients that ``rule`` gives of ``values``, each summed to the shape of its input, in one pass."""
     g = values[0]
-    found = features(values) if g.is_cuda or not dispatch.dormant else None
+    found = None if is_idle(g) else features(values)
     if found:
         key = rule.derivatives, found, *likes
         plan = _calls.get(key)

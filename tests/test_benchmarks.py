@@ -79,6 +79,7 @@ def test_verdicts_say_what_is_missed():
     def row(call, pattern, phase, ratio, peak=1 << 20):
         return {
             "call": call, "pattern": pattern, "phase": phase, "dtype": "float32", "numel": KINDS["cpu"], "faults": [],
+            "standard": True,
             "ratios": {"ours": ratio}, "peak": {"ours": peak, "eager": 1 << 20},
         }  # fmt: skip
 
