@@ -33,7 +33,7 @@ SHAPES = {
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-def test_forward_and_backward_compile(row, call, dtype, target, tally):
+def test_forward_and_backward_build_for_every_gpu(row, call, dtype, target, tally):
     with customops.dry_run(target) as launches:
         for layout, shapes in SHAPES.items():
             xs = [torch.ones(shape, dtype=dtype) for shape in shapes[: call.arity]]
