@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m customops")
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="train on digits with torch's operators and with ours")
+    demo = commands.add_parser("demo", help="train with torch's operators and with ours, in lockstep")
+    demo.add_argument("training", nargs="?", choices=("digits", "wgan-gp", "physics"), default="digits")
     demo.add_argument(
         "--backend",
         choices=BACKENDS,
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(args: argparse.Namespace) -> int:
     from .demo import run  # noqa: PLC0415 - needs packages that the operators do not
 
-    return run(args.backend)
+    return run(args.backend, args.training)
 
 
 if __name__ == "__main__":

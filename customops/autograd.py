@@ -13,7 +13,7 @@ from torch._C import _are_functorch_transforms_active
 from torch.autograd import Function, forward_ad
 
 from . import dispatch
-from .compute import Rule, like_of, picker, pointwise, pointwise_, pointwise_vjp
+from .compute import Rule, like_of, picker, pointwise, pointwise_, pointwise_vjp, widened
 from .dispatch import CLASSES, NUMBERS, is_plain, is_strided, is_watched
 
 _INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
@@ -84,7 +84,8 @@ class Operator(Recorded):
         total = torch.zeros((), dtype=dtype, device="cpu")
         for position, (derivative, pick) in zip(wanted.positions, wanted.rule.steps, strict=True):
             if tangents[position] is not None:
-                total = total + derivative(*pick(_with_saved(tangents[position], ctx)))
+                tangent = tangents[position].to(dtype)
+                total = total + derivative(*pick(widened(_with_saved(tangent, ctx))))
         return total.expand(shape).to(dtype)
 
 

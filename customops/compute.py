@@ -18,6 +18,7 @@ from .dispatch import ALIGNMENT, features, has_kernel, is_idle, is_unseen
 MOST_PLANS = 1 << 14
 BLOCK = 1 << 17  # elements of a derivative that are summed while they are in a CPU's cache
 LARGE = 8 * BLOCK  # from where on that is faster
+HALVES = frozenset({torch.float16, torch.bfloat16})
 
 Like = tuple[torch.Size, torch.dtype]  # all that a gradient has to know of its input
 like_of: Callable[[Tensor], Like] = attrgetter("shape", "dtype")
@@ -114,6 +115,8 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
             kept, call = plan
             made = iter(call(values) if call else ())
             return [g if keeps else next(made) for keeps in kept]
+    if likes[0][1] is not g.dtype or likes[-1][1] is not g.dtype:
+        values = widened(values)
     conjugates = g.is_complex()  # as it is where anything is; a cotangent goes in and comes out conjugated
     if conjugates:
         values = (g.conj(), *values[1:])
@@ -129,6 +132,12 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
             grad = grad.conj()
         grads[i] = grad if like_of(grad) == likes[i] else _fit(grad, *likes[i])
     return grads
+
+
+def widened(values: Sequence) -> Sequence:
+    """``values``, those of a half type in the dtype of the first: autocast takes a wider result of what it read."""
+    dtype = values[0].dtype
+    return [x.to(dtype) if isinstance(x, Tensor) and x.dtype in HALVES else x for x in values]
 
 
 def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:

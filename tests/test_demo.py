@@ -16,7 +16,27 @@ from .conftest import INTERPRETED, KERNELS
 
 demo = pytest.importorskip("customops.demo", reason="the demo needs scikit-learn and tqdm")
 BACKEND = "triton" if KERNELS else "torch"
-TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=0)
+TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=-99)
+SECOND = [
+    ("wgan-gp", "add"),
+    ("wgan-gp", "exp"),
+    ("physics", "add"),
+    ("physics", "sigmoid"),
+]  # their losses hold derivatives
+
+
+class NoSecond(torch.autograd.Function):
+    """z = x, with a gradient that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        """Copy x."""
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        """Cut g off from its graph."""
+        return g.detach()
 
 
 class OffGradient(torch.autograd.Function):
@@ -40,21 +60,38 @@ def broken(name, spoil):
 
 
 def test_trainings_agree_and_every_operator_is_counted(capsys):
-    assert demo.run(BACKEND, TINY) == 0
+    assert demo.run(BACKEND, schedule=TINY) == 0
     words = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sum", str(2 * TINY.steps)] in words
     assert {line[0] for line in words if line} >= set(demo.OPERATORS)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="600 steps take ten minutes in the interpreter")
-def test_full_schedule_learns_the_digits(capsys):
-    assert main(["demo", "--backend", BACKEND]) == 0
+@pytest.mark.skipif(INTERPRETED, reason="hundreds of steps take ten minutes in the interpreter")
+@pytest.mark.parametrize("training", demo.TRAININGS)
+def test_full_schedule_learns_in_higher_and_first_order(training, capsys):
+    assert main(["demo", training, "--backend", BACKEND]) == 0
     assert "The two agree." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("training", ["wgan-gp", "physics"])
+def test_trainings_of_higher_order_agree(training):
+    assert demo.run(BACKEND, training, TINY) == 0
+
+
+@pytest.mark.skipif(INTERPRETED, reason="what fails is the demo's own check, kernels or none, and takes minutes")
+@pytest.mark.parametrize(
+    ("training", "name"), [("wgan-gp", "add"), ("wgan-gp", "exp"), ("physics", "add"), ("physics", "sigmoid")]
+)
+def test_second_derivative_dropped_fails_in_higher_order(training, name, capsys):
+    library = broken(name, NoSecond.apply)
+    assert demo.run(BACKEND, training, TINY, library) == 1
+    assert "differs by" in capsys.readouterr().err
+    assert demo.run(BACKEND, "digits", TINY, library) == 0
 
 
 @pytest.mark.parametrize("name", ["sigmoid"] if KERNELS else demo.OPERATORS)
 def test_gradient_off_by_a_thousandth_fails(name, capsys):
-    assert demo.run(BACKEND, TINY, broken(name, OffGradient.apply)) == 1
+    assert demo.run(BACKEND, "digits", TINY, broken(name, OffGradient.apply)) == 1
     reason = capsys.readouterr().err.splitlines()[-1]
     assert reason.startswith(("demo: gradient differs by", "demo: loss differs by"))
 
@@ -68,12 +105,12 @@ def test_gradient_off_by_a_thousandth_fails(name, capsys):
     ],
 )
 def test_broken_operator_fails_for_a_reason(name, spoil, reason, capsys):
-    assert demo.run(BACKEND, TINY, broken(name, spoil)) == 1
+    assert demo.run(BACKEND, "digits", TINY, broken(name, spoil)) == 1
     assert f"demo: {reason}" in capsys.readouterr().err
 
 
 def test_network_that_learned_nothing_fails(capsys):
-    assert demo.run(BACKEND, TINY._replace(floor=0.99)) == 1
+    assert demo.run(BACKEND, "digits", TINY._replace(floor=0.99)) == 1
     assert "demo: test accuracy is" in capsys.readouterr().err
 
 
@@ -95,7 +132,7 @@ def test_triton_without_gpu_is_interpreted(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(demo, "find_triton", lambda: "somewhere")
-    assert demo.choose("triton") == ("triton", "cpu", "Triton kernels in the interpreter", demo.SHORT)
+    assert demo.choose("triton") == ("triton", "cpu", "Triton kernels in the interpreter", True)
     assert os.environ["TRITON_INTERPRET"] == "1"
 
 
@@ -104,5 +141,5 @@ def test_gpu_runs_kernels_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(demo, "find_triton", lambda: "somewhere")
     monkeypatch.setattr(demo, "is_interpreted", lambda: False)
-    assert demo.choose("auto") == ("triton", "cuda", "Triton kernels on a GPU", demo.FULL)
+    assert demo.choose("auto") == ("triton", "cuda", "Triton kernels on a GPU", False)
     assert demo.choose("torch")[:2] == ("torch", "cpu")
