@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, is_grad_enabled
+from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import Function, forward_ad
 
@@ -41,6 +41,12 @@ class Operator(Recorded):
 
     formula: ClassVar[Callable]
     derivatives: ClassVar[tuple[Callable, ...]]
+    in_place: ClassVar[type[InPlace]]
+
+    def __init_subclass__(cls):
+        """Give each operator its in-place twin, of its name: by that, anomaly mode and profilers speak of it."""
+        super().__init_subclass__()
+        cls.in_place = type(cls.__name__, (InPlace,), {"operator": cls, "__module__": cls.__module__})
 
     @classmethod
     def forward(cls, *inputs):
@@ -58,16 +64,18 @@ class Operator(Recorded):
         wanted = _wanted(cls.derivatives, needs, *map(type, inputs))
         values = (*inputs, output)
         ctx.kept = wanted, wanted.numbers(values), list(map(like_of, wanted.inputs(values)))
+        ctx.set_materialize_grads(False)  # 0 for what does not arrive, or move, would meet slopes of inf
         if wanted.saves:
             ctx.save_for_backward(*wanted.tensors(values))
         if forward_mode:
-            ctx.set_materialize_grads(False)  # 0 for the tangent of what does not move would meet slopes of inf
             ctx.output = like_of(output)
             ctx.save_for_forward(*wanted.tensors(values))
 
     @classmethod
     def backward(cls, ctx, g):
         """The gradients that are wanted, in one pass; None for every other input."""
+        if g is None:
+            return (None,) * len(ctx.needs_input_grad)
         wanted, _, likes = ctx.kept
         grads = pointwise_vjp(wanted.rule, _with_saved(g, ctx), likes)
         if len(grads) == len(ctx.needs_input_grad):
@@ -116,7 +124,7 @@ def _wanted(derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *types: 
         picker(positions),
         picker(tensors),
         picker(where[name] for name in rule.names if name in numbers),
-        bool(tensors),
+        any(name in "xyz" for name in rule.names),
     )
 
 
@@ -126,20 +134,21 @@ class InPlace(Function):
     The copy is an input, made where autograd records it, so that gradients of gradients reach the old x.
     """
 
-    @staticmethod
-    def forward(ctx, x, *rest):
+    operator: ClassVar[type[Operator]]
+
+    @classmethod
+    def forward(cls, ctx, x, *rest):
         """Write over x, and save as the operator would have."""
-        *inputs, before, operator, twin = rest
+        operator, (*inputs, before, twin) = cls.operator, rest
         z = pointwise_(operator.formula, twin, x, *inputs)
         ctx.mark_dirty(z)
-        ctx.operator = operator
         operator.setup_context(ctx, (z if before is None else before, *inputs), z)  # unread, x is only of z's shape
         return z
 
-    @staticmethod
-    def backward(ctx, g):
+    @classmethod
+    def backward(cls, ctx, g):
         """The operator's gradients; none for the copy."""
-        return ctx.operator.backward(ctx, g)
+        return cls.operator.backward(ctx, g)
 
 
 def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor:
@@ -173,7 +182,7 @@ def is_usual(x: Any) -> bool:
 
 def is_recorded() -> bool:
     """Whether autograd records what is done to tensors that require a gradient, by our rule."""
-    return is_grad_enabled() and not is_watched()
+    return is_grad_enabled() and not is_watched() and not is_inference_mode_enabled()
 
 
 def _call_unusual(operator: type[Operator], inputs: Sequence) -> Tensor:
@@ -195,7 +204,7 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
     every = (x, *inputs)
     needs = tuple(isinstance(v, Tensor) and v.requires_grad for v in every)
     wanted = _wanted(operator.derivatives, needs, *map(type, every))
-    return InPlace.apply(x, *inputs, x.clone() if "x" in wanted.rule.names else None, operator, twin)
+    return operator.in_place.apply(x, *inputs, x.clone() if "x" in wanted.rule.names else None, twin)
 
 
 def differentiates(inputs: Sequence) -> bool:
@@ -203,12 +212,14 @@ def differentiates(inputs: Sequence) -> bool:
     if is_watched() or torch._C._functorch.get_dynamic_layer_stack_depth() > 1:
         return False  # torch drops the tangent of a tangent in a custom Function
     needs = forward_ad._current_level >= 0
-    graph = is_grad_enabled()
+    graph = is_recorded()
     for x in inputs:
         if isinstance(x, Tensor):
             if not is_plain(x):
                 return False
             needs = needs or (graph and x.requires_grad)
+        elif type(x) not in NUMBERS:
+            return False
     return needs
 
 
@@ -242,5 +253,5 @@ def _may_write(x: Tensor, inputs: Sequence) -> bool:
 
 def _with_saved(g: Tensor, ctx) -> Sequence:
     """What a rule reads: ``g``, then what ``setup_context`` kept."""
-    wanted, numbers, _ = ctx.kept  # to ask for saved tensors where there are none would forbid a second backward
+    wanted, numbers, _ = ctx.kept  # to ask for saved tensors forbids a second backward, as torch does of these rules
     return (g, *ctx.saved_tensors, *numbers) if wanted.saves else (g, *numbers)

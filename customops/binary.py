@@ -6,12 +6,13 @@ every derivative below is followed by a sum (Σ) over the axes that its input wa
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import formulas as f
 from .autograd import Operator, as_scalar, call, call_
-from .dispatch import EXPONENTS
+from .dispatch import CLASSES, EXPONENTS
 
 Number = bool | int | float | complex
 
@@ -171,6 +172,6 @@ def pow_(input: Tensor, exponent: Tensor | Number) -> Tensor:
 
 def _pow_operator(x, y) -> type[Operator]:
     """Which of the two powers torch computes; its CPU kernel takes no roots in float16."""
-    if isinstance(y, Tensor) or y not in EXPONENTS:
+    if not isinstance(y, Number | np.generic) or y not in EXPONENTS:
         return Pow
-    return Pow if isinstance(x, Tensor) and x.dtype == torch.float16 and x.is_cpu else PowNumber
+    return Pow if type(x) in CLASSES and x.dtype == torch.float16 and x.is_cpu else PowNumber

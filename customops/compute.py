@@ -79,6 +79,8 @@ def pointwise_(formula: Callable, twin: Callable, x: Tensor, *args) -> Tensor:
 class Rule(NamedTuple):
     """Derivatives that are taken in one pass, and the names of what they read: g, then tensors, then numbers.
 
+    Tensors come in the order in which torch saves them, y first: a checkpoint pairs by it what two passes saved, one of
+    which may have run under a mode, where torch's operator answers.
     ``steps`` has with each derivative what picks its arguments from those values.
     """
 
@@ -90,7 +92,7 @@ class Rule(NamedTuple):
     def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> Rule:
         """The rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
-        names = tuple(sorted(read, key=lambda name: (name in numbers, "gxyz".find(name))))
+        names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
         return cls(derivatives, names, tuple((d, picker(map(names.index, parameters(d)))) for d in derivatives))
 
 

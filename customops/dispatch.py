@@ -11,9 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import _are_functorch_transforms_active, _is_tracing, _len_torch_dispatch_stack
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_function_stack_at,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -95,8 +102,16 @@ def is_strided(x: Tensor) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether something records the calls to torch: ``torch.compile``, a tracer, a dispatch mode."""
-    return is_dynamo_compiling() or _len_torch_dispatch_stack() > 0 or _is_tracing()
+    """Whether something sees the calls to torch, or replaces them: ``torch.compile``, a tracer, a mode."""
+    if is_dynamo_compiling() or _len_torch_dispatch_stack() > 0 or _is_tracing():
+        return True
+    return _len_torch_function_stack() > 0 and _is_overridden()
+
+
+def _is_overridden() -> bool:
+    """Whether a function mode wants to see calls; that of a default device only cares where tensors are made."""
+    modes = map(_get_function_stack_at, range(_len_torch_function_stack()))
+    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def is_unseen(args: Sequence) -> bool:
@@ -113,7 +128,7 @@ def features(args: Sequence) -> tuple | None:
     graph is recorded, and on tensors that stand for others. :func:`has_kernel` is the rest of the dispatch rule.
     """
     for x in args:
-        if not dormant or (isinstance(x, Tensor) and x.is_cuda):
+        if not dormant or (type(x) in CLASSES and x.is_cuda):  # a subclass would see what is asked of it
             break
     else:
         return None

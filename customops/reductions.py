@@ -46,11 +46,14 @@ class Reduction(Recorded):
         """Keep what the call was, of x only what it looked like."""
         x = inputs[0]
         ctx.kept = x.shape, x.dtype, inputs[1:]
+        ctx.set_materialize_grads(False)
 
     @classmethod
     def backward(cls, ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
         shape, dtype, (_, *dim) = ctx.kept
+        if g is None:
+            return None, *[None] * (1 + len(dim))
         if cls.scale and (count := shape.numel() // max(g.numel(), 1)) != 1:
             g = pointwise(cls.scale, g, count)
         if g.dtype != dtype:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+import customops
+
+from .cases import Call, Row
 
 # Half types round once from float32 where torch's CPU kernels may round in between: alpha·y, say.
 TOLERANCE = {
@@ -39,6 +44,31 @@ def assert_same_outcome(got: Any, want: Any, strides: bool = False, computed: to
         assert_equal(got, want, strides, computed)
     else:
         assert got is want, f"got {got}, want {want}"
+
+
+def assert_same_outcomes(got: Any, want: Any) -> None:
+    """Equal results one by one, nested or not, or the same type of exception."""
+    if not isinstance(got, list | tuple) or not isinstance(want, list | tuple):
+        return assert_same_outcome(got, want)
+    for mine, theirs in zip(got, want, strict=True):
+        assert_same_outcomes(mine, theirs)
+
+
+def assert_as_torch(use: Callable, row: Row, call: Call, device: str, raises: bool | None = False, **options) -> None:
+    """``use(f, *leaves)`` does the same with f ours as with torch's, which raises or not; None for either."""
+    results = []
+    for library in (customops, torch):
+        xs = [row.draw((2, 3, 2, 2), seed=i, device=device, **options).requires_grad_() for i in range(call.arity)]
+        results.append(outcome(use, partial(call.function, library), *xs))
+    if raises is not None:
+        assert isinstance(results[1], type) is raises, results[1]
+    assert_same_outcomes(*results)
+
+
+def backward(z: Tensor, *leaves: Tensor, **options) -> list[Tensor | None]:
+    """The gradients that the backward pass of ``z`` leaves in these tensors."""
+    z.backward(cotangent(z), **options)
+    return [x.grad for x in leaves]
 
 
 def gradients(function: Callable, inputs: list[Tensor], g: Tensor | None = None) -> list[Tensor | None]:

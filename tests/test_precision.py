@@ -1,0 +1,115 @@
+"""The default dtype and device, complex gradients, deterministic mode; ``test_autocast.py`` has autocast."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import customops
+
+from .cases import CALLS, ROWS, ids
+from .compare import assert_same_outcome, assert_same_outcomes, cotangent, outcome
+
+REAL = (torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32)
+COMPLEX = [(a, b) for a in (torch.complex64, torch.complex128) for b in (a, torch.float32)]
+COMPLEX += [(b, a) for a, b in COMPLEX if a != b]
+VIEWS = {"plain": lambda x: x, "conj": torch.conj, "imag": lambda x: x.conj().imag if x.is_complex() else x}
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.thin(kernels=8)
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_default_dtype_decides_as_in_torch(row, call, dtype, device):
+    """Whatever it was at an earlier call of the same kind."""
+    xs = [row.draw((2, 2, 2, 2), seed=i, device=device).abs().ceil().to(dtype) for i in range(call.arity)]
+    for default in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float32):
+        with default_dtype(default):
+            got, want = (outcome(call.function, library, *xs) for library in (customops, torch))
+        assert_same_outcome(got, want)
+
+
+@pytest.mark.thin(kernels=2)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_default_device_moves_nothing(row, call, device, replan):
+    """Neither result nor what is computed on the way: plans are made, constants allocated."""
+    xs = [row.draw((2, 2, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
+    want = call.function(torch, *xs)
+    g = cotangent(want)
+
+    def run(library):
+        z, pull = torch.func.vjp(lambda *xs: call.function(library, *xs), *xs)
+        _, tangent = torch.func.jvp(lambda *xs: call.function(library, *xs), tuple(xs), tuple(xs))
+        return z, pull(g), tangent, torch.autograd.grad(call.function(library, *xs), xs, g)
+
+    wanted = run(torch)
+    with torch.device("meta"):
+        assert_same_outcomes(run(customops), wanted)
+
+
+@pytest.mark.thin(kernels=4)
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("dtypes", COMPLEX, ids=ids)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_complex_gradients_are_torchs(row, call, dtypes, view, device, tally):
+    """Of a real operand beside a complex one too; operands and cotangents lazily conjugated, and negated."""
+
+    def run(library):
+        xs = [_complex(row, dtypes[i], i, device) for i in range(call.arity)]
+        z = call.function(library, *map(VIEWS[view], xs))
+        g = _complex(ROWS[1], z.dtype, 5, device, z.shape).detach().conj()
+        return z, torch.autograd.grad(z, xs, g, retain_graph=True), torch.autograd.grad(z, xs, g, create_graph=True)
+
+    with customops.backend("auto"):
+        assert_same_outcomes(outcome(run, customops), outcome(run, torch))
+    tally("complex gradients")
+
+
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_complex_derivatives_follow_the_conjugate_convention(row, call, device):
+    """What a cotangent meets in ``vjp``, conjugated, is what a tangent meets in ``jvp``."""
+    if row.name == "relu":
+        pytest.skip("relu takes no complex numbers")
+    xs = [_complex(row, torch.complex128, i, device).detach() for i in range(call.arity)]
+    directions = tuple(x.roll(1) * 1j for x in xs)
+    with customops.backend("auto"):
+        z, pull = torch.func.vjp(lambda *xs: call.function(customops, *xs), *xs)
+        _, push = torch.func.jvp(lambda *xs: call.function(customops, *xs), tuple(xs), directions)
+        g = cotangent(z) * (1 + 2j)
+        got = (g.conj() * push).sum()
+        want = sum((dx.conj() * direction).sum() for dx, direction in zip(pull(g), directions, strict=True))
+    assert_same_outcome(got, want)
+
+
+@pytest.mark.thin(kernels=3)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_deterministic_mode_changes_no_bit(row, call, device):
+    """Nor does a second run; the gradient of an operand that is broadcast is a sum of many."""
+    shape = (3, 4, 5, 9)
+    xs = [row.draw(shape[2 * i :], torch.float32, seed=i, device=device).requires_grad_() for i in range(call.arity)]
+    results = []
+    for deterministic in (True, True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        z = call.function(customops, *xs)
+        results.append((z, *torch.autograd.grad(z, xs, cotangent(z))))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def _complex(row, dtype, seed, device, shape=(2, 2, 2, 2)):
+    """A leaf, complex if ``dtype`` is."""
+    x = row.draw(shape, seed=seed, device=device)
+    if dtype.is_complex:
+        x = torch.complex(x, row.draw(shape, seed=seed + 9, device=device))
+    return x.to(dtype).requires_grad_()
