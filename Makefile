@@ -7,7 +7,9 @@ KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 .PHONY: demo test test-full gpu-test gpu audit lint bench report wheel clean
 
 demo: .venv/ready
-	$(BIN)/python -m customops demo
+	$(BIN)/python -m customops demo digits
+	$(BIN)/python -m customops demo wgan-gp
+	$(BIN)/python -m customops demo physics
 
 test: .venv/ready  ## torch formulas and offline compilation, then the kernels in Triton's interpreter
 	$(PYTEST)

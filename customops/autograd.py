@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
 from torch._C import _are_functorch_transforms_active
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import Function, forward_ad
 
 from . import dispatch
@@ -89,7 +90,7 @@ class Operator(Recorded):
     def jvp(cls, ctx, *tangents):
         """The tangent of the output: each derivative applied to the tangent of its input, added up."""
         (wanted, _, _), (shape, dtype) = ctx.kept, ctx.output
-        total = torch.zeros((), dtype=dtype, device="cpu")
+        total = -torch.zeros((), dtype=dtype, device="cpu")  # a tangent of -0 stays one
         for position, (derivative, pick) in zip(wanted.positions, wanted.rule.steps, strict=True):
             if tangents[position] is not None:
                 tangent = tangents[position].to(dtype)
@@ -209,8 +210,11 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
 
 def differentiates(inputs: Sequence) -> bool:
     """Whether a derivative may be asked for, and by our rule rather than torch's for the formula."""
-    if is_watched() or torch._C._functorch.get_dynamic_layer_stack_depth() > 1:
-        return False  # torch drops the tangent of a tangent in a custom Function
+    if is_watched():
+        return False
+    layers = get_interpreter_stack() or ()
+    if len(layers) > 1 or (layers and layers[0].key() == TransformType.Functionalize):
+        return False  # of a custom Function torch drops the tangent of a tangent, and has no functional form
     needs = forward_ad._current_level >= 0
     graph = is_recorded()
     for x in inputs:

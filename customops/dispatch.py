@@ -14,10 +14,12 @@ from torch import Tensor, is_grad_enabled
 from torch._C import (
     _are_functorch_transforms_active,
     _get_function_stack_at,
+    _is_fwd_grad_enabled,
     _is_tracing,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
@@ -124,15 +126,15 @@ def is_unseen(args: Sequence) -> bool:
 def features(args: Sequence) -> tuple | None:
     """All that a kernel's plan depends on of ``args``; None where the torch formula answers.
 
-    That is wherever torch has to see through the operator: under ``torch.compile`` and tracers, where a gradient
-    graph is recorded, and on tensors that stand for others. :func:`has_kernel` is the rest of the dispatch rule.
+    That is wherever torch has to see through the operator: under ``torch.compile`` and tracers, where a gradient graph
+    is recorded or tangents move along, and on tensors that stand for others. :func:`has_kernel` is the rest.
     """
     for x in args:
         if not dormant or (type(x) in CLASSES and x.is_cuda):  # a subclass would see what is asked of it
             break
     else:
         return None
-    if _backend == "torch" or is_watched() or _are_functorch_transforms_active():
+    if _backend == "torch" or is_watched() or _are_functorch_transforms_active() or _moves_tangents():
         return None
     graph = is_grad_enabled()
     found: list[Any] = [_backend, target, torch.get_default_dtype(), torch.is_autocast_enabled()]
@@ -147,6 +149,11 @@ def features(args: Sequence) -> tuple | None:
         else:
             return None
     return tuple(found)
+
+
+def _moves_tangents() -> bool:
+    """Whether forward mode sees what is done to tensors; it does not inside a ``forward``."""
+    return forward_ad._current_level >= 0 and _is_fwd_grad_enabled()
 
 
 def _address(x: Tensor) -> int:

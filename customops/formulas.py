@@ -101,7 +101,7 @@ def pow_dx(g, x, y):
 def pow_dy(g, x, y, z):
     slope = z * _log(x, z.dtype)
     if isinstance(x, torch.Tensor) and x.dtype == y.dtype == z.dtype and not z.is_complex():
-        distance = abs(x) - y.clamp(max=0)  # 0 where x = 0 and y >= 0; elsewhere more, or nan
+        distance = abs(x.detach()) - y.detach().clamp(max=0)  # 0 where x = 0 and y >= 0; elsewhere more, or nan
         return g * torch.ops.aten.threshold_backward(slope, distance, 0)
     return g * torch.where((x == 0) & _not_negative(y), 0, slope)
 
@@ -140,7 +140,7 @@ def _where_not_zero(y, value):
     """``value``, but 0 where y is 0, whatever ``value`` is there."""
     if y.dtype != value.dtype or value.is_complex():
         return torch.where(y == 0, 0, value)
-    return torch.ops.aten.threshold_backward(value, abs(y), 0)  # 0 where |y| <= 0, in half the time
+    return torch.ops.aten.threshold_backward(value, abs(y.detach()), 0)  # 0 where |y| <= 0, in half the time
 
 
 def _not_negative(y):

@@ -1,4 +1,4 @@
-"""The default dtype and device, complex gradients, deterministic mode; ``test_autocast.py`` has autocast."""
+"""The default dtype and device, complex gradients, deterministic mode; ``test_precision_autocast.py`` has autocast."""
 
 from __future__ import annotations
 
