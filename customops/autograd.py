@@ -72,8 +72,8 @@ class Operator(Recorded):
             ctx.output = like_of(output)
             ctx.save_for_forward(*wanted.tensors(values))
 
-    @classmethod
-    def backward(cls, ctx, g):
+    @staticmethod
+    def backward(ctx, g):
         """The gradients that are wanted, in one pass; None for every other input."""
         if g is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -91,10 +91,11 @@ class Operator(Recorded):
         """The tangent of the output: each derivative applied to the tangent of its input, added up."""
         (wanted, _, _), (shape, dtype) = ctx.kept, ctx.output
         total = -torch.zeros((), dtype=dtype, device="cpu")  # a tangent of -0 stays one
-        for position, (derivative, pick) in zip(wanted.positions, wanted.rule.steps, strict=True):
+        for position, (derivative, arguments) in zip(wanted.positions, wanted.rule.steps, strict=True):
             if tangents[position] is not None:
                 tangent = tangents[position].to(dtype)
-                total = total + derivative(*pick(widened(_with_saved(tangent, ctx))))
+                values = widened(_with_saved(tangent, ctx))
+                total = total + derivative(*[values[k] for k in arguments])
         return total.expand(shape).to(dtype)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from . import formulas as f
 from .autograd import Operator, as_scalar, call, call_
@@ -171,7 +172,13 @@ def pow_(input: Tensor, exponent: Tensor | Number) -> Tensor:
 
 
 def _pow_operator(x, y) -> type[Operator]:
-    """Which of the two powers torch computes; its CPU kernel takes no roots in float16."""
+    """Which of the two powers torch computes; its CPU kernel takes no roots in float16.
+
+    To a compiler they are one: what y is goes unasked, so that one graph may serve all numbers. But torch 2.13 fails to
+    differentiate such a graph; where a gradient is wanted, y is asked and becomes a constant.
+    """
+    if is_dynamo_compiling() and not (isinstance(x, Tensor) and x.requires_grad):
+        return Pow
     if not isinstance(y, Number | np.generic) or y not in EXPONENTS:
         return Pow
     return Pow if type(x) in CLASSES and x.dtype == torch.float16 and x.is_cpu else PowNumber

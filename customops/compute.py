@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import repeat
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,12 @@ BLOCK = 1 << 17  # elements of a derivative that are summed while they are in a 
 LARGE = 8 * BLOCK  # from where on that is faster
 HALVES = frozenset({torch.float16, torch.bfloat16})
 
-Like = tuple[torch.Size, torch.dtype]  # all that a gradient has to know of its input
-like_of: Callable[[Tensor], Like] = attrgetter("shape", "dtype")
+Like = tuple[torch.Size, torch.dtype]
+
+
+def like_of(x: Tensor) -> Like:
+    """What a gradient has to know of ``x``."""
+    return x.shape, x.dtype
 
 
 class _Spec(NamedTuple):
@@ -81,19 +85,19 @@ class Rule(NamedTuple):
 
     Tensors come in the order in which torch saves them, y first: a checkpoint pairs by it what two passes saved, one of
     which may have run under a mode, where torch's operator answers.
-    ``steps`` has with each derivative what picks its arguments from those values.
+    ``steps`` has with each derivative the positions of its arguments among those values.
     """
 
     derivatives: tuple[Callable, ...]
     names: tuple[str, ...]
-    steps: tuple[tuple[Callable, Callable], ...]
+    steps: tuple[tuple[Callable, tuple[int, ...]], ...]
 
     @classmethod
     def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> Rule:
         """The rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
         names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
-        return cls(derivatives, names, tuple((d, picker(map(names.index, parameters(d)))) for d in derivatives))
+        return cls(derivatives, names, tuple((d, tuple(map(names.index, parameters(d)))) for d in derivatives))
 
 
 def picker(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:
@@ -128,8 +132,9 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
         turns = turns[::-1]  # what may be summed first, so that it is gone before the next is made
     large = g.numel() >= LARGE and is_unseen(values)
     for i in turns:
-        derivative, pick = rule.steps[i]
-        grad = _by_blocks(derivative, pick(values), likes[i][0]) if large else derivative(*pick(values))
+        derivative, positions = rule.steps[i]
+        arguments = [values[k] for k in positions]
+        grad = _by_blocks(derivative, arguments, likes[i][0]) if large else derivative(*arguments)
         if conjugates:
             grad = grad.conj()
         grads[i] = grad if like_of(grad) == likes[i] else _fit(grad, *likes[i])
@@ -314,8 +319,11 @@ def _named(formula: Callable, args: Sequence) -> dict[str, Any]:
 
 
 def _suits(out: Any, args: Sequence) -> bool:
-    """Whether ``out`` is a tensor apart from ``args`` or laid out as they are: torch may have to refuse any other."""
-    if not isinstance(out, Tensor) or torch._debug_has_internal_overlap(out) == 1:
+    """Whether ``out`` is a tensor apart from ``args`` or laid out as they are: torch may have to refuse any other.
+
+    None is under autocast, whose lists have no operator with an ``out``.
+    """
+    if not isinstance(out, Tensor) or torch._debug_has_internal_overlap(out) == 1 or torch.is_autocast_enabled():
         return False
     return not any(
         isinstance(x, Tensor)

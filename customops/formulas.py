@@ -10,6 +10,7 @@ Inputs may be tensors or Python numbers, as torch's own operators take them.
 from __future__ import annotations
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 
 def log(x, **out):
@@ -133,7 +134,8 @@ def _times(number, g):
 
 
 def _is_one(number):
-    return type(number) is int and number == 1
+    """Whether to leave it out; a compiler is not asked what its number is, or it would make a graph for each."""
+    return type(number) is int and not is_dynamo_compiling() and number == 1
 
 
 def _where_not_zero(y, value):

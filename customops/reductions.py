@@ -45,17 +45,17 @@ class Reduction(Recorded):
     def setup_context(cls, ctx, inputs, output):
         """Keep what the call was, of x only what it looked like."""
         x = inputs[0]
-        ctx.kept = x.shape, x.dtype, inputs[1:]
+        ctx.kept = cls.scale, x.shape, x.dtype, inputs[1:]
         ctx.set_materialize_grads(False)
 
-    @classmethod
-    def backward(cls, ctx, g):
+    @staticmethod
+    def backward(ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
-        shape, dtype, (_, *dim) = ctx.kept
+        scale, shape, dtype, (_, *dim) = ctx.kept
         if g is None:
             return None, *[None] * (1 + len(dim))
-        if cls.scale and (count := shape.numel() // max(g.numel(), 1)) != 1:
-            g = pointwise(cls.scale, g, count)
+        if scale and (count := shape.numel() // max(g.numel(), 1)) != 1:
+            g = pointwise(scale, g, count)
         if g.dtype != dtype:
             g = cast(g, dtype)
         if dim and g.shape != (kept := kept_shape(shape, *dim)):
@@ -65,7 +65,7 @@ class Reduction(Recorded):
     @classmethod
     def jvp(cls, ctx, dx, *_):
         """Linear: the same of the tangent."""
-        _, _, (dtype, *dim) = ctx.kept
+        *_, (dtype, *dim) = ctx.kept
         return cls.formula(dx, *dim, dtype=dtype)
 
 

@@ -156,6 +156,16 @@ def test_cpu_autocast_changes_nothing(row, call, dtypes, chosen):
         assert_same_outcomes((got, gradients(got, xs)), wanted)
 
 
+@pytest.mark.parametrize("name", ["log", "exp"])
+def test_out_is_not_cast(name):
+    x = draw(ROWS[0], ROWS[0].calls[0], HALVES)[0].detach()
+    with autocast():
+        got, want = (
+            getattr(library, name)(x, out=torch.empty_like(x, dtype=torch.float32)) for library in (customops, torch)
+        )
+    assert torch.equal(got, want)
+
+
 @pytest.mark.thin(kernels=3)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_gradients_can_be_unscaled_in_place(row, call):

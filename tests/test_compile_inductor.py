@@ -1,0 +1,75 @@
+"""Inductor computes ours, and fuses them with their neighbours as it does torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._inductor import metrics
+
+import customops
+
+from .cases import CALLS
+from .compare import assert_equal, cotangent
+from .compiling import COMPILER, FORMULAS, LIBRARIES, STATIC_AND_DYNAMIC, compiling_anew, every, leaf, rand
+
+
+@pytest.fixture(autouse=True)
+def _compile_anew(tmp_path):
+    with compiling_anew(tmp_path):
+        yield
+
+
+@FORMULAS
+@COMPILER
+@STATIC_AND_DYNAMIC
+@torch._inductor.config.patch({"cpp.simdlen": 1})  # vectors take g++ twice the time
+def test_inductor_computes_every_call_and_its_gradient(dynamic, tally):
+    x = leaf(2, 3, 2, 2)
+    function = torch.compile(lambda x: every(customops, x), fullgraph=True, dynamic=dynamic)
+    z, want = function(x), every(torch, x)
+    assert_equal(z, want)
+    assert_equal(*(torch.autograd.grad(value, x)[0] for value in (z, want)))
+    tally("calls compiled by Inductor", len(CALLS))
+
+
+def block(library, x, gain, between=lambda h: h):
+    """A gated RMSNorm and a loss: all ten operators in a chain."""
+    power = library.mean(library.pow(x, 2), -1, keepdim=True)
+    h = library.mul(library.mul(x, library.pow(library.add(power, 1e-6), -0.5)), gain)
+    h = library.mul(h, library.sigmoid(library.sub(between(h), 1.0)))
+    return library.sum(library.log(library.add(library.exp(library.relu(h)), 1)), -1)
+
+
+def kernels(function, dynamic, *xs) -> int:
+    """How many kernels Inductor makes of ``function`` and, where something requires a gradient, of its backward."""
+    torch.compiler.reset()
+    metrics.reset()
+    z = torch.compile(function, fullgraph=True, dynamic=dynamic)(*xs)
+    if z.requires_grad:
+        z.backward(cotangent(z))
+    return metrics.generated_kernel_count
+
+
+@FORMULAS
+@COMPILER
+@STATIC_AND_DYNAMIC
+def test_chain_is_fused_into_as_many_kernels_as_torchs(dynamic, tally):
+    for what, xs in {"forward": (rand(64, 32), rand(32)), "forward and backward": (leaf(64, 32), leaf(32))}.items():
+        ours, torchs = (kernels(lambda *xs: block(library, *xs), dynamic, *xs) for library in LIBRARIES)  # noqa: B023
+        assert 0 < ours == torchs
+        tally(f"kernels of a chain, {what}, {'dynamic' if dynamic else 'static'}", ours)
+
+
+@FORMULAS
+@COMPILER
+def test_an_opaque_neighbour_costs_kernels():
+    """So the count above would tell if ours were opaque."""
+    opaque = torch.library.custom_op(
+        "customops_tests::opaque", lambda h: h.clone(), mutates_args=(), schema="(Tensor h) -> Tensor"
+    )
+    opaque.register_fake(torch.empty_like)
+    whole, cut = (
+        kernels(lambda *xs: block(customops, *xs, between), False, rand(64, 32), rand(32))  # noqa: B023
+        for between in (torch.abs, opaque)
+    )
+    assert cut > whole
