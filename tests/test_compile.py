@@ -40,7 +40,7 @@ def compiled_graphs(library, call, xs, dynamic) -> tuple[list, list]:
     return [z, *torch.autograd.grad(z, xs, cotangent(z))], graphs
 
 
-@pytest.mark.thin(kernels=6, gpu=12)
+@pytest.mark.thin(formulas=2, kernels=8, gpu=12)
 @STATIC_AND_DYNAMIC
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_compiled_calls_have_torchs_graphs_values_and_gradients(row, call, dynamic, device, tally):

@@ -43,7 +43,7 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.thin(kernels=12)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_compiled_transforms_drop_no_derivative(name, tally):
     """Ours inside, as torch's without a compiler; Dynamo itself would lose a Function's jvp."""
