@@ -98,7 +98,7 @@ def test_copies_of_a_model_train_like_torchs_and_apart_from_it(how, device):
 def _check_all_and_train(models, x):
     for row, call in CALLS[:: 4 if KERNELS else 1]:
         xs = [row.draw((2, 3, 2, 2), seed=i, device=DEVICE) for i in range(call.arity)]
-        pairs = [gradients(lambda *xs, lib=lib: call.function(lib, *xs), xs) for lib in (customops, torch)]  # noqa: B023
+        pairs = [gradients(lambda *xs, lib=lib: call.function(lib, *xs), xs) for lib in (customops, torch)]  # noqa: B023 - used at once
         for got, want in zip(*pairs, strict=True):
             assert_equal(got, want)
     for model in models:

@@ -19,6 +19,8 @@ from .compare import assert_equal, assert_same_outcomes, cotangent, outcome
 from .compiling import FORMULAS, LIBRARIES, STATIC_AND_DYNAMIC, compiling_anew, leaf, rand
 from .conftest import DEVICE
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
+
 
 @pytest.fixture(autouse=True)
 def _compile_anew(tmp_path):

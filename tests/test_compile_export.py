@@ -17,6 +17,8 @@ from .compare import assert_same_outcomes, outcome
 from .compiling import COMPILER, FORMULAS, LIBRARIES
 from .conftest import DEVICE
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
+
 DYNAMIC = ({0: Dim("rows", min=2, max=64)},)
 
 

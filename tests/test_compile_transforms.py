@@ -14,6 +14,8 @@ from .cases import CALLS, ROWS
 from .compare import assert_equal, outcome
 from .compiling import FORMULAS, LIBRARIES, compiling_anew, every, leaf, rand
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
+
 SOME = [call for _, call in CALLS if call.rank < 2]  # more axes would add nothing but time
 
 

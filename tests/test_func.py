@@ -18,6 +18,8 @@ from .cases import CALLS, ids, shapes_for
 from .compare import assert_same_outcome, assert_same_outcomes, outcome
 from .conftest import DEVICE
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
+
 LOW = ((3,), (3,), (2, 3), (2, 1, 2), (1, 2, 1, 2))  # a small shape of each rank
 
 

@@ -59,7 +59,7 @@ def test_tangents_of_any_operands_match_torch(row, call, shapes, device, tally):
 
 
 @pytest.mark.parametrize(
-    "dtypes", product([torch.float32, torch.float64, torch.int64, torch.complex128], repeat=2), ids=ids
+    "dtypes", list(product([torch.float32, torch.float64, torch.int64, torch.complex128], repeat=2)), ids=ids
 )
 @pytest.mark.parametrize(("row", "call"), BINARY_CALLS, ids=ids)
 def test_tangents_of_mixed_dtypes_match_torch(row, call, dtypes, device):

@@ -12,6 +12,8 @@ from .conftest import DEVICE
 from .test_func import ONCE, TRANSFORMS, run
 from .test_inplace import BINARY, UNARY, twin
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
+
 
 @pytest.mark.parametrize("written", [0, 1])
 @pytest.mark.parametrize("name", [*TRANSFORMS, "functionalize"])
