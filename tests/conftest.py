@@ -17,8 +17,8 @@ DEVICE = os.environ.get("CUSTOMOPS_TEST_DEVICE", "cpu")  # where the tests' tens
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = os.environ.get("CUSTOMOPS_BACKEND") == "triton" and (INTERPRETED or DEVICE == "cuda")
 MODE = "gpu" if DEVICE == "cuda" else "kernels" if KERNELS else "formulas"
-COUNTED = ("gradchecks", "edge points") + {
-    "formulas": ("database samples", "compiled kernels", "audited calls"),
+COUNTED = ("gradchecks", "edge points", "transforms", "uses of autograd", "derivatives of orders 1 to 3") + {
+    "formulas": ("database samples", "compiled kernels", "audited calls", "compiled graphs like torch's"),
     "kernels": ("database samples",),
     "gpu": ("accuracies",),  # the database needs a package that a machine with a GPU may lack
 }[MODE]
@@ -39,7 +39,9 @@ def pytest_report_header(config):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "thin(kernels=1, formulas=1, gpu=1): one in so many of its cases without --full")
+    config.addinivalue_line(
+        "markers", "thin(kernels=1, formulas=1, gpu=kernels): one in so many of its cases without --full"
+    )
     if DEVICE not in ("cpu", "cuda"):
         raise pytest.UsageError(f"CUSTOMOPS_TEST_DEVICE: expected cpu or cuda, got {DEVICE!r}")
     if DEVICE == "cuda" and (INTERPRETED or not KERNELS):
@@ -58,7 +60,8 @@ def pytest_collection_modifyitems(config, items):
     keep = {True: [], False: []}
     for item in items:
         mark = item.get_closest_marker("thin")
-        share = mark.kwargs.get(MODE, 1) if mark else 1
+        shares = mark.kwargs if mark else {}
+        share = shares.get(MODE, shares.get("kernels", 1) if MODE == "gpu" else 1)
         keep[crc32(item.nodeid.encode()) % share == 0].append(item)
     items[:] = keep[True]
     config.hook.pytest_deselected(items=keep[False])
