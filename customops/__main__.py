@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from . import kernels
 from .dispatch import BACKENDS
+from .trainings import TRAININGS
 
 _INSTALL = {
     "sklearn": ("scikit-learn", "customops[demo]"),
@@ -34,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m customops")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train with torch's operators and with ours, in lockstep")
-    demo.add_argument("training", nargs="?", choices=("digits", "wgan-gp", "physics"), default="digits")
+    demo.add_argument("training", nargs="?", choices=tuple(TRAININGS), default="digits")
     demo.add_argument(
         "--backend",
         choices=BACKENDS,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
-from torch._C import _are_functorch_transforms_active
+from torch._C import DispatchKey, _are_functorch_transforms_active, _dispatch_tls_is_dispatch_key_excluded
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import Function, forward_ad
 
@@ -102,7 +102,8 @@ class Operator(Recorded):
 class _Wanted(NamedTuple):
     """The rule of those inputs that want a gradient, at ``positions``.
 
-    The rest are pickers out of (*inputs, output): those inputs, and what the rule reads, tensors apart from numbers.
+    Then pickers out of (*inputs, output): those inputs, and what the rule reads, tensors apart from numbers. ``saves``
+    is whether it reads any, if only a number: torch then refuses a second backward, as asking for saved tensors does.
     """
 
     rule: Rule
@@ -216,6 +217,8 @@ def differentiates(inputs: Sequence) -> bool:
     layers = get_interpreter_stack() or ()
     if len(layers) > 1 or (layers and layers[0].key() == TransformType.Functionalize):
         return False  # of a custom Function torch drops the tangent of a tangent, and has no functional form
+    if layers and _dispatch_tls_is_dispatch_key_excluded(DispatchKey.FuncTorchDynamicLayerFrontMode):
+        return False  # inside the batching rule of a custom operator, where torch takes no custom Function
     needs = forward_ad._current_level >= 0
     graph = is_recorded()
     for x in inputs:
@@ -229,8 +232,12 @@ def differentiates(inputs: Sequence) -> bool:
 
 
 def as_scalar(alpha: Any) -> Any:
-    """The number in a 0-dim tensor, which torch takes where it wants a number."""
-    return alpha.item() if isinstance(alpha, Tensor) and alpha.dim() == 0 else alpha
+    """The number in a 0-dim tensor, which torch takes where it wants a number: but for one that wants a gradient."""
+    if not isinstance(alpha, Tensor) or alpha.dim():
+        return alpha
+    if alpha.requires_grad:
+        torch.add(0, 0, alpha=alpha)  # type: ignore[call-overload]  # raises
+    return alpha.item()
 
 
 def _as_number(x: Any) -> Any:
@@ -258,5 +265,5 @@ def _may_write(x: Tensor, inputs: Sequence) -> bool:
 
 def _with_saved(g: Tensor, ctx) -> Sequence:
     """What a rule reads: ``g``, then what ``setup_context`` kept."""
-    wanted, numbers, _ = ctx.kept  # to ask for saved tensors forbids a second backward, as torch does of these rules
+    wanted, numbers, _ = ctx.kept
     return (g, *ctx.saved_tensors, *numbers) if wanted.saves else (g, *numbers)

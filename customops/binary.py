@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.compiler import is_dynamo_compiling
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_dynamo_compiling, is_exporting
 
 from . import formulas as f
 from .autograd import Operator, as_scalar, call, call_
@@ -177,8 +177,10 @@ def _pow_operator(x, y) -> type[Operator]:
     To a compiler they are one: what y is goes unasked, so that one graph may serve all numbers. But torch 2.13 fails to
     differentiate such a graph; where a gradient is wanted, y is asked and becomes a constant.
     """
-    if is_dynamo_compiling() and not (isinstance(x, Tensor) and x.requires_grad):
-        return Pow
+    if is_dynamo_compiling():
+        wanted = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
+        if is_exporting() or not wanted:
+            return Pow
     if not isinstance(y, Number | np.generic) or y not in EXPONENTS:
         return Pow
     return Pow if type(x) in CLASSES and x.dtype == torch.float16 and x.is_cpu else PowNumber

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cache, lru_cache
-from itertools import repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import blocks
 from .dispatch import ALIGNMENT, features, has_kernel, is_idle, is_unseen
 
 MOST_PLANS = 1 << 14
-BLOCK = 1 << 17  # elements of a derivative that are summed while they are in a CPU's cache
-LARGE = 8 * BLOCK  # from where on that is faster
 HALVES = frozenset({torch.float16, torch.bfloat16})
 
 Like = tuple[torch.Size, torch.dtype]
@@ -130,11 +128,11 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
     turns = range(len(likes))
     if len(likes) > 1 and likes[0][0] == g.shape:
         turns = turns[::-1]  # what may be summed first, so that it is gone before the next is made
-    large = g.numel() >= LARGE and is_unseen(values)
+    large = g.numel() >= blocks.LARGE and is_unseen(values)
     for i in turns:
         derivative, positions = rule.steps[i]
         arguments = [values[k] for k in positions]
-        grad = _by_blocks(derivative, arguments, likes[i][0]) if large else derivative(*arguments)
+        grad = blocks.derive(derivative, arguments, likes[i][0]) if large else derivative(*arguments)
         if conjugates:
             grad = grad.conj()
         grads[i] = grad if like_of(grad) == likes[i] else _fit(grad, *likes[i])
@@ -153,7 +151,8 @@ def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None,
     if out is not None:
         options["out"] = out
     found = features((x,) if out is None else (x, out))
-    if found and _are_axes(*dim) and (out is None or _suits(out, (x,))):
+    usual = _are_axes(*dim) and (dtype is None or isinstance(dtype, torch.dtype))
+    if found and usual and (out is None or _suits(out, (x,))):
         axes = tuple(tuple(d) if isinstance(d, list) else d for d in dim)
         key = formula, found, axes, tuple(map(type, dim)), dtype
         call = _calls.get(key)
@@ -261,43 +260,6 @@ def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
     return all(type(a) is int for a in axes)
 
 
-def _by_blocks(derivative: Callable, values: Sequence, shape: torch.Size) -> Tensor:
-    """A derivative, summed to ``shape`` if that is less than g's; what is neither read nor returned stays in the cache.
-
-    Blocks are slices of the axis that is furthest apart in memory, of those that make them small enough. All comes at
-    once, and unsummed, where there is none, and where a torch operator or two need no memory in between.
-    """
-    g, whole = values[0], shape == values[0].shape
-    count = g.numel() // BLOCK
-    axis = max(range(-g.dim(), 0), key=lambda a: (4 * g.shape[a] >= count, g.stride(a)))
-    if 4 * g.shape[axis] < count or sum(isinstance(x, Tensor) for x in values) < (3 if whole else 2):
-        return derivative(*values)
-    axes = [a for a in range(-g.dim(), 0) if len(shape) < -a or shape[a] != g.shape[a]]
-    step = -(-g.shape[axis] // count)
-    parts: list[Tensor] = []
-    slices: Iterator[Tensor] | None = None
-    for block in zip(*[_split(x, axis, step, g.shape[axis]) for x in values]):  # noqa: B905 - repeat() has no end
-        part = derivative(*block)
-        if not whole:
-            parts.append(part.sum(axes, keepdim=True, dtype=torch.float32 if part.dtype.itemsize == 2 else None))
-            continue
-        if slices is None:
-            grad = torch.empty_like(g, dtype=part.dtype)
-            slices = iter(grad.split(step, axis))
-        next(slices).copy_(part)
-    if whole:
-        return grad
-    total = torch.cat(parts, axis)
-    return (total.sum(axis, keepdim=True) if axis in axes else total).view(shape)
-
-
-def _split(x: Any, axis: int, step: int, size: int) -> Iterable:
-    """The slices of ``x`` that go with those of a tensor of ``size`` along ``axis``, with which it broadcasts."""
-    if isinstance(x, Tensor) and x.dim() >= -axis and x.shape[axis] == size:
-        return x.split(step, axis)
-    return repeat(x)
-
-
 def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype."""
     return cast(grad.sum_to_size(shape), dtype)
@@ -321,7 +283,7 @@ def _named(formula: Callable, args: Sequence) -> dict[str, Any]:
 def _suits(out: Any, args: Sequence) -> bool:
     """Whether ``out`` is a tensor apart from ``args`` or laid out as they are: torch may have to refuse any other.
 
-    None is under autocast, whose lists have no operator with an ``out``.
+    No tensor suits under autocast, whose lists have no operator with an ``out``.
     """
     if not isinstance(out, Tensor) or torch._debug_has_internal_overlap(out) == 1 or torch.is_autocast_enabled():
         return False

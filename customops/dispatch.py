@@ -126,8 +126,8 @@ def is_unseen(args: Sequence) -> bool:
 def features(args: Sequence) -> tuple | None:
     """All that a kernel's plan depends on of ``args``; None where the torch formula answers.
 
-    That is wherever torch has to see through the operator: under ``torch.compile`` and tracers, where a gradient graph
-    is recorded or tangents move along, and on tensors that stand for others. :func:`has_kernel` is the rest.
+    That is wherever torch has to see through the operator: under ``torch.compile``, tracers and modes, where a gradient
+    graph is recorded or tangents move along, and on tensors that stand for others. :func:`has_kernel` is the rest.
     """
     for x in args:
         if not dormant or (type(x) in CLASSES and x.is_cuda):  # a subclass would see what is asked of it

@@ -10,7 +10,6 @@ Inputs may be tensors or Python numbers, as torch's own operators take them.
 from __future__ import annotations
 
 import torch
-from torch.compiler import is_dynamo_compiling
 
 
 def log(x, **out):
@@ -134,8 +133,8 @@ def _times(number, g):
 
 
 def _is_one(number):
-    """Whether to leave it out; a compiler is not asked what its number is, or it would make a graph for each."""
-    return type(number) is int and not is_dynamo_compiling() and number == 1
+    """Whether a factor can go without saying; a compiler is not asked, or it would make a graph for each number."""
+    return type(number) is int and not torch.compiler.is_dynamo_compiling() and number == 1
 
 
 def _where_not_zero(y, value):

@@ -39,8 +39,9 @@ def outcome(function: Callable, *args, **kwargs) -> Any:
 
 
 def assert_same_outcome(got: Any, want: Any, strides: bool = False, computed: torch.dtype | None = None) -> None:
-    """Equal results, or the same type of exception."""
+    """Equal results, both recorded or neither, or the same type of exception."""
     if isinstance(got, Tensor) and isinstance(want, Tensor):
+        assert got.requires_grad == want.requires_grad
         assert_equal(got, want, strides, computed)
     else:
         assert got is want, f"got {got}, want {want}"

@@ -83,6 +83,22 @@ def _shifted_out(lib):
     return lib.exp(x[:-1], out=x[1:])
 
 
+def _second_of_nothing(lib):
+    x, g = leaf(0, 2), leaf()
+    (dx,) = torch.autograd.grad(lib.mean(x), x, g, create_graph=True)
+    return gradient(dx, g)
+
+
+def _batching_rule(lib):
+    operator = torch.library.custom_op("customops_tests::copied", _copied, mutates_args=())
+    operator.register_vmap(lambda _, dims, x: (lib.exp(x), dims[0]))
+    return torch.vmap(operator)(leaf(3, 2))
+
+
+def _copied(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
 TRUE = tensor([True])
 CASES = {
     "sum written to": lambda lib: lib.sum(leaf(2, 3), 0).add_(1),
@@ -100,6 +116,8 @@ CASES = {
     "integer base, wider exponent": _wider_exponent(torch.int64),
     "second backward": _second_backward,
     "alpha is a 0-dim tensor": lambda lib: lib.add(ones(2), ones(2), alpha=tensor(2.0)),
+    "alpha wants a gradient": lambda lib: lib.sub(ones(2), ones(2), alpha=leaf()),
+    "alpha wants a gradient under a transform": lambda lib: torch.func.grad(lambda a: lib.add(1.0, a, alpha=a))(leaf()),
     "alpha is a string": lambda lib: lib.add(ones(2), ones(2), alpha="2"),
     "alpha is None": lambda lib: lib.sub(ones(2), ones(2), alpha=None),
     "bool alpha": lambda lib: lib.add(ones(2), ones(2), alpha=True),
@@ -108,7 +126,11 @@ CASES = {
     "dtype=float": _gradient_of(lambda lib, x: lib.sum(x, dtype=float), 3),
     "dtype=str": _gradient_of(lambda lib, x: lib.sum(x, dtype="float32"), 3),
     "dtype=int": _gradient_of(lambda lib, x: lib.sum(x, dtype=int), 3),
+    "dtype=float without a gradient": lambda lib: lib.sum(ones(3), dtype=float),
+    "dtype=str without a gradient": lambda lib: lib.mean(ones(3), dtype="a"),
     "integer dtype with a gradient": _gradient_of(lambda lib, x: lib.sum(x, dtype=torch.int64), 3),
+    "mean of nothing, twice differentiated": _second_of_nothing,
+    "inside a batching rule": _batching_rule,
     "inference tensor in place": _inference_tensor,
     "functionalize": lambda lib: torch.func.functionalize(lib.exp)(ones(2)),
     "functionalize out": lambda lib: torch.func.functionalize(lambda x, o: lib.exp(x, out=o))(

@@ -7,7 +7,6 @@ import torch
 
 import customops
 from benchmarks import memory
-from customops import compute
 
 from .cases import BROADCASTS, CALLS, LAYOUTS, ids
 from .compare import TOLERANCE, cotangent, gradients
@@ -29,10 +28,10 @@ LARGER = (
 def blocks(monkeypatch):
     """Make blocks of a few elements; the list of the sizes that derivatives saw."""
     seen: list[int] = []
-    monkeypatch.setattr(compute, "BLOCK", 4)
-    monkeypatch.setattr(compute, "LARGE", 8)
-    split = compute._split
-    monkeypatch.setattr(compute, "_split", lambda x, *args: (counted(block) for block in split(x, *args)))
+    monkeypatch.setattr(customops.blocks, "BLOCK", 4)
+    monkeypatch.setattr(customops.blocks, "LARGE", 8)
+    split = customops.blocks._split
+    monkeypatch.setattr(customops.blocks, "_split", lambda x, *args: (counted(block) for block in split(x, *args)))
 
     def counted(block):
         seen.append(block.numel() if isinstance(block, torch.Tensor) else 0)
@@ -95,5 +94,5 @@ def test_what_is_only_summed_never_reaches_memory(shape, monkeypatch):
         return memory.peak(lambda: torch.autograd.grad(z, y, g, retain_graph=True), "cpu")
 
     assert peak() < size / 4
-    monkeypatch.setattr(compute, "LARGE", float("inf"))
+    monkeypatch.setattr(customops.blocks, "LARGE", float("inf"))
     assert peak() >= size

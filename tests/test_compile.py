@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from functorch.compile import make_boxed_func
-from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -18,6 +17,7 @@ from .cases import CALLS, ids
 from .compare import assert_equal, assert_same_outcomes, cotangent, outcome
 from .compiling import FORMULAS, LIBRARIES, STATIC_AND_DYNAMIC, compiling_anew, leaf, rand
 from .conftest import DEVICE
+from .test_inplace import twin
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
 
@@ -82,6 +82,7 @@ CHANGES = {
     "broadcast": (binary, [(rand(2, 3), rand(3)), (rand(4, 3), rand(4, 1)), (rand(5, 3), rand(5, 3))]),
     "operand": (binary, [(rand(3), rand(3)), (rand(3), 2.5), (3, rand(3)), (rand(3), 4), (leaf(3), 2j)]),
     "int": (binary, [(rand(3), n) for n in (4, 5, 6, 2, 3, -1, 1, 0)]),
+    "int beside a leaf": (torch.no_grad()(binary), [(leaf(3), n) for n in (4, 5, 6, 2)]),
     "int base": (binary, [(n, rand(3)) for n in (4, 5, 6, 2, 1)]),
     "float": (binary, [(rand(3), number) for number in (4.5, 5.5, 0.5, 2.0, -0.5)]),
     "alpha": (scaled, [(rand(3), alpha) for alpha in (4, 5, 6, 1, 0)]),
@@ -127,10 +128,6 @@ def test_settings_leave_compiled_functions_whole(device):
         with customops.dry_run() as records:
             assert_equal(compiled(x), torch.exp(x))
         assert not records
-
-
-def twin(library, name):
-    return getattr(Tensor, name) if library is torch else getattr(library, name)
 
 
 def into_view(library, x, name, *rest):

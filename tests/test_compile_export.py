@@ -37,7 +37,7 @@ class Gate(nn.Module):
         h = lib.mul(lib.mul(x, lib.pow(lib.add(power, self.least), -0.5)), self.gain)
         h = lib.mul(h, lib.sigmoid(lib.sub(h, 1.0)))
         loss = lib.log(lib.add(lib.exp(lib.sum(lib.relu(h), 0)), x.shape[0]))
-        return loss, lib.pow(x, x.shape[0]), lib.add(x, x, alpha=x.shape[0])
+        return loss, lib.pow(h, x.shape[0]), lib.add(x, x, alpha=x.shape[0])
 
 
 def targets(module) -> list[str]:

@@ -55,7 +55,7 @@ def test_compiled_transforms_drop_no_derivative(name, tally):
         return lambda x, t: TRANSFORMS[name](lambda x: every(library, x, SOME), x, t)
 
     got = outcome(torch.compile(use(customops), fullgraph=True, backend="aot_eager"), x, t)
-    if isinstance(got, type):  # after a jvp torch 2.13 compiles no jvp of a jvp, its own neither
+    if isinstance(got, type) and name == "jvp of jvp":  # after a jvp torch 2.13 compiles none, of its own neither
         assert got is outcome(torch.compile(use(torch), fullgraph=True, backend="aot_eager"), x, t)
     else:
         torch.testing.assert_close(got, use(torch)(x, t))

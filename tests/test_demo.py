@@ -17,12 +17,6 @@ from .conftest import INTERPRETED, KERNELS
 demo = pytest.importorskip("customops.demo", reason="the demo needs scikit-learn and tqdm")
 BACKEND = "triton" if KERNELS else "torch"
 TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=-99)
-SECOND = [
-    ("wgan-gp", "add"),
-    ("wgan-gp", "exp"),
-    ("physics", "add"),
-    ("physics", "sigmoid"),
-]  # their losses hold derivatives
 
 
 class NoSecond(torch.autograd.Function):
