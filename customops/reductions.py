@@ -54,7 +54,7 @@ class Reduction(Recorded):
         scale, shape, dtype, (_, *dim) = ctx.kept
         if g is None:
             return None, *[None] * (1 + len(dim))
-        if scale and (count := shape.numel() // max(g.numel(), 1)) > 1:
+        if scale and (count := shape.numel() // max(g.numel(), 1)):
             g = pointwise(scale, g, count)
         if g.dtype != dtype:
             g = cast(g, dtype)
