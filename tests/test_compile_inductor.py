@@ -10,7 +10,7 @@ import customops
 
 from .cases import CALLS
 from .compare import assert_equal, cotangent
-from .compiling import COMPILER, FORMULAS, LIBRARIES, STATIC_AND_DYNAMIC, compiling_anew, every, leaf, rand
+from .compiling import COMPILER, FORMULAS, LIBRARIES, STATIC_AND_DYNAMIC, block, compiling_anew, every, leaf, rand
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +30,6 @@ def test_inductor_computes_every_call_and_its_gradient(dynamic, tally):
     assert_equal(z, want)
     assert_equal(*(torch.autograd.grad(value, x)[0] for value in (z, want)))
     tally("calls compiled by Inductor", len(CALLS))
-
-
-def block(library, x, gain, between=lambda h: h):
-    """A gated RMSNorm and a loss: all ten operators in a chain."""
-    power = library.mean(library.pow(x, 2), -1, keepdim=True)
-    h = library.mul(library.mul(x, library.pow(library.add(power, 1e-6), -0.5)), gain)
-    h = library.mul(h, library.sigmoid(library.sub(between(h), 1.0)))
-    return library.sum(library.log(library.add(library.exp(library.relu(h)), 1)), -1)
 
 
 def kernels(function, dynamic, *xs) -> int:

@@ -14,7 +14,8 @@ from customops.__main__ import main
 
 from .conftest import INTERPRETED, KERNELS
 
-demo = pytest.importorskip("customops.demo", reason="the demo needs scikit-learn and tqdm")
+pytest.importorskip("sklearn", reason="its digits come from scikit-learn")
+demo = pytest.importorskip("customops.demo", reason="the demo needs tqdm")
 BACKEND = "triton" if KERNELS else "torch"
 TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=-99)
 
