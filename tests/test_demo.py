@@ -20,13 +20,17 @@ BACKEND = "triton" if KERNELS else "torch"
 TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=-99)
 
 
-class NoSecond(torch.autograd.Function):
-    """z = x, with a gradient that cannot be differentiated."""
+class Identity(torch.autograd.Function):
+    """z = x, with a fault in the gradient that a subclass adds."""
 
     @staticmethod
     def forward(ctx, x):
         """Copy x."""
         return x.clone()
+
+
+class NoSecond(Identity):
+    """A gradient that cannot be differentiated."""
 
     @staticmethod
     def backward(ctx, g):
@@ -34,13 +38,8 @@ class NoSecond(torch.autograd.Function):
         return g.detach()
 
 
-class OffGradient(torch.autograd.Function):
-    """z = x, with a gradient that is 0.1 % off."""
-
-    @staticmethod
-    def forward(ctx, x):
-        """Copy x."""
-        return x.clone()
+class OffGradient(Identity):
+    """A gradient that is 0.1 % off."""
 
     @staticmethod
     def backward(ctx, g):
