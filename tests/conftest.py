@@ -119,6 +119,26 @@ def breaking(monkeypatch, replan):
     return replace
 
 
+@pytest.fixture(scope="session")
+def two():
+    """Two processes that form a group, for the whole session; see :class:`ranks.Ranks`."""
+    yield from _ranks(2)
+
+
+@pytest.fixture(scope="session")
+def four():
+    """Four of them."""
+    yield from _ranks(4)
+
+
+def _ranks(size):
+    from .ranks import Ranks  # noqa: PLC0415 - it reads DEVICE here
+
+    ranks = Ranks(size)
+    yield ranks
+    ranks.close()
+
+
 @pytest.fixture(autouse=True)
 def _fresh_memory_is_nan():
     """Fill what ``torch.empty`` returns with nan, or the largest integer, so that an unwritten element shows."""
