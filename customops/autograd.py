@@ -13,9 +13,9 @@ from torch._C import DispatchKey, _are_functorch_transforms_active, _dispatch_tl
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import Function, forward_ad
 
-from . import dispatch
+from . import dispatch, shards
 from .compute import Rule, like_of, picker, pointwise, pointwise_, pointwise_vjp, widened
-from .dispatch import CLASSES, NUMBERS, is_plain, is_strided, is_watched
+from .dispatch import CLASSES, NUMBERS, is_idle, is_plain, is_strided, is_watched
 
 _INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
 
@@ -219,16 +219,18 @@ def differentiates(inputs: Sequence) -> bool:
         return False  # of a custom Function torch drops the tangent of a tangent, and has no functional form
     if layers and _dispatch_tls_is_dispatch_key_excluded(DispatchKey.FuncTorchDynamicLayerFrontMode):
         return False  # inside the batching rule of a custom operator, where torch takes no custom Function
-    needs = forward_ad._current_level >= 0
-    graph = is_recorded()
+    forward_mode = forward_ad._current_level >= 0
+    graph, needs, plain = is_recorded(), forward_mode, True
     for x in inputs:
         if isinstance(x, Tensor):
             if not is_plain(x):
-                return False
+                if is_idle(x):
+                    return False
+                plain = False
             needs = needs or (graph and x.requires_grad)
         elif type(x) not in NUMBERS:
             return False
-    return needs
+    return needs and (plain or (not (forward_mode or layers) and shards.align(inputs) is not None))
 
 
 def as_scalar(alpha: Any) -> Any:

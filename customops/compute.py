@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import blocks
+from . import blocks, shards
 from .dispatch import ALIGNMENT, features, has_kernel, is_idle, is_unseen
+from .shards import JOINED, Spread, without
 
 MOST_PLANS = 1 << 14
 HALVES = frozenset({torch.float16, torch.bfloat16})
@@ -58,6 +59,9 @@ def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
         if call:
             (z,) = call(args)
             return z if out is None else torch.maximum(z, z, out=out)  # torch's own resizing and casts
+    elif out is None and (spread := shards.find(args)) and (like := _outline(formula, args, {})):
+        z = pointwise(formula, *map(spread.local, args))
+        return spread.join(z, like, spread.placements(like.shape))
     return formula(*args) if out is None else formula(*args, out=out)
 
 
@@ -119,6 +123,8 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
             kept, call = plan
             made = iter(call(values) if call else ())
             return [g if keeps else next(made) for keeps in kept]
+    elif spread := shards.find(values):
+        return _vjp_on_shards(rule, values, likes, spread)
     if likes[0][1] is not g.dtype or likes[-1][1] is not g.dtype:
         values = widened(values)
     conjugates = g.is_complex()  # as it is where anything is; a cotangent goes in and comes out conjugated
@@ -137,6 +143,16 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
             grad = grad.conj()
         grads[i] = grad if like_of(grad) == likes[i] else _fit(grad, *likes[i])
     return grads
+
+
+def _vjp_on_shards(rule: Rule, values: Sequence, likes: Sequence[Like], spread: Spread) -> list[Tensor]:
+    """``pointwise_vjp`` on the parts that are here; what is summed over an axis is summed later over processes."""
+    here = [spread.local(value) for value in values]
+    grads = pointwise_vjp(rule, here, [(spread.local_shape(shape, here[0].shape), dtype) for shape, dtype in likes])
+    return [
+        spread.join(grad, _Spec(shape, _contiguous(shape), dtype, grad.device), spread.placements(shape, "sum"))
+        for grad, (shape, dtype) in zip(grads, likes, strict=True)
+    ]
 
 
 def widened(values: Sequence) -> Sequence:
@@ -162,15 +178,36 @@ def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None,
         if call:
             (z,) = call((x,))
             return z if out is None else torch.maximum(z, z, out=out)
+    elif usual and out is None and (spread := shards.find((x,))) and (like := _outline(formula, (x, *dim), options)):
+        return _reduce_on_shards(formula, x, dim, options, spread, like)
     return formula(x, *dim, **options)
 
 
+def _reduce_on_shards(
+    formula: Callable, x: Tensor, dim: tuple, options: dict[str, Any], spread: Spread, like: _Spec
+) -> Tensor:
+    """``reduce`` of the part that is here; what is reduced over a sharded axis is joined later over processes."""
+    joined = JOINED[formula.__name__]
+    if joined == "avg" and not spread.divides(x.shape):  # averages of unequal parts do not average
+        return formula(x, *dim, **options)
+    z = reduce(formula, spread.local(x), *dim, **options)
+    placements = spread.placements(kept_shape(x.shape, *dim), joined)
+    if len(like.shape) < x.dim():
+        placements = without(placements, reduced_axes(x.dim(), *dim))
+    return spread.join(z, like, placements)
+
+
 @lru_cache(maxsize=4096)
-def kept_shape(shape: torch.Size, axes: Any = (), _keepdim: bool = False) -> torch.Size:
-    """``shape`` with 1 for each axis that a reduction runs over, which is every one where none is named."""
-    axes = (axes,) if isinstance(axes, int) else axes
-    reduced = {a % len(shape) for a in axes} if axes and shape else range(len(shape))
+def kept_shape(shape: torch.Size, axes: Any = (), keepdim: bool = False) -> torch.Size:
+    """``shape`` with 1 for each axis that a reduction runs over."""
+    reduced = reduced_axes(len(shape), axes, keepdim)
     return torch.Size(1 if a in reduced else n for a, n in enumerate(shape))
+
+
+def reduced_axes(rank: int, axes: Any = (), _keepdim: bool = False) -> set[int]:
+    """The axes that a reduction runs over, which is every one where none is named."""
+    axes = (axes,) if isinstance(axes, int) else axes
+    return {a % rank for a in axes} if axes and rank else set(range(rank))
 
 
 _calls: dict[tuple, Any] = {}  # by what they depend on; False where torch answers
@@ -301,20 +338,36 @@ def _ask_torch(formula: Callable, args: tuple, **options) -> _Spec:
     Runs ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape.
     """
 
-    def call(imagine: Callable) -> Tensor:
-        given = [imagine(_spec_of(arg)) if isinstance(arg, Tensor) else arg for arg in args]
-        named = {k: imagine(_spec_of(v)) if isinstance(v, Tensor) else v for k, v in options.items()}
-        return formula(*given, **named)
+    def single(spec: _Spec) -> Tensor:
+        return torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device)
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an ``out`` of one element is resized, the caller's may not be
-            one = call(lambda spec: torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device))
-            many = call(lambda spec: torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta"))
+            one = _imagine(single, formula, args, options)
+            many = _imagine(_on_meta, formula, args, options)
     except Exception:
         formula(*args, **options)  # so that the error speaks of the caller's tensors
         raise
     return _Spec(many.shape, many.stride(), one.dtype, one.device)
+
+
+def _outline(formula: Callable, args: tuple, options: dict[str, Any]) -> _Spec | None:
+    """The shape and strides of what torch would return; None where it refuses, as it will say itself."""
+    try:
+        return _spec_of(_imagine(_on_meta, formula, args, options))
+    except (RuntimeError, IndexError, TypeError, NotImplementedError, ValueError):
+        return None
+
+
+def _imagine(make: Callable[[_Spec], Tensor], formula: Callable, args: tuple, options: dict[str, Any]) -> Tensor:
+    """``formula`` on other tensors, that ``make`` makes of the specs of those given."""
+    given = [make(_spec_of(arg)) if isinstance(arg, Tensor) else arg for arg in args]
+    return formula(*given, **{k: make(_spec_of(v)) if isinstance(v, Tensor) else v for k, v in options.items()})
+
+
+def _on_meta(spec: _Spec) -> Tensor:
+    return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta")
 
 
 def _spec_of(x: Tensor) -> _Spec:

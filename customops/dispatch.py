@@ -134,7 +134,7 @@ def features(args: Sequence) -> tuple | None:
             break
     else:
         return None
-    if _backend == "torch" or is_watched() or _are_functorch_transforms_active() or _moves_tangents():
+    if defers():
         return None
     graph = is_grad_enabled()
     found: list[Any] = [_backend, target, torch.get_default_dtype(), torch.is_autocast_enabled()]
@@ -149,6 +149,11 @@ def features(args: Sequence) -> tuple | None:
         else:
             return None
     return tuple(found)
+
+
+def defers() -> bool:
+    """Whether the torch formula answers, whatever the tensors."""
+    return _backend == "torch" or is_watched() or _are_functorch_transforms_active() or _moves_tangents()
 
 
 def _moves_tangents() -> bool:

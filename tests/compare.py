@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import customops
+from customops import dispatch
 
 from .cases import Call, Row
 
@@ -22,6 +25,7 @@ TOLERANCE = {
     torch.complex64: {"rtol": 3e-6, "atol": 1e-5},
     torch.complex128: {"rtol": 1e-10, "atol": 1e-12},
 }
+outcomes: Counter[str] = Counter()  # how many calls returned and how many raised, in the test that runs
 
 
 def assert_equal(got: Tensor, want: Tensor, strides: bool = False, computed: torch.dtype | None = None) -> None:
@@ -33,9 +37,12 @@ def assert_equal(got: Tensor, want: Tensor, strides: bool = False, computed: tor
 def outcome(function: Callable, *args, **kwargs) -> Any:
     """What a call returns, or the type of what it raises."""
     try:
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
     except Exception as error:
+        outcomes["raised"] += 1
         return type(error)
+    outcomes["returned"] += 1
+    return result
 
 
 def assert_same_outcome(got: Any, want: Any, strides: bool = False, computed: torch.dtype | None = None) -> None:
@@ -44,7 +51,7 @@ def assert_same_outcome(got: Any, want: Any, strides: bool = False, computed: to
         assert got.requires_grad == want.requires_grad
         assert_equal(got, want, strides, computed)
     else:
-        assert got is want, f"got {got}, want {want}"
+        assert got == want, f"got {got}, want {want}"
 
 
 def assert_same_outcomes(got: Any, want: Any) -> None:
@@ -85,3 +92,19 @@ def cotangent(z: Tensor) -> Tensor:
     """A fixed, irregular gradient for ``z``."""
     numbers = torch.arange(z.numel(), dtype=torch.float64).mul(0.7).sin().add(1.2)
     return numbers.reshape(z.shape).to(z.device, z.dtype)
+
+
+def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are launched from now on."""
+    from customops.triton_kernels.launch import Launch  # noqa: PLC0415 - Triton may be missing
+
+    made: list[str] = []
+    method = "interpret" if dispatch.is_interpreted() else "__call__"
+    real = getattr(Launch, method)
+
+    def record(self, *args):
+        made.append(self.kernel.__name__)
+        real(self, *args)
+
+    monkeypatch.setattr(Launch, method, record)
+    return made

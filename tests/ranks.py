@@ -23,8 +23,8 @@ SECONDS = 90  # after which ranks that wait for one another are taken to hang
 class Ranks:
     """``size`` processes; ``ranks(function, *args)`` has what ``function(*args)`` returned on each.
 
-    The function is one of a module's own, as it is pickled by name. Where a rank raises, an AssertionError here holds its
-    traceback, and the other ranks, which may wait for it, are killed; the next call starts new ones.
+    The function is one of a module's own, as it is pickled by name. Where a rank raises, an AssertionError here holds
+    its traceback, and the other ranks, which may wait for it, are killed; the next call starts new ones.
     """
 
     def __init__(self, size: int, **environment: str):
@@ -63,17 +63,19 @@ class Ranks:
     def start(self) -> None:
         """Start the processes, in a new group."""
         context = multiprocessing.get_context("spawn")
-        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        self.folder = tempfile.TemporaryDirectory()  # of the file through which groups are made, later ones too
+        meeting = f"{self.folder.name}/group"
+        with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
             for rank in range(self.size):
                 pipe, end = context.Pipe()
-                process = context.Process(target=_serve, args=(end, f"{folder}/group", rank, self.size), daemon=True)
+                process = context.Process(target=_serve, args=(end, meeting, rank, self.size), daemon=True)
                 process.start()
                 end.close()
                 self.pipes.append(pipe)
                 self.processes.append(process)
-            ready = [self.receive(rank, SECONDS) for rank in range(self.size)]
+        ready = [self.receive(rank, SECONDS) for rank in range(self.size)]
         assert all(worked for worked, _ in ready), ready
 
     def close(self) -> None:

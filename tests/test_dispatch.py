@@ -13,6 +13,7 @@ import customops
 from customops import formulas
 
 from .cases import CALLS, ROWS, ids
+from .compare import record_launches
 from .conftest import DEVICE, INTERPRETED, KERNELS, NO_KERNEL
 
 X = torch.tensor([0.5, 2.0], device=DEVICE)
@@ -20,21 +21,10 @@ X = torch.tensor([0.5, 2.0], device=DEVICE)
 
 @pytest.fixture
 def launches(monkeypatch):
-    """The kernels launched during a test, by the names of their formulas; needs kernels."""
+    """The kernels launched during a test, by name; needs kernels."""
     if not KERNELS:
         pytest.skip(NO_KERNEL)
-    from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
-
-    made = []
-    method = "interpret" if INTERPRETED else "__call__"
-    real = getattr(launch.Launch, method)
-
-    def record(self, *args):
-        made.append(self.kernel.__name__)
-        real(self, *args)
-
-    monkeypatch.setattr(launch.Launch, method, record)
-    return made
+    return record_launches(monkeypatch)
 
 
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)

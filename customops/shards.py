@@ -1,0 +1,123 @@
+"""Tensors spread over processes, or still on their way: what an operator computes of them in this process.
+
+An elementwise operator needs no communication where its inputs line up, and a reduction none at all: each process
+computes on its own shard, by kernel where one can run. Where inputs do not line up torch's operator moves them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, is_grad_enabled
+
+from .dispatch import CLASSES, defers, is_idle, is_plain
+
+JOINED = {"sum": "sum", "mean": "avg"}  # how what a reduction gives on each shard becomes that of the whole
+
+
+class Spread(NamedTuple):
+    """How the inputs of an elementwise operator line up, and with them its output.
+
+    ``dims`` has for each axis of ``mesh`` the dimension that it shards, counted from the end; None where it repeats.
+    Without a mesh nothing is spread: the inputs were only late.
+    """
+
+    mesh: Any = None
+    dims: tuple[int | None, ...] = ()
+
+    def local(self, x: Any) -> Any:
+        """The part of input ``x`` that is here, at most a view of what was; a number is itself."""
+        if _is_distributed(x):
+            wanted = self.placements(x.shape)
+            x = (x if wanted == x.placements else x.redistribute(placements=wanted)).to_local()
+        return x.wait() if _is_late(x) else x
+
+    def is_here(self, x: Any) -> bool:
+        """Whether the part of DTensor ``x`` that is wanted here is here already."""
+        wanted = zip(x.placements, self.placements(x.shape), self.dims, strict=True)
+        return all(p == q or (p.is_replicate() and self.dims.count(dim) == 1) for p, q, dim in wanted)
+
+    def placements(self, shape: Sequence[int], joined: str | None = None) -> tuple:
+        """Where a tensor of ``shape`` is that broadcasts to the output; ``joined`` over the axes where it has size 1.
+
+        Those axes it repeats over if it is an input, for which nothing is joined.
+        """
+        from torch.distributed.tensor import Partial, Replicate, Shard  # noqa: PLC0415 - imported where there are any
+
+        def place(dim):
+            if dim is not None and len(shape) >= -dim and shape[dim] > 1:
+                return Shard(len(shape) + dim)
+            return Replicate() if dim is None or joined is None else Partial(joined)
+
+        return tuple(map(place, self.dims))
+
+    def join(self, z: Tensor, like: Any, placements: Sequence) -> Tensor:
+        """The tensor whose part here is ``z``, of the shape and strides of ``like``."""
+        if self.mesh is None:
+            return z
+        from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
+        options = {"shape": like.shape, "stride": like.strides}
+        return DTensor.from_local(z, self.mesh, placements, run_check=False, **options)
+
+    def local_shape(self, shape: Sequence[int], output: Sequence[int]) -> torch.Size:
+        """The part of ``shape`` that is here, where ``output`` is that of the output."""
+        here = output[len(output) - len(shape) :]
+        return torch.Size(1 if n == 1 else m for n, m in zip(shape, here, strict=True))
+
+    def divides(self, shape: Sequence[int]) -> bool:
+        """Whether every process has as much of a tensor of ``shape`` as the others."""
+        parts: Counter[int] = Counter()
+        for axis, dim in enumerate(self.dims):
+            if dim is not None:
+                parts[dim] = max(parts[dim], 1) * self.mesh.size(axis)
+        return all(shape[dim] % n == 0 for dim, n in parts.items())
+
+
+def find(values: Sequence) -> Spread | None:
+    """How ``values`` line up, if kernels may run on the parts that are here; None where torch's operator answers."""
+    for x in values:
+        if type(x) not in CLASSES and isinstance(x, Tensor) and not is_idle(x):
+            break
+    else:
+        return None
+    if defers() or (is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values)):
+        return None
+    return align(values)
+
+
+def align(values: Iterable) -> Spread | None:
+    """How ``values`` line up: all here if late, or all spread over one mesh so that no shard has to be sent.
+
+    None where they do not.
+    """
+    tensors: list[Any] = [x for x in values if isinstance(x, Tensor)]
+    if not all(map(_is_distributed, tensors)):
+        return Spread() if all(is_plain(x) or _is_late(x) for x in tensors) else None
+    mesh = tensors[0].device_mesh
+    if any(x.device_mesh != mesh for x in tensors):
+        return None
+    sharded = [{p.dim - x.dim() for x in tensors if (p := x.placements[axis]).is_shard()} for axis in range(mesh.ndim)]
+    if any(len(dims) > 1 for dims in sharded):
+        return None
+    spread = Spread(mesh, tuple(dims.pop() if dims else None for dims in sharded))
+    return spread if all(map(spread.is_here, tensors)) else None
+
+
+def without(placements: Iterable, axes: Iterable[int]) -> tuple:
+    """``placements`` of a tensor that has lost these axes."""
+    return tuple(type(p)(p.dim - sum(a < p.dim for a in axes)) if p.is_shard() else p for p in placements)
+
+
+def _is_distributed(x: Any) -> bool:
+    """Whether ``x`` is a DTensor, of which there is none before their module is imported."""
+    return type(x) is getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
+def _is_late(x: Any) -> bool:
+    """Whether a collective is still to write ``x``."""
+    return type(x) is getattr(sys.modules.get("torch.distributed._functional_collectives"), "AsyncCollectiveTensor", 0)

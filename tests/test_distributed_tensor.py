@@ -1,0 +1,221 @@
+"""DTensors: values, gradients, where both end up and what is refused are those of torch's operators."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cache
+from itertools import product
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import _functional_collectives as collectives
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
+
+import customops
+
+from .cases import CALLS, ROWS, ids
+from .compare import assert_same_outcomes, cotangent, outcome, record_launches
+from .conftest import DEVICE, KERNELS, NO_KERNEL
+
+SHAPES = ((4, 3, 2, 2), (4, 3), (2, 1))  # over two processes 4 divides, 3 does not, and of 1 the second has none
+PAIRS = (((4, 3), (4, 3)), ((4, 3), (3,)), ((4, 1), (1, 3)), ((4, 3), ()), ((3,), (4, 3)))
+
+
+@cache
+def mesh_of(*size):
+    """One mesh for all tests: each makes groups of its own."""
+    return init_device_mesh(DEVICE, size)
+
+
+def spread(x, mesh, placements):
+    """``x`` over ``mesh``; where it is partial, in parts that differ."""
+    whole = [Replicate() if p.is_partial() else p for p in placements]
+    local = distribute_tensor(x, mesh, whole).to_local()
+    for axis, p in enumerate(placements):
+        if p.is_partial():
+            local = local * (1.5 if mesh.get_local_rank(axis) else -0.5)
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def placements_of(shape, mesh):
+    """Every way for a tensor of ``shape`` to be spread over ``mesh``."""
+    return product([Replicate(), Partial(), *map(Shard, range(len(shape)))], repeat=mesh.ndim)
+
+
+def seen(z):
+    """All there is to see of a result: the whole of a DTensor, what is here of it, and where it is."""
+    if isinstance(z, list | tuple):
+        return [seen(part) for part in z]
+    if not isinstance(z, DTensor):
+        return z
+    return [z.full_tensor(), z.to_local(), z.shape, *map(str, z.placements)]
+
+
+def assert_seen_alike(use, where=""):
+    """``use(library)`` gives of ours what it gives of torch; whether torch refuses it."""
+    got, want = (seen(outcome(use, library)) for library in (customops, torch))
+    try:
+        assert_same_outcomes(got, want)
+    except AssertionError as error:
+        raise AssertionError(f"{where}: {error}") from None
+    return isinstance(want, type)
+
+
+def evaluate(call, library, xs):
+    """The value and the gradients."""
+    leaves = [x.detach().requires_grad_() for x in xs]
+    z = call.function(library, *leaves)
+    g = cotangent(torch.empty(z.shape, dtype=z.dtype, device=DEVICE))
+    where = [Replicate() if p.is_partial() else p for p in z.placements]
+    return [z, *torch.autograd.grad(z, leaves, distribute_tensor(g, z.device_mesh, where))]
+
+
+def _compare(index, shapes, size, step=1):
+    """``call`` on every combination of placements, or one in ``step``; how many there were, and torch refused.
+
+    Each call then has others, so that together they have all.
+    """
+    (row, call), mesh = CALLS[index], mesh_of(*size)
+    wholes = [row.draw(shape, seed=i, device=DEVICE) for i, shape in enumerate(shapes)]
+    refused = []
+    for placements in list(product(*(placements_of(shape, mesh) for shape in shapes)))[index % step :: step]:
+        xs = [spread(x, mesh, p) for x, p in zip(wholes, placements, strict=True)]
+        uses = (lambda lib: call.function(lib, *xs)), (lambda lib: evaluate(call, lib, xs))  # noqa: B023 - used at once
+        refused += [assert_seen_alike(use, f"{call} of {shapes}, {placements}") for use in uses]
+    return len(refused), sum(refused)
+
+
+def _check(ranks, tally, *args):
+    results = ranks(_compare, *args)
+    assert len(set(results)) == 1
+    compared, refused = results[0]
+    assert compared > refused
+    tally("placements", compared)
+
+
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_every_placement_gives_what_torch_gives(row, call, two, tally):
+    for shapes in PAIRS if call.arity == 2 else [(shape,) for shape in SHAPES if len(shape) >= call.rank]:
+        _check(two, tally, CALLS.index((row, call)), shapes, (2,))
+
+
+@pytest.mark.thin(kernels=4)
+@pytest.mark.parametrize(("row", "call"), [(row, call) for row, call in CALLS if call.rank < 3], ids=ids)
+def test_mesh_of_two_axes_gives_what_torch_gives(row, call, four, tally, full):
+    shapes = PAIRS[1] if call.arity == 2 else [(4, 3)]
+    share = 1 if full else 29 if call.arity == 2 else 4
+    _check(four, tally, CALLS.index((row, call)), shapes, (2, 2), share)
+
+
+def _swap(x, mesh):
+    """``x`` on the same processes in another order."""
+    return spread(x, DeviceMesh(DEVICE, mesh.mesh.flip(0)), [Shard(0)])
+
+
+def _late(x):
+    """``x`` as a collective leaves it that nobody has waited for."""
+    z = collectives.all_reduce(x / 2, "sum", dist.group.WORLD)
+    assert type(z) is collectives.AsyncCollectiveTensor
+    return z
+
+
+def _leaf(z):
+    return z.detach().requires_grad_()
+
+
+def _late_use(lib, x, y, mesh):
+    late = _late(x).requires_grad_()
+    z = lib.add(lib.mul(late, y), lib.mean(late, 0))
+    return [z, *torch.autograd.grad(z.sum(), late)]
+
+
+def _twice(lib, x, y, mesh):
+    leaf, other = _leaf(spread(x, mesh, [Shard(0)])), _leaf(spread(y, mesh, [Replicate()]))
+    z = lib.sum(lib.mul(lib.pow(leaf, other), lib.sigmoid(leaf)), 0)
+    dx, dy = torch.autograd.grad(z.full_tensor().sum(), (leaf, other), create_graph=True)
+    return [dx, dy, *torch.autograd.grad((dx * dx).sum().full_tensor() + dy.full_tensor().sum(), (leaf, other))]
+
+
+def _module(lib, x, y, mesh):
+    parameter = nn.Parameter(spread(y, mesh, [Replicate()]))
+    lib.sum(lib.mul(spread(x, mesh, [Shard(0)]), parameter)).full_tensor().backward()
+    return parameter.grad
+
+
+def _autocast(lib, x, y, mesh):
+    leaf = _leaf(spread(x.float(), mesh, [Shard(0)]))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        z = lib.mul(lib.log(leaf), leaf @ spread(torch.ones(3, 3, device=DEVICE), mesh, [Replicate()]))
+    return [z, *torch.autograd.grad(z.sum().full_tensor(), leaf)]
+
+
+def _in_place(lib, x, y, mesh):
+    z = spread(x, mesh, [Shard(0)])
+    return [(Tensor.mul_ if lib is torch else customops.mul_)(z, spread(y, mesh, [Replicate()])), z]
+
+
+USES = {
+    "with a plain tensor": lambda lib, x, y, mesh: lib.mul(spread(x, mesh, [Shard(0)]), y),
+    "with a plain number in a tensor": lambda lib, x, y, mesh: lib.mul(spread(x, mesh, [Shard(0)]), y[0]),
+    "on two meshes": lambda lib, x, y, mesh: lib.add(spread(x, mesh, [Shard(0)]), _swap(x, mesh)),
+    "shapes that do not broadcast": lambda lib, x, y, mesh: lib.mul(*(spread(z, mesh, [Shard(0)]) for z in (x, y[:2]))),
+    "here they would": lambda lib, x, y, mesh: lib.mul(*(spread(z[:, 0], mesh, [Shard(0)]) for z in (x, x[:2]))),
+    "relu of bool": lambda lib, x, y, mesh: lib.relu(spread(x > 1, mesh, [Shard(0)])),
+    "mean of integers": lambda lib, x, y, mesh: lib.mean(spread(x.long(), mesh, [Shard(0)]), 0),
+    "no such axis": lambda lib, x, y, mesh: lib.sum(spread(x, mesh, [Shard(0)]), 2),
+    "sum of integers": lambda lib, x, y, mesh: lib.sum(spread(x.long(), mesh, [Shard(0)]), 0),
+    "sum in another dtype": lambda lib, x, y, mesh: lib.sum(spread(x, mesh, [Shard(0)]), 0, dtype=torch.float32),
+    "complex": lambda lib, x, y, mesh: lib.mul(spread(torch.complex(x, x), mesh, [Shard(0)]), 2j),
+    "two dtypes": lambda lib, x, y, mesh: lib.add(*(spread(z, mesh, [Shard(0)]) for z in (x, x.float()))),
+    "averages that do not average": lambda lib, x, y, mesh: lib.mean(spread(x, mesh, [Shard(1)]), 1),
+    "out": lambda lib, x, y, mesh: lib.exp(spread(x, mesh, [Shard(0)]), out=spread(x, mesh, [Shard(0)])),
+    "in place": _in_place,
+    "partial averages": lambda lib, x, y, mesh: lib.mul(DTensor.from_local(x, mesh, [Partial("avg")]), 2),
+    "partial maxima": lambda lib, x, y, mesh: lib.relu(DTensor.from_local(x, mesh, [Partial("max")])),
+    "nothing here": lambda lib, x, y, mesh: lib.sum(lib.exp(spread(x[:1], mesh, [Shard(0)])), 0),
+    "nothing anywhere": lambda lib, x, y, mesh: lib.mean(spread(x[:0], mesh, [Shard(0)])),
+    "still on its way": _late_use,
+    "twice differentiated": _twice,
+    "parameter": _module,
+    "autocast": _autocast,
+}
+REFUSED = ("with a plain tensor", "on two meshes", "shapes that do not broadcast", "here they would")
+REFUSED += ("relu of bool", "mean of integers", "no such axis")
+
+
+def _compare_use(name):
+    mesh, x, y = mesh_of(2), ROWS[0].draw((4, 3), device=DEVICE), ROWS[0].draw((3,), seed=1, device=DEVICE)
+    with customops.backend("auto") if name == "complex" else nullcontext():
+        return assert_seen_alike(lambda lib: USES[name](lib, x, y, mesh))
+
+
+def _launched(index, late):
+    """How many kernels ran for plain tensors, and how many on what is here of spread or late ones."""
+    row, call = CALLS[index]
+    wholes = [row.draw((4, 3, 2, 2), seed=i, device=DEVICE) for i in range(call.arity)]
+    mesh = mesh_of(dist.get_world_size())
+    counts = []
+    for xs in wholes, [_late(x) if late else spread(x, mesh, [Shard(0)]) for x in wholes]:
+        with pytest.MonkeyPatch.context() as patch:
+            launches = record_launches(patch)
+            z = call.function(customops, *(x.requires_grad_() for x in xs))
+            torch.autograd.grad(z, xs, torch.ones_like(z))
+        counts.append(len(launches))
+    return counts
+
+
+@pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+@pytest.mark.parametrize("late", [False, True], ids=["spread", "late"])
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_kernels_run_on_what_is_here(row, call, late, two):
+    plain, here = two(_launched, CALLS.index((row, call)), late)[0]
+    assert plain > 0
+    assert here == plain
+
+
+@pytest.mark.parametrize("name", USES)
+def test_unusual_use_is_torchs(name, two):
+    assert two(_compare_use, name) == [name in REFUSED] * 2
