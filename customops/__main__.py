@@ -36,13 +36,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train with torch's operators and with ours, in lockstep")
     demo.add_argument("training", nargs="?", choices=tuple(TRAININGS), default="digits")
-    demo.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="auto",
-        help="auto: kernels on a GPU, else formulas; triton: kernels, interpreted where there is no GPU",
-    )
     demo.set_defaults(run=_demo)
+    distributed = commands.add_parser(
+        "distributed", help="train on several processes, by DDP, FSDP2 and tensor parallelism, in lockstep with one"
+    )
+    distributed.set_defaults(run=_distributed)
+    for command in (demo, distributed):
+        command.add_argument(
+            "--backend",
+            choices=BACKENDS,
+            default="auto",
+            help="auto: kernels on a GPU, else formulas; triton: kernels, interpreted where there is no GPU",
+        )
     kernels.add_arguments(commands.add_parser("kernels", help="what an operator would launch on a GPU"))
     return parser
 
@@ -51,6 +56,12 @@ def _demo(args: argparse.Namespace) -> int:
     from .demo import run  # noqa: PLC0415 - needs packages that the operators do not
 
     return run(args.backend, args.training)
+
+
+def _distributed(args: argparse.Namespace) -> int:
+    from .distributed import run  # noqa: PLC0415 - needs packages that the operators do not
+
+    return run(args.backend) or 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -47,9 +48,38 @@ def run(
     return 1 if reason else 0
 
 
-def choose(backend: str) -> tuple[str, str, str, bool]:
-    """Read ``--backend`` for this machine: backend, device, what that is in words, and whether it is slow."""
-    gpu = torch.cuda.is_available() and find_triton() is not None and not is_interpreted()
+class Alone:
+    """A network that is trained in one process."""
+
+    def __init__(self, network: Training):
+        self.network = network
+
+    def differentiate(self, batch: tuple[Tensor, ...]) -> list[Tensor]:
+        """Give every parameter its gradient, and return the losses."""
+        losses = []
+        for loss, parameters in self.network.objectives(batch):
+            grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            for parameter, g in zip(parameters, grads, strict=True):
+                parameter.grad = g
+            losses.append(loss.detach())
+        return losses
+
+    def gradients(self) -> list[Tensor]:
+        """What :meth:`differentiate` gave."""
+        return [p.grad for p in self.network.parameters() if p.grad is not None]
+
+    def score(self) -> float:
+        """How well the task is solved."""
+        return self.network.score().item()
+
+
+def choose(backend: str, processes: int = 1) -> tuple[str, str, str, bool]:
+    """Read ``--backend`` for this machine: backend, device, what that is in words, and whether it is slow.
+
+    Without a GPU for each of ``processes`` it is as if there were none.
+    """
+    gpus = torch.cuda.is_available() and (processes == 1 or torch.cuda.device_count() >= processes)
+    gpu = gpus and find_triton() is not None and not is_interpreted()
     if gpu and backend != "torch":
         return "triton", "cuda", f"Triton kernels on {torch.cuda.get_device_name()}", False
     if backend != "triton":
@@ -60,22 +90,35 @@ def choose(backend: str) -> tuple[str, str, str, bool]:
     return "triton", "cpu", "Triton kernels in the interpreter", True
 
 
-def train(training: type[Training], library: Any, schedule: Schedule, device: str) -> Report:
-    """Train torch's copy and that of ``library`` on the same batches, comparing every loss and gradient."""
+def train(
+    training: type[Training],
+    library: Any,
+    schedule: Schedule,
+    device: str,
+    engine: Callable[[Training], Alone] = Alone,
+    title: str | None = "training",
+) -> Report:
+    """Train torch's copy and that of ``library`` on the same batches, comparing every loss and gradient.
+
+    ``engine`` trains the second; ``title`` stands before the progress, None for no progress.
+    """
     torch.manual_seed(0)
     calls: Counter[str] = Counter()
     copies = [training(ops, schedule.width, device) for ops in (torch, counted(library, calls))]
     copies[1].load_state_dict(copies[0].state_dict())
+    runs = [Alone(copies[0]), engine(copies[1])]
     optimizers = [copy.optimizer() for copy in copies]
     gaps = []
-    for _ in tqdm(range(schedule.steps), "training", unit="step"):
+    for _ in tqdm(range(schedule.steps), title, unit="step", disable=title is None):
         batch = copies[0].draw(schedule.batch)
-        losses = [_differentiate(copy, batch) for copy in copies]
-        gaps.append(torch.stack([_gap(*losses), _gap(*map(_gradients, copies))]))
+        losses = [one.differentiate(batch) for one in runs]
+        gaps.append(torch.stack([_gap(*losses), _gap(*(one.gradients() for one in runs))]))
+        if not all(calls[name] for name in training.operators):
+            break  # DDP would wait for a gradient that never comes
         for optimizer in optimizers:
             optimizer.step()
     with torch.no_grad():
-        scores = [copy.score().item() for copy in copies]
+        scores = [one.score() for one in runs]
     largest = dict(zip(("loss", "gradient"), torch.stack(gaps).amax(0).tolist(), strict=True))
     return Report([float(sum(each)) for each in losses], scores, largest, calls)
 
@@ -119,21 +162,6 @@ def failure(training: type[Training], report: Report, floor: float) -> str | Non
     if min(report.scores) < floor:
         return f"{training.scored} is {min(report.scores):.3f}, expected at least {floor:g}"
     return None
-
-
-def _differentiate(copy: Training, batch: tuple[Tensor, ...]) -> list[Tensor]:
-    """Give every parameter its gradient, and return the losses."""
-    losses = []
-    for loss, parameters in copy.objectives(batch):
-        grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        for parameter, g in zip(parameters, grads, strict=True):
-            parameter.grad = g
-        losses.append(loss.detach())
-    return losses
-
-
-def _gradients(network: Training) -> list[Tensor]:
-    return [p.grad for p in network.parameters() if p.grad is not None]
 
 
 def _gap(theirs: list, ours: list) -> Tensor:

@@ -36,10 +36,10 @@ class Spread(NamedTuple):
             x = (x if wanted == x.placements else x.redistribute(placements=wanted)).to_local()
         return x.wait() if _is_late(x) else x
 
-    def is_here(self, x: Any) -> bool:
-        """Whether the part of DTensor ``x`` that is wanted here is here already."""
-        wanted = zip(x.placements, self.placements(x.shape), self.dims, strict=True)
-        return all(p == q or (p.is_replicate() and self.dims.count(dim) == 1) for p, q, dim in wanted)
+    def takes(self, x: Any) -> bool:
+        """Whether DTensor ``x`` is where it is wanted, but for what is replicated and has to be cut."""
+        pairs = zip(x.placements, self.placements(x.shape), strict=True)
+        return all(p.is_replicate() or (type(p) is type(q) and p == q) for p, q in pairs)  # a strided shard is no shard
 
     def placements(self, shape: Sequence[int], joined: str | None = None) -> tuple:
         """Where a tensor of ``shape`` is that broadcasts to the output; ``joined`` over the axes where it has size 1.
@@ -91,7 +91,7 @@ def find(values: Sequence) -> Spread | None:
 
 
 def align(values: Iterable) -> Spread | None:
-    """How ``values`` line up: all here if late, or all spread over one mesh so that no shard has to be sent.
+    """How ``values`` line up: all here if late, or all spread over one mesh in the same way, where not repeated.
 
     None where they do not.
     """
@@ -105,7 +105,7 @@ def align(values: Iterable) -> Spread | None:
     if any(len(dims) > 1 for dims in sharded):
         return None
     spread = Spread(mesh, tuple(dims.pop() if dims else None for dims in sharded))
-    return spread if all(map(spread.is_here, tensors)) else None
+    return spread if all(map(spread.takes, tensors)) else None
 
 
 def without(placements: Iterable, axes: Iterable[int]) -> tuple:

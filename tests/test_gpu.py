@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, graphs, threads, several devices, huge tensors, errors in ulp."""
+"""What only a GPU can show: streams, threads, several devices, huge tensors, errors in ulp."""
 
 from __future__ import annotations
 
@@ -63,35 +63,6 @@ def test_call_waits_its_turn_on_the_current_stream(row, call):
     assert not stream.query(), "a call waited for the GPU"
     stream.synchronize()
     assert_all_equal([z.detach(), *grads], want)
-
-
-def captured(function):
-    """A graph of what ``function`` does, and its results; warmed up on a side stream, as torch's docs ask."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function()
-    return graph, results
-
-
-@every_call
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_graph_replays_with_new_values(row, call, backward):
-    xs = [x.requires_grad_(backward) for x in draw(row, call)]
-    g = cotangent(call.function(torch, *xs)) if backward else None
-    graph, results = captured(lambda: evaluate(call, customops, xs, g))
-    for seed in (10, 20):
-        for x, value in zip(xs, draw(row, call, seed=seed), strict=True):
-            x.data.copy_(value)
-        if backward:
-            g.mul_(-1.5)
-        graph.replay()
-        assert_all_equal(results, evaluate(call, torch, xs, g))
 
 
 def test_threads_on_streams_of_their_own_compute_side_by_side():
