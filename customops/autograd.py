@@ -224,7 +224,7 @@ def differentiates(inputs: Sequence) -> bool:
     for x in inputs:
         if isinstance(x, Tensor):
             if not is_plain(x):
-                if is_idle(x):
+                if not shards.is_elsewhere(x) or is_idle(x):
                     return False
                 plain = False
             needs = needs or (graph and x.requires_grad)

@@ -81,13 +81,14 @@ class Spread(NamedTuple):
 def find(values: Sequence) -> Spread | None:
     """How ``values`` line up, if kernels may run on the parts that are here; None where torch's operator answers."""
     for x in values:
-        if type(x) not in CLASSES and isinstance(x, Tensor) and not is_idle(x):
+        if type(x) not in CLASSES and isinstance(x, Tensor) and is_elsewhere(x) and not is_idle(x):
             break
     else:
         return None
-    if defers() or (is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values)):
+    spread = None if defers() else align(values)
+    if spread and is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
         return None
-    return align(values)
+    return spread
 
 
 def align(values: Iterable) -> Spread | None:
@@ -111,6 +112,11 @@ def align(values: Iterable) -> Spread | None:
 def without(placements: Iterable, axes: Iterable[int]) -> tuple:
     """``placements`` of a tensor that has lost these axes."""
     return tuple(type(p)(p.dim - sum(a < p.dim for a in axes)) if p.is_shard() else p for p in placements)
+
+
+def is_elsewhere(x: Any) -> bool:
+    """Whether ``x`` stands for a tensor of torch's own that is in other processes too, or yet to come."""
+    return _is_distributed(x) or _is_late(x)
 
 
 def _is_distributed(x: Any) -> bool:
