@@ -4,24 +4,39 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 tests
 KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 
-.PHONY: demo test test-full gpu-test gpu audit lint bench report wheel clean
+.PHONY: demo distributed test test-full compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m customops demo digits
 	$(BIN)/python -m customops demo wgan-gp
 	$(BIN)/python -m customops demo physics
 
+distributed: .venv/ready  ## on two processes, by DDP, FSDP2 and tensor parallelism, in lockstep with one
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m customops distributed
+
 test: .venv/ready  ## torch formulas and offline compilation, then the kernels in Triton's interpreter
-	$(PYTEST)
-	$(KERNELS) $(PYTEST)
+	$(PYTEST) --check
+	$(KERNELS) $(PYTEST) --check
 
 test-full: .venv/ready  ## every sample and every compilation, however long
 	$(PYTEST) --full
 	$(KERNELS) $(PYTEST) --full
 
+RESULTS := docs/compatibility
+compatibility: .venv/ready  ## its tests again, then torch's own operators under them, and the page; what fails stands in it
+	$(PYTEST) --record $(RESULTS)/formulas.json || test $$? -eq 1
+	$(KERNELS) $(PYTEST) --record $(RESULTS)/kernels.json || test $$? -eq 1
+	CUSTOMOPS_TEST_LIBRARY=torch $(PYTEST) --record $(RESULTS)/torch.json || test $$? -eq 1
+	$(BIN)/python -m tests.compatibility
+
 gpu-test:  ## the kernels on a GPU, with the torch and Triton that $(PYTHON) has there
 	CUSTOMOPS_TEST_DEVICE=cuda CUSTOMOPS_BACKEND=triton $(PYTHON) -m pytest -q \
 	  $(shell $(PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null) tests
+
+gpu-compatibility:  ## the same of docs/compatibility.md, on a GPU
+	CUSTOMOPS_TEST_DEVICE=cuda CUSTOMOPS_BACKEND=triton $(PYTHON) -m pytest -q \
+	  --record docs/compatibility/gpu.json tests || test $$? -eq 1
+	$(PYTHON) -m tests.compatibility
 
 gpu: gpu-test  ## then the benchmark on the GPU; `make report`, there or elsewhere, makes the page of it
 	GIT_COMMIT=$$(git rev-parse HEAD 2>/dev/null) $(PYTHON) -m benchmarks --device cuda --minutes 2.5

@@ -9,9 +9,11 @@ from zlib import crc32
 import pytest
 import torch
 
+import customops
 from customops import compute
 
-from . import accuracy
+from . import accuracy, recorder
+from .features import CHECKS
 
 DEVICE = os.environ.get("CUSTOMOPS_TEST_DEVICE", "cpu")  # where the tests' tensors are: cpu or cuda
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -22,19 +24,28 @@ COUNTED = ("gradchecks", "edge points", "transforms", "uses of autograd", "deriv
     "kernels": ("database samples",),
     "gpu": ("accuracies",),  # the database needs a package that a machine with a GPU may lack
 }[MODE]
+LIBRARY = os.environ.get("CUSTOMOPS_TEST_LIBRARY", "customops")  # whose operators are tested: torch's stand for ours
 NO_KERNEL = "no kernel runs: CUSTOMOPS_BACKEND=triton with TRITON_INTERPRET=1 or CUSTOMOPS_TEST_DEVICE=cuda runs them"
 
 torch.set_num_threads(1)  # tests run side by side
+if LIBRARY == "torch":  # set here, so in the processes that tests start too
+    for name in customops.__all__:
+        if name.rstrip("_") in recorder.OPERATORS:
+            setattr(customops, name, getattr(torch.Tensor if name.endswith("_") else torch, name))
 
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="every sample, however long (make test-full)")
+    parser.addoption("--record", help="run the tests behind docs/compatibility.md, and write what became of them here")
+    parser.addoption("--check", action="store_true", help="fail where results are not those of docs/compatibility")
 
 
 def pytest_report_header(config):
     kinds = {"formulas": "torch formulas", "kernels": "Triton kernels in the interpreter", "gpu": "Triton kernels"}
     backend = kinds[MODE] + (f" on {torch.cuda.get_device_name()}" if MODE == "gpu" else "")
     extent = "every sample" if config.getoption("full") else "a seeded subset; every sample with --full"
+    if LIBRARY == "torch":
+        backend = "torch's own operators, in place of ours"
     return [f"customops computes with {backend}", f"database and compilation: {extent}"]
 
 
@@ -48,6 +59,9 @@ def pytest_configure(config):
         raise pytest.UsageError("CUSTOMOPS_TEST_DEVICE=cuda goes with CUSTOMOPS_BACKEND=triton, not TRITON_INTERPRET=1")
     if DEVICE == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("CUSTOMOPS_TEST_DEVICE=cuda: torch sees no GPU")
+    if config.option.record or config.option.check:
+        where = recorder.where(MODE, LIBRARY)
+        config.pluginmanager.register(recorder.Recorder(CHECKS, where, config.option.record, config.option.check))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -182,4 +196,5 @@ def pytest_terminal_summary(terminalreporter, config):
 def _unchecked(config) -> list[str]:
     """The proofs that a whole run should have made and did not: a run that checks nothing has failed."""
     whole = [os.path.basename(os.path.normpath(a)) for a in config.args] == ["tests"] and not config.option.keyword
+    whole = whole and not config.option.record
     return [name for name in COUNTED if not _checked[name]] if whole and not hasattr(config, "workerinput") else []

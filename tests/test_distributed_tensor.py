@@ -94,6 +94,8 @@ def _check(ranks, tally, *args):
     compared, refused = results[0]
     assert compared > refused
     tally("placements", compared)
+    if refused:
+        tally("refused placements", refused)
 
 
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
@@ -217,5 +219,7 @@ def test_kernels_run_on_what_is_here(row, call, late, two):
 
 
 @pytest.mark.parametrize("name", USES)
-def test_unusual_use_is_torchs(name, two):
+def test_unusual_use_is_torchs(name, two, tally):
     assert two(_compare_use, name) == [name in REFUSED] * 2
+    if name in REFUSED:
+        tally("refused uses")

@@ -1,0 +1,212 @@
+"""``python -m tests.compatibility``: docs/compatibility.md, from the JSON that test runs leave, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .features import FEATURES, INAPPLICABLE, LIMITED, NEEDS_GPU
+from .recorder import OPERATORS, RESULTS, Check
+
+RUNS = {
+    "formulas": "ours, by torch formulas on the CPU",
+    "kernels": "ours, by Triton kernels in the interpreter",
+    "torch": "torch eager: its own operators under the same tests, in the place of ours",
+    "gpu": "ours, by Triton kernels on a GPU",
+}
+SYMBOLS = {"passed": "✓", "partly": "◐", "refused": "⊘", "xfailed": "expected ✗"}
+INTRO = """\
+# Compatibility
+
+What works around each operator, as tests found it; nothing is claimed here that no test ran. They hold ours to what
+torch's own operator does in the same place: value, gradient or type of error. A cell has a line for each run, counts
+cases, and links to the tests behind it, which its title names.
+
+- ✓ 38: so many cases passed. With `*` they run several operators at once, and count for each.
+- ◐ 5: passed, and torch refuses some of what they try, as ours does.
+- ⊘ 8: passed, and torch refuses all that they try, as ours does.
+- **✗ 2 of 38**: failed, as listed [below](#what-failed).
+- skipped: [below](#what-was-skipped) is why. not drawn: of the longest tests a run takes a seeded share, here none.
+  not run: the run did not have the test.
+- no test: nothing is known. n/a: torch has no such call, or it takes two tensors; in torch's line, only ours have it.
+- †: ours differs from torch somewhere near; [Limits](../README.md#limits) says where.
+
+`make compatibility` runs these tests again and writes this page; `python -m tests.compatibility` writes it from
+[the results](compatibility) alone; `make test` fails where its own results are others. In the line of the kernels a
+formula answers too, wherever [no kernel can run](../README.md#which-backend-computes)."""
+SUMMARY = """\
+## Summary
+
+How many features of a section some run of ours has shown, and none saw fail, of those that the operator could have."""
+
+Run = dict | None  # a JSON document, if there is one
+
+
+def load(results: Path = RESULTS) -> dict[str, Run]:
+    """The document of each run."""
+    files = {run: results / f"{run}.json" for run in RUNS}
+    return {run: json.loads(file.read_text()) if file.exists() else None for run, file in files.items()}
+
+
+def page(results: Path = RESULTS) -> str:
+    """The page, in Markdown."""
+    runs = load(results)
+    blocks = [INTRO, table(map(about, runs.items())), SUMMARY, table(summary(runs))]
+    for section, features in FEATURES.items():
+        rows = [row(runs, name, checks) for name, checks in features.items()]
+        links = [link(name, checks) for name, checks in features.items() if checks]
+        blocks += [f"## {section}", table(rows), "\n".join(links)]
+    blocks += ["## What failed", bullets(failures(runs)), "## What was skipped", bullets(skips(runs))]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def about(run: tuple[str, Run]) -> dict[str, str]:
+    """What a run ran on, and how many cases."""
+    name, document = run
+    line = {"run": name, "what computes": RUNS[name]}
+    if document is None:
+        return line | {"cases": "not run yet"}
+    ran = Counter(document["ran"])
+    line |= {key: document["where"][key] for key in ("torch", "Triton", "Python", "device")}
+    drawn = f"{ran.total() - ran['cases']:,} drawn of {ran['cases']:,}"
+    return line | {"cases": drawn, **{key: f"{ran[key]:,}" for key in (*SYMBOLS, "failed", "skipped") if ran[key]}}
+
+
+def summary(runs: dict[str, Run]) -> Iterator[dict[str, str]]:
+    """For each section how many features are met."""
+    for section, features in FEATURES.items():
+        line = {"section": f"[{section}](#{re.sub(r'[^a-z -]', '', section.lower()).replace(' ', '-')})"}
+        for operator in OPERATORS:
+            asked = [(name, checks) for name, checks in features.items() if operator not in INAPPLICABLE.get(name, ())]
+            line[operator] = f"{sum(met(runs, checks, operator) for _, checks in asked)} of {len(asked)}"
+        yield line
+
+
+def met(runs: dict[str, Run], checks: tuple[Check, ...], operator: str) -> bool:
+    """Whether a run of ours has shown a feature, and none has seen it fail."""
+    counts = sum((count(runs[run], checks, operator) for run in RUNS if run != "torch"), Counter())
+    return any(counts[what] for what in ("passed", "partly", "refused")) and not counts["failed"]
+
+
+def row(runs: dict[str, Run], name: str, checks: tuple[Check, ...]) -> dict[str, str]:
+    """A feature: one line for each run in every cell."""
+    shown = [run for run in RUNS if run in asked_of(checks) and (run != "gpu" or runs[run] or on_gpu(checks))]
+    line = {"feature": name + (" [†](../README.md#limits)" if name in LIMITED else ""), "run": "<br>".join(shown)}
+    for operator in OPERATORS:
+        if operator in INAPPLICABLE.get(name, ()):
+            line[operator] = "n/a"
+        elif not any(concerns(check, operator) for check in checks):
+            line[operator] = "no test"
+        else:
+            texts = [cell(runs, run, checks, operator) for run in shown]
+            line[operator] = "no test" if {*texts} == {"no test"} else f"[{'<br>'.join(texts)}][{slug(name)}]"
+    return line
+
+
+def on_gpu(checks: tuple[Check, ...]) -> bool:
+    """Whether only a GPU can show it."""
+    return bool(checks) and all(check.file in NEEDS_GPU for check in checks)
+
+
+def asked_of(checks: tuple[Check, ...]) -> Iterable[str]:
+    """The runs that a feature is asked of."""
+    return ("gpu",) if on_gpu(checks) else RUNS if checks else ()
+
+
+def concerns(check: Check, operator: str) -> bool:
+    """Whether a check may be about an operator."""
+    return not check.together or operator in check.together
+
+
+def cell(runs: dict[str, Run], run: str, checks: tuple[Check, ...], operator: str) -> str:
+    """What a run says of a feature of an operator, in one line."""
+    document = runs[run]
+    if run == "torch":
+        checks = tuple(check for check in checks if not check.ours)
+        if not checks:
+            return "n/a"
+    if document is None:
+        return "not run: needs a GPU" if run == "gpu" else "not run"
+    if not any(str(check) in document["results"] for check in checks):
+        return "not run"
+    counts = count(document, checks, operator)
+    mark = "*" if any(operator in check.together for check in checks) else ""
+    return verdict(counts) + mark * any(counts.values())
+
+
+def count(document: Run, checks: Iterable[Check], operator: str) -> Counter[str]:
+    """What became of the cases of some checks."""
+    total: Counter[str] = Counter()
+    for check in checks if document else ():
+        counts = document["results"].get(str(check), {})
+        total += Counter(counts.get("together" if operator in check.together else operator, {}))
+    return total
+
+
+def verdict(counts: Counter[str]) -> str:
+    """Counts, as a cell has them."""
+    ran = counts.total() - counts["cases"]
+    if counts["failed"]:
+        return f"**✗ {counts['failed']} of {ran}**"
+    if not ran:
+        return "not drawn" if counts["cases"] else "no test"
+    if ran == counts["skipped"]:
+        return "skipped"
+    return " ".join(f"{symbol} {counts[what]}" for what, symbol in SYMBOLS.items() if counts[what])
+
+
+def link(name: str, checks: tuple[Check, ...]) -> str:
+    """What the cells of a feature link to."""
+    return f'[{slug(name)}]: ../tests/{checks[0].file} "{", ".join(map(str, checks))}"'
+
+
+def failures(runs: dict[str, Run]) -> list[str]:
+    """Every check that failed, by run and operator."""
+    return [
+        f"{run}: `{check}`, {'all operators in it' if operator == 'together' else operator}: {verdict(Counter(counts))}"
+        for run, document in runs.items()
+        for check, operators in (document or {"results": {}})["results"].items()
+        for operator, counts in operators.items()
+        if counts.get("failed")
+    ] or ["Nothing."]
+
+
+def skips(runs: dict[str, Run]) -> list[str]:
+    """Why tests were skipped."""
+    return [
+        f"{run}, {n} {'cases' if n > 1 else 'case'}: {reason}"
+        for run, document in runs.items()
+        for reason, n in (document or {"skipped": {}})["skipped"].items()
+    ] or ["Nothing."]
+
+
+def slug(name: str) -> str:
+    """A name as the label of a link."""
+    return re.sub(r"\W+", "-", name).strip("-")
+
+
+def table(lines: Iterable[dict[str, str]]) -> str:
+    """A Markdown table of all the keys there are."""
+    lines = list(lines)
+    keys = list(dict.fromkeys(key for line in lines for key in line))
+    rows = [keys, ["---"] * len(keys), *([line.get(key, "") for key in keys] for line in lines)]
+    return "\n".join(f"| {' | '.join(texts)} |" for texts in rows)
+
+
+def bullets(texts: Iterable[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {text}" for text in texts)
+
+
+def main(results: Path = RESULTS) -> int:
+    """Write the page."""
+    results.with_suffix(".md").write_text(page(results), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
