@@ -123,7 +123,7 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
             kept, call = plan
             made = iter(call(values) if call else ())
             return [g if keeps else next(made) for keeps in kept]
-    elif spread := shards.find(values):
+    elif (spread := shards.find(values)) and _is_joint(rule, values, spread):
         return _vjp_on_shards(rule, values, likes, spread)
     if likes[0][1] is not g.dtype or likes[-1][1] is not g.dtype:
         values = widened(values)
@@ -147,12 +147,21 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
 
 def _vjp_on_shards(rule: Rule, values: Sequence, likes: Sequence[Like], spread: Spread) -> list[Tensor]:
     """``pointwise_vjp`` on the parts that are here; what is summed over an axis is summed later over processes."""
+    g, *_ = values
     here = [spread.local(value) for value in values]
     grads = pointwise_vjp(rule, here, [(spread.local_shape(shape, here[0].shape), dtype) for shape, dtype in likes])
-    return [
-        spread.join(grad, _Spec(shape, _contiguous(shape), dtype, grad.device), spread.placements(shape, "sum"))
-        for grad, (shape, dtype) in zip(grads, likes, strict=True)
-    ]
+    full = torch.empty_like(_on_meta(_spec_of(g))).stride()
+    joined = []
+    for grad, (shape, dtype) in zip(grads, likes, strict=True):
+        like = _Spec(shape, full if shape == g.shape else _contiguous(shape), dtype, grad.device)
+        # g itself where it is the gradient: in another guise of its memory autograd would accumulate
+        joined.append(g if grad is here[0] else spread.join(grad, like, spread.placements(shape, "sum")))
+    return joined
+
+
+def _is_joint(rule: Rule, values: Sequence, spread: Spread) -> bool:
+    """Whether the values of each derivative by itself line up as all of them do: torch goes by those."""
+    return all(shards.align([values[k] for k in arguments]) == spread for _, arguments in rule.steps)
 
 
 def widened(values: Sequence) -> Sequence:
@@ -188,7 +197,9 @@ def _reduce_on_shards(
 ) -> Tensor:
     """``reduce`` of the part that is here; what is reduced over a sharded axis is joined later over processes."""
     joined = JOINED[formula.__name__]
-    if joined == "avg" and not spread.divides(x.shape):  # averages of unequal parts do not average
+    if joined == "avg" and any(
+        x.shape[dim] % n for dim, n in spread.parts().items()
+    ):  # averages of unequal parts do not average
         return formula(x, *dim, **options)
     z = reduce(formula, spread.local(x), *dim, **options)
     placements = spread.placements(kept_shape(x.shape, *dim), joined)

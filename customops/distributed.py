@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial, reduce
 from operator import and_
@@ -146,37 +148,40 @@ def run(
 
     Exit with 2 where torchrun did not start it, or started more processes than can split the work evenly.
     """
-    if not dist.is_torchelastic_launched():
-        return _end(2, f"torchrun has to start it: {COMMAND}")
+    if not (dist.is_torchelastic_launched() and {"WORLD_SIZE", "LOCAL_WORLD_SIZE"} <= {*os.environ}):
+        return _refuse(f"torchrun has to start it: {COMMAND}")
     size = int(os.environ["WORLD_SIZE"])
     name, device, words, slow = choose(backend, int(os.environ["LOCAL_WORLD_SIZE"]))
     schedule = schedule or (SHORT if slow else FULL)
     if schedule.batch % size or schedule.width % size:
-        return _end(2, f"{size} processes cannot evenly split a batch of {schedule.batch} and width {schedule.width}")
-    with customops.backend(name), np.errstate(all="ignore"):  # the interpreter computes both sides of a where
-        reports = compare(library, schedule, device, seconds)
-    what = f"{schedule.steps} steps of {schedule.batch}, width {schedule.width}"
-    _print(f"{Digits.title}: {what}, by {words}, processes: {size}\n\n{table(reports)}")
-    reasons = [(engine, failure(Digits, report, schedule.floor)) for engine, report in reports.items()]
-    failed = [f"{engine}: {reason}" for engine, reason in reasons if reason]
-    if failed:
-        return _end(1, *failed)
-    _print("\nEach agrees with one process.")
-    return 0
+        return _refuse(f"{size} processes cannot evenly split a batch of {schedule.batch} and width {schedule.width}")
+    with group(device, seconds) as mesh, customops.backend(name), np.errstate(all="ignore"):  # as in the demo
+        reports = {engine.title: follow(engine, library, schedule, mesh) for engine in ENGINES}
+        what = f"{schedule.steps} steps of {schedule.batch}, width {schedule.width}"
+        _print(f"{Digits.title}: {what}, by {words}, processes: {size}\n\n{table(reports)}")
+        reasons = [(engine, failure(Digits, report, schedule.floor)) for engine, report in reports.items()]
+        failed = [f"{engine}: {reason}" for engine, reason in reasons if reason]
+        for reason in failed:
+            _print(f"distributed: {reason}", file=sys.stderr)
+        if not failed:
+            _print("\nEach agrees with one process.")
+        return 1 if failed else 0
 
 
-def compare(library: Any, schedule: Schedule, device: str, seconds: float) -> dict[str, Report]:
-    """Form a group of all processes, train by each engine, and part."""
+@contextmanager
+def group(device: str, seconds: float) -> Iterator[DeviceMesh]:
+    """Form a group of all processes; who is done waits for the others.
+
+    torchrun kills those that have not printed why when the first exits, and gloo may abort one whose peer has left.
+    """
     torch.set_num_threads(1)
     here = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else None
     if here:
         torch.cuda.set_device(here)
     dist.init_process_group("nccl" if here else "gloo", timeout=timedelta(seconds=seconds), device_id=here)
-    mesh = init_device_mesh(device, (dist.get_world_size(),))
-    reports = {engine.title: follow(engine, library, schedule, mesh) for engine in ENGINES}
-    dist.barrier()  # gloo may abort a process whose peer has left
+    yield init_device_mesh(device, (dist.get_world_size(),))
+    dist.barrier()
     dist.destroy_process_group()
-    return reports
 
 
 def follow(engine: type[DDP], library: Any, schedule: Schedule, mesh: DeviceMesh) -> Report:
@@ -200,11 +205,10 @@ def table(reports: dict[str, Report]) -> str:
     return "\n".join("{:<20}{:>15}{:>15}{:>15}{:>15}".format(*row) for row in rows)
 
 
-def _end(code: int, *reasons: str) -> int:
-    """Print the reasons, and return the exit code."""
-    for reason in reasons:
-        _print(f"distributed: {reason}", file=sys.stderr)
-    return code
+def _refuse(reason: str) -> int:
+    """Print why, on every process: torchrun ends all with the first."""
+    print(f"distributed: {reason}", file=sys.stderr)
+    return 2
 
 
 def _print(*words: str, **options: Any) -> None:

@@ -37,14 +37,17 @@ class Spread(NamedTuple):
         return x.wait() if _is_late(x) else x
 
     def takes(self, x: Any) -> bool:
-        """Whether DTensor ``x`` is where it is wanted, but for what is replicated and has to be cut."""
+        """Whether DTensor ``x`` is where it is wanted, or replicated, so that it has only to be cut."""
         pairs = zip(x.placements, self.placements(x.shape), strict=True)
-        return all(p.is_replicate() or (type(p) is type(q) and p == q) for p, q in pairs)  # a strided shard is no shard
+        return all(
+            p.is_replicate() or (type(p) is type(q) and p == q) for p, q in pairs
+        )  # a strided shard lies otherwise
 
     def placements(self, shape: Sequence[int], joined: str | None = None) -> tuple:
-        """Where a tensor of ``shape`` is that broadcasts to the output; ``joined`` over the axes where it has size 1.
+        """Where a tensor of ``shape`` is that broadcasts to the output.
 
-        Those axes it repeats over if it is an input, for which nothing is joined.
+        An axis of the mesh whose dimension it has not, or has with size 1, repeats it; or, of a result that was reduced
+        over that dimension, has a partial one, to be ``joined``.
         """
         from torch.distributed.tensor import Partial, Replicate, Shard  # noqa: PLC0415 - imported where there are any
 
@@ -69,21 +72,18 @@ class Spread(NamedTuple):
         here = output[len(output) - len(shape) :]
         return torch.Size(1 if n == 1 else m for n, m in zip(shape, here, strict=True))
 
-    def divides(self, shape: Sequence[int]) -> bool:
-        """Whether every process has as much of a tensor of ``shape`` as the others."""
+    def parts(self) -> Counter[int]:
+        """In how many parts each sharded dimension is cut."""
         parts: Counter[int] = Counter()
         for axis, dim in enumerate(self.dims):
             if dim is not None:
                 parts[dim] = max(parts[dim], 1) * self.mesh.size(axis)
-        return all(shape[dim] % n == 0 for dim, n in parts.items())
+        return parts
 
 
 def find(values: Sequence) -> Spread | None:
     """How ``values`` line up, if kernels may run on the parts that are here; None where torch's operator answers."""
-    for x in values:
-        if type(x) not in CLASSES and isinstance(x, Tensor) and is_elsewhere(x) and not is_idle(x):
-            break
-    else:
+    if not any(type(x) not in CLASSES and is_elsewhere(x) and not is_idle(x) for x in values):
         return None
     spread = None if defers() else align(values)
     if spread and is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
@@ -100,12 +100,15 @@ def align(values: Iterable) -> Spread | None:
     if not all(map(_is_distributed, tensors)):
         return Spread() if all(is_plain(x) or _is_late(x) for x in tensors) else None
     mesh = tensors[0].device_mesh
-    if any(x.device_mesh != mesh for x in tensors):
+    if mesh.get_coordinate() is None or any(x.device_mesh != mesh for x in tensors):
         return None
     sharded = [{p.dim - x.dim() for x in tensors if (p := x.placements[axis]).is_shard()} for axis in range(mesh.ndim)]
     if any(len(dims) > 1 for dims in sharded):
         return None
     spread = Spread(mesh, tuple(dims.pop() if dims else None for dims in sharded))
+    for dim, n in spread.parts().items():
+        if max(x.shape[dim] for x in tensors if x.dim() >= -dim) < n:  # too few to shard, for torch
+            return None
     return spread if all(map(spread.takes, tensors)) else None
 
 
@@ -120,10 +123,14 @@ def is_elsewhere(x: Any) -> bool:
 
 
 def _is_distributed(x: Any) -> bool:
-    """Whether ``x`` is a DTensor, of which there is none before their module is imported."""
-    return type(x) is getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return _is(x, "torch.distributed.tensor", "DTensor")
 
 
 def _is_late(x: Any) -> bool:
     """Whether a collective is still to write ``x``."""
-    return type(x) is getattr(sys.modules.get("torch.distributed._functional_collectives"), "AsyncCollectiveTensor", 0)
+    return _is(x, "torch.distributed._functional_collectives", "AsyncCollectiveTensor")
+
+
+def _is(x: Any, module: str, name: str) -> bool:
+    """Whether ``x`` is of the class of this name, of which there is nothing before its module is imported."""
+    return isinstance(x, Tensor) and type(x) is getattr(sys.modules.get(module), name, None)

@@ -216,6 +216,7 @@ TENSORS = {
 DISTRIBUTED = {
     "DTensor, every placement": "distributed_tensor::test_every_placement_gives_what_torch_gives",
     "DTensor, mesh of two axes": "distributed_tensor::test_mesh_of_two_axes_gives_what_torch_gives",
+    "DTensor, gradients added up": "distributed_tensor::test_gradients_add_up_and_share_no_memory",
     "DTensor, unusual uses": _shared("distributed_tensor::test_unusual_use_is_torchs", on="exp relu add mul mean sum"),
     "DTensor, by kernels": _ours("distributed_tensor::test_kernels_run_on_what_is_here"),
     "DDP": _shared("distributed_engines::test_two_ranks_train_as_one_process[ddp]"),
@@ -284,10 +285,8 @@ FEATURES = {section: {name: _checks(value) for name, value in rows.items()} for 
 CHECKS = {str(check): check for rows in FEATURES.values() for checks in rows.values() for check in checks}
 
 # The operators that a feature has no sense for: torch has no such call, or it takes two tensors.
-_REDUCTIONS, _NOT_BINARY = (
-    ("mean", "sum"),
-    tuple(name for name in OPERATORS if name not in ("add", "sub", "mul", "pow")),
-)
+_REDUCTIONS = ("mean", "sum")
+_NOT_BINARY = tuple(name for name in OPERATORS if name not in ("add", "sub", "mul", "pow"))
 INAPPLICABLE = {
     "`out=`": ("relu",),
     **dict.fromkeys(("in-place twin", "refused in place", "in place, transformed", "in place, dual"), _REDUCTIONS),

@@ -98,7 +98,7 @@ class Recorder:
         report = yield
         raised = compare.outcomes["raised"] + sum(n for name, n in item.user_properties if name.startswith("refused "))
         report.places = self.places(item)
-        report.refused = bool(raised) + (raised > 0 and not compare.outcomes["returned"])
+        report.verdict = "passed" if not raised else "partly" if compare.outcomes["returned"] else "refused"
         return report
 
     def pytest_runtest_logreport(self, report):
@@ -110,7 +110,7 @@ class Recorder:
         if report.skipped:
             what = "xfailed" if hasattr(report, "wasxfail") else "skipped"
         elif report.passed:
-            what = ("passed", "partly", "refused")[report.refused]
+            what = report.verdict
         if what == "skipped":
             self.skipped[
                 f"{report.nodeid.split('/')[-1].split('[')[0]}: {report.longrepr[2].removeprefix('Skipped: ')}"
@@ -179,9 +179,10 @@ def differences(written: dict, found: dict) -> list[str]:
     if written["where"] != found["where"]:
         return []
     lines = []
-    for check, counts in found["results"].items():
-        for operator, now in counts.items():
-            then = written["results"].get(check, {}).get(operator)
-            if now != then and not ({"skipped", "failed"} & {*now, *(then or ())}):
+    for check in written["results"] | found["results"]:
+        before, after = (document["results"].get(check, {}) for document in (written, found))
+        for operator in before | after:
+            then, now = before.get(operator, {}), after.get(operator, {})
+            if now != then and not ({"skipped", "failed"} & {*now, *then}):
                 lines.append(f"{check}, {operator}: {now}, written {then}: make compatibility")
     return lines

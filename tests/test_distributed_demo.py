@@ -163,13 +163,20 @@ def test_run_without_torchrun_names_the_command(monkeypatch, capsys):
     assert f"torchrun has to start it: {demo.COMMAND}" in capsys.readouterr().err
 
 
-def test_odd_number_of_processes_is_refused_by_one_of_them(alone, monkeypatch, capsys):
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_odd_number_of_processes_is_refused_by_each_of_them(rank, alone, monkeypatch, capsys):
+    """The first to end ends all."""
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", rank)
     assert main(["distributed"]) == 2
     assert "3 processes cannot evenly split a batch of 64 and width 64" in capsys.readouterr().err
-    monkeypatch.setenv("RANK", "1")
+
+
+def test_half_of_torchruns_environment_is_not_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert main(["distributed"]) == 2
-    assert not capsys.readouterr().err
+    assert "torchrun has to start it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("module", "package"), [("sklearn.datasets", "scikit-learn"), ("tqdm", "tqdm")])

@@ -45,18 +45,18 @@ def placements_of(shape, mesh):
     return product([Replicate(), Partial(), *map(Shard, range(len(shape)))], repeat=mesh.ndim)
 
 
-def seen(z):
-    """All there is to see of a result: the whole of a DTensor, what is here of it, and where it is."""
+def seen(z, strides):
+    """All there is to see of a result: the whole of a DTensor, what is here of it, where it is and how it lies."""
     if isinstance(z, list | tuple):
-        return [seen(part) for part in z]
+        return [seen(part, strides) for part in z]
     if not isinstance(z, DTensor):
         return z
-    return [z.full_tensor(), z.to_local(), z.shape, *map(str, z.placements)]
+    return [z.full_tensor(), z.to_local(), z.shape, strides and z.stride(), *map(str, z.placements)]
 
 
-def assert_seen_alike(use, where=""):
+def assert_seen_alike(use, where="", strides=False):
     """``use(library)`` gives of ours what it gives of torch; whether torch refuses it."""
-    got, want = (seen(outcome(use, library)) for library in (customops, torch))
+    got, want = (seen(outcome(use, library), strides) for library in (customops, torch))
     try:
         assert_same_outcomes(got, want)
     except AssertionError as error:
@@ -65,12 +65,16 @@ def assert_seen_alike(use, where=""):
 
 
 def evaluate(call, library, xs):
-    """The value and the gradients."""
+    """The value; the gradients for a cotangent that is where the value is, and for one that is everywhere."""
     leaves = [x.detach().requires_grad_() for x in xs]
     z = call.function(library, *leaves)
     g = cotangent(torch.empty(z.shape, dtype=z.dtype, device=DEVICE))
-    where = [Replicate() if p.is_partial() else p for p in z.placements]
-    return [z, *torch.autograd.grad(z, leaves, distribute_tensor(g, z.device_mesh, where))]
+    there, everywhere = [Replicate() if p.is_partial() else p for p in z.placements], [Replicate()] * len(z.placements)
+    return [
+        z,
+        *torch.autograd.grad(z, leaves, distribute_tensor(g, z.device_mesh, there), retain_graph=True),
+        *torch.autograd.grad(z, leaves, distribute_tensor(g, z.device_mesh, everywhere)),
+    ]
 
 
 def _compare(index, shapes, size, step=1):
@@ -84,7 +88,8 @@ def _compare(index, shapes, size, step=1):
     for placements in list(product(*(placements_of(shape, mesh) for shape in shapes)))[index % step :: step]:
         xs = [spread(x, mesh, p) for x, p in zip(wholes, placements, strict=True)]
         uses = (lambda lib: call.function(lib, *xs)), (lambda lib: evaluate(call, lib, xs))  # noqa: B023 - used at once
-        refused += [assert_seen_alike(use, f"{call} of {shapes}, {placements}") for use in uses]
+        where, strides = f"{call} of {shapes}, {placements}", row.name != "mean"  # whose gradient is a view
+        refused += [assert_seen_alike(use, where, strides) for use in uses]
     return len(refused), sum(refused)
 
 
@@ -110,6 +115,47 @@ def test_mesh_of_two_axes_gives_what_torch_gives(row, call, four, tally, full):
     shapes = PAIRS[1] if call.arity == 2 else [(4, 3)]
     share = 1 if full else 29 if call.arity == 2 else 4
     _check(four, tally, CALLS.index((row, call)), shapes, (2, 2), share)
+
+
+def _accumulate(index, placement):
+    """Gradients of three passes, added up; what becomes of them where one is doubled; and the cotangent."""
+    (row, call), mesh = CALLS[index], mesh_of(2)
+    wholes = [row.draw((4, 3, 2, 2), seed=i, device=DEVICE) for i in range(call.arity)]
+
+    def use(library):
+        leaves = [spread(x, mesh, [placement]).requires_grad_() for x in wholes]
+        g = torch.ones_like(call.function(library, *leaves).detach())
+        for _ in range(3):
+            call.function(library, *leaves).backward(g)
+        sums = [leaf.grad.clone() for leaf in leaves]
+        leaves[0].grad.mul_(2)
+        return [*sums, *(leaf.grad for leaf in leaves), g]
+
+    assert_seen_alike(use)
+
+
+@pytest.mark.thin(kernels=2)
+@pytest.mark.parametrize("placement", [Shard(0), Replicate()], ids=str)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_gradients_add_up_and_share_no_memory(row, call, placement, two):
+    two(_accumulate, CALLS.index((row, call)), placement)
+
+
+def _transposed(lib, x, y, mesh):
+    local = x.t().contiguous().t()
+    leaf = DTensor.from_local(local, mesh, [Replicate()]).detach().requires_grad_()
+    z = lib.mul(leaf, leaf)
+    (g,) = torch.autograd.grad(z, leaf, z.detach())
+    return [g, g.contiguous().view(12)]
+
+
+def _alone(lib, x, y, mesh):
+    """On the first process; the others have nothing."""
+    there = DeviceMesh(DEVICE, [0])
+    leaf, other = _leaf(distribute_tensor(x, there, [Shard(0)])), _leaf(distribute_tensor(y, there, [Replicate()]))
+    z = lib.mul(lib.exp(leaf), other)
+    grads = torch.autograd.grad(z, (leaf, other), torch.ones_like(z))
+    return [str(z.placements), *(part.to_local() for part in (z, lib.sum(leaf, 1), lib.mean(leaf), *grads))]
 
 
 def _swap(x, mesh):
@@ -183,6 +229,9 @@ USES = {
     "twice differentiated": _twice,
     "parameter": _module,
     "autocast": _autocast,
+    "transposed": _transposed,
+    "on some of the processes": _alone,
+    "too few to shard": lambda lib, x, y, mesh: lib.relu(spread(x[:1], mesh, [Shard(0)])),
 }
 REFUSED = ("with a plain tensor", "on two meshes", "shapes that do not broadcast", "here they would")
 REFUSED += ("relu of bool", "mean of integers", "no such axis")
