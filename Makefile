@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 tests
+RESULTS := docs/compatibility
 KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 
 .PHONY: demo distributed test test-full compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
@@ -22,7 +23,6 @@ test-full: .venv/ready  ## every sample and every compilation, however long
 	$(PYTEST) --full
 	$(KERNELS) $(PYTEST) --full
 
-RESULTS := docs/compatibility
 compatibility: .venv/ready  ## its tests again, then torch's own operators under them, and the page; what fails stands in it
 	$(PYTEST) --record $(RESULTS)/formulas.json || test $$? -eq 1
 	$(KERNELS) $(PYTEST) --record $(RESULTS)/kernels.json || test $$? -eq 1
@@ -35,7 +35,7 @@ gpu-test:  ## the kernels on a GPU, with the torch and Triton that $(PYTHON) has
 
 gpu-compatibility:  ## the same of docs/compatibility.md, on a GPU
 	CUSTOMOPS_TEST_DEVICE=cuda CUSTOMOPS_BACKEND=triton $(PYTHON) -m pytest -q \
-	  --record docs/compatibility/gpu.json tests || test $$? -eq 1
+	  --record $(RESULTS)/gpu.json tests || test $$? -eq 1
 	$(PYTHON) -m tests.compatibility
 
 gpu: gpu-test  ## then the benchmark on the GPU; `make report`, there or elsewhere, makes the page of it

@@ -197,9 +197,8 @@ def _reduce_on_shards(
 ) -> Tensor:
     """``reduce`` of the part that is here; what is reduced over a sharded axis is joined later over processes."""
     joined = JOINED[formula.__name__]
-    if joined == "avg" and any(
-        x.shape[dim] % n for dim, n in spread.parts().items()
-    ):  # averages of unequal parts do not average
+    uneven = any(x.shape[dim] % n for dim, n in spread.parts().items())
+    if joined == "avg" and uneven:  # averages of unequal parts do not average
         return formula(x, *dim, **options)
     z = reduce(formula, spread.local(x), *dim, **options)
     placements = spread.placements(kept_shape(x.shape, *dim), joined)

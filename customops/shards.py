@@ -39,9 +39,8 @@ class Spread(NamedTuple):
     def takes(self, x: Any) -> bool:
         """Whether DTensor ``x`` is where it is wanted, or replicated, so that it has only to be cut."""
         pairs = zip(x.placements, self.placements(x.shape), strict=True)
-        return all(
-            p.is_replicate() or (type(p) is type(q) and p == q) for p, q in pairs
-        )  # a strided shard lies otherwise
+        # a strided shard may equal a shard, but lies otherwise
+        return all(p.is_replicate() or (type(p) is type(q) and p == q) for p, q in pairs)
 
     def placements(self, shape: Sequence[int], joined: str | None = None) -> tuple:
         """Where a tensor of ``shape`` is that broadcasts to the output.
@@ -62,7 +61,7 @@ class Spread(NamedTuple):
         """The tensor whose part here is ``z``, of the shape and strides of ``like``."""
         if self.mesh is None:
             return z
-        from torch.distributed.tensor import DTensor  # noqa: PLC0415
+        from torch.distributed.tensor import DTensor  # noqa: PLC0415 - imported where there are any
 
         options = {"shape": like.shape, "stride": like.strides}
         return DTensor.from_local(z, self.mesh, placements, run_check=False, **options)
@@ -83,7 +82,8 @@ class Spread(NamedTuple):
 
 def find(values: Sequence) -> Spread | None:
     """How ``values`` line up, if kernels may run on the parts that are here; None where torch's operator answers."""
-    if not any(type(x) not in CLASSES and is_elsewhere(x) and not is_idle(x) for x in values):
+    strange = [x for x in values if type(x) not in CLASSES and isinstance(x, Tensor)]
+    if not any(is_elsewhere(x) and not is_idle(x) for x in strange):
         return None
     spread = None if defers() else align(values)
     if spread and is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
@@ -133,4 +133,4 @@ def _is_late(x: Any) -> bool:
 
 def _is(x: Any, module: str, name: str) -> bool:
     """Whether ``x`` is of the class of this name, of which there is nothing before its module is imported."""
-    return isinstance(x, Tensor) and type(x) is getattr(sys.modules.get(module), name, None)
+    return type(x) is getattr(sys.modules.get(module), name, None)

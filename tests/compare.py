@@ -94,16 +94,16 @@ def cotangent(z: Tensor) -> Tensor:
     return numbers.reshape(z.shape).to(z.device, z.dtype)
 
 
-def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the kernels that are launched from now on."""
+def record_launches(monkeypatch: pytest.MonkeyPatch, fact: Callable = lambda launch: launch.kernel.__name__) -> list:
+    """A ``fact`` of each launch from now on: by default the name of its kernel."""
     from customops.triton_kernels.launch import Launch  # noqa: PLC0415 - Triton may be missing
 
-    made: list[str] = []
+    made: list = []
     method = "interpret" if dispatch.is_interpreted() else "__call__"
     real = getattr(Launch, method)
 
     def record(self, *args):
-        made.append(self.kernel.__name__)
+        made.append(fact(self))
         real(self, *args)
 
     monkeypatch.setattr(Launch, method, record)

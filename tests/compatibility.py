@@ -72,8 +72,10 @@ def about(run: tuple[str, Run]) -> dict[str, str]:
         return line | {"cases": "not run yet"}
     ran = Counter(document["ran"])
     line |= {key: document["where"][key] for key in ("torch", "Triton", "Python", "device")}
-    drawn = f"{ran.total() - ran['cases']:,} drawn of {ran['cases']:,}"
-    return line | {"cases": drawn, **{key: f"{ran[key]:,}" for key in (*SYMBOLS, "failed", "skipped") if ran[key]}}
+    return line | {
+        "cases": f"{drawn(ran):,} drawn of {ran['cases']:,}",
+        **{key: f"{ran[key]:,}" for key in (*SYMBOLS, "failed", "skipped") if ran[key]},
+    }
 
 
 def summary(runs: dict[str, Run]) -> Iterator[dict[str, str]]:
@@ -147,9 +149,14 @@ def count(document: Run, checks: Iterable[Check], operator: str) -> Counter[str]
     return total
 
 
+def drawn(counts: Counter[str]) -> int:
+    """How many of the cases a run had."""
+    return counts.total() - counts["cases"]
+
+
 def verdict(counts: Counter[str]) -> str:
     """Counts, as a cell has them."""
-    ran = counts.total() - counts["cases"]
+    ran = drawn(counts)
     if counts["failed"]:
         return f"**✗ {counts['failed']} of {ran}**"
     if not ran:

@@ -242,10 +242,7 @@ STREAMS = {
     "streams": "gpu::test_call_waits_its_turn_on_the_current_stream",
     "a stream for each thread": _shared("gpu::test_threads_on_streams_of_their_own_compute_side_by_side"),
     "streams that join": "gpu_graphs::test_branches_on_streams_of_their_own_join",
-    "a network across two GPUs": (
-        _shared("gpu_graphs::test_network_across_two_devices_trains_as_torchs"),
-        _shared("gpu_graphs::test_data_parallel_network_trains_as_torchs"),
-    ),
+    "a network on two GPUs": _shared("gpu_graphs::test_network_on_two_devices_trains_as_torchs"),
     "another device than the current": "gpu::test_tensors_on_another_than_the_current_device",
     "operands on two devices": "gpu::test_tensors_on_two_devices_have_torchs_outcome",
 }

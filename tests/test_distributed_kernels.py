@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributed.pipelining import ScheduleGPipe
 
+from .compare import record_launches
 from .conftest import DEVICE, KERNELS
 from .engines import ENGINES, by_schedule, pipeline
 from .network import Engine, alone, assert_same_training, train
@@ -47,18 +48,10 @@ def launches(ranks, engine):
 
 def step(engine):
     """Take one; with it its launches, by whether they were made in the backward pass and what they compute."""
-    from customops.triton_kernels.launch import Launch  # noqa: PLC0415 - Triton may be missing
-
-    made, real = Counter(), Launch.interpret
-
-    def record(self, *args):
-        made[torch._C._current_graph_task_id() >= 0, self.words] += 1
-        real(self, *args)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Launch, "interpret", record)
+        made = record_launches(patch, lambda launch: (torch._C._current_graph_task_id() >= 0, launch.words))
         steps = train(engine, "customops", steps=1)
-    return made, steps
+    return Counter(made), steps
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

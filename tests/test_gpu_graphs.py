@@ -13,8 +13,6 @@ from .compare import cotangent
 from .network import LIBRARIES, Network, batches, optimizer_of
 from .test_gpu import assert_all_equal, draw, evaluate, every_call  # which skips this, too, without a GPU
 
-needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-
 
 def captured(function):
     """A graph of what ``function`` does, and its results; warmed up on a side stream, as torch's docs ask."""
@@ -124,26 +122,23 @@ def test_branches_on_streams_of_their_own_join(row, call):
     assert_all_equal(*results)
 
 
-@needs_two
-def test_network_across_two_devices_trains_as_torchs():
-    """Neither of them need be the current one."""
+def _across(model, x):
+    """The first block here and the rest on the other device; neither of them need be the current one."""
+    enter, first, *others = model
+    return nn.Sequential(*others).to("cuda:1")(first(enter(x)).to("cuda:1"))
+
+
+def _side_by_side(model, x):
+    return nn.DataParallel(model)(x)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("forward", [_across, _side_by_side], ids=["across", "data parallel"])
+def test_network_on_two_devices_trains_as_torchs(forward):
     results = []
     for library in LIBRARIES.values():
         model, ((x, targets), *_) = Network(library), batches()
-        for part in (model.second, model.norm, model.head):
-            part.to("cuda:1")
-        loss = model.loss(
-            nn.Sequential(*list(model)[2:])(model.first(model.enter(x)).to("cuda:1")), targets.to("cuda:1")
-        )
-        results.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
-    assert_all_equal(*results)
-
-
-@needs_two
-def test_data_parallel_network_trains_as_torchs():
-    results = []
-    for library in LIBRARIES.values():
-        model, ((x, targets), *_) = Network(library), batches()
-        loss = model.loss(nn.DataParallel(model)(x), targets)
+        z = forward(model, x)
+        loss = model.loss(z, targets.to(z.device))
         results.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
     assert_all_equal(*results)
