@@ -4,12 +4,13 @@ from . import binary, reductions, unary
 from .binary import *  # noqa: F403 - each module names what it offers
 from .dispatch import backend
 from .dry_run import dry_run
+from .fuse import fuse
 from .reductions import *  # noqa: F403
 from .unary import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = ["backend", "dry_run"]
+__all__ = ["backend", "dry_run", "fuse"]
 __all__ += binary.__all__
 __all__ += reductions.__all__
 __all__ += unary.__all__

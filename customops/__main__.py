@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import kernels
+from . import explain, kernels
 from .dispatch import BACKENDS
 from .trainings import TRAININGS
 
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
             help="auto: kernels on a GPU, else formulas; triton: kernels, interpreted where there is no GPU",
         )
     kernels.add_arguments(commands.add_parser("kernels", help="what an operator would launch on a GPU"))
+    explain.add_arguments(commands.add_parser("explain", help="what a fused function computes, launches and moves"))
     return parser
 
 

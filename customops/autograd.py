@@ -55,6 +55,11 @@ class Operator(Recorded):
         return pointwise(cls.formula, *inputs)
 
     @classmethod
+    def outline(cls, *inputs):
+        """The value, by formula."""
+        return cls.formula(*inputs)
+
+    @classmethod
     def setup_context(cls, ctx, inputs, output):
         """Keep what the derivatives read of inputs and output, and no more: one that nobody wants reads nothing.
 
@@ -93,9 +98,11 @@ class Operator(Recorded):
         total = -torch.zeros((), dtype=dtype, device="cpu")  # a tangent of -0 stays one
         for position, (derivative, arguments) in zip(wanted.positions, wanted.rule.steps, strict=True):
             if tangents[position] is not None:
-                tangent = tangents[position].to(dtype)
-                values = widened(_with_saved(tangent, ctx))
-                total = total + derivative(*[values[k] for k in arguments])
+                tangent = tangents[position]
+                turned = tangent.is_complex() and not dtype.is_complex  # of |x|: the part along the slope
+                values = widened(_with_saved(tangent.conj() if turned else tangent.to(dtype), ctx))
+                moved = derivative(*[values[k] for k in arguments])
+                total = total + (moved.real if turned else moved)
         return total.expand(shape).to(dtype)
 
 
@@ -191,7 +198,14 @@ def is_recorded() -> bool:
 def _call_unusual(operator: type[Operator], inputs: Sequence) -> Tensor:
     """``call`` under transforms, and for subclasses of tensors, NumPy's scalars, and what torch will refuse."""
     inputs = tuple(map(_as_number, inputs))
+    if record := recorder_of(inputs):
+        return record(operator, inputs)
     return operator.apply(*inputs) if differentiates(inputs) else pointwise(operator.formula, *inputs)
+
+
+def recorder_of(inputs: Sequence) -> Callable | None:
+    """What writes operators down instead, if one of ``inputs`` is of a class that does: ``__customops__``."""
+    return next((record for x in inputs if (record := getattr(type(x), "__customops__", None))), None)
 
 
 def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tensor:
@@ -200,6 +214,8 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
     Torch answers where it would refuse to write, where memory overlaps, and under transforms.
     """
     inputs = tuple(map(_as_number, inputs))
+    if record := recorder_of((x,)):
+        return record(operator.in_place, (x, *inputs))
     if not isinstance(x, Tensor) or not _may_write(x, inputs):
         return twin(x, *inputs)
     if not differentiates((x, *inputs)):

@@ -1,4 +1,4 @@
-"""Operators on two tensors, or a tensor and a number, broadcast together: add, sub, mul, pow.
+"""Operators on two tensors, or a tensor and a number, broadcast together: add, sub, mul, div, maximum, minimum, pow.
 
 Where an input was broadcast, each of its elements went into many outputs and gets the sum of their gradients; so
 every derivative below is followed by a sum (Σ) over the axes that its input was broadcast along.
@@ -17,7 +17,7 @@ from .dispatch import CLASSES, EXPONENTS
 
 Number = bool | int | float | complex
 
-__all__ = ["add", "add_", "mul", "mul_", "pow", "pow_", "sub", "sub_"]
+__all__ = ["add", "add_", "div", "div_", "maximum", "minimum", "mul", "mul_", "pow", "pow_", "sub", "sub_"]
 
 
 class Add(Operator):
@@ -60,6 +60,73 @@ class Mul(Operator):
 
     formula = staticmethod(f.mul)
     derivatives = (f.mul_dx, f.mul_dy)
+
+
+class Div(Operator):
+    """z = x/y.
+
+    Linear in x, dz/dx = 1/y. Along y, z·y = x; differentiating both sides, dz/dy·y + z = 0, so dz/dy = -z/y:
+
+        dx = Σ g/y,   dy = Σ -g·(x/y)/y
+
+    Saves y, and x too for dy; the quotient is taken again, as in torch.
+    """
+
+    formula = staticmethod(f.div)
+    derivatives = (f.div_dx, f.div_dy)
+
+    @classmethod
+    def jvp(cls, ctx, dx, dy):
+        """Both at once as torch has it, (dx - dy·z)/y: so inf and nan meet as there."""
+        if dx is None or dy is None:
+            return super().jvp(ctx, dx, dy)
+        y, x = (value.to(ctx.output[1]) for value in ctx.saved_tensors)
+        return (dx - dy * (x / y)) / y
+
+
+class Maximum(Operator):
+    """z = max(x, y), of two tensors.
+
+    Where x > y the output is x, dz/dx = 1 and dz/dy = 0; where x < y the other way round. Where they are equal any
+    shares that add up to 1 are a subgradient, and torch takes a half for each:
+
+        dx = Σ g where x > y, g/2 where x = y, else 0
+        dy = Σ g where x < y, g/2 where x = y, else 0
+
+    A nan, on either side, is the output, and both get g, as in torch.
+
+    Saves x and y.
+    """
+
+    formula = staticmethod(f.maximum)
+    derivatives = (f.maximum_dx, f.maximum_dy)
+
+    @classmethod
+    def jvp(cls, ctx, dx, dy):
+        """That of :func:`_jvp_of_choice`."""
+        return _jvp_of_choice(ctx, torch.gt, dx, dy)
+
+
+class Minimum(Operator):
+    """z = min(x, y), of two tensors.
+
+    :class:`Maximum` with both signs turned, min(x, y) = -max(-x, -y), and so are its gradients:
+
+        dx = Σ g where x < y, g/2 where x = y, else 0
+        dy = Σ g where x > y, g/2 where x = y, else 0
+
+    A nan, on either side, is the output, and both get g, as in torch.
+
+    Saves x and y.
+    """
+
+    formula = staticmethod(f.minimum)
+    derivatives = (f.minimum_dx, f.minimum_dy)
+
+    @classmethod
+    def jvp(cls, ctx, dx, dy):
+        """That of :func:`_jvp_of_choice`."""
+        return _jvp_of_choice(ctx, torch.lt, dx, dy)
 
 
 class Pow(Operator):
@@ -137,6 +204,52 @@ def mul(input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = 
     return call(Mul, input, other, out=out)
 
 
+def div(
+    input: Tensor | Number, other: Tensor | Number, *, rounding_mode: str | None = None, out: Tensor | None = None
+) -> Tensor:
+    """``input / other``, broadcast; as :func:`torch.div`, gradients :class:`Div`.
+
+    Args, errors: as :func:`add`. Integers and bool give the default dtype. With a ``rounding_mode``, ``"trunc"`` or
+    ``"floor"``, torch's own operator answers, whose gradients are 0.
+
+    >>> div(torch.tensor([1, -3]), 2)
+    tensor([ 0.5000, -1.5000])
+    """
+    if rounding_mode is not None:
+        return torch.div(input, other, rounding_mode=rounding_mode, out=out)  # type: ignore[arg-type]
+    return call(Div, input, other, out=out)
+
+
+def maximum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The larger of ``input`` and ``other``, broadcast; as :func:`torch.maximum`, gradients :class:`Maximum`.
+
+    Args:
+        input: a tensor of any real dtype.
+        other: likewise; the two broadcast together.
+        out: written instead of a new tensor, resized to the broadcast shape.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        RuntimeError: one is complex, the shapes do not broadcast, or the result cannot be cast to that of ``out``.
+
+    >>> maximum(torch.tensor([1.0, torch.nan]), torch.tensor([2.0, 0.0]))
+    tensor([2., nan])
+    """
+    return call(Maximum, input, other, out=out)
+
+
+def minimum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The smaller of ``input`` and ``other``, broadcast; as :func:`torch.minimum`, gradients :class:`Minimum`.
+
+    Args, errors: as :func:`maximum`.
+
+    >>> minimum(torch.tensor([[1], [3]]), torch.tensor([2, 4]))
+    tensor([[1, 1],
+            [2, 3]])
+    """
+    return call(Minimum, input, other, out=out)
+
+
 def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None = None) -> Tensor:
     """``input ** exponent``, broadcast; as :func:`torch.pow`, gradients :class:`Pow`.
 
@@ -166,9 +279,28 @@ def mul_(input: Tensor, other: Tensor | Number) -> Tensor:
     return call_(Mul, torch.Tensor.mul_, input, other)
 
 
+def div_(input: Tensor, other: Tensor | Number, *, rounding_mode: str | None = None) -> Tensor:
+    """:func:`div`, written over ``input``; errors as :meth:`torch.Tensor.div_`."""
+    if rounding_mode is not None:
+        return torch.Tensor.div_(input, other, rounding_mode=rounding_mode)  # type: ignore[arg-type]
+    return call_(Div, torch.Tensor.div_, input, other)
+
+
 def pow_(input: Tensor, exponent: Tensor | Number) -> Tensor:
     """:func:`pow`, written over ``input``; errors as :meth:`torch.Tensor.pow_`."""
     return call_(_pow_operator(input, exponent), torch.Tensor.pow_, input, exponent)
+
+
+def _jvp_of_choice(ctx, chooses, dx, dy) -> Tensor:
+    """The tangent of x where ``chooses(x, y)``, half of either where they are equal, else that of y: of a nan too.
+
+    Torch has it in this form, where inf and nan meet in tangents as nowhere in gradients.
+    """
+    shape, dtype = ctx.output
+    y, x = ctx.saved_tensors
+    dx, dy = (0 if tangent is None else tangent.to(dtype) for tangent in (dx, dy))
+    share = torch.where(x == y, 0.5, chooses(x, y).to(dtype))
+    return (dy + share * (dx - dy)).expand(shape)
 
 
 def _pow_operator(x, y) -> type[Operator]:

@@ -55,7 +55,7 @@ def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
         key = formula, found
         call = _calls.get(key)
         if call is None:
-            call = _remember(key, has_kernel(formula.__name__, args, out) and _plan_pointwise(formula, args))
+            call = remember(key, has_kernel(formula.__name__, args, out) and _plan_pointwise(formula, args))
         if call:
             (z,) = call(args)
             return z if out is None else torch.maximum(z, z, out=out)  # torch's own resizing and casts
@@ -73,7 +73,7 @@ def pointwise_(formula: Callable, twin: Callable, x: Tensor, *args) -> Tensor:
         key = formula, twin, found
         call = _calls.get(key)
         if call is None:
-            call = _remember(key, has_kernel(formula.__name__, args, x) and _plan_in_place(formula, args))
+            call = remember(key, has_kernel(formula.__name__, args, x) and _plan_in_place(formula, args))
         if call:
             call.plan(args, (x,))
             if not x.is_inference():
@@ -118,7 +118,7 @@ def pointwise_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]) -> list[T
         key = rule.derivatives, found, *likes
         plan = _calls.get(key)
         if plan is None:
-            plan = _remember(key, has_kernel(rule.derivatives[0].__name__, values) and _plan_vjp(rule, values, likes))
+            plan = remember(key, has_kernel(rule.derivatives[0].__name__, values) and _plan_vjp(rule, values, likes))
         if plan:
             kept, call = plan
             made = iter(call(values) if call else ())
@@ -183,7 +183,7 @@ def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None,
         call = _calls.get(key)
         if call is None:
             runs = has_kernel(formula.__name__, (x,), out, dtype)
-            call = _remember(key, runs and _plan_reduce(formula, x, axes, options))
+            call = remember(key, runs and _plan_reduce(formula, x, axes, options))
         if call:
             (z,) = call((x,))
             return z if out is None else torch.maximum(z, z, out=out)
@@ -221,9 +221,10 @@ def reduced_axes(rank: int, axes: Any = (), _keepdim: bool = False) -> set[int]:
 
 
 _calls: dict[tuple, Any] = {}  # by what they depend on; False where torch answers
+recall = _calls.get
 
 
-def _remember(key: tuple, call: Any) -> Any:
+def remember(key: tuple, call: Any) -> Any:
     """Keep ``call`` for its like; a model that never repeats a shape must not fill the memory."""
     if len(_calls) >= MOST_PLANS:
         _calls.clear()
@@ -248,7 +249,8 @@ def _plan_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]):
     """Which gradients are g itself, and how to make the others; None where there are none."""
     g, named = values[0], dict(zip(rule.names, values, strict=True))
     pairs = list(zip(rule.derivatives, likes, strict=True))
-    kept = [like == (g.shape, g.dtype) and _is_identity(derivative, named) for derivative, like in pairs]
+    whole = g.shape, g.dtype
+    kept = [like == whole and is_identity(derivative, _others(derivative, named)) for derivative, like in pairs]
     made = [pair for pair, keeps in zip(pairs, kept, strict=True) if not keeps]
     if not made:
         return kept, None
@@ -264,37 +266,66 @@ def _plan_reduce(formula: Callable, x: Tensor, dim: tuple, options: dict[str, An
     kept = kept_shape(x.shape, *dim)
     total = _Spec(kept, _contiguous(kept), spec.dtype, x.device)
     count = x.numel() // kept.numel()
-    plan = _plan([], {"x": x}, [total], spec._replace(shape=x.shape), finish=(formula.__name__, count))
+    plan = _plan([], {"x": x}, [total], spec._replace(shape=x.shape), (formula.__name__, count))
     return _Call(plan, (spec._replace(strides=_contiguous(spec.shape)),))
 
 
-def _plan(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequence, spec: _Spec, finish=None):
-    """A plan of the kernels: ``formulas`` over ``spec.shape`` in ``spec.dtype``, summed where an output broadcasts."""
-    from .triton_kernels.launch import Memory, Plan  # noqa: PLC0415 - Triton is imported by the first kernel
+def _plan(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequence, spec: _Spec, fold=("sum", 1)):
+    """A plan of the kernels: ``formulas`` over ``spec.shape`` in ``spec.dtype``, folded where an output broadcasts.
+
+    By default summed; ``fold`` names a reduction, and of how many elements. Without formulas, of the only value.
+    """
+    from .triton_kernels import launch  # noqa: PLC0415 - Triton is imported by the first kernel
+    from .triton_kernels.layout import expand  # noqa: PLC0415
 
     def memory(x):
-        if not isinstance(x, Tensor) or x.device != spec.device:
-            return x  # a 0-dim CPU tensor among GPU tensors is a number
-        return Memory(x.shape, x.stride(), x.dtype, x.data_ptr() % ALIGNMENT == 0)
+        if isinstance(x, Tensor):  # a 0-dim CPU tensor among GPU tensors is a number
+            return launch.Memory(x.dtype, x.data_ptr() % ALIGNMENT == 0) if x.device == spec.device else None
+        return launch.Memory(x.dtype) if isinstance(x, _Spec) else None
 
-    return Plan(
-        [formula.__name__ for formula in formulas],
-        {name: memory(value) for name, value in values.items()},
-        [memory(z) if isinstance(z, Tensor) else Memory(z.shape, z.strides, z.dtype) for z in outputs],
-        spec.shape,
-        spec.dtype,
-        spec.device,
-        finish,
-    )
+    shape = tuple(spec.shape)
+    arguments = [memory(x) for x in (*values.values(), *outputs)]
+    fixed = {name for f in formulas if (name := launch.compiled_in(f.__name__))}
+    read = {name for f in formulas for name in parameters(f)} - fixed or set(values)
+    operands = [
+        launch.Operand(i, expand(shape, x.shape, _strides(x)) if arguments[i] else None, name)
+        for i, (name, x) in enumerate(values.items())
+        if name in read
+    ]
+    where = {operand.name: i for i, operand in enumerate(operands)}
+    steps = [
+        launch.Step(
+            f.__name__,
+            tuple(where[name] for name in parameters(f) if name not in fixed),
+            values.get(launch.compiled_in(f.__name__)),
+        )
+        for f in formulas
+    ]
+    results = []
+    for i, z in enumerate(outputs):
+        strides = expand(shape, z.shape, _strides(z))
+        over = frozenset(a for a, n in enumerate(shape) if n != 1 and strides[a] == 0)
+        value = len(operands) + i if steps else 0
+        results.append(launch.Result(value, len(values) + i, strides, fold[0] if over else None, over, fold[1]))
+    stage = launch.Stage(shape, tuple(operands), tuple(steps), tuple(results))
+    return launch.Plan([stage], arguments, spec.dtype, spec.device)
 
 
-def _is_identity(derivative: Callable, values: dict[str, Any]) -> bool:
-    """Whether ``derivative`` returns g untouched, whatever g is."""
-    others = {name: values[name] for name in parameters(derivative) if name != "g"}
-    if any(isinstance(value, Tensor) for value in others.values()):
+def _strides(x: Tensor | _Spec) -> tuple[int, ...]:
+    return x.stride() if isinstance(x, Tensor) else x.strides
+
+
+def is_identity(derivative: Callable, others: Sequence) -> bool:
+    """Whether ``derivative`` of g and ``others``, in the order of its parameters, returns g itself, whatever g is."""
+    if any(isinstance(value, Tensor) for value in others):
         return False
     one = torch.ones((), device="cpu")
-    return derivative(g=one, **others) is one
+    return derivative(one, *others) is one
+
+
+def _others(derivative: Callable, named: dict[str, Any]) -> list:
+    """What ``derivative`` reads but g."""
+    return [named[name] for name in parameters(derivative) if name != "g"]
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

@@ -123,11 +123,12 @@ def is_unseen(args: Sequence) -> bool:
     return all(type(x) in NUMBERS or (is_plain(x) and x.is_cpu) for x in args)
 
 
-def features(args: Sequence) -> tuple | None:
+def features(args: Sequence, recorded: bool = False) -> tuple | None:
     """All that a kernel's plan depends on of ``args``; None where the torch formula answers.
 
     That is wherever torch has to see through the operator: under ``torch.compile``, tracers and modes, where a gradient
-    graph is recorded or tangents move along, and on tensors that stand for others. :func:`has_kernel` is the rest.
+    graph is recorded, but for one of a Function's that is ``recorded`` as such, or tangents move along, and on tensors
+    that stand for others. :func:`has_kernel` is the rest.
     """
     for x in args:
         if not dormant or (type(x) in CLASSES and x.is_cuda):  # a subclass would see what is asked of it
@@ -136,7 +137,7 @@ def features(args: Sequence) -> tuple | None:
         return None
     if defers():
         return None
-    graph = is_grad_enabled()
+    graph = not recorded and is_grad_enabled()
     found: list[Any] = [_backend, target, torch.get_default_dtype(), torch.is_autocast_enabled()]
     for x in args:
         if type(x) in NUMBERS:

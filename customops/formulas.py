@@ -44,6 +44,46 @@ def sigmoid_dx(g, z):
     return torch.ops.aten.sigmoid_backward(g, z.conj())  # g·z·(1 - z), of the conjugate of what it gets
 
 
+def tanh(x, **out):
+    return torch.tanh(x, **out)
+
+
+def tanh_dx(g, z):
+    return torch.ops.aten.tanh_backward(g, z.conj())  # g·(1 - z²), of the conjugate of what it gets
+
+
+def sqrt(x, **out):
+    return torch.sqrt(x, **out)
+
+
+def sqrt_dx(g, z):
+    return g / (2 * z)
+
+
+def rsqrt(x, **out):
+    return torch.rsqrt(x, **out)
+
+
+def rsqrt_dx(g, z):
+    return -0.5 * g * torch.pow(z, 3)
+
+
+def abs(x, **out):
+    return torch.abs(x, **out)
+
+
+def abs_dx(g, x):
+    return g * torch.sgn(x)  # of complex x too, where g is real
+
+
+def neg(x, **out):
+    return torch.neg(x, **out)
+
+
+def neg_dx(g):
+    return -g
+
+
 def add(x, y, alpha, **out):
     return torch.add(x, y, **out) if _is_one(alpha) else torch.add(x, y, alpha=alpha, **out)
 
@@ -88,6 +128,42 @@ def mul_dy(g, x):
     return g * x
 
 
+def div(x, y, **out):
+    return torch.div(x, y, **out)
+
+
+def div_dx(g, y):
+    return g / y
+
+
+def div_dy(g, x, y):
+    return -g * torch.div(torch.div(x, y), y)
+
+
+def maximum(x, y, **out):
+    return torch.maximum(x, y, **out)
+
+
+def maximum_dx(g, x, y):
+    return torch.where(x == y, g / 2, g).masked_fill(x < y, 0)
+
+
+def maximum_dy(g, x, y):
+    return torch.where(x == y, g / 2, g).masked_fill(x > y, 0)
+
+
+def minimum(x, y, **out):
+    return torch.minimum(x, y, **out)
+
+
+def minimum_dx(g, x, y):
+    return torch.where(x == y, g / 2, g).masked_fill(x > y, 0)
+
+
+def minimum_dy(g, x, y):
+    return torch.where(x == y, g / 2, g).masked_fill(x < y, 0)
+
+
 def pow(x, y, **out):
     return torch.pow(x, y, **out)
 
@@ -125,6 +201,22 @@ def mean(x, *dim, **options):
 
 def mean_dx(g, count):
     return g / count
+
+
+def amax(x, *dim, **options):
+    return torch.amax(x, *dim, **options)
+
+
+def amin(x, *dim, **options):
+    return torch.amin(x, *dim, **options)
+
+
+def extremum_dx(g, x, z, ties):
+    return g * (x == z) / ties  # inf·0 is nan, as is 0/0 where z is nan
+
+
+def equal(x, z):
+    return (x == z).to(x.dtype)  # 1 or 0
 
 
 def _times(number, g):

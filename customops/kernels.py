@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
         operands, options = _arguments(args)
         phases = launches(OPERATORS[args.op], operands, options, args.target, args.backward)
     except (RuntimeError, ValueError, IndexError, OverflowError) as error:
-        print(f"kernels: {_reason(error)}", file=sys.stderr)
+        print(f"kernels: {reason(error)}", file=sys.stderr)
         return 2
-    words = [*map(_word, operands), *(f"{name}={value}" for name, value in options.items())]
+    words = [*map(word, operands), *(f"{name}={value}" for name, value in options.items())]
     print(f"{args.op}({', '.join(words)}) on {args.target}", *_report(phases), sep="\n")
     if args.ptx:
         print(*_code(record for records in phases.values() for record in records), sep="\n")
@@ -81,16 +81,17 @@ def _arguments(args: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
     for name, taken in {"other": takes_two, "number": takes_two, "dim": "dim" in parameters}.items():
         if not taken and getattr(args, name) is not None:
             raise ValueError(f"--{name} is not for {args.op}({', '.join(parameters)})")
-    shapes = [_integers("shape", args.shape)]
+    shapes = [integers("shape", args.shape)]
     if takes_two and args.number is None:
-        shapes.append(shapes[0] if args.other is None else _integers("other", args.other))
+        shapes.append(shapes[0] if args.other is None else integers("other", args.other))
     numbers = [] if args.number is None else [_number(args.number)]
-    dtype = _dtype(args.dtype)
+    dtype = dtype_named(args.dtype)
     operands = [torch.empty(shape, dtype=dtype, requires_grad=args.backward) for shape in shapes]
-    return [*operands, *numbers], {} if args.dim is None else {"dim": _integers("dim", args.dim)}
+    return [*operands, *numbers], {} if args.dim is None else {"dim": integers("dim", args.dim)}
 
 
-def _integers(name: str, text: str) -> tuple[int, ...]:
+def integers(name: str, text: str) -> tuple[int, ...]:
+    """Those that an option of this name was given, as ``4096,4096``."""
     if not re.fullmatch(r"(-?\d{1,18}(,-?\d{1,18})*)?", text):
         raise ValueError(f"--{name}: expected integers, as 4096,4096, got {text!r}")
     return tuple(map(int, text.split(","))) if text else ()
@@ -103,7 +104,8 @@ def _number(text: str) -> int | float:
         raise ValueError(f"--number: expected a number, got {text!r}") from None
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
+    """What ``--dtype`` names."""
     dtype = SHORT.get(name, getattr(torch, name, None))
     if not isinstance(dtype, torch.dtype) or dtype not in KERNEL_DTYPES:
         known = sorted(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
@@ -111,7 +113,7 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What went wrong; torch's own words for too large a tensor speak of its source."""
     refused = re.search(r"tried to allocate (\d+) bytes", str(error))
     if refused:
@@ -121,23 +123,28 @@ def _reason(error: Exception) -> str:
 
 def _report(phases: dict[str, list[Record]]) -> Iterator[str]:
     for phase, records in phases.items():
-        yield from (line for record in records for line in _lines(phase, record))
-        if not records:
-            yield f"{phase:10}launches nothing"
+        yield from describe(phase, records)
     every = [record for records in phases.values() for record in records]
     moved, floor = sum(record.bytes_moved for record in every), sum(record.bytes_floor for record in every)
-    yield f"{'total':10}launches {len(every)}  {_traffic(moved, floor)}"
+    yield f"{'total':10}launches {len(every)}  {traffic(moved, floor)}"
+
+
+def describe(phase: str, records: Sequence[Record]) -> Iterator[str]:
+    """What a phase launches, in lines."""
+    yield from (line for record in records for line in _lines(phase, record))
+    if not records:
+        yield f"{phase:10}launches nothing"
 
 
 def _lines(phase: str, record: Record) -> Iterator[str]:
     yield f"{phase:10}{record.name}  {record.program}"
     yield f"{'':10}grid {record.grid}  warps {record.num_warps}  registers {record.registers}  spills {record.spills}"
-    yield f"{'':10}{_traffic(record.bytes_moved, record.bytes_floor)}"
+    yield f"{'':10}{traffic(record.bytes_moved, record.bytes_floor)}"
     for kind, widths in _widest(record).items():
         yield f"{'':10}{kind:6}" + "".join(f"  {leaf} {bits}" for leaf, bits in sorted(widths.items())) + " bits"
 
 
-def _traffic(moved: int, floor: int) -> str:
+def traffic(moved: int, floor: int) -> str:
     """A launch that only adds up partial sums has no floor."""
     return f"bytes moved {moved:,}  floor {floor:,}  ratio {f'{moved / floor:.3f}' if floor else '-'}"
 
@@ -157,7 +164,8 @@ def _name(leaf: tuple | None, operands: Sequence[str]) -> str:
     return operands[leaf[1]] if leaf[0] == "operands" else f"out{leaf[1]}"
 
 
-def _word(operand: Any) -> str:
+def word(operand: Any) -> str:
+    """``bfloat16[4096, 4096]``, or a number."""
     if not isinstance(operand, Tensor):
         return str(operand)
     return f"{str(operand.dtype).removeprefix('torch.')}{list(operand.shape)}"

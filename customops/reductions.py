@@ -1,4 +1,4 @@
-"""Operators over axes: sum, mean.
+"""Operators over axes: sum, mean, amax, amin.
 
 Let alpha be the number of elements of the input and beta that of the output: each output is made of alpha/beta inputs.
 """
@@ -14,25 +14,27 @@ import torch
 from torch import Tensor
 
 from . import formulas as f
-from .autograd import Recorded, differentiates, is_recorded, is_usual
-from .compute import cast, kept_shape, pointwise, reduce
+from .autograd import Recorded, differentiates, is_recorded, is_usual, recorder_of
+from .compute import cast, kept_shape, pointwise, reduce, reduced_axes
 from .dispatch import is_idle
+from .fusion import Like, Lowered, by_kernel
+from .graphs import Given, Graph, Step
 
 Axes = int | Sequence[int] | None
 DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 _UNSET: Any = object()  # torch tells dim=None from no dim
 
-__all__ = ["mean", "sum"]
+__all__ = ["amax", "amin", "mean", "sum"]
 
 
 class Reduction(Recorded):
-    """An operator over axes: its ``formula``, and ``scale(g, alpha/beta)``, None where each slope is 1.
+    """An operator over axes: its ``formula``, and its ``derivative``, None where each slope is 1.
 
     Takes x, a dtype, and what ``reduce`` takes as ``dim``. Saves shapes only.
     """
 
     formula: ClassVar[Callable]
-    scale: ClassVar[Callable | None] = None
+    derivative: ClassVar[Callable | None] = None
 
     @classmethod
     def forward(cls, x, dtype, *dim):
@@ -42,20 +44,25 @@ class Reduction(Recorded):
         return reduce(cls.formula, x, *dim, dtype=dtype)
 
     @classmethod
+    def outline(cls, x, dtype, *dim):
+        """The value, by formula."""
+        return cls.formula(x, *dim, **({} if dtype is None else {"dtype": dtype}))
+
+    @classmethod
     def setup_context(cls, ctx, inputs, output):
         """Keep what the call was, of x only what it looked like."""
         x = inputs[0]
-        ctx.kept = cls.scale, x.shape, x.dtype, inputs[1:]
+        ctx.kept = cls.derivative, x.shape, x.dtype, inputs[1:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
-        scale, shape, dtype, (_, *dim) = ctx.kept
+        derivative, shape, dtype, (_, *dim) = ctx.kept
         if g is None:
             return None, *[None] * (1 + len(dim))
-        if scale and (count := shape.numel() // max(g.numel(), 1)):
-            g = pointwise(scale, g, count)
+        if derivative and (count := shape.numel() // max(g.numel(), 1)):
+            g = pointwise(derivative, g, count)
         if g.dtype != dtype:
             g = cast(g, dtype)
         if dim and g.shape != (kept := kept_shape(shape, *dim)):
@@ -67,6 +74,51 @@ class Reduction(Recorded):
         """Linear: the same of the tangent."""
         *_, (dtype, *dim) = ctx.kept
         return cls.formula(dx, *dim, dtype=dtype)
+
+
+class Extremum(Reduction):
+    """An operator over axes that gives one of the values: z_j = x_i for some i, of those that output j is made of.
+
+    Where a single x_i equals z_j, moving it moves z_j as much, and moving any other a little does nothing: the slope
+    is 1 for that i, else 0. Where n of them do there is a kink, with a gradient on each side that gives all of the
+    slope to one of the n. The mean of these n is in the subdifferential (of amin in the superdifferential), prefers
+    none of them, and is torch's choice too:
+
+        dx_i = g_j·[x_i = z_j] / n_j,   n_j = Σ_i [x_i = z_j]
+
+    Forward, dz_j = Σ_i [x_i = z_j]·dx_i / n_j. Where z_j is nan nothing equals it, and 0/0 makes all of these nan.
+
+    Saves x and z.
+    """
+
+    derivative = staticmethod(f.extremum_dx)
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        """Keep x and z, too."""
+        super().setup_context(ctx, inputs, output)
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx, g):
+        """``g`` in equal parts to the elements that are the output."""
+        derivative, shape, _, (_, *dim) = ctx.kept
+        others = [None] * (1 + len(dim))
+        if g is None:
+            return None, *others
+        x, z = ctx.saved_tensors
+        kept = kept_shape(shape, *dim)
+        return _share(derivative, g.view(kept), x, z.view(kept), *dim[:1]), *others
+
+    @classmethod
+    def jvp(cls, ctx, dx, *_):
+        """The mean of the tangents of the elements that are the output."""
+        _, shape, _, (_, *dim) = ctx.kept
+        x, z = ctx.saved_tensors
+        z = z.view(kept_shape(shape, *dim))
+        moved = torch.where(x == z, dx, 0)  # of an element that is not, even inf
+        return f.sum(moved, *dim) / f.sum(f.equal(x, z), *dim)
 
 
 class Sum(Reduction):
@@ -91,7 +143,19 @@ class Mean(Reduction):
     """
 
     formula = staticmethod(f.mean)
-    scale = staticmethod(f.mean_dx)
+    derivative = staticmethod(f.mean_dx)
+
+
+class Amax(Extremum):
+    """z_j = max_i x_i over the elements i that output j is made of, nan if one is; gradient as :class:`Extremum`."""
+
+    formula = staticmethod(f.amax)
+
+
+class Amin(Extremum):
+    """z_j = min_i x_i over the elements i that output j is made of, nan if one is; gradient as :class:`Extremum`."""
+
+    formula = staticmethod(f.amin)
 
 
 def sum(
@@ -141,6 +205,65 @@ def mean(
     return _call(Mean, input, dim, keepdim, dtype, out)
 
 
+def amax(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
+    """Greatest value over axes, nan if there is one; as :func:`torch.amax`, gradient :class:`Amax`.
+
+    Args:
+        input: any shape and real dtype.
+        dim: axes to look along, negative ones counted from the end; all of them for None, () or nothing.
+        keepdim: keep each axis, with size 1.
+        out: written instead of a new tensor, resized.
+
+    Raises:
+        IndexError: ``dim`` is out of range, or an axis of size 0.
+        NotImplementedError: ``input`` is complex.
+        RuntimeError: an axis appears twice, ``out`` has another dtype, or ``input`` is empty and ``dim`` not given.
+        TypeError: ``dim`` is no int, or ``keepdim`` no bool.
+
+    >>> amax(torch.tensor([[1, 2], [4, 3]]), dim=0)
+    tensor([4, 3])
+    """
+    return _call(Amax, input, _or_all(dim, keepdim), keepdim, None, out)
+
+
+def amin(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
+    """Least value over axes, nan if there is one; as :func:`torch.amin`, gradient :class:`Amin`.
+
+    Args, errors: as :func:`amax`.
+
+    >>> amin(torch.tensor([[1.0, 2.0], [4.0, 3.0]]), dim=1, keepdim=True)
+    tensor([[1.],
+            [3.]])
+    """
+    return _call(Amin, input, _or_all(dim, keepdim), keepdim, None, out)
+
+
+def _or_all(dim: Any, keepdim: Any) -> Any:
+    """``dim``; every axis where only ``keepdim`` is given, which torch takes by itself for these."""
+    return () if dim is _UNSET and keepdim is not _UNSET else dim
+
+
+def _share(derivative: Callable, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
+    """``g`` in equal parts to the elements of x that are z; in one kernel where registers hold what is reduced."""
+    over = reduced_axes(x.dim(), *dim)
+    grads = by_kernel((_share, derivative, *over), (g, x, z), lambda _: _lower_share(derivative, g, x, z, over))
+    if grads is not None:
+        return grads[0]
+    ties = f.sum(f.equal(x, z), *dim[:1], True) if dim else f.sum(f.equal(x, z))
+    return derivative(g, x, z, ties)
+
+
+def _lower_share(derivative: Callable, g: Tensor, x: Tensor, z: Tensor, over: set[int]) -> Lowered:
+    dims = tuple(None if n == 1 else a for a, n in enumerate(x.shape))
+    kept = tuple(None if a in over else axis for a, axis in enumerate(dims))
+    graph = Graph(dict(enumerate(x.shape)))
+    g_, x_, z_ = graph.add(Given("g", kept)), graph.add(Given("x", dims)), graph.add(Given("z", kept))
+    ties = graph.fold("sum", graph.add(Step("equal", (x_, z_))), frozenset(over & set(dims)))
+    graph.results = [(graph.add(Step(derivative.__name__, (g_, x_, z_, ties))), dims)]
+    like = Like(x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
+    return Lowered(graph, {g_: g, x_: x, z_: z}, [like], x.dtype)
+
+
 def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
     if dim is _UNSET and keepdim is not _UNSET:
         return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
@@ -154,6 +277,8 @@ def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
             return operator.formula(x, *axes)
     elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
         return operator.apply(x, dtype, *axes)
+    elif record := recorder_of((x,)):
+        return record(operator, (x, dtype, *axes))
     return reduce(operator.formula, x, *axes, dtype=dtype, out=out)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, is_grad_enabled
 
 from .dispatch import CLASSES, defers, is_idle, is_plain
 
-JOINED = {"sum": "sum", "mean": "avg"}  # how what a reduction gives on each shard becomes that of the whole
+# how what a reduction gives on each shard becomes that of the whole
+JOINED = {"sum": "sum", "mean": "avg", "amax": "max", "amin": "min"}
 
 
 class Spread(NamedTuple):

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from benchmarks import machine
 
+from .cases import REDUCTIONS
+
 
 class Error(NamedTuple):
     """Over so many points, the largest error in ulp and how many results are inf or nan wrongly, or wrongly not."""
@@ -96,7 +98,7 @@ def measure(row: Any, call: Any, dtype: torch.dtype, device: str, libraries: dic
 
 def _drawn(row: Any, call: Any, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """Inputs and a gradient on the CPU. Those of a reduction are positive: cancelling, chance would decide."""
-    if row.name in ("mean", "sum"):
+    if row.name in REDUCTIONS:
         x = row.draw((8, 16, 8, 16) if dtype.itemsize == 2 else (16, 64, 32, 64), dtype).abs()
         return [x], row.draw(call.function(torch, x).shape, dtype, seed=1)
     numel = 200 if dtype == torch.float64 else 2**16
@@ -156,9 +158,17 @@ def _exactly(m: Any) -> dict[str, Callable]:
         "exp": lambda z, x: (m.exp(x), z),
         "relu": lambda z, x: (max(x, 0), z > 0),
         "sigmoid": lambda z, x: (1 / (1 + m.exp(-x)), z * (1 - z)),
+        "tanh": lambda z, x: (m.tanh(x), 1 - z * z),
+        "sqrt": lambda z, x: (m.sqrt(x), 1 / (2 * z)),
+        "rsqrt": lambda z, x: (1 / m.sqrt(x), -(z**3) / 2),
+        "abs": lambda z, x: (abs(x), m.sign(x)),
+        "neg": lambda z, x: (-x, -1),
         "add": lambda z, x, y, alpha=1: (x + alpha * y, 1, alpha),
         "sub": lambda z, x, y, alpha=1: (x - alpha * y, 1, -alpha),
         "mul": lambda z, x, y: (x * y, y, x),
+        "div": lambda z, x, y: (x / y, 1 / m.mpf(y), -x / m.mpf(y) ** 2),
+        "maximum": lambda z, x, y: (max(x, y), (1 + m.sign(x - y)) / 2, (1 - m.sign(x - y)) / 2),
+        "minimum": lambda z, x, y: (min(x, y), (1 - m.sign(x - y)) / 2, (1 + m.sign(x - y)) / 2),
         "pow": lambda z, x, y: (x**y, y * x ** (y - 1), z * m.log(x)),
     }
 

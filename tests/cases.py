@@ -69,14 +69,26 @@ ROWS = (
     Row("exp", -2, 2, (Call("exp(x)", lambda lib, x: lib.exp(x)),)),
     Row("relu", -2, 2, (Call("relu(x)", lambda lib, x: lib.relu(x)),), "nn.functional.relu"),
     Row("sigmoid", -4, 4, (Call("sigmoid(x)", lambda lib, x: lib.sigmoid(x)),)),
+    Row("tanh", -3, 3, (Call("tanh(x)", lambda lib, x: lib.tanh(x)),)),
+    Row("sqrt", 0.3, 3, (Call("sqrt(x)", lambda lib, x: lib.sqrt(x)),)),
+    Row("rsqrt", 0.3, 3, (Call("rsqrt(x)", lambda lib, x: lib.rsqrt(x)),)),
+    Row("abs", -2, 2, (Call("abs(x)", lambda lib, x: lib.abs(x)),)),
+    Row("neg", -2, 2, (Call("neg(x)", lambda lib, x: lib.neg(x)),)),
     Row("add", -2, 2, _binary("add", Call("add(x, y, 3)", lambda lib, x, y: lib.add(x, y, alpha=3), 2))),
     Row("sub", -2, 2, _binary("sub", Call("sub(x, y, 3)", lambda lib, x, y: lib.sub(x, y, alpha=3), 2))),
     Row("mul", -2, 2, _binary("mul")),
+    Row("div", 0.3, 3, _binary("div")),
+    Row("maximum", -2, 2, (Call("maximum(x, y)", lambda lib, x, y: lib.maximum(x, y), 2),)),
+    Row("minimum", -2, 2, (Call("minimum(x, y)", lambda lib, x, y: lib.minimum(x, y), 2),)),
     Row("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3)))),
     Row("mean", -2, 2, _reduction("mean")),
     Row("sum", -2, 2, _reduction("sum")),
+    Row("amax", -2, 2, _reduction("amax")[::3]),
+    Row("amin", -2, 2, _reduction("amin")[3:5]),
 )
 
+EXTREMA = ("amax", "amin")
+REDUCTIONS = ("mean", "sum", *EXTREMA)
 CALLS = tuple((row, call) for row in ROWS for call in row.calls)
 
 SHAPES: tuple[tuple[int, ...], ...] = (

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+import customops
+from customops.trainings import OPERATORS as TRAINED
+
+from .cases import ROWS
 from .recorder import OPERATORS, Check
 
 # Elsewhere skipped as files, so that their tests are not known.
@@ -18,6 +22,11 @@ def _check(text: str, **options) -> Check:
 
 def _shared(text: str, on: str = " ".join(OPERATORS)) -> Check:
     return _check(text, together=tuple(on.split()))
+
+
+def _trained(text: str) -> Check:
+    """Of networks and models, on the ten operators that they are made of."""
+    return _shared(text, on=" ".join(TRAINED))
 
 
 def _ours(text: str) -> Check:
@@ -74,7 +83,8 @@ CALLS = {
         "inplace::test_result_of_another_shape_or_dtype_is_refused",
     ),
     "odd arguments": _shared(
-        "arguments::test_odd_arguments_have_torchs_outcome", on="exp relu add sub mul pow mean sum"
+        "arguments::test_odd_arguments_have_torchs_outcome",
+        on="exp relu abs neg add sub mul div maximum minimum pow mean sum",
     ),
 }
 DTYPES = {
@@ -104,7 +114,7 @@ TRANSFORMS = {
     "two or three composed": _shared("func::test_transform_of_transforms_matches_torch"),
     "complex numbers": "func::test_transform_of_complex_numbers_matches_torch",
     "`has_aux`": "func::test_auxiliary_output_matches_torch",
-    "per-sample gradients": _shared("func::test_gradients_of_each_sample_match_torch_and_a_loop"),
+    "per-sample gradients": _trained("func::test_gradients_of_each_sample_match_torch_and_a_loop"),
     "in place, transformed": "func_refusals::test_in_place_twin_under_a_transform_matches_torch",
     "what torch refuses": _shared(
         "func_refusals::test_what_torch_refuses_under_a_transform_is_refused", on="exp relu add sub mul pow mean sum"
@@ -129,19 +139,25 @@ ORDERS = {
     },
     "gradcheck, gradgradcheck": "gradients::test_gradients_match_finite_differences",
     "batches, differentiated again": "higher::test_batches_of_cotangents_match_torch",
-    "losses with derivatives": _shared("demo::test_trainings_of_higher_order_agree"),
+    "losses with derivatives": _trained("demo::test_trainings_of_higher_order_agree"),
 }
 COMPILED = {
     "torch.compile": "compile::test_compiled_calls_have_torchs_graphs_values_and_gradients[static]",
     "torch.compile, dynamic": "compile::test_compiled_calls_have_torchs_graphs_values_and_gradients[dynamic]",
-    "as often recompiled": _shared("compile::test_changed_arguments_are_compiled_for_as_often_as_torchs"),
-    "programs, and refused ones": _shared("compile::test_compiled_programs_do_what_torchs_do"),
+    "as often recompiled": _shared(
+        "compile::test_changed_arguments_are_compiled_for_as_often_as_torchs",
+        on="log exp relu sigmoid tanh sqrt rsqrt abs neg add sub mul div pow mean sum",
+    ),
+    "programs, and refused ones": _shared(
+        "compile::test_compiled_programs_do_what_torchs_do",
+        on="log exp relu sigmoid tanh sqrt rsqrt abs neg add sub mul div pow mean sum",
+    ),
     "transforms inside": _shared("compile_transforms::test_compiled_transforms_drop_no_derivative"),
     "compiled autograd": _shared("compile_transforms::test_compiled_autograd_traces_our_backward"),
     "Inductor": _shared("compile_inductor::test_inductor_computes_every_call_and_its_gradient"),
-    "fused in as few kernels": _shared("compile_inductor::test_chain_is_fused_into_as_many_kernels_as_torchs"),
-    "torch.export": _shared("compile_export::test_exported_models_are_torchs_and_survive_a_file"),
-    "AOTInductor": _shared("compile_export::test_aot_inductor_packages_a_model"),
+    "fused in as few kernels": _trained("compile_inductor::test_chain_is_fused_into_as_many_kernels_as_torchs"),
+    "torch.export": _trained("compile_export::test_exported_models_are_torchs_and_survive_a_file"),
+    "AOTInductor": _trained("compile_export::test_aot_inductor_packages_a_model"),
     "make_fx": "compile_export::test_make_fx_records_torchs_operators",
     "symbolic sizes": "compile_export::test_symbolic_sizes_are_numbers",
     "jit.trace, fx.symbolic_trace": "compile_export::test_tracers_record_what_computes_the_same",
@@ -219,30 +235,32 @@ DISTRIBUTED = {
     "DTensor, gradients added up": "distributed_tensor::test_gradients_add_up_and_share_no_memory",
     "DTensor, unusual uses": _shared("distributed_tensor::test_unusual_use_is_torchs", on="exp relu add mul mean sum"),
     "DTensor, by kernels": _ours("distributed_tensor::test_kernels_run_on_what_is_here"),
-    "DDP": _shared("distributed_engines::test_two_ranks_train_as_one_process[ddp]"),
-    "FSDP2": _shared("distributed_engines::test_two_ranks_train_as_one_process[fsdp]"),
-    "HSDP": _shared("distributed_engines::test_four_ranks_train_as_one_process[fsdp, repeated]"),
-    "tensor parallel": _shared("distributed_engines::test_two_ranks_train_as_one_process[tensor]"),
-    "pipeline": _shared("distributed_engines::test_two_ranks_train_as_one_process[pipeline]"),
-    "tensor parallel and FSDP2": _shared("distributed_engines::test_four_ranks_train_as_one_process[tensor and fsdp]"),
-    "pipeline and FSDP2": _shared("distributed_engines::test_four_ranks_train_as_one_process[pipeline and fsdp]"),
-    "fp16 and bf16 engines": _shared(
+    "DDP": _trained("distributed_engines::test_two_ranks_train_as_one_process[ddp]"),
+    "FSDP2": _trained("distributed_engines::test_two_ranks_train_as_one_process[fsdp]"),
+    "HSDP": _trained("distributed_engines::test_four_ranks_train_as_one_process[fsdp, repeated]"),
+    "tensor parallel": _trained("distributed_engines::test_two_ranks_train_as_one_process[tensor]"),
+    "pipeline": _trained("distributed_engines::test_two_ranks_train_as_one_process[pipeline]"),
+    "tensor parallel and FSDP2": _trained("distributed_engines::test_four_ranks_train_as_one_process[tensor and fsdp]"),
+    "pipeline and FSDP2": _trained("distributed_engines::test_four_ranks_train_as_one_process[pipeline and fsdp]"),
+    "fp16 and bf16 engines": _trained(
         "distributed_engines::test_half_precision_trains_as_torch_does_under_the_same_engine"
     ),
-    "distributed checkpoint": _shared("distributed_checkpoint::test_training_goes_on_from_a_checkpoint_in_one_process"),
-    "training in lockstep": _shared("distributed_demo::test_engine_agrees_with_one_process"),
+    "distributed checkpoint": _trained(
+        "distributed_checkpoint::test_training_goes_on_from_a_checkpoint_in_one_process"
+    ),
+    "training in lockstep": _trained("distributed_demo::test_engine_agrees_with_one_process"),
 }
 STREAMS = {
     "CUDA graphs": "gpu_graphs::test_graph_replays_with_new_values",
     "graphed callables": "gpu_graphs::test_graphed_callable_answers_new_values",
     "graphed networks": (
-        _shared("gpu_graphs::test_graphed_network_trains_as_torchs"),
-        _shared("gpu_graphs::test_network_of_graphed_blocks_gives_what_torchs_gives"),
+        _trained("gpu_graphs::test_graphed_network_trains_as_torchs"),
+        _trained("gpu_graphs::test_network_of_graphed_blocks_gives_what_torchs_gives"),
     ),
     "streams": "gpu::test_call_waits_its_turn_on_the_current_stream",
     "a stream for each thread": _shared("gpu::test_threads_on_streams_of_their_own_compute_side_by_side"),
     "streams that join": "gpu_graphs::test_branches_on_streams_of_their_own_join",
-    "a network on two GPUs": _shared("gpu_graphs::test_network_on_two_devices_trains_as_torchs"),
+    "a network on two GPUs": _trained("gpu_graphs::test_network_on_two_devices_trains_as_torchs"),
     "another device than the current": "gpu::test_tensors_on_another_than_the_current_device",
     "operands on two devices": "gpu::test_tensors_on_two_devices_have_torchs_outcome",
 }
@@ -282,14 +300,15 @@ FEATURES = {section: {name: _checks(value) for name, value in rows.items()} for 
 CHECKS = {str(check): check for rows in FEATURES.values() for checks in rows.values() for check in checks}
 
 # The operators that a feature has no sense for: torch has no such call, or it takes two tensors.
-_REDUCTIONS = ("mean", "sum")
-_NOT_BINARY = tuple(name for name in OPERATORS if name not in ("add", "sub", "mul", "pow"))
+_TWINLESS = tuple(name for name in OPERATORS if not hasattr(customops, f"{name}_"))
+_NOT_BINARY = tuple(row.name for row in ROWS if row.calls[0].arity == 1)
 INAPPLICABLE = {
     "`out=`": ("relu",),
-    **dict.fromkeys(("in-place twin", "refused in place", "in place, transformed", "in place, dual"), _REDUCTIONS),
-    **dict.fromkeys(("anomaly mode, in place", "grad modes, in place", "in place, through a view"), _REDUCTIONS),
-    **dict.fromkeys(("vmap of vmap, other axes", "tangents of mixed dtypes", "symbolic sizes"), _NOT_BINARY),
+    **dict.fromkeys(("in-place twin", "refused in place", "in place, transformed", "in place, dual"), _TWINLESS),
+    **dict.fromkeys(("anomaly mode, in place", "grad modes, in place", "in place, through a view"), _TWINLESS),
+    **dict.fromkeys(("vmap of vmap, other axes", "tangents of mixed dtypes"), _NOT_BINARY),
     **dict.fromkeys(("large, by blocks", "operands on two devices"), _NOT_BINARY),
+    "symbolic sizes": (*_NOT_BINARY, "maximum", "minimum"),  # these take no numbers
 }
 # Where ours differs from torch in what a test here does not hold it to; README.md says how, under Limits.
 LIMITED = (

@@ -150,6 +150,17 @@ CASES = {
     "dim out of range": lambda lib: lib.mean(ones(2, 2), 2),
     "dim twice": lambda lib: lib.mean(ones(2, 2), (0, -2)),
     "dim=[]": lambda lib: lib.sum(ones(2, 2), []),
+    "amax without axes": _gradient_of(lambda lib, x: lib.amax(x, None), 2, 3),
+    "keepdim of amax without dim": lambda lib: lib.amax(ones(2, 3), keepdim=True),
+    "out of amin without dim": lambda lib: lib.amin(ones(2, 3), out=ones(2)),
+    "amax of nothing": lambda lib: lib.amax(ones(0, 2)),
+    "amin of an axis of nothing": lambda lib: lib.amin(leaf(0, 2), 0),
+    "amax beside nothing": _gradient_of(lambda lib, x: lib.amax(x, 1), 0, 2),
+    "amax of bool": lambda lib: lib.amax(tensor([[True, False], [False, False]]), 1),
+    "amin of integers": lambda lib: lib.amin(tensor([[3, -5], [-(2**62), 7]]), 0),
+    "amax over True": lambda lib: lib.amax(ones(2, 2), True),
+    "amax in another dtype": lambda lib: lib.amax(ones(2, 2), 0, dtype=torch.float64),
+    "amax into another dtype": lambda lib: lib.amax(ones(2, 2), 0, out=ones(2).double()),
     "two numbers": lambda lib: lib.add(2, 3, alpha=2),
     "two numbers to a power": lambda lib: lib.pow(2, 3),
     "list": lambda lib: lib.exp([1.0]),
@@ -159,6 +170,24 @@ CASES = {
     "2**64": lambda lib: lib.add(ones(2).long(), 2**64),
     "bool minus bool": lambda lib: lib.sub(TRUE, TRUE),
     "relu of bool": lambda lib: lib.relu(TRUE),
+    "abs of bool": lambda lib: lib.abs(TRUE),
+    "neg of bool": lambda lib: lib.neg(TRUE),
+    "neg of uint8": lambda lib: lib.neg(ones(2, dtype=torch.uint8)),
+    "neg into another dtype": lambda lib: lib.neg(ones(2), out=ones(2, dtype=torch.float64)),
+    "integers divided": lambda lib: lib.div(ones(2).int(), 3),
+    "div of two numbers": lambda lib: lib.div(2, 3),
+    "div by 0": _gradient_of(lambda lib, x: lib.div(x, 0), 3),
+    "div into integers": lambda lib: lib.div(ones(2), 2, out=ones(2).int()),
+    **{
+        f"div, {mode}": _gradient_of(lambda lib, x, mode=mode: lib.div(x, 0.7, rounding_mode=mode), 3)
+        for mode in ("trunc", "floor", "none")
+    },
+    "div to the floor in place": lambda lib: lib.div_(ones(2), 0.7, rounding_mode="floor"),
+    "integers divided in place": lambda lib: lib.div_(ones(2).int(), 2),
+    "maximum with a number": lambda lib: lib.maximum(leaf(2), 1),
+    "minimum of numbers": lambda lib: lib.minimum(1, 2),
+    "maximum of mixed dtypes": _gradient_of(lambda lib, x: lib.maximum(x, tensor([1, 0, 2])), 3),
+    "minimum of complex numbers": lambda lib: lib.minimum(leaf(2), ones(2) + 1j),
     "mean of integers": lambda lib: lib.mean(ones(2).int()),
     "shapes that do not broadcast": lambda lib: lib.mul(ones(2), ones(3)),
     "a number as out": lambda lib: lib.exp(ones(2), out=3),
@@ -171,7 +200,7 @@ CASES = {
 class TorchWithTwins:
     """torch, with the in-place operators it spells as methods alone."""
 
-    mul_ = staticmethod(torch.Tensor.mul_)
+    mul_, div_ = staticmethod(torch.Tensor.mul_), staticmethod(torch.Tensor.div_)
 
     def __getattr__(self, name):
         return getattr(torch, name)

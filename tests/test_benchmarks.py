@@ -27,7 +27,8 @@ def _in_short(monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.2)
 
 
-RELU = Case(ROWS[2], ROWS[2].calls[0], "contiguous", 1 << 16, torch.float32)
+ROW = {row.name: row for row in ROWS}
+RELU = Case(ROW["relu"], ROW["relu"].calls[0], "contiguous", 1 << 16, torch.float32)
 
 
 def test_slow_formula_shows(monkeypatch):
@@ -50,7 +51,7 @@ def test_wrong_result_is_a_fault(phase, monkeypatch):
 def test_operands_in_the_cache_show(monkeypatch):
     """With a cache to get past, operands are drawn often enough, and drawn in one place they are too fast."""
     cache = 16 << 20
-    case = Case(ROWS[9], ROWS[9].calls[0], "contiguous", 1 << 18, torch.float32)  # a sum only reads
+    case = Case(ROW["sum"], ROW["sum"].calls[0], "contiguous", 1 << 18, torch.float32)  # a sum only reads
     row = measure(case, "forward", "cpu", cache)
     assert not row["cached"]
     assert row["faults"] == []
@@ -135,7 +136,7 @@ def test_every_call_pattern_and_dtype_is_timed():
 @pytest.mark.parametrize("pattern", SHAPES)
 def test_operands_have_the_size_asked_for(pattern):
     for numel in (1 << 10, 1 << 13):
-        case = Case(ROWS[6], ROWS[6].calls[0], pattern, numel, torch.float32)
+        case = Case(ROW["mul"], ROW["mul"].calls[0], pattern, numel, torch.float32)
         xs = case.draw("cpu", 0)
         assert max(x.numel() for x in xs) == numel
         assert tuple(x.shape for x in xs) == case.shapes

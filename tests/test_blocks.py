@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ import customops
 from benchmarks import memory
 
 from .cases import BROADCASTS, CALLS, LAYOUTS, ids
-from .compare import TOLERANCE, cotangent, gradients
+from .compare import TOLERANCE, cotangent, gradients, outcome
 from .conftest import DEVICE, KERNELS
 
 pytestmark = pytest.mark.skipif(KERNELS or DEVICE != "cpu", reason="kernels take gradients in one pass")
@@ -46,13 +48,16 @@ def blocks(monkeypatch):
 def test_gradients_by_blocks_are_torchs(row, call, dtype, layout, blocks):
     for shapes in (*BROADCASTS, *LARGER):
         xs = [LAYOUTS[layout](row.draw(shape, dtype, seed=i)) for i, shape in enumerate(shapes)]
-        got, want = (gradients(lambda *xs, lib=lib: call.function(lib, *xs), xs) for lib in (customops, torch))
+        got, want = (outcome(gradients, partial(call.function, lib), xs) for lib in (customops, torch))
+        if isinstance(want, type):  # complex numbers have no maximum
+            assert got is want
+            continue
         tolerance = TOLERANCE[dtype]
         if dtype == torch.bfloat16:  # torch rounds what it sums, up to 40 elements of about 2
             tolerance = {"rtol": 5e-2, "atol": 0.2}
         for mine, theirs in zip(got, want, strict=True):
             torch.testing.assert_close(mine, theirs, **tolerance)
-    summed_or_of_three = call.name in ("mul(x, y)", "pow(x, y)")
+    summed_or_of_three = row.name not in ("add", "sub") and not isinstance(want, type)
     assert bool(blocks) == summed_or_of_three, "add and sub read g alone"
 
 

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import customops
 from customops import dispatch
 
+from . import test_inplace
 from .cases import CALLS, ids
 from .compare import assert_equal, assert_same_outcomes, cotangent, outcome
 from .compiling import FORMULAS, LIBRARIES, STATIC_AND_DYNAMIC, compiling_anew, leaf, rand
@@ -57,12 +58,15 @@ def test_compiled_calls_have_torchs_graphs_values_and_gradients(row, call, dynam
     tally("compiled graphs like torch's", 2)
 
 
+UNARY = ("log", "exp", "relu", "sigmoid", "tanh", "sqrt", "rsqrt", "abs", "neg", "sum", "mean")
+
+
 def unary(library, x):
-    return [getattr(library, name)(x) for name in ("log", "exp", "relu", "sigmoid", "sum", "mean")]
+    return [getattr(library, name)(x) for name in UNARY]
 
 
 def binary(library, x, y):
-    return [getattr(library, name)(x, y) for name in ("add", "sub", "mul", "pow")]
+    return [getattr(library, name)(x, y) for name in ("add", "sub", "mul", "div", "pow")]
 
 
 def scaled(library, x, alpha):
@@ -146,8 +150,8 @@ def under(context):
 
 
 PROGRAMS = {
-    **{name: (lambda lib, x, n=name: into_view(lib, x, n)) for name in ("exp_", "log_", "relu_", "sigmoid_")},
-    **{name: (lambda lib, x, n=name: into_view(lib, x, n, 2)) for name in ("add_", "sub_", "mul_", "pow_")},
+    **{name: (lambda lib, x, n=name: into_view(lib, x, n)) for name in test_inplace.UNARY},
+    **{name: (lambda lib, x, n=name: into_view(lib, x, n, 2)) for name in test_inplace.BINARY},
     "argument written": lambda lib, x: twin(lib, "exp_")(x.detach()),
     "leaf written": lambda lib, x: twin(lib, "exp_")(x),
     "out": lambda lib, x: lib.mul(x.detach(), 2.5, out=torch.empty_like(x)),

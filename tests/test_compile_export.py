@@ -87,7 +87,7 @@ def test_make_fx_records_torchs_operators(row, call, mode, device, tally):
 
 
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["size last", "size first"])
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "pow"])
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "pow"])
 def test_symbolic_sizes_are_numbers(name, order, device):
     def record(library):
         function = lambda x: getattr(library, name)(*(x, x.shape[0])[order])

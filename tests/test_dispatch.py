@@ -12,7 +12,7 @@ import torch
 import customops
 from customops import formulas
 
-from .cases import CALLS, ROWS, ids
+from .cases import CALLS, REDUCTIONS, ROWS, ids
 from .compare import record_launches
 from .conftest import DEVICE, INTERPRETED, KERNELS, NO_KERNEL
 
@@ -30,7 +30,7 @@ def launches(monkeypatch):
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_forward_is_one_launch(row, call, launches, device):
     call.function(customops, *(row.draw((2, 3, 2, 2), seed=i, device=device) for i in range(call.arity)))
-    assert launches == ["map_reduce_kernel" if row.name in ("mean", "sum") else "map_kernel"]
+    assert launches == ["map_reduce_kernel" if row.name in REDUCTIONS else "map_kernel"]
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (3,)), ((2, 3), (2, 1)), ((3, 1), (1, 4))], ids=ids)
@@ -121,7 +121,7 @@ def test_triton_formulas_are_the_twins_of_torchs():
     theirs = [n for n, value in vars(twins).items() if hasattr(value, "arg_names") and not n.startswith("_")]
     assert mine == theirs
     for name in mine:
-        if name not in ("sum", "mean"):  # their twins finish a sum that the kernel made
+        if name not in REDUCTIONS:  # their twins finish a total that the kernel made
             assert list(customops.compute.parameters(getattr(formulas, name))) == getattr(twins, name).arg_names
 
 

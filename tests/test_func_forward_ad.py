@@ -67,7 +67,10 @@ def test_tangents_of_mixed_dtypes_match_torch(row, call, dtypes, device):
         xs, tangents = _drawn(row, shapes, device, dtypes)
         moves = [move and dtype != torch.int64 for move, dtype in zip(moves, dtypes, strict=True)]
         with customops.backend("auto"):  # complex numbers have no kernel
-            got, want = (_pushed(call.function, library, xs, tangents, moves) for library in (customops, torch))
+            got, want = (outcome(_pushed, call.function, lib, xs, tangents, moves) for lib in (customops, torch))
+        if isinstance(want, type):  # complex numbers have no maximum
+            assert got is want
+            continue
         computed = torch.float32 if torch.float32 in dtypes else None
         for mine, theirs in zip(got, want, strict=True):
             assert_same_outcome(mine, theirs, computed=computed)

@@ -11,7 +11,7 @@ import torch
 import customops
 
 from . import accuracy
-from .cases import CALLS, ids
+from .cases import CALLS, REDUCTIONS, ROWS, ids
 from .compare import assert_equal, assert_same_outcome, cotangent, outcome
 from .conftest import DEVICE
 from .test_inplace import twin
@@ -115,7 +115,7 @@ def _plain(device):
 
 
 ACROSS = {
-    **{f"{name}, 0-dim on the CPU": _mixed(name, "cuda", "cpu") for name in ("add", "sub", "mul", "pow")},
+    **{f"{row}, 0-dim on the CPU": _mixed(row.name, "cuda", "cpu") for row in ROWS if row.calls[0].arity == 2},
     "vector on the CPU": _mixed("mul", "cpu", "cuda"),
     "both 0-dim": lambda lib: [lib.mul(_plain("cpu"), _plain("cuda")), lib.pow(_plain("cuda"), _plain("cpu"))],
     "both on the CPU, out on the GPU": lambda lib: [lib.add(_plain("cpu"), 1, out=_plain("cuda"))],
@@ -236,7 +236,7 @@ MEASURED = [
     pytest.param(row, call, dtype, id=f"{call}-{ids(dtype)}")
     for row, call in CALLS
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    if dtype != torch.float64 or row.name not in ("mean", "sum")  # float64 has no vectorised exact sum
+    if dtype != torch.float64 or row.name not in REDUCTIONS  # float64 has no vectorised exact sum
 ]
 
 
@@ -249,5 +249,5 @@ def test_errors_are_no_larger_than_torchs(row, call, dtype, measured, tally):
     for error in errors:
         measured(error)
         tally("accuracies")
-    allowed = 4 if row.name in ("mean", "sum") else 0.5
+    allowed = 4 if row.name in REDUCTIONS else 0.5
     assert not [error for error in errors if accuracy.is_worse(error, allowed)]

@@ -11,8 +11,8 @@ from .cases import ids
 from .compare import assert_equal, assert_same_outcome, outcome
 from .conftest import DEVICE
 
-UNARY = ["log_", "exp_", "relu_", "sigmoid_"]
-BINARY = ["add_", "sub_", "mul_", "pow_"]
+UNARY = ["log_", "exp_", "relu_", "sigmoid_", "tanh_", "sqrt_", "rsqrt_", "abs_", "neg_"]
+BINARY = ["add_", "sub_", "mul_", "div_", "pow_"]
 
 
 def ones(*shape, **options):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from .conftest import KERNELS, NO_KERNEL
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
 
+LONG = ((40000,), (3, 20000), (20000, 3), (2, 20000, 2))
+
 
 def test_kernel_reaches_elements_past_31_bits(device):
     far = torch.zeros(2**31 + 2**20, dtype=torch.uint8, device=device)[:: 2**30]
@@ -20,9 +24,10 @@ def test_kernel_reaches_elements_past_31_bits(device):
     assert customops.sum(far).item() == 6
 
 
-@pytest.mark.parametrize("shape", [(40000,), (3, 20000), (20000, 3), (2, 20000, 2)], ids=str)
-@pytest.mark.parametrize("name", ["sum", "mean"])
-def test_shared_sums_are_right_and_repeat_bit_for_bit(name, shape, device):
+@pytest.mark.parametrize(
+    ("name", "shape"), [*product(("sum", "mean"), LONG), ("amax", LONG[1]), ("amin", LONG[0])], ids=str
+)
+def test_shared_totals_are_right_and_repeat_bit_for_bit(name, shape, device):
     x = torch.rand(shape, device=device)
     axis = shape.index(max(shape))
     got = getattr(customops, name)(x, axis)

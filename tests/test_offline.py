@@ -29,7 +29,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.thin(formulas=16)
+@pytest.mark.thin(formulas=20)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)

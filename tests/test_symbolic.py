@@ -22,6 +22,7 @@ from customops.autograd import Operator
 
 pytest.importorskip("sympy", reason="the proofs need SymPy")
 import sympy
+from sympy.logic.boolalg import Boolean
 
 from .definitions import ABOVE, BELOW, DEFINITIONS, ZERO, alpha, g, x, y
 
@@ -30,7 +31,13 @@ COUNT = j + 1 + after  # so that x[j] is any one of x[0], ..., x[COUNT - 1]
 ELEMENTS = sympy.IndexedBase("x")
 TOTAL = sympy.Sum(ELEMENTS[i], (i, 0, COUNT - 1))
 NUMEL_IN, NUMEL_OUT = sympy.symbols("alpha beta", positive=True)
-REDUCTIONS = {reductions.Sum: TOTAL, reductions.Mean: NUMEL_OUT / NUMEL_IN * TOTAL}
+GREATEST, LEAST = (sympy.Function(name)(ELEMENTS[i]) for name in ("greatest", "least"))  # of all x[i]
+REDUCTIONS = {
+    reductions.Sum: TOTAL,
+    reductions.Mean: NUMEL_OUT / NUMEL_IN * TOTAL,
+    reductions.Amax: GREATEST,
+    reductions.Amin: LEAST,
+}
 
 
 def term(value):
@@ -38,6 +45,11 @@ def term(value):
     if isinstance(value, float):
         return sympy.Rational(str(value))
     return value.term if isinstance(value, Value) else sympy.sympify(value)
+
+
+def as_number(truth):
+    """1 or 0 for what is true or false; a number as it is."""
+    return sympy.Piecewise((1, truth), (0, True)) if isinstance(truth, Boolean) and not truth.is_Symbol else truth
 
 
 def lifted(function):
@@ -58,18 +70,19 @@ class Value:
     dtype = SimpleNamespace(is_int=lambda: False, is_floating=lambda: True, is_fp32=lambda: True, is_complex=False)
     is_complex = staticmethod(lambda: False)
     conj = lambda self: self
-    to = lambda self, _dtype: self
+    to = lambda self, _dtype: Value(as_number(self.term))
     detach = lambda self: self
     __hash__ = __bool__ = None  # no formula may branch on an equation
 
     __neg__ = lifted(python.neg)
     __add__ = __radd__ = lifted(python.add)
     __sub__, __rsub__ = lifted(python.sub), lifted(lambda a, b: b - a)
-    __mul__ = __rmul__ = lifted(python.mul)
+    __mul__ = __rmul__ = lifted(lambda a, b: as_number(a) * as_number(b))
     __truediv__, __rtruediv__ = lifted(python.truediv), lifted(lambda a, b: b / a)
     __eq__, __lt__, __le__ = lifted(sympy.Eq), lifted(sympy.Lt), lifted(sympy.Le)
     __gt__, __ge__ = lifted(sympy.Gt), lifted(sympy.Ge)
     __abs__ = lifted(sympy.Abs)
+    masked_fill = lifted(lambda x, mask, value: sympy.Piecewise((value, mask), (x, True)))
     clamp = lifted(lambda x, max: sympy.Min(max, x))
     new_zeros = lambda self, _shape: Value(sympy.S.Zero)
     __and__ = __rand__ = lifted(sympy.And)
@@ -99,8 +112,17 @@ TORCH = Library(
     add=lifted(lambda x, y, alpha: x + alpha * y),
     sub=lifted(lambda x, y, alpha: x - alpha * y),
     mul=lifted(lambda x, y: x * y),
+    div=lifted(python.truediv),
+    neg=lifted(python.neg),
+    abs=lifted(sympy.Abs),
+    sgn=lifted(sympy.sign),
+    rsqrt=lifted(lambda x: 1 / sympy.sqrt(x)),
+    maximum=lifted(sympy.Max),
+    minimum=lifted(sympy.Min),
     sum=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1))),
     mean=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1)) / COUNT),
+    amax=lifted(sympy.Function("greatest")),
+    amin=lifted(sympy.Function("least")),
     addcmul=lifted(lambda x, a, b, value: x + value * a * b),
     zeros_like=lifted(lambda x: sympy.S.Zero),
     tensor=lifted(lambda x, **_: x),
@@ -110,6 +132,7 @@ TORCH = Library(
         aten=SimpleNamespace(
             threshold_backward=lifted(lambda g, z, threshold: sympy.Piecewise((0, z <= threshold), (g, True))),
             sigmoid_backward=lifted(lambda g, z: g * (1 - z) * z),
+            tanh_backward=lifted(lambda g, z: g * (1 - z**2)),
         )
     ),
 )
@@ -174,11 +197,13 @@ def numbers(spelled, value: int) -> list:
 
 def test_definitions_cover_every_operator_and_formula():
     operators = {o for o in Operator.__subclasses__() if o.__module__.startswith("customops.")}
-    functions = set(reductions.Reduction.__subclasses__())
+    kinds = {reductions.Reduction, *reductions.Reduction.__subclasses__()}
+    functions = {r for kind in kinds for r in kind.__subclasses__() if hasattr(r, "formula")}
     assert operators == set(DEFINITIONS)
     assert functions == set(REDUCTIONS)
     proven = {f for o in operators for f in (o.formula, *o.derivatives)}
-    proven |= {formulas.sum, formulas.mean, formulas.mean_dx, formulas.add_, formulas.sub_}
+    proven |= {f for r in functions for f in (r.formula, r.derivative) if f}
+    proven |= {formulas.equal, formulas.add_, formulas.sub_}
     assert proven == {f for name, f in vars(formulas).items() if inspect.isfunction(f) and name[0] != "_"}
 
 
@@ -192,6 +217,21 @@ def test_relu_derivative_at_zero_is_zero(spelled, tally):
     prove(spelled["relu"], 0, x=ZERO)
     prove(spelled["relu_dx"], 0, g=g, z=ZERO)
     tally("symbolic proofs", 2)
+
+
+def test_absolute_value_derivative_at_zero_is_zero(spelled, tally):
+    prove(spelled["abs"], 0, x=ZERO)
+    prove(spelled["abs_dx"], 0, g=g, x=ZERO)
+    tally("symbolic proofs", 2)
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum"])
+def test_equal_operands_share_their_gradient(spelled, name, tally):
+    """Where the definition has no derivative, torch's choice: halves."""
+    prove(spelled[name], x, x=x, y=x)
+    for derivative in (f"{name}_dx", f"{name}_dy"):
+        prove(spelled[derivative], g / 2, g=g, x=x, y=x)
+    tally("symbolic proofs", 3)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +268,8 @@ def test_reduction_follows_from_the_definition(spelled, function, tally):
     formula = spelled[function.__name__.lower()]
     total = "count" in inspect.signature(formula).parameters
     truth = REDUCTIONS[function].subs(NUMEL_IN, NUMEL_OUT * COUNT)
-    prove(formula, truth, x=TOTAL if total else ELEMENTS[i], count=COUNT)
+    folded = TOTAL if function in (reductions.Sum, reductions.Mean) else truth
+    prove(formula, truth, x=folded if total else ELEMENTS[i], count=COUNT)
     tally("symbolic proofs")
 
 
@@ -252,6 +293,32 @@ def test_inverse_factor_of_the_mean_is_no_derivative(spelled):
         prove(spelled["mean_dx"], slip, g=g, count=NUMEL_IN / NUMEL_OUT)
     difference = evaluate(spelled["mean_dx"], g=g, count=NUMEL_IN / NUMEL_OUT) - slip
     assert sympy.solve(difference, NUMEL_IN) == [NUMEL_OUT]
+
+
+@pytest.mark.parametrize(("extremum", "sign"), [(sympy.Max, 1), (sympy.Min, -1)], ids=str)
+def test_derivative_of_an_extremum_follows_where_it_has_one(spelled, extremum, sign, tally):
+    """For any one element x, where y is the extremum of the others: 1 where x is beyond it, 0 where it is not."""
+    definition = extremum(x, y)
+    for beyond, kind in ((1, y + sign * ABOVE), (0, y - sign * ABOVE)):
+        z, slope = definition.subs(x, kind), sympy.diff(definition, x).subs(x, kind)
+        assert slope == beyond
+        prove(spelled["equal"], slope, x=kind, z=z)
+        prove(spelled["extremum_dx"], g * slope, g=g, x=kind, z=z, ties=sympy.S.One)
+        tally("symbolic proofs", 2)
+
+
+def test_ties_have_the_mean_of_the_gradients_around_them(spelled, tally):
+    """Beside a tie of n there are n gradients, each 1 for one of them: their mean is 1/n for each, 0 for the rest."""
+    n = sympy.Integer(3)
+    tied = sympy.symbols(f"x:{n}", real=True)
+    gradient = [sympy.diff(sympy.Max(*tied), x) for x in tied]
+    around = [[slope.subs(dict.fromkeys(tied, y) | {x: y + ABOVE}) for slope in gradient] for x in tied]
+    shares = [sympy.Add(*slopes) / n for slopes in zip(*around, strict=True)]
+    for share in shares:
+        prove(spelled["extremum_dx"], g * share, g=g, x=y, z=y, ties=n)
+        tally("symbolic proofs")
+    assert sympy.Add(*shares) == 1
+    prove(spelled["extremum_dx"], 0, g=g, x=y - ABOVE, z=y, ties=n)
 
 
 @pytest.mark.parametrize("operator", DEFINITIONS, ids=lambda o: o.__name__)

@@ -1,8 +1,8 @@
 """Every formula and derivative, spelled in Triton: the twin of ``customops/formulas.py``.
 
 Same names, same argument names, same order. Arguments arrive in the compute dtype (float32 for half types), as
-blocks that broadcast or as scalars. The kernel itself adds up: ``sum`` and ``mean`` are what is left to do to the
-total of ``count`` values.
+blocks that broadcast or as scalars. The kernel itself folds: ``sum``, ``mean``, ``amax`` and ``amin`` are what is left
+to do to the total of ``count`` values.
 """
 
 import triton
@@ -59,6 +59,62 @@ def sigmoid_dx(g, z):
 
 
 @triton.jit
+def tanh(x):
+    if INTERPRETED:
+        return _portable_tanh(x)
+    else:
+        return libdevice.tanh(x)
+
+
+@triton.jit
+def tanh_dx(g, z):
+    return g * (1 - z * z)
+
+
+@triton.jit
+def sqrt(x):
+    return _root(x)
+
+
+@triton.jit
+def sqrt_dx(g, z):
+    return _divide(g, 2 * z)
+
+
+@triton.jit
+def rsqrt(x):
+    return _divide(tl.full([], 1, x.dtype), _root(x))
+
+
+@triton.jit
+def rsqrt_dx(g, z):
+    return (g * -0.5) * (z * z * z)
+
+
+@triton.jit
+def abs(x):
+    return tl.abs(x)
+
+
+@triton.jit
+def abs_dx(g, x):
+    return g * tl.where(x > 0, 1, tl.where(x < 0, -1, 0))
+
+
+@triton.jit
+def neg(x):
+    if x.dtype.is_int():
+        return 0 - x
+    else:
+        return x * -1
+
+
+@triton.jit
+def neg_dx(g):
+    return g * -1
+
+
+@triton.jit
 def add(x, y, alpha):
     return x + alpha * y
 
@@ -101,6 +157,53 @@ def mul_dx(g, y):
 @triton.jit
 def mul_dy(g, x):
     return g * x
+
+
+@triton.jit
+def div(x, y):
+    return _divide(x, y)
+
+
+@triton.jit
+def div_dx(g, y):
+    return _divide(g, y)
+
+
+@triton.jit
+def div_dy(g, x, y):
+    return (g * -1) * _divide(_divide(x, y), y)
+
+
+@triton.jit
+def maximum(x, y):
+    x, y = tl.broadcast(x, y)
+    return tl.where(x <= y, y, tl.where(x > y, x, x + y))  # the sum is nan, as one of them is
+
+
+@triton.jit
+def maximum_dx(g, x, y):
+    return tl.where(x < y, 0, tl.where(x == y, g * 0.5, g))
+
+
+@triton.jit
+def maximum_dy(g, x, y):
+    return tl.where(x > y, 0, tl.where(x == y, g * 0.5, g))
+
+
+@triton.jit
+def minimum(x, y):
+    x, y = tl.broadcast(x, y)
+    return tl.where(x >= y, y, tl.where(x < y, x, x + y))
+
+
+@triton.jit
+def minimum_dx(g, x, y):
+    return tl.where(x > y, 0, tl.where(x == y, g * 0.5, g))
+
+
+@triton.jit
+def minimum_dy(g, x, y):
+    return tl.where(x < y, 0, tl.where(x == y, g * 0.5, g))
 
 
 @triton.jit
@@ -161,6 +264,27 @@ def mean_dx(g, count):
 
 
 @triton.jit
+def amax(x, count):
+    return x
+
+
+@triton.jit
+def amin(x, count):
+    return x
+
+
+@triton.jit
+def extremum_dx(g, x, z, ties):
+    return _divide(g * equal(x, z), ties)
+
+
+@triton.jit
+def equal(x, z):
+    x, z = tl.broadcast(x, z)
+    return (x == z).to(x.dtype)
+
+
+@triton.jit
 def _divide(x, y):
     """The quotient to the nearest; Triton's own float32 division is off by up to 2 ulp."""
     x, y = tl.broadcast(x, y)
@@ -177,6 +301,17 @@ def _root(x):
         return tl.sqrt_rn(x)
     else:
         return tl.sqrt(x)
+
+
+@triton.jit
+def _portable_tanh(x):
+    """The same to a few ulp from exp and log, for the interpreter; tanh |x| = -m / (2 + m), m = e^(-2|x|) - 1."""
+    y = tl.abs(x) * -2
+    e = tl.exp(y)
+    m = tl.where(e > 0.5, (e - 1) * _divide(y, tl.log(e)), e - 1)  # Kahan: the errors of e in both factors cancel
+    m = tl.where(e == 1, y, m)
+    z = _divide(m * -1, 2 + m)
+    return tl.where(x < 0, z * -1, tl.where(x == 0, x, z))
 
 
 @triton.jit
@@ -207,3 +342,51 @@ def _portable_pow(x, y):
     z = tl.where(negative & odd, size * -1, size)
     z = tl.where(negative & (a != 0) & (a != -infinity) & (whole == 0), float("nan"), z)
     return tl.where((b == 0) | (a == 1), 1, z).to(x.dtype)
+
+
+@triton.jit
+def _plus(x, y):
+    return x + y
+
+
+@triton.jit
+def _sum_across(x, axis):
+    return tl.sum(x, axis=axis, keep_dims=True)
+
+
+@triton.jit
+def _max_across(x, axis):
+    return _or_nan(tl.max(x, axis=axis, keep_dims=True), x, axis)
+
+
+@triton.jit
+def _min_across(x, axis):
+    return _or_nan(tl.min(x, axis=axis, keep_dims=True), x, axis)
+
+
+@triton.jit
+def _or_nan(z, x, axis):
+    """``z``, or nan where there is one in x along the axis: tl.max and tl.min pass over them."""
+    if x.dtype.is_floating():
+        z = tl.where(tl.max(tl.where(tl.abs(x) >= 0, 0, 1), axis=axis, keep_dims=True) > 0, float("nan"), z)
+    return z
+
+
+def _lowest(dtype):
+    if dtype.is_floating():
+        return float("-inf")
+    return -(1 << dtype.int_bitwidth - 1) if dtype.is_int_signed() else 0
+
+
+def _highest(dtype):
+    return float("inf") if dtype.is_floating() else (1 << dtype.int_bitwidth - dtype.is_int_signed()) - 1
+
+
+# How each reduction folds the values along an axis: what it starts from, of two values one, of a tile's axis one.
+_SUM = (lambda _dtype: 0, _plus, _sum_across)
+FOLDS = {
+    "sum": _SUM,
+    "mean": _SUM,
+    "amax": (_lowest, maximum, _max_across),
+    "amin": (_highest, minimum, _min_across),
+}

@@ -21,9 +21,9 @@ from triton.runtime import driver
 
 from . import formulas
 from .formulas import INTERPRETED
-from .layout import LOOPED, PROGRAMS, TILED, WORD, Layout, Strides, Tiling, arrange, cut, dense, expand, traffic
+from .layout import PROGRAMS, WORD, Layout, Strides, Tiling, arrange, cut, dense, traffic
 from .pointwise import map_kernel
-from .program import Geometry, Program, compiled_in, compose, parameters
+from .program import Fold, Geometry, Program, fold_of
 from .reduce import map_reduce_kernel
 
 ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int64}
@@ -32,39 +32,96 @@ ONE_THREAD = RLock()  # it patches triton.language while it runs
 
 
 class Memory(NamedTuple):
-    """What a plan knows of a tensor; ``aligned`` where it starts at a multiple of 16 bytes."""
+    """What a plan knows of a tensor's memory; ``aligned`` where it starts at a multiple of 16 bytes."""
 
-    shape: Sequence[int]
-    strides: Sequence[int]
     dtype: torch.dtype
     aligned: bool = True
+
+
+class Operand(NamedTuple):
+    """What a stage reads: number ``index`` among a plan's arguments, with a stride for each axis; None for a number."""
+
+    index: int
+    strides: Strides | None
+    name: str
+
+
+class Step(NamedTuple):
+    """A formula, the values that it reads, and the number that kernels are compiled for, if it takes one.
+
+    One that ``folds`` is a reduction of its only value over the stage's row.
+    """
+
+    formula: str
+    reads: tuple[int, ...]
+    constant: float | None = None
+    folds: bool = False
+
+
+class Result(NamedTuple):
+    """A value, where it goes, and how it is folded on its way: by reduction ``fold``, of ``count`` elements each."""
+
+    value: int
+    index: int
+    strides: Strides
+    fold: str | None = None
+    over: frozenset[int] = frozenset()
+    count: int = 1
+
+
+class Stage(NamedTuple):
+    """What one kernel computes over a box of ``shape``, which has elements.
+
+    Values are numbered: operands, then one for each step. Where steps fold, they do over the axes ``row``.
+    """
+
+    shape: tuple[int, ...]
+    operands: tuple[Operand, ...]
+    steps: tuple[Step, ...]
+    results: tuple[Result, ...]
+    row: frozenset[int] = frozenset()
+
+
+@cache
+def compiled_in(formula: str) -> str | None:
+    """The last parameter of the formula of this name, where that is a number that kernels are compiled for."""
+    function = getattr(formulas, formula)
+    kinds = function.fn.__annotations__
+    return next((p for p in function.arg_names[-1:] if kinds.get(p) is tl.constexpr), None)
 
 
 class Slot(NamedTuple):
     """An argument of a plan as an operand or output of one launch.
 
-    ``index`` counts operands, outputs, then partial sums; an operand has a ``name``. A number has no ``dtype``;
-    ``part`` is the stride between the partial sums that an output holds.
+    ``index`` counts operands, outputs, then room. A number has no ``dtype``; ``parts`` are the strides between the
+    parts of totals that an output holds; ``partial`` is what only passes from one launch to another.
     """
 
     index: int
     dtype: torch.dtype | None = None
     aligned: bool = True
     strides: Strides | None = None
-    part: int = 0
+    parts: tuple[int, int, int] = (0, 0, 0)
     partial: bool = False
     name: str = ""
 
 
-class Finish(NamedTuple):
-    """What is left to do to a finished sum of so many terms: ``formula(total, terms)``, or nothing."""
+class Box(NamedTuple):
+    """The axes of a launch, those that each output is folded over, of how many elements, and those of the row."""
 
-    formula: Any = None
-    terms: int = 1
+    shape: tuple[int, ...]
+    over: tuple[frozenset[int], ...]
+    counts: tuple[int, ...]
+    row: frozenset[int] = frozenset()
+
+    def lay_out(self, operands: Sequence[Slot], outputs: Sequence[Slot]) -> Layout:
+        """The layout of these tensors over it."""
+        strides = (tuple(slot.strides for slot in slots) for slots in (operands, outputs))
+        return arrange(self.shape, *strides, self.over, self.row)
 
 
 class Plan:
-    """The launches that evaluate formulas over one shape and layout; ``plan(operands, outputs)`` makes them.
+    """The launches that compute stages; ``plan(operands, outputs)`` makes them.
 
     It holds compiled kernels and integers, no tensor: any tensors of the same dtypes, strides, alignment and device
     can follow it, from any thread and on any stream.
@@ -72,49 +129,40 @@ class Plan:
 
     def __init__(
         self,
-        names: Sequence[str],
-        operands: dict[str, Memory | float],
-        outputs: Sequence[Memory],
-        shape: Sequence[int],
+        stages: Sequence[Stage],
+        arguments: Sequence[Memory | None],
         common: torch.dtype,
         device: torch.device,
-        finish: tuple[str, int] | None = None,
+        rooms: Sequence[int] = (),
     ):
-        """Plan to evaluate the formulas called ``names`` over ``shape``, each into an output; or to copy the operand.
+        """Plan to compute ``stages``, one after the other.
 
-        ``operands`` are what the formulas read, by name: tensors that broadcast to ``shape``, which has elements, and
-        numbers. An output that itself broadcasts to ``shape`` gets the sum along those axes, and then ``finish``, a
-        formula and its count. Values are rounded to ``common`` as they are loaded, computed and summed in its
-        accumulation dtype, and rounded once, to the dtype of the output.
+        ``arguments`` are operands and outputs, None for a number; they are followed by room that one stage writes and
+        another reads: ``rooms`` says how many elements. Values are rounded to ``common`` as they are loaded, computed
+        and folded in its accumulation dtype, in which room is too, and rounded once, to the dtype of the output.
         """
-        shape = tuple(shape)
         self.common, self.accumulate = common, ACCUMULATE.get(common, common)
-        self.rooms: list[int] = []
+        self.arguments = [*arguments, *[Memory(self.accumulate)] * len(rooms)]
+        self.given = len(arguments)
+        self.rooms: list[int] = list(rooms)
         self.launches: list[Launch] = []
         self.device = device
-        fixed = {compiled_in(name) for name in names} - {None}
-        constants = {name: operands[name] for name in fixed}
-        read = {name for formula in names for name in parameters(formula)} - fixed or set(operands)
-        read_by = ((i, name) for i, name in enumerate(operands) if name in read)
-        slots = {name: self._slot(i, operands[name], shape)._replace(name=name) for i, name in read_by}
-        self.numbers = frozenset(slot.index for slot in slots.values() if slot.dtype is None)
-        self.count = len(operands) + len(outputs)
-        targets = [self._slot(i, output, shape) for i, output in enumerate(outputs, len(operands))]
-        program = compose(names, list(slots), constants, _triton(common), _triton(self.accumulate))
-        last = Finish(getattr(formulas, finish[0]), finish[1]) if finish else Finish()
+        self.numbers = [i for i, memory in enumerate(arguments) if memory is None]
         with self._on_device():
             self.index = None if INTERPRETED else driver.active.get_current_device()
-            self._add(program, shape, list(slots.values()), targets, last)
+            for stage in stages:
+                self._add_stage(stage)
 
-    def __call__(self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]) -> None:
-        """Launch on these tensors and numbers, on the current stream of their device."""
+    def __call__(
+        self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """Launch on these tensors and numbers, on the current stream of their device; return the rooms."""
         if INTERPRETED or driver.active.get_current_device() == self.index:
-            self._launch(operands, outputs)
-        else:
-            with torch.cuda.device(self.device):
-                self._launch(operands, outputs)
+            return self._launch(operands, outputs)
+        with torch.cuda.device(self.device):
+            return self._launch(operands, outputs)
 
-    def _launch(self, operands, outputs) -> None:
+    def _launch(self, operands, outputs) -> Sequence[torch.Tensor]:
         tensors = [*operands, *outputs]
         for size in self.rooms:
             tensors.append(torch.empty(size, dtype=self.accumulate, device=self.device))
@@ -124,49 +172,90 @@ class Plan:
             with ONE_THREAD:
                 for launch in self.launches:
                     launch.interpret(tensors)
-            return
+            return tensors[self.given :]
         stream = driver.active.get_current_stream(self.index)
         for launch in self.launches:
             launch(tensors, stream)
+        return tensors[self.given :]
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else _NOTHING
 
-    def _slot(self, index: int, value: Memory | float, shape: tuple[int, ...]) -> Slot:
-        if not isinstance(value, Memory):
-            return Slot(index)
-        return Slot(index, value.dtype, value.aligned, expand(shape, value.shape, value.strides))
+    def _add_stage(self, stage: Stage) -> None:
+        operands, outputs = (
+            [self._slot(x.index, x.strides, getattr(x, "name", "")) for x in xs]
+            for xs in (stage.operands, stage.results)
+        )
+        names = [x.name for x in stage.operands]
+        ends = tuple(self._fold(result.fold) for result in stage.results)
+        program = Program(
+            tuple(getattr(formulas, step.formula) for step in stage.steps),
+            tuple(step.reads for step in stage.steps),
+            tuple(result.value for result in stage.results),
+            tuple(step.constant for step in stage.steps),
+            tuple(self._fold(step.formula if step.folds else None) for step in stage.steps),
+            ends,
+            _triton(self.common),
+            _triton(self.accumulate),
+        )
+        over, counts = (tuple(getattr(result, name) for result in stage.results) for name in ("over", "count"))
+        self._add(program, Box(stage.shape, over, counts, stage.row), operands, outputs, _words(stage, names))
 
-    def _add(self, program: Program, shape, operands, outputs, finish: Finish, share: bool = True) -> None:
-        """One launch, and one more for each output whose sums several programs share."""
-        layout = _lay_out(shape, operands, outputs)
+    def _slot(self, index: int, strides: Strides | None, name: str) -> Slot:
+        memory = self.arguments[index]
+        if memory is None:
+            return Slot(index, name=name)
+        return Slot(index, memory.dtype, memory.aligned, strides, partial=index >= self.given, name=name)
+
+    def _fold(self, name: str | None) -> Fold | None:
+        return name and fold_of(name, _triton(self.accumulate))
+
+    def _add(self, program: Program, box: Box, operands, outputs, words: str, share: bool = True) -> None:
+        """One launch, and more for the outputs whose totals several programs share: one for all of a shape."""
+        layout = box.lay_out(operands, outputs)
         tiling = cut(layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype), share)
-        if not any(layout.summed):
-            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs))
+        if len(layout.extents) == 2:
+            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, words))
             return
-        shares = [{LOOPED: tiling.parts, TILED: tiling.blocks[1]}.get(group, 1) for group in layout.summed]
-        targets = [
-            self._set_aside(shape, output, count) if count > 1 else output
-            for output, count in zip(outputs, shares, strict=True)
-        ]
-        first = Finish() if tiling.parts > 1 else finish
-        layout = _lay_out(shape, operands, targets)
-        self.launches.append(Launch(map_reduce_kernel, program, layout, tiling, operands, targets, first))
-        for output, target, count in zip(outputs, targets, shares, strict=True):
-            if count > 1:
-                kept = [1 if stride == 0 else size for size, stride in zip(shape, output.strides, strict=True)]
-                parts = target._replace(strides=(target.part, *target.strides), part=0)
-                total = output._replace(strides=(0, *output.strides))
-                dtype = _triton(self.accumulate)
-                copy = compose((), ("x",), {}, dtype, dtype)
-                self._add(copy, (count, *kept), [parts], [total], finish, count > PROGRAMS)
+        programs = (tiling.blocks[0], tiling.parts, tiling.blocks[1])
+        targets, ends, rest = [], [], {}
+        for i, (output, folded, end) in enumerate(zip(outputs, layout.folded, program.ends, strict=True)):
+            shared = [n if folded >> group & 1 else 1 for group, n in enumerate(programs)]
+            if prod(shared) > 1:
+                output, end = self._set_aside(box.shape, output, shared), end._replace(finish=None)
+                kept = tuple(n if stride else 1 for n, stride in zip(box.shape, output.strides, strict=True))
+                rest.setdefault((prod(shared), kept), []).append(i)
+            targets.append(output)
+            ends.append(end)
+        layout = box.lay_out(operands, targets)
+        totals = tuple(slot.parts for slot in targets), tiling.chunk, box.counts
+        first = program._replace(ends=tuple(ends))
+        self.launches.append(Launch(map_reduce_kernel, first, layout, tiling, operands, targets, words, totals))
+        for (count, kept), members in rest.items():
+            self._add_totals(program, count, kept, box.counts, [(targets[i], outputs[i], i) for i in members])
 
-    def _set_aside(self, shape, output: Slot, share: int) -> Slot:
-        """Room for ``share`` partial sums of an output, in the accumulation dtype."""
+    def _add_totals(self, program: Program, count: int, kept, counts, pairs) -> None:
+        """One launch that folds ``count`` parts of each of these totals."""
+        dtype = _triton(self.accumulate)
+        ends, n = tuple(program.ends[i] for *_, i in pairs), len(pairs)
+        copy = Program((), (), tuple(range(n)), (), (), ends, dtype, dtype)
+        parts = [t._replace(strides=(min(filter(None, t.parts)), *t.strides), parts=(0, 0, 0)) for t, *_ in pairs]
+        totals = [output._replace(strides=(0, *output.strides)) for _, output, _ in pairs]
+        box = Box((count, *kept), (frozenset({0}),) * n, tuple(counts[i] for *_, i in pairs))
+        words = ", ".join(f"{end.finish.__name__}(part)" for end in ends)
+        self._add(copy, box, parts, totals, words, count > PROGRAMS)
+
+    def _set_aside(self, shape, output: Slot, shared: Sequence[int]) -> Slot:
+        """Room for the parts of an output's total, so many in each group, in the accumulation dtype."""
         size = prod(n for n, stride in zip(shape, output.strides, strict=True) if stride)
-        self.rooms.append(share * size)
-        index = self.count + len(self.rooms) - 1
-        return Slot(index, self.accumulate, True, dense(shape, output.strides), size, True, "part")
+        strides, step = [0, 0, 0], size
+        for group, n in enumerate(shared):
+            if n > 1:
+                strides[group], step = step, step * n
+        self.rooms.append(step)
+        self.arguments.append(Memory(self.accumulate))
+        dense_strides = dense(shape, output.strides)
+        return Slot(len(self.arguments) - 1, self.accumulate, True, dense_strides, tuple(strides), True, "part")
 
 
 class Launch:
@@ -176,13 +265,23 @@ class Launch:
     without partial sums.
     """
 
-    def __init__(self, kernel, program: Program, layout: Layout, tiling: Tiling, operands, outputs, finish=None):
-        """Compile ``kernel`` for the current device; ``finish`` is what the map-reduce kernel does to its sums."""
+    def __init__(
+        self,
+        kernel,
+        program: Program,
+        layout: Layout,
+        tiling: Tiling,
+        operands,
+        outputs,
+        words: str,
+        totals: tuple = (),
+    ):
+        """Compile ``kernel`` for the current device; ``totals`` is what the map-reduce kernel is told of its totals."""
         self.kernel = kernel
         self.reads = tuple(slot.index for slot in operands)
         self.writes = tuple(slot.index for slot in outputs)
         self.names = tuple(slot.name for slot in operands)
-        self.words = _words(program, layout, self.names, finish)
+        self.words = words
         self.grid = prod(tiling.blocks) * tiling.parts
         slots = *operands, *outputs
         moved, floor = traffic(layout, tiling)
@@ -190,12 +289,15 @@ class Launch:
         entire = [slot.dtype.itemsize if slot.dtype and not slot.partial else 0 for slot in slots]
         self.bytes_floor = sum(map(mul, floor, entire))
         index = tl.int64 if layout.wide else tl.int32
-        geometry = Geometry(tiling.tile, tiling.side, layout.groups, layout.summed, tiling.ragged, index)
-        integers: tuple = (layout.operands, layout.outputs, layout.sizes, layout.extents, tiling.blocks)
-        constants: tuple = (program, geometry)
-        if finish:
-            integers += (tuple(slot.part for slot in outputs), tiling.chunk, finish.terms)
-            constants += (finish.formula,)
+        shapes = tuple(
+            tuple(1 if lacking & ~folded & 1 << i else n for i, n in enumerate(tiling.tile))
+            for lacking, folded in zip(layout.lacking, layout.folded, strict=True)
+        )
+        geometry = Geometry(
+            tiling.tile, tiling.side, layout.groups, layout.lacking, layout.folded, shapes, tiling.ragged, index
+        )
+        integers = (layout.operands, layout.outputs, layout.sizes, layout.extents, tiling.blocks, *totals)
+        constants = (program, geometry)
         self.arguments = (*integers, *constants)
         if INTERPRETED:
             return
@@ -228,17 +330,23 @@ class Launch:
 _NOTHING = nullcontext()
 
 
-def _lay_out(shape, operands: Sequence[Slot], outputs: Sequence[Slot]) -> Layout:
-    return arrange(shape, tuple(slot.strides for slot in operands), tuple(slot.strides for slot in outputs))
-
-
-def _words(program: Program, layout: Layout, names: tuple[str, ...], finish: Finish | None) -> str:
-    """``sigmoid(x)``, ``mul_dx(g, y), Σ mul_dy(g, x)``, ``mean(x)``, ``sum(part)``."""
-    if not program.formulas:
-        name = (finish.formula.__name__ if finish.formula else "sum") if finish else "copy"
-        return f"{name}({names[0]})"
-    sums = ("Σ " if summed else "" for summed in layout.summed)
-    return ", ".join(sign + word for sign, word in zip(sums, program.words(), strict=True))
+def _words(stage: Stage, names: Sequence[str]) -> str:
+    """``sigmoid(x)``, ``mul_dx(g, y), Σ mul_dy(g, x)``, ``mean(x)``; values that others read have names, ``a = …``."""
+    values, lines = list(names), []
+    read = {i for step in stage.steps for i in step.reads}
+    for i, step in enumerate(stage.steps, len(names)):
+        arguments = [values[j] for j in step.reads] + ([] if step.constant is None else [str(step.constant)])
+        word = f"{step.formula}({', '.join(arguments)})"
+        values.append(f"v{len(lines)}" if i in read else word)
+        if i in read:
+            lines.append(f"{values[i]} = {word}")
+    for result in stage.results:
+        value = values[result.value]
+        if result.fold:
+            lines.append(f"Σ {value}" if result.fold == "sum" and stage.steps else f"{result.fold}({value})")
+        else:
+            lines.append(value if stage.steps else f"copy({value})")
+    return ", ".join(lines)
 
 
 def _specialize(operands: Sequence[Slot], outputs: Sequence[Slot], integers: tuple, constants: tuple):

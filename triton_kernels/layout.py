@@ -1,13 +1,13 @@
 """Broadcast, fold axes, choose tiles: integers only, no tensor and no Triton.
 
 Every operand and output is a list of strides over one common shape. An operand with stride 0 along an axis is
-broadcast; an output with stride 0 along an axis is *summed* over it. That duality is all a backward pass needs: the
-gradient of a broadcast operand is an output as that operand was an input.
+broadcast; an output with stride 0 along an axis is *folded* over it, say summed, or constant along it. That duality is
+all a backward pass needs: the gradient of a broadcast operand is an output as that operand was an input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 from math import prod
@@ -28,6 +28,11 @@ WIDTH = 128  # most elements side by side of a tile of several rows: 256 bytes o
 PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors; fewer rows than that share their sums
 PART = 4  # fewest tiles in a part of a shared sum
 SHARE = 400  # fewest bytes that a part adds up: it is written and read again in 8, which costs 4 %
+MULTIPROCESSORS = 128  # of a large GPU, at least: so many programs share sums where one holds whole rows
+SECTOR = 32  # bytes that memory moves at least
+ROW_WARPS = 16  # warps of a program that holds whole rows at most
+ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of ROW_WARPS warps, 96 in those of a thread
+ROW_REGISTERS = 16  # elements of a row that its threads hold, of each value, until there are no more warps
 WASTE = 1.3  # most lanes, to elements, that a tile's width may cost
 
 
@@ -39,7 +44,9 @@ class Layout(NamedTuple):
     operands: tuple[tuple[Strides, ...], ...]  # by group; none for a number
     outputs: tuple[tuple[Strides, ...], ...]
     groups: tuple[int, ...]  # of each operand: bit i says that it has strides in group i; -1 for a number
-    summed: tuple[int | None, ...]  # the group that each output is summed over
+    lacking: tuple[int, ...]  # of each output: bit i says that there is a group i, in which it has no strides
+    folded: tuple[int, ...]  # likewise: that it is folded over group i
+    row: int | None  # the group along which every tile has all elements, because the program folds them
     wide: bool  # whether an offset can pass 2**31
 
 
@@ -63,22 +70,24 @@ def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) ->
 
 
 @lru_cache(maxsize=4096)
-def arrange(shape: tuple[int, ...], operands: tuple[Strides | None, ...], outputs: tuple[Strides, ...]) -> Layout:
-    """Sort axes into groups and fold each: by what outputs are summed over them, else into rows and columns.
+def arrange(
+    shape: tuple[int, ...],
+    operands: tuple[Strides | None, ...],
+    outputs: tuple[Strides, ...],
+    folded: tuple[frozenset[int], ...],
+    row: frozenset[int] = frozenset(),
+) -> Layout:
+    """Sort axes into groups and fold each: by which outputs are folded over them, else into rows and columns.
 
-    Raises ValueError where outputs are summed over more than two different sets of axes, or over overlapping ones.
+    ``folded`` has for each output the axes that it is folded over, ``row`` those that the program itself folds over:
+    they become one group. Raises ValueError where there are more groups than a kernel has.
     """
     strides = [*outputs, *(s for s in operands if s is not None)]
-    summed_axes = [frozenset(a for a, n in enumerate(shape) if n != 1 and s[a] == 0) for s in outputs]
-    sums = list(dict.fromkeys(axes for axes in summed_axes if axes))
-    if len(sums) > TILED or (len(sums) == TILED and sums[0] & sums[1]):
-        raise ValueError(f"one pass sums over at most two separate sets of axes, got {[sorted(s) for s in sums]}")
-    everything = frozenset(range(len(shape)))
-    if sums:
-        sets = [everything.difference(*sums), *sums, *[frozenset[int]()] * (TILED - len(sums))]
-        folds = [_fold(shape, axes, strides) for axes in sets]
-    else:
-        folds = _split(_fold(shape, everything, strides))
+    is_map = not any(folded) and not _repeats(shape, operands, row)
+    groups = [frozenset(range(len(shape))) - row, row] if is_map else _group(shape, folded, row)
+    folds = [_fold(shape, axes, strides) for axes in groups]
+    if is_map and not row:
+        folds = _split(folds[ROWS])
     per_tensor = [tuple(tuple(steps[i] for _, steps in fold) for fold in folds) for i in range(len(strides))]
     given = iter(per_tensor[len(outputs) :])
     by_operand = tuple(() if s is None else next(given) for s in operands)
@@ -87,10 +96,46 @@ def arrange(shape: tuple[int, ...], operands: tuple[Strides | None, ...], output
         extents=tuple(prod(size for size, _ in fold) for fold in folds),
         operands=by_operand,
         outputs=tuple(per_tensor[: len(outputs)]),
-        groups=tuple(sum(any(g) << i for i, g in enumerate(groups)) if groups else -1 for groups in by_operand),
-        summed=tuple(1 + sums.index(axes) if axes else None for axes in summed_axes),
+        groups=tuple(_bits(map(any, groups)) if groups else -1 for groups in by_operand),
+        lacking=tuple(
+            _bits(bool(fold) and not any(s) for fold, s in zip(folds, z, strict=True))
+            for z in per_tensor[: len(outputs)]
+        ),
+        folded=tuple(_bits(bool(axes & group) for group in groups) for axes in folded),
+        row=None if not row else COLUMNS if is_map else TILED,
         wide=prod(shape) > 2**31 - 1 - 2**14 or any(_span(shape, s) > 2**31 - 1 for s in strides),
     )
+
+
+def _repeats(shape, operands: Sequence[Strides | None], row: frozenset[int]) -> bool:
+    """Whether every row of many reads the same of an operand, which one program loads once for several."""
+    rows = [a for a, n in enumerate(shape) if n != 1 and a not in row]
+    along = [s for s in operands if s and any(s[a] for a in row)]
+    return bool(rows) and any(not any(s[a] for a in rows) for s in along)
+
+
+def _group(shape, folded: Sequence[frozenset[int]], row: frozenset[int]) -> list[frozenset[int]]:
+    """The axes of each group: kept, looped and tiled.
+
+    The axes of a group are folded by the same outputs. The kept axes are those of no output, or else one more group.
+    Where nothing is folded but in rows, the loop is along the rows.
+    """
+    axes = [a for a in range(len(shape)) if shape[a] != 1]
+    by_outputs: dict[tuple[int, ...], set[int]] = {}
+    for a in axes:
+        by_outputs.setdefault((a in row, *(j for j, over in enumerate(folded) if a in over)), set()).add(a)
+    rows = [frozenset(by_outputs.pop(key)) for key in list(by_outputs) if key[0]]
+    kept = frozenset(by_outputs.pop((False,), ()))
+    others = [frozenset(group) for _, group in sorted(by_outputs.items(), key=lambda item: item[0])]
+    if not any(folded):
+        kept, others = frozenset(), [kept]
+    free = [g for g in (LOOPED, TILED, KEPT) if not (g == TILED and rows) and not (g == KEPT and kept)]
+    if len(rows) > 1 or len(others) > len(free):
+        raise ValueError(f"one pass has not the groups to fold over {[sorted(over) for over in folded]}")
+    groups = [kept, frozenset[int](), rows[0] if rows else frozenset()]
+    for group, members in zip(free, others):  # noqa: B905 - fewer than are free
+        groups[group] = members
+    return groups
 
 
 @lru_cache(maxsize=4096)
@@ -103,7 +148,7 @@ def cut(layout: Layout, itemsize: int, share: bool = True) -> Tiling:
     word = WORD // itemsize
     reads = sum(groups >= 0 for groups in layout.groups)
     flight = max(1, min(FLIGHT // max(reads, 1), REGISTERS // word))
-    cut_tiles = _cut_map if len(layout.extents) == 2 else _cut_reduce
+    cut_tiles = _cut_rows if layout.row is not None else _cut_map if len(layout.extents) == 2 else _cut_reduce
     room = LANES * WARPS * word * flight
     tiling = cut_tiles(layout, room, word)
     if not share:
@@ -144,18 +189,42 @@ def _cut_reduce(layout: Layout, room: int, word: int) -> Tiling:
     return _tiling(layout, tuple(tile), side, word)
 
 
+def _cut_rows(layout: Layout, room: int, word: int) -> Tiling:
+    """Tiles of a whole row, or of several: along the axis on which elements lie side by side, if that is another."""
+    assert layout.row is not None
+    tile = [1] * len(layout.extents)
+    tile[layout.row] = width = _power_of_2(layout.extents[layout.row])
+    side = _side_by_side(layout)
+    for group in (side, *(g for g in range(len(tile)) if g != side)):
+        if group != layout.row:
+            least = SECTOR * word // WORD if group == side else 1
+            tile[group] = min(_power_of_2(layout.extents[group]), max(least, room // width))
+            width *= tile[group]
+    return _tiling(layout, tuple(tile), layout.row, word)
+
+
 def _tiling(layout: Layout, tile: tuple[int, ...], side: int, word: int) -> Tiling:
     blocks = tuple(-(-n // size) for n, size in zip(layout.extents, tile, strict=True))
-    warps = max(1, min(WARPS, prod(tile) // (LANES * word)))
+    most, each = (WARPS, LANES * word) if layout.row is None else (ROW_WARPS, LANES * ROW_REGISTERS)
+    warps = max(1, min(most, prod(tile) // each))
     ragged = _power_dividing(layout.extents[side]) < word
     if len(tile) == 2:
         return Tiling(tile, blocks, 0, 1, warps, side, ragged)
-    steps = blocks[LOOPED]
+    steps, programs = blocks[LOOPED], blocks[KEPT] * blocks[TILED]
     bulk = layout.extents[LOOPED] * WORD // word
-    parts = max(1, min(PROGRAMS // (blocks[KEPT] * blocks[TILED]), steps // PART, bulk // SHARE))
+    if layout.row is None:
+        most = min(PROGRAMS // programs, steps // PART, bulk // SHARE)
+    else:
+        most = (1 if any(layout.folded) else 2) * MULTIPROCESSORS // programs
+    parts = max(1, min(most, steps))
     chunk = -(-steps // parts) * tile[LOOPED]
     parts = -(-layout.extents[LOOPED] // chunk)
     return Tiling(tile, (blocks[KEPT], blocks[TILED]), chunk, parts, warps, side, ragged)
+
+
+def holds(layout: Layout, itemsize: int, live: int) -> bool:
+    """Whether the registers of one program hold ``live`` values of 4 bytes for each element of its smallest tile."""
+    return layout.row is None or prod(_cut_rows(layout, 1, WORD // itemsize).tile) * live <= ROW_VALUES
 
 
 def traffic(layout: Layout, tiling: Tiling) -> tuple[list[int], list[int]]:
@@ -201,12 +270,10 @@ def _split(folded: Fold) -> list[Fold]:
 
 
 def _side_by_side(layout: Layout) -> int:
-    """The group that holds the smallest stride of the first operand that has one."""
-    for operand in layout.operands:
-        smallest = {min(filter(None, strides)): group for group, strides in enumerate(operand) if any(strides)}
-        if smallest:
-            return smallest[min(smallest)]
-    return LOOPED
+    """The group that holds the smallest stride of the first operand that has strides in most groups."""
+    operand = max(layout.operands, key=lambda groups: sum(map(any, groups)), default=())
+    smallest = {min(filter(None, strides)): group for group, strides in enumerate(operand) if any(strides)}
+    return smallest[min(smallest)] if smallest else LOOPED
 
 
 def _width(n: int, most: int) -> int:
@@ -215,6 +282,11 @@ def _width(n: int, most: int) -> int:
         if -(-n // width) * width <= n * WASTE:
             return width
     return min(_power_of_2(n), most)
+
+
+def _bits(flags: Iterable[bool]) -> int:
+    """Bit i is flag i."""
+    return sum(flag << i for i, flag in enumerate(flags))
 
 
 def _span(shape: Sequence[int], strides: Strides) -> int:

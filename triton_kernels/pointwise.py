@@ -14,7 +14,10 @@ def map_kernel(
     operands, outputs, operand_strides, output_strides, sizes, extents, blocks,
     PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Each tile of rows x columns: load the operands, evaluate the program, store its results."""
+    """Each tile of rows x columns: load the operands, evaluate the program, store its results.
+
+    Where the program folds along the row, a tile has all of its columns.
+    """
     program = tl.program_id(0).to(GEOMETRY.index)
     row = program // blocks[1] * GEOMETRY.tile[0]
     column = program % blocks[1] * GEOMETRY.tile[1]
@@ -37,7 +40,7 @@ def _map_tile(memory, indices, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOME
             operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM, GEOMETRY
         )
         values = values + (operand,)
-    values = evaluate(values, PROGRAM)
+    values = evaluate(values, indices[1] < extents[1], extents[1], PROGRAM, GEOMETRY)
     for j in tl.static_range(len(outputs)):
         value = values[PROGRAM.results[j]]
-        store(outputs[j], output_strides[j], sizes, extents, indices, value, None, WHOLE)
+        store(outputs[j], output_strides[j], sizes, extents, indices, value, GEOMETRY.lacking[j], WHOLE)

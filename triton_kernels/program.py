@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import triton
@@ -13,18 +11,33 @@ from . import formulas
 from .formulas import INTERPRETED
 
 
+class Fold(NamedTuple):
+    """How values along an axis become one: from ``start``, by ``combine`` of two, or ``across`` an axis of a tile.
+
+    ``finish(total, count)`` is what is left to do to a total of so many; None in a part of a total.
+    """
+
+    start: float
+    combine: Any
+    across: Any
+    finish: Any
+
+
 class Program(NamedTuple):
     """``formulas[i]`` reads the values at ``wires[i]`` and appends its own; ``results`` says which are the outputs.
 
     Operands come first among the values, then one value per formula. The last parameter of a formula may be
-    ``constants[i]``, a number that the kernel is compiled for. Values are rounded to ``common`` as they are loaded and
-    held in ``compute``.
+    ``constants[i]``, a number that the kernel is compiled for. A formula that has ``folds[i]`` folds what it reads
+    along the row, which is a tile's last axis and lies in one tile. An output that has ``ends[j]`` is folded on its way
+    out. Values are rounded to ``common`` as they are loaded and held in ``compute``.
     """
 
     formulas: tuple
     wires: tuple[tuple[int, ...], ...]
     results: tuple[int, ...]
     constants: tuple[float | None, ...]
+    folds: tuple[Fold | None, ...]
+    ends: tuple[Fold | None, ...]
     common: tl.dtype
     compute: tl.dtype
 
@@ -34,15 +47,8 @@ class Program(NamedTuple):
 
         Editing a formula would leave the old kernel running.
         """
-        return "-".join([*(formula.cache_key for formula in self.formulas), str(self[1:])])
-
-    def words(self) -> list[str]:
-        """Each formula with what it reads: ``mul_dx(g, y)``, ``pow_number(x, 2)``."""
-        words = []
-        for formula, wires, constant in zip(self.formulas, self.wires, self.constants, strict=True):
-            read = formula.arg_names[: len(wires)] + ([] if constant is None else [str(constant)])
-            words.append(f"{formula.__name__}({', '.join(read)})")
-        return words
+        functions = [*self.formulas, *(f for fold in (*self.folds, *self.ends) if fold for f in fold[1:] if f)]
+        return "-".join([*(f.cache_key for f in functions), str(self[1:])])
 
 
 class Geometry(NamedTuple):
@@ -51,44 +57,31 @@ class Geometry(NamedTuple):
     tile: tuple[int, ...]
     side: int
     groups: tuple[int, ...]
-    summed: tuple[int | None, ...]
+    lacking: tuple[int, ...]
+    folded: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]  # the tile of each output: 1 along the groups in which it does not change
     ragged: bool
     index: tl.dtype
 
 
-@cache
-def parameters(name: str) -> tuple[str, ...]:
-    """What the formula called ``name`` reads."""
-    return tuple(getattr(formulas, name).arg_names)
-
-
-@cache
-def compiled_in(name: str) -> str | None:
-    """The last of its parameters, where that is a number that kernels are compiled for."""
-    kinds = getattr(formulas, name).fn.__annotations__
-    return next((p for p in parameters(name)[-1:] if kinds.get(p) is tl.constexpr), None)
-
-
-def compose(names: Sequence[str], operands: Sequence[str], numbers: dict[str, Any], common, compute) -> Program:
-    """The program that evaluates each formula on operands by name; copies the operand without any.
-
-    ``numbers`` holds those that formulas are compiled for.
-    """
-    functions = tuple(getattr(formulas, name) for name in names)
-    constants = tuple(numbers.get(compiled_in(name)) for name in names)
-    wires = tuple(tuple(operands.index(p) for p in parameters(name) if p != compiled_in(name)) for name in names)
-    first = len(operands) if names else 0
-    return Program(functions, wires, tuple(range(first, first + max(1, len(names)))), constants, common, compute)
+def fold_of(name: str, dtype: tl.dtype) -> Fold:
+    """How the reduction called ``name`` folds values of ``dtype``."""
+    least, combine, across = formulas.FOLDS[name]
+    return Fold(least(dtype), combine, across, getattr(formulas, name))
 
 
 @triton.jit
-def evaluate(values, PROGRAM: tl.constexpr):
-    """Append the value of each formula to ``values``."""
+def evaluate(values, inside, count, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Append the value of each formula to ``values``; a row has ``count`` elements, those ``inside``."""
     for i in tl.static_range(len(PROGRAM.formulas)):
         arguments = ()
         for j in tl.static_range(len(PROGRAM.wires[i])):
             arguments = arguments + (values[PROGRAM.wires[i][j]],)
-        if PROGRAM.constants[i] is None:
+        if PROGRAM.folds[i] is not None:
+            row = tl.where(inside, tl.broadcast_to(arguments[0], GEOMETRY.tile), PROGRAM.folds[i].start)
+            total = PROGRAM.folds[i].across(row, len(GEOMETRY.tile) - 1)
+            values = values + (PROGRAM.folds[i].finish(total, tl.cast(count, PROGRAM.compute)),)
+        elif PROGRAM.constants[i] is None:
             values = values + (PROGRAM.formulas[i](*arguments),)
         else:
             values = values + (PROGRAM.formulas[i](*arguments, PROGRAM.constants[i]),)
@@ -127,20 +120,25 @@ def load(
 
 
 @triton.jit
-def store(output, strides, sizes, extents, indices, value, SUMMED: tl.constexpr, WHOLE: tl.constexpr):
-    """Write ``value`` at ``indices`` but for the group that it was summed over; lanes past an end write nothing.
+def store(output, strides, sizes, extents, indices, value, LACKING: tl.constexpr, WHOLE: tl.constexpr):
+    """Write ``value`` at ``indices`` but for the groups that it lacks, bits of LACKING; none past an end.
 
     No index of group WHOLE is past its end.
     """
-    offset = 0
+    offset = tl.zeros(_ones(indices), tl.int32)
     mask = True
     for i in tl.static_range(len(indices)):
-        if i != SUMMED:
+        if not (LACKING >> i) & 1:
             # the product with 0 makes a block of the value's shape, also where the group has no axis
             offset += _offset(indices[i], sizes[i], strides[i]) + indices[i] * 0
             if i != WHOLE:
                 mask = mask & (indices[i] < extents[i])
     tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
+
+
+@triton.constexpr_function
+def _ones(indices):
+    return [1] * len(indices)
 
 
 @triton.jit

@@ -1,25 +1,26 @@
-"""The map-reduce kernel: a program over elements, some of its results summed over axes on the way out."""
+"""The map-reduce kernel: a program over elements, some of its results folded over axes on the way out."""
 
 import triton
 import triton.language as tl
 
-from .layout import LOOPED, TILED
+from .layout import LOOPED
 from .program import evaluate, load, store
 
 _LOOPED = tl.constexpr(LOOPED)
-_TILED = tl.constexpr(TILED)
+_LOOP = tl.constexpr(1 << LOOPED)
 
 
 @triton.jit
 def map_reduce_kernel(
-    operands, outputs, operand_strides, output_strides, sizes, extents, blocks, part_strides, chunk, count,
-    PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr, FINISH: tl.constexpr,
+    operands, outputs, operand_strides, output_strides, sizes, extents, blocks, part_strides, chunk, counts,
+    PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
     """Elements form a box of kept x looped x tiled axes, cut into tiles; a program walks one chunk of the looped axes.
 
-    An output summed over the looped axes gathers in a tile of registers that is summed at the end; one summed over
-    the tiled axes is summed tile by tile; any other is stored as it is. Where several programs share a sum, each
-    writes its part along ``part_strides``. The order of every sum is fixed by the layout alone.
+    An output folded over the looped axes gathers in a tile of registers that is folded at the end, any other is stored
+    tile by tile; over the kept and tiled axes an output is folded within the tile. Where several programs share a
+    total, each writes its part along ``part_strides``. The order of every sum is fixed by the layout alone. Where the
+    program folds along the row, that is the tiled axes, and a tile has all of it.
     """
     program = tl.program_id(0).to(GEOMETRY.index)
     tile = program // blocks[0] % blocks[1]
@@ -41,37 +42,35 @@ def map_reduce_kernel(
 
     totals = ()
     for j in tl.static_range(len(outputs)):
-        if GEOMETRY.summed[j] == _LOOPED:
-            totals = totals + (tl.full(GEOMETRY.tile, 0, PROGRAM.compute),)
+        if _LOOP & GEOMETRY.folded[j]:
+            totals = totals + (tl.full(GEOMETRY.shapes[j], PROGRAM.ends[j].start, PROGRAM.compute),)
         else:
             totals = totals + (tl.zeros([1, 1, 1], PROGRAM.compute),)  # unused: a loop carries a tuple of fixed length
 
+    parts = (part_strides, (program % blocks[0], part, tile), counts)
     first = part * chunk
     last = tl.minimum(first + chunk, extents[1])
     whole = first
     if GEOMETRY.ragged:  # a mask along the loop would break up the wide loads of tiles that need none
         whole = first + (last - first) // GEOMETRY.tile[1] * GEOMETRY.tile[1]
         for start in range(first, whole, GEOMETRY.tile[1]):
-            totals = _step(memory, kept, start, tiled, tile, part_strides, fixed, totals, _LOOPED, PROGRAM, GEOMETRY)
+            totals = _step(memory, kept, start, tiled, parts, fixed, totals, _LOOPED, PROGRAM, GEOMETRY)
     for start in range(whole, last, GEOMETRY.tile[1]):
-        totals = _step(memory, kept, start, tiled, tile, part_strides, fixed, totals, None, PROGRAM, GEOMETRY)
+        totals = _step(memory, kept, start, tiled, parts, fixed, totals, None, PROGRAM, GEOMETRY)
 
     for j in tl.static_range(len(outputs)):
-        if GEOMETRY.summed[j] == _LOOPED:
-            total = tl.sum(totals[j], axis=1, keep_dims=True)
-            if FINISH is not None:
-                total = FINISH(total, tl.cast(count, PROGRAM.compute))
-            output = outputs[j] + part * part_strides[j]
-            store(output, output_strides[j], sizes, extents, (kept, kept, tiled), total, _LOOPED, None)
+        if _LOOP & GEOMETRY.folded[j]:
+            total = PROGRAM.ends[j].across(totals[j], _LOOPED)
+            _store_end(memory, (kept, kept, tiled), parts, total, j, None, PROGRAM, GEOMETRY)
 
 
 @triton.jit
 def _step(
-    memory, kept, start, tiled, tile, part_strides, fixed, totals,
+    memory, kept, start, tiled, parts, fixed, totals,
     WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Evaluate one tile, store what is not summed over the loop, return the totals with the rest added."""
-    operands, outputs, operand_strides, output_strides, sizes, extents = memory
+    """Evaluate one tile, store what is not folded over the loop, return the totals with the rest combined."""
+    operands, outputs, operand_strides, _, sizes, extents = memory
     looped = (tl.cast(start, GEOMETRY.index) + tl.arange(0, GEOMETRY.tile[1]))[None, :, None]
     indices = (kept, looped, tiled)
     values = ()
@@ -83,22 +82,39 @@ def _step(
             values = values + (value,)
         else:
             values = values + (fixed[i],)
-    values = evaluate(values, PROGRAM)
+    values = evaluate(values, tiled < extents[2], extents[2], PROGRAM, GEOMETRY)
     gathered = ()
     for j in tl.static_range(len(outputs)):
-        value = tl.broadcast_to(values[PROGRAM.results[j]], GEOMETRY.tile)
-        if GEOMETRY.summed[j] == _LOOPED:
+        value = tl.broadcast_to(values[PROGRAM.results[j]], GEOMETRY.shapes[j])
+        if _LOOP & GEOMETRY.folded[j]:
             if WHOLE != _LOOPED:
-                value = tl.where(looped < extents[1], value, 0)  # lanes past the end hold rubbish
-            gathered = gathered + (totals[j] + value,)
+                value = tl.where(looped < extents[1], value, PROGRAM.ends[j].start)  # past the end there is rubbish
+            gathered = gathered + (PROGRAM.ends[j].combine(totals[j], value),)
         else:
             gathered = gathered + (totals[j],)
-            output = outputs[j]
-            if GEOMETRY.summed[j] == _TILED:
-                output += tile * part_strides[j]
-                value = tl.sum(tl.where(tiled < extents[2], value, 0), axis=2, keep_dims=True)
-            store(output, output_strides[j], sizes, extents, indices, value, GEOMETRY.summed[j], WHOLE)
+            _store_end(memory, indices, parts, value, j, WHOLE, PROGRAM, GEOMETRY)
     return gathered
+
+
+@triton.jit
+def _store_end(
+    memory, indices, parts, value, j: tl.constexpr,
+    WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+):  # fmt: skip
+    """Fold ``value`` over the groups of output j but for the looped one, finish it, and store it where it belongs."""
+    _, outputs, _, output_strides, sizes, extents = memory
+    part_strides, position, counts = parts
+    output = outputs[j]
+    for i in tl.static_range(len(indices)):
+        if (GEOMETRY.folded[j] >> i) & 1:
+            output += position[i] * part_strides[j][i]
+            if i != _LOOPED:
+                value = tl.where(indices[i] < extents[i], value, PROGRAM.ends[j].start)
+                value = PROGRAM.ends[j].across(value, i)
+    if PROGRAM.ends[j] is not None:  # noqa: SIM102 - of a constant None Triton must not look further
+        if PROGRAM.ends[j].finish is not None:
+            value = PROGRAM.ends[j].finish(value, tl.cast(counts[j], PROGRAM.compute))
+    store(output, output_strides[j], sizes, extents, indices, value, GEOMETRY.lacking[j], WHOLE)
 
 
 @triton.constexpr_function

@@ -1,0 +1,170 @@
+"""``fuse``: a composition of operators as one kernel, and its gradients as one more."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from types import MethodType
+from typing import Any
+
+from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
+
+from .autograd import is_recorded
+from .compute import recall, remember
+from .dispatch import CLASSES, features, has_kernel, is_plain, is_watched
+from .fusion import Composition, Fusion, obstacle
+from .graphs import Graph, build
+from .tracing import Ref, Trace, Traced, Untraceable, trace
+
+__all__ = ["fuse"]
+
+
+class fuse:
+    """Compute a composition of this pack's operators in one kernel, and its gradients in one more.
+
+    ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the pack's
+    operators, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, dimensions
+    of size 1 and other values, so it may branch on those; on shapes too, and is then traced for each.
+
+    Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
+    done there too, as far as registers hold a row; where they do not, and between reductions over different axes,
+    values pass through memory: :meth:`explain` tells. Only inputs are saved, those that the gradients read.
+
+    Where the operators themselves would compute by torch's formulas, ``function`` is called as it is: on a CPU, under
+    ``torch.compile``, forward mode and ``torch.func``, for complex numbers, integers and subclasses of tensors.
+    Gradients of gradients are those of the formulas.
+
+    Raises:
+        TypeError: ``function`` cannot be traced: it branches on a value, or calls what is not of the pack. The message
+            names the line. Whatever torch raises for the operators.
+
+    >>> import customops, torch
+    >>> @customops.fuse
+    ... def rms_norm(x, weight, eps=1e-6):
+    ...     return x * customops.rsqrt(customops.mean(x * x, -1, keepdim=True) + eps) * weight
+    >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 10.0]))
+    tensor([[ 0.8485, 11.3137]])
+    """
+
+    def __init__(self, function: Callable):
+        update_wrapper(self, function)
+        self.function = function
+        self._traces: dict[tuple, Trace] = {}
+
+    def __get__(self, instance, owner=None):
+        return self if instance is None else MethodType(self, instance)
+
+    def __call__(self, *args, **kwargs):
+        """What ``function`` returns."""
+        if is_dynamo_compiling():
+            return self.function(*args, **kwargs)
+        tensors, key = self._read(args, kwargs)
+        found = features(tensors, recorded=True) if tensors else None
+        if found is None:
+            if self._is_traceable(tensors):
+                self._trace(tensors, key, args, kwargs)
+            return self.function(*args, **kwargs)
+        whole = key, found
+        fusion = recall(whole)
+        if fusion is None:
+            fusion = remember(whole, self._fuse(tensors, key, args, kwargs))
+        if not fusion:
+            return self.function(*args, **kwargs)
+        if is_recorded():
+            for x in tensors:
+                if x.requires_grad:
+                    return Composition.of(fusion, tensors)
+        return fusion(tensors)
+
+    def program(self, *args, **kwargs) -> Graph:
+        """What is computed for these arguments, and what :meth:`explain` prints: formulas of values over named axes.
+
+        Raises TypeError as a call does, ValueError where there is no program, which says why.
+        """
+        tensors, key = self._read(args, kwargs)
+        return self._graph(self._trace(tensors, key, args, kwargs), tensors, args, kwargs)
+
+    def explain(self, *args, **kwargs) -> None:
+        """Print what a call would compute, launch and move on a GPU, and where values pass through memory.
+
+        Gradients are those of the inputs that require one, or of all if none does. No GPU is needed, and no memory:
+        any tensors do. ``target`` names the GPU, as for :func:`dry_run`, unless ``function`` takes that itself.
+
+        Raises:
+            RuntimeError: as :func:`dry_run` does. TypeError: as a call does.
+        """
+        from .explain import explain  # noqa: PLC0415 - it imports this
+
+        chosen = {} if "target" in inspect.signature(self.function).parameters else kwargs
+        target = chosen.pop("target", "cuda:90")
+        print(*explain(self, args, kwargs, target), sep="\n")
+
+    def _read(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Tensor], tuple]:
+        """The tensors among the arguments, and all else that a trace depends on; no tensors if one is a subclass's."""
+        tensors: list[Tensor] = []
+        key: list[Any] = [self]
+        for x in (*args, *kwargs.values()) if kwargs else args:
+            kind = type(x)
+            if kind in CLASSES:
+                tensors.append(x)
+            elif isinstance(x, Tensor) or kind is Traced:
+                return [], ()
+            else:
+                key.append(repr(x) if kind in _UNLIKE else x)
+            key.append(kind)
+        key += kwargs
+        return tensors, tuple(key)
+
+    def _is_traceable(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether nothing but what ``function`` does keeps it from being traced."""
+        if not tensors or _are_functorch_transforms_active() or is_watched() or forward_ad._current_level >= 0:
+            return False
+        return all(map(is_plain, tensors))
+
+    def _trace(self, tensors: Sequence[Tensor], key: tuple, args: tuple, kwargs: dict[str, Any]) -> Trace:
+        """The trace for arguments like these; made once for a structure, or a shape where that was asked for."""
+        shapes = tuple(x.shape for x in tensors)
+        structure = key, *((x.dtype, x.device, *(n == 1 for n in x.shape)) for x in tensors)
+        made = self._traces.get(structure)
+        if made and made.reads_shape:
+            made = self._traces.get((structure, shapes))
+        if not made:
+            refs = map(Ref, range(len(tensors)))
+            given = [next(refs) if isinstance(x, Tensor) else x for x in args]
+            named = {name: next(refs) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
+            made = self._or_as_torch(lambda: trace(self.function, given, named, tensors), args, kwargs)
+            self._traces[structure] = self._traces[structure, shapes] = made
+        return made
+
+    def _graph(self, made: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
+        """The graph for tensors of these shapes, called as the parameters are."""
+        bound = inspect.signature(self.function).bind(*args, **kwargs).arguments
+        names = {id(x): name for name, x in bound.items()}
+        given = [names.get(id(x), f"x{i}") for i, x in enumerate(tensors)]
+        unique = [name if given.count(name) == 1 else f"{name}{i}" for i, name in enumerate(given)]
+        return self._or_as_torch(lambda: build(made, unique, [x.shape for x in tensors]), args, kwargs)
+
+    def _or_as_torch(self, make: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What ``make`` returns; an error of an operator is torch's own, about the caller's tensors."""
+        try:
+            return make()
+        except Untraceable:
+            raise
+        except Exception:
+            self.function(*args, **kwargs)
+            raise
+
+    def _fuse(self, tensors: Sequence[Tensor], key: tuple, args: tuple, kwargs: dict[str, Any]) -> Fusion | bool:
+        """The kernels for arguments like these; False where ``function`` is called as it is."""
+        made = self._trace(tensors, key, args, kwargs)
+        numbers = [x for _, inputs in made.nodes for x in inputs if isinstance(x, complex)]
+        if not has_kernel("fuse", [*tensors, *numbers]) or obstacle(made, tensors):
+            return False
+        return Fusion(made, self._graph(made, tensors, args, kwargs), tensors)
+
+
+_UNLIKE = (float, list, tuple, dict, set)  # 0.0 equals -0.0, (1,) equals (True,), and the rest has no hash

@@ -1,0 +1,257 @@
+"""A graph of operators on tensors: planned once for a layout, then one launch or few; its gradients likewise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .autograd import Recorded
+from .compute import recall, remember
+from .dispatch import ALIGNMENT, features, has_kernel
+from .graphs import Dims, Given, Graph, Number, Step, align, derive, evaluate, restore
+from .tracing import Trace
+
+COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32} | {
+    dtype: dtype for dtype in (torch.float32, torch.float64)
+}
+
+
+class Like(NamedTuple):
+    """What a result is to be: a tensor without its memory."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def obstacle(trace: Trace, tensors: Sequence[Tensor]) -> str | None:
+    """Why the operators of ``trace`` are applied one by one, None where they are not."""
+    if any(ref.value < trace.arity for ref in trace.outputs):
+        return "an argument is returned as it is"
+    if len({x.device for x in tensors}) > 1:
+        return "the tensors are on several devices"
+    dtypes = {z.dtype for z in _singles(trace, tensors)[trace.arity :]}
+    if not dtypes <= set(COMPUTE):
+        return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
+    return None
+
+
+def _singles(trace: Trace, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Every value for tensors of one element, with the dtypes that torch gives them here, under autocast too."""
+    return trace.replay([torch.ones([1] * x.dim(), dtype=x.dtype, device=x.device) for x in tensors])
+
+
+class Lowered:
+    """The kernels of a graph for tensors in one layout; called with them, it returns the results.
+
+    ``stages`` and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. A result whose value
+    lacks axes is a view that repeats it, and one that is a tensor given is that, viewed: nothing is written for either.
+    """
+
+    def __init__(self, graph: Graph, tensors: dict[int, Tensor], likes: Sequence[Like], common: torch.dtype):
+        from .stages import Place, Stages, in_room  # noqa: PLC0415 - it imports Triton
+        from .triton_kernels import launch  # noqa: PLC0415
+
+        numbers = [
+            i for i in graph.needed([v for v, _ in graph.results], tensors) if isinstance(graph.values[i], Number)
+        ]
+        self.numbers = [graph.values[i].number for i in numbers]
+        self.device = next(iter(tensors.values())).device
+        first = len(tensors) + len(numbers)
+        written: dict[int, tuple[Place, Like]] = {}
+        self._results: list[Callable[[Sequence[Tensor], list[Tensor]], Tensor]] = []
+        for (value, dims), like in zip(graph.results, likes, strict=True):
+            if value in tensors and tensors[value].dtype == like.dtype:
+                self._results.append(_viewed(graph, list(tensors).index(value), value, dims, like))
+                continue
+            if value not in written:
+                own = tuple(a if a in graph.axes[value] else None for a in dims)
+                shape = torch.Size(1 if a is None else n for a, n in zip(own, like.shape, strict=True))
+                strides = like.strides if shape == like.shape else torch.empty(shape, device="meta").stride()
+                place = Place(first + len(written), own, strides)
+                written[value] = place, Like(shape, strides, like.dtype)
+            self._results.append(_repeated(list(written).index(value), like.shape, written[value][1].shape))
+        self.written = [like for _, like in written.values()]
+        sources = {
+            i: Place(k, value.dims, x.stride()) if isinstance(value := graph.values[i], Given) else in_room(graph, i, k)
+            for k, (i, x) in enumerate(tensors.items())
+        }
+        memories = [launch.Memory(x.dtype, x.data_ptr() % ALIGNMENT == 0) for x in tensors.values()]
+        memories += [None] * len(numbers) + [launch.Memory(like.dtype) for like in self.written]
+        cut = Stages(
+            graph,
+            sources,
+            {i: len(tensors) + k for k, i in enumerate(numbers)},
+            [(value, place) for value, (place, _) in written.items()],
+            min(memory.dtype.itemsize for memory in memories if memory),
+            COMPUTE[common].itemsize // 4,
+        )
+        self.stages, self.cuts = cut.stages, cut.cuts
+        self.plan = launch.Plan(cut.stages, memories, common, self.device, cut.rooms) if written else None
+
+    def __call__(self, tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
+        """The results, for tensors in the order in which they were given; and after them rooms to ``keep``."""
+        written = [torch.empty_strided(z.shape, z.strides, dtype=z.dtype, device=self.device) for z in self.written]
+        rooms = self.plan([*tensors, *self.numbers], written) if self.plan else []
+        return [result(tensors, written) for result in self._results] + [rooms[i] for i in keep]
+
+
+def _repeated(index: int, shape: torch.Size, own: torch.Size) -> Callable:
+    """Which of the tensors written a result is, seen in its shape."""
+    if own == shape:
+        return lambda _, written: written[index]
+    return lambda _, written: written[index].expand(shape)
+
+
+def _viewed(graph: Graph, index: int, value: int, dims: Dims, like: Like) -> Callable:
+    """Which of the tensors given a result is, or a view of."""
+    given, order = graph.values[value].dims, sorted(graph.sizes)
+    if given == dims:
+        return lambda tensors, _: tensors[index]
+    return lambda tensors, _: restore(align(tensors[index], given, order), dims, order, graph.sizes)
+
+
+class Fusion:
+    """A trace on tensors in one layout, and the gradients of its results.
+
+    What had to be reduced in a kernel before, ``kept``, is small and saved for the gradients, in its room.
+    """
+
+    def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
+        self.graph, self.packs = graph, trace.packs
+        dtypes = [z.dtype for z in _singles(trace, tensors)]
+        self.common = reduce(torch.promote_types, dtypes[trace.arity :])
+        meta = trace.replay([_on_meta(x) for x in tensors])
+        self.likes = [
+            Like(meta[ref.value].shape, _strides(trace, ref.value, meta), dtypes[ref.value]) for ref in trace.outputs
+        ]
+        self.inputs = [Like(x.shape, torch.empty_like(_on_meta(x)).stride(), x.dtype) for x in tensors]
+        self.lowered = Lowered(graph, dict(enumerate(tensors)), self.likes, self.common)
+        cut = {cut.value: room for room, cut in enumerate(self.lowered.cuts)}
+        self.kept = {i: room for i, room in cut.items() if isinstance(step := graph.values[i], Step) and step.over}
+        self.rooms = list(self.kept.values())
+        self._gradients: dict[tuple, Gradient] = {}
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        """What the function returns."""
+        return self.returned(self.lowered(tensors))
+
+    def returned(self, results: Any) -> Any:
+        """``results``, perhaps with rooms after them, as the function returns them."""
+        return tuple(results[: len(self.likes)]) if self.packs else results[0]
+
+    def gradient(self, wanted: tuple[int, ...], outputs: tuple[int, ...]) -> Gradient:
+        """Of the tensors ``wanted``, for cotangents of ``outputs``."""
+        key = wanted, outputs
+        if key not in self._gradients:
+            self._gradients[key] = Gradient(self, wanted, outputs)
+        return self._gradients[key]
+
+
+def _on_meta(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _strides(trace: Trace, index: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
+    """Those of torch's result; a reduction's is contiguous, which a meta tensor may not be."""
+    z = meta[index]
+    node = trace.nodes[index - trace.arity]
+    return z.stride() if hasattr(node.operator, "in_place") else torch.empty(z.shape, device="meta").stride()
+
+
+class Gradient:
+    """The gradients of a fusion: what they read of its inputs, ``reads``, and of its values ``kept``, and how."""
+
+    def __init__(self, fusion: Fusion, wanted: tuple[int, ...], outputs: tuple[int, ...]):
+        self.graph, self.which = derive(fusion.graph, wanted, outputs)
+        self.first, self.common = len(outputs), fusion.common
+        self.reads = [i - self.first for i in self.graph.given() if i >= self.first]
+        kept = {self.first + i: i for i in fusion.kept}
+        needed = self.graph.needed([value for value, _ in self.graph.results], kept)
+        self.kept = [kept[i] for i in needed if i in kept]
+        self.likes = [fusion.inputs[i] for i, at in zip(wanted, self.which, strict=True) if at is not None]
+
+    def __call__(self, values: Sequence[Tensor]) -> list[Tensor | None]:
+        """The gradient of each input wanted, for cotangents, then inputs, then what was kept."""
+        grads = by_kernel(self, values, self.lower)
+        if grads is None:
+            grads = evaluate(self.graph, self._numbered(values), COMPUTE[self.common])
+            grads = [grad.to(like.dtype) for grad, like in zip(grads, self.likes, strict=True)]
+        return [None if at is None else grads[at] for at in self.which]
+
+    def lower(self, values: Sequence[Tensor]) -> Lowered:
+        """The kernels for tensors in this layout."""
+        return Lowered(self.graph, self._numbered(values), self.likes, self.common)
+
+    def _numbered(self, values: Sequence[Tensor]) -> dict[int, Tensor]:
+        return dict(
+            zip([*range(self.first), *(self.first + i for i in (*self.reads, *self.kept))], values, strict=True)
+        )
+
+
+def by_kernel(key: Any, values: Sequence[Tensor], lower: Callable[[Sequence[Tensor]], Lowered]) -> list[Tensor] | None:
+    """What the kernels that ``lower`` makes give for ``values``; made once for ``key`` and tensors like these.
+
+    None where no kernel runs.
+    """
+    found = features(values)
+    if not found:
+        return None
+    whole = key, found
+    lowered = recall(whole)
+    if lowered is None:
+        lowered = remember(whole, has_kernel("fuse", values) and lower(values))
+    return lowered(values) if lowered else None
+
+
+class Composition(Recorded):
+    """A fused composition: ``forward`` is one graph, ``backward`` the one derived from it by the operators' rules.
+
+    Saves the inputs that the gradients read, and nothing between: so that differentiating twice stays right.
+    """
+
+    @classmethod
+    def of(cls, fusion: Fusion, tensors: Sequence[Tensor]) -> Any:
+        """What the function returns, recorded."""
+        results = cls.record(fusion, *tensors)
+        return fusion.returned(results) if fusion.kept else results
+
+    @staticmethod
+    def forward(fusion, *tensors):
+        """The results, by kernel; and what is kept."""
+        return tuple(fusion.lowered(tensors, fusion.rooms)) if fusion.kept else fusion(tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keep what all gradients wanted read."""
+        fusion, *tensors = inputs
+        wanted = tuple(i for i, need in enumerate(ctx.needs_input_grad[1:]) if need)
+        gradient = fusion.gradient(wanted, tuple(range(len(fusion.likes))))
+        saved = [tensors[i] for i in gradient.reads]
+        if fusion.kept:
+            rooms = dict(zip(fusion.kept, output[len(fusion.likes) :], strict=True))
+            ctx.mark_non_differentiable(*rooms.values())
+            saved += [rooms[i] for i in gradient.kept]
+        ctx.kept = fusion, wanted, gradient
+        ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *gs):
+        """The gradients that are wanted; of what nothing arrived from, none."""
+        fusion, wanted, gradient = ctx.kept
+        saved, gs = ctx.saved_tensors, gs[: len(fusion.likes)]
+        if any([g is None for g in gs]):
+            outputs = tuple(i for i, g in enumerate(gs) if g is not None)
+            by_value = dict(zip((*gradient.reads, *gradient.kept), saved, strict=True))
+            gradient = fusion.gradient(wanted, outputs)
+            gs = tuple(gs[i] for i in outputs)
+            saved = tuple(by_value[i] for i in (*gradient.reads, *gradient.kept))
+        every: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for i, grad in zip(wanted, gradient((*gs, *saved)), strict=True):
+            every[i + 1] = grad
+        return tuple(every)

@@ -1,0 +1,203 @@
+"""Cut a graph into stages, each of which one kernel computes, fused. It imports Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .graphs import NO_AXES, Again, Axes, Dims, Graph, Number, Step
+from .triton_kernels import launch
+from .triton_kernels.layout import Strides, arrange, dense, holds
+
+
+class Place(NamedTuple):
+    """Where a value lies: argument ``argument`` of a plan, with the axis and the stride of each dimension."""
+
+    argument: int
+    dims: Dims
+    strides: Strides
+
+
+class Cut(NamedTuple):
+    """A value that passes from one kernel to another through memory, and why."""
+
+    value: int
+    reason: str
+
+
+class Stages:
+    """The ``stages`` that compute a graph, in order; what is cut, and the elements of the ``rooms`` that it takes."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        sources: dict[int, Place],
+        numbers: dict[int, int],
+        targets: Sequence[tuple[int, Place]],
+        itemsize: int,
+        registers: int,
+    ):
+        """Of the values in ``targets`` each into its place.
+
+        ``sources`` has the places of the tensors given, ``numbers`` the arguments that numbers are; ``itemsize`` is
+        that of the narrowest tensor, and a value takes ``registers`` of a thread. Room follows the other arguments.
+        """
+        self.graph, self.sources, self.numbers = graph, dict(sources), numbers
+        self.itemsize, self.registers = itemsize, registers
+        self.free = len(sources) + len(numbers) + len(targets)
+        self.stages: list[launch.Stage] = []
+        self.cuts: list[Cut] = []
+        self.rooms: list[int] = []
+        self._write(targets)
+
+    def _write(self, targets: Sequence[tuple[int, Place]]) -> None:
+        """Add the stages that write ``targets``: those computed over the same axes share one."""
+        while True:
+            self._see_again([value for value, _ in targets])
+            together: dict[Axes, list[tuple[int, Place]]] = {}
+            for value, place in targets:
+                together.setdefault(self._span(value), []).append((value, place))
+            made = [one for group in together.values() for one in self._split(group)]
+            cut = next((one for one in made if isinstance(one, Cut)), None)
+            if cut is None:
+                self.stages += made
+                return
+            self._cut(cut)
+
+    def _see_again(self, values: Sequence[int]) -> None:
+        """Find what ``values`` see along other axes in memory, where it has to lie."""
+        for i in self.graph.needed(values, self.sources):
+            value = self.graph.values[i]
+            if isinstance(value, Again) and i not in self.sources:
+                source = value.reads[0]
+                if source not in self.sources:
+                    self._cut(Cut(source, "it meets itself along another axis"))
+                place, renamed = self.sources[source], dict(zip(value.old, value.new, strict=True))
+                self.sources[i] = place._replace(dims=tuple(renamed.get(a) for a in place.dims))
+
+    def _cut(self, cut: Cut) -> None:
+        self.cuts.append(cut)
+        room = self._room(cut.value)
+        self._write([(cut.value, room)])
+        self.sources[cut.value] = room
+
+    def _split(self, targets: Sequence[tuple[int, Place]]) -> list[launch.Stage | Cut]:
+        """Kernels for ``targets``: one, or more where they are reduced over more sets of axes than one pass has."""
+        try:
+            return [self._stage(targets)]
+        except ValueError:
+            if len(targets) > 1:
+                return [*self._split(targets[:-1]), *self._split(targets[-1:])]
+            (end,) = (value for value, _ in targets)
+            return [Cut(self.graph.values[end].reads[0], "it is reduced over a part of the axes of a row, and others")]
+
+    def _room(self, value: int) -> Place:
+        self.rooms.append(self.graph.count(self.graph.axes[value]))
+        self.free += 1
+        return in_room(self.graph, value, self.free - 1)
+
+    def _step(self, value: int) -> Step | None:
+        """The step that computes ``value`` here, if one does."""
+        step = self.graph.values[value]
+        return step if isinstance(step, Step) and value not in self.sources else None
+
+    def _over(self, value: int) -> Axes:
+        """The axes that are reduced to ``value`` here."""
+        step = self._step(value)
+        return step.over if step else NO_AXES
+
+    def _span(self, value: int) -> Axes:
+        """The axes of the box that ``value`` is computed over."""
+        values = self.graph.needed([value], self.sources)
+        return NO_AXES.union(*(self.graph.axes[i] | self._over(i) for i in values))
+
+    def _stage(self, targets: Sequence[tuple[int, Place]]) -> launch.Stage | Cut:
+        """One kernel for ``targets``, or what has to be cut first. Raises ValueError where they cannot share one."""
+        values = self.graph.needed([value for value, _ in targets], self.sources)
+        read = {j for i in values if (step := self._step(i)) for j in step.reads}
+        ends = {value for value, _ in targets if self._over(value) and value not in read}
+        middle = [i for i in values if self._over(i) and i not in ends]
+        row = self._over(middle[0]) if middle else NO_AXES
+        for i in middle:
+            if self._over(i) != row:
+                return Cut(i, "it reduces other axes than the one before it")
+        stage = self._describe(values, ends, targets, row)
+        strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.results))
+        layout = arrange(stage.shape, *strides, tuple(result.over for result in stage.results), stage.row)
+        live = self._live(values, row)
+        if not holds(layout, self.itemsize, live * self.registers):
+            n = self.graph.count(row)
+            return Cut(middle[0], f"registers do not hold {live} values for each of the {n} elements of a row")
+        return stage
+
+    def _describe(self, values: Sequence[int], ends: set[int], targets, row: Axes) -> launch.Stage:
+        axes = sorted(NO_AXES.union(*(self.graph.axes[i] | self._over(i) for i in values)))
+        steps = [i for i in values if self._step(i) and i not in ends]
+        constants = {i: self._constant(i) for i in steps}
+        reads = {i: self.graph.values[i].reads[: -1 if constants[i] is not None else None] for i in steps}
+        used = {j for i in steps for j in reads[i]}
+        used |= {self.graph.values[i].reads[0] for i in ends} | {value for value, _ in targets}
+        operands = [i for i in values if not self._step(i) and i in used]
+        where = {i: k for k, i in enumerate((*operands, *steps))}
+        results = []
+        for value, place in targets:
+            strides = _over_axes(place, axes)
+            if value in ends:
+                step = self.graph.values[value]
+                over, count = _positions(step.over, axes), self.graph.count(step.over)
+                results.append(launch.Result(where[step.reads[0]], place.argument, strides, step.formula, over, count))
+            else:
+                results.append(launch.Result(where[value], place.argument, strides))
+        return launch.Stage(
+            tuple(self.graph.sizes[a] for a in axes),
+            tuple(self._operand(i, axes) for i in operands),
+            tuple(self._launch_step(i, reads[i], where, constants[i]) for i in steps),
+            tuple(results),
+            _positions(row, axes),
+        )
+
+    def _constant(self, i: int) -> float | None:
+        """The number that kernels are compiled for with step i."""
+        step = self.graph.values[i]
+        compiled = not step.over and launch.compiled_in(step.formula)
+        return self.graph.values[step.reads[-1]].number if compiled else None
+
+    def _launch_step(self, i: int, reads: Sequence[int], where: dict[int, int], constant) -> launch.Step:
+        step = self.graph.values[i]
+        return launch.Step(step.formula, tuple(where[j] for j in reads), constant, bool(step.over))
+
+    def _operand(self, i: int, axes: Sequence[int]) -> launch.Operand:
+        value = self.graph.values[i]
+        if isinstance(value, Number):
+            return launch.Operand(self.numbers[i], None, str(value.number))
+        place = self.sources[i]
+        return launch.Operand(place.argument, _over_axes(place, axes), getattr(value, "name", f"cut{i}"))
+
+    def _live(self, values: Sequence[int], row: Axes) -> int:
+        """How many values for each element of a row a program holds at once: what it loads, from the start."""
+        wide = {i for i in values if row <= self.graph.axes[i]}
+        last = {j: i for i in values if (step := self._step(i)) for j in (i, *step.reads)}
+        alive = {i for i in wide if not self._step(i)}
+        most = len(alive)
+        for i in values:
+            if self._step(i):
+                most = max(most, len(alive | ({i} & wide)))
+                alive = {j for j in alive | ({i} & wide) if last.get(j, i) > i}
+        return most
+
+
+def _positions(over: Axes, axes: Sequence[int]) -> frozenset[int]:
+    """Where axes are in a box of ``axes``."""
+    return frozenset(k for k, a in enumerate(axes) if a in over)
+
+
+def in_room(graph: Graph, value: int, index: int) -> Place:
+    """Where ``value`` lies in room ``index`` of its size: its axes in order."""
+    axes = tuple(sorted(graph.axes[value]))
+    return Place(index, axes, dense([graph.sizes[a] for a in axes], (1,) * len(axes)))
+
+
+def _over_axes(place: Place, axes: Sequence[int]) -> Strides:
+    """The strides over a box of these axes."""
+    by_axis = dict(zip(place.dims, place.strides, strict=True))
+    return tuple(by_axis.get(a, 0) for a in axes)

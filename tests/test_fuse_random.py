@@ -1,0 +1,224 @@
+"""Programs nobody thought of, drawn by Hypothesis: fused, they have torch's values and derivatives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+import customops
+from customops import compute
+from customops.fusion import COMPUTE, Fusion, Lowered
+from customops.graphs import derive, evaluate
+
+from .compare import cotangent
+from .conftest import KERNELS
+
+pytest.importorskip("hypothesis", reason="it draws the programs")
+from hypothesis import assume, given, seed, settings
+from hypothesis import strategies as st
+
+from . import test_hypothesis  # noqa: F401 - it loads the profile
+from .programs import Program, programs
+
+PARTS = range(4)  # each draws other programs, so that they can run side by side
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROOMS = (48 << 10, 48 << 10, 48 << 10, 64)  # values that a program holds: as on a GPU, or hardly a row
+ROUNDING = 2.0**-24  # of float32, in which half types are computed
+
+Function = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def examples(full: bool, kernels: int, formulas: int) -> settings:
+    """So many for each part in this mode; with ``--full``, 2,000 of all parts and tests."""
+    return settings(max_examples=250 if full else kernels if KERNELS else formulas)
+
+
+def several(returned: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (returned,) if isinstance(returned, Tensor) else tuple(returned)
+
+
+def derivatives(function: Function, xs: Sequence[Tensor], taken: Sequence[int]) -> list[list[Tensor]]:
+    """Values, gradients from the results ``taken``, and gradients of those, of inputs and cotangents alike."""
+    leaves = [x for x in xs if x.requires_grad]
+    zs = several(function(*xs))
+    gs = [cotangent(zs[i]).requires_grad_() for i in taken]
+    once = _grad([zs[i] for i in taken], leaves, gs, retain_graph=True)
+    again = _grad([zs[i] for i in taken], leaves, gs, create_graph=True)
+    live = [dx for dx in again if dx.requires_grad]
+    twice = _grad(live, [*leaves, *gs], [cotangent(dx) for dx in live]) if live else []
+    return [list(zs), once, again, twice]
+
+
+def _grad(zs, leaves, gs, **options) -> list[Tensor]:
+    grads = torch.autograd.grad(zs, leaves, gs, allow_unused=True, **options)
+    return [torch.zeros_like(x) if dx is None else dx for x, dx in zip(leaves, grads, strict=True)]
+
+
+def derived(program: Program) -> Function:
+    """The program and its gradients as :mod:`customops.graphs` derives them, by torch's formulas."""
+    made = customops.fuse(program.function(customops))
+
+    class Derived(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *xs):
+            ctx.save_for_backward(*xs)
+            ctx.set_materialize_grads(False)
+            return tuple(evaluate(made.program(*xs), dict(enumerate(xs)), COMPUTE[_common(xs)]))
+
+        @staticmethod
+        def backward(ctx, *gs):
+            xs = ctx.saved_tensors
+            arrived = tuple(i for i, g in enumerate(gs) if g is not None)
+            wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad) if needed)
+            graph, which = derive(made.program(*xs), wanted, arrived)
+            given = dict(enumerate([*(gs[i] for i in arrived), *xs]))
+            grads = evaluate(graph, given, COMPUTE[_common(xs)])
+            found = dict(zip(wanted, (None if i is None else grads[i] for i in which), strict=True))
+            return tuple(found.get(i) for i in range(len(xs)))
+
+    return Derived.apply
+
+
+def _common(xs: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32
+
+
+def assert_near(got: Sequence[Tensor], want: Sequence[Tensor], rounding: float, name: str) -> None:
+    """To within ``rounding`` of the largest of all elements."""
+    largest = max([1e-3, *(float(z.abs().max()) for z in want if z.numel())])
+    for mine, theirs in zip(got, want, strict=True):
+        assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype), name
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=rounding * largest, msg=lambda m: f"{name}: {m}")
+
+
+def assert_torchs_derivatives(function: Function, program: Program, first: bool) -> None:
+    """In float64; from the ``first`` result only, if so asked."""
+    plain = program.function(torch)
+    recorded = [i for i, z in enumerate(several(plain(*program.tensors()))) if z.requires_grad]
+    assume(recorded)
+    taken = recorded[:1] if first else recorded
+    want = derivatives(plain, program.tensors(), taken)
+    got = derivatives(function, program.tensors(), taken)
+    names = "values", "gradients", "gradients to differentiate", "gradients of gradients"
+    for name, mine, theirs in zip(names, got, want, strict=True):
+        assert_near(mine, theirs, 1e-10, name)
+
+
+@pytest.fixture
+def kernels(monkeypatch, replan):
+    """``kernels(values)`` plans anew, for programs that hold so many; ``kernels.count()`` looks at what was planned."""
+
+    def begin(values: int) -> None:
+        replan()
+        if KERNELS:
+            monkeypatch.setattr("customops.triton_kernels.layout.ROW_VALUES", values)
+
+    return begin
+
+
+def lowered() -> dict[str, Counter]:
+    """Stages, and reasons for cuts, of the plans that there are for fused programs."""
+    made = [x for x in compute._calls.values() if isinstance(x, Fusion | Lowered)]
+    found = Counter()
+    for x in made:
+        way, plans = ("forward", x.lowered) if isinstance(x, Fusion) else ("backward", x)
+        found[f"fused {way} programs"] += 1
+        found[f"fused {way} programs in one stage"] += len(plans.stages) <= 1
+        reasons = {cut.reason.split(" values")[0].rstrip("0123456789 ") for cut in plans.cuts}
+        for reason in reasons or ({"no cut: results over several sets of axes"} if len(plans.stages) > 1 else ()):
+            found[f"fused {way} programs cut: {reason}"] += 1
+    return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tally):
+    """Values, gradients and gradients of gradients, in float64; values pass between stages of a few in memory."""
+    counts = Counter()
+
+    @seed(part)
+    @examples(full, kernels=50, formulas=50)
+    @given(programs(seen=counts), st.booleans(), st.sampled_from(ROOMS))
+    def check(program, first, room):
+        kernels(room)
+        assert_torchs_derivatives(customops.fuse(program.function(customops)), program, first)
+        counts.update(lowered())
+        counts["random programs"] += 1
+
+    check()
+    for name, n in counts.items():
+        tally(name, n)
+
+
+@pytest.mark.skipif(KERNELS, reason="by formulas it is the same in either mode")
+@pytest.mark.parametrize("part", PARTS)
+def test_derived_gradients_of_random_programs_for_fuse_are_torchs(part, full, tally):
+    """What kernels are made of, computed by formulas, in float64."""
+    counts = Counter()
+
+    @seed(part)
+    @examples(full, kernels=0, formulas=100)
+    @given(programs(), st.booleans())
+    def check(program, first):
+        assert_torchs_derivatives(derived(program), program, first)
+        counts["random programs"] += 1
+
+    check()
+    tally("random programs", counts["random programs"])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_fused_random_programs_in_any_dtype_are_rounded_once(part, full, kernels, tally):
+    """Values and gradients, half a unit of the dtype from the truth, but for the rounding of float32 between."""
+    counts = Counter()
+
+    @seed(part)
+    @examples(full, kernels=30, formulas=30)
+    @given(programs(dtypes=DTYPES))
+    def check(program):
+        kernels(ROOMS[0])
+        plain = several(program.function(torch)(*program.tensors()))
+        taken = [i for i, z in enumerate(plain) if z.requires_grad]
+        assume(taken)
+        run = program.function(customops)
+        assert_rounded_once(customops.fuse(run) if KERNELS else derived(program), program, plain, taken)
+        counts["random programs"] += 1
+
+    check()
+    tally("random programs", counts["random programs"])
+
+
+def assert_rounded_once(function: Function, program: Program, plain: Sequence[Tensor], taken: Sequence[int]) -> None:
+    gs = [cotangent(plain[i]) for i in taken]
+    exact = program.function(torch)
+    truth = _in_dtype(exact, program, taken, gs, torch.float64)
+    inexact = [_in_dtype(exact, program, taken, gs, torch.float32)]
+    for k in range(3):
+        random = torch.Generator().manual_seed(k)
+        noise = lambda z, random=random: z * (1 + ROUNDING * (torch.rand(z.shape, generator=random) * 2 - 1).to(z))
+        inexact.append(_in_dtype(program.function(torch, noise), program, taken, gs, torch.float64))
+    xs = program.tensors()
+    zs = several(function(*xs))
+    leaves = [x for x in xs if x.requires_grad]
+    got = [*zs, *_grad([zs[i] for i in taken], leaves, [g.to(zs[i].dtype) for i, g in zip(taken, gs, strict=True)])]
+    for k, (mine, like, true) in enumerate(zip(got, [*plain, *leaves], truth, strict=True)):
+        if KERNELS:
+            assert mine.dtype == like.dtype
+        info = torch.finfo(like.dtype)
+        assume(true.abs().max() <= info.max)
+        between = max(float((other[k] - true).abs().max()) for other in inexact)
+        allowed = info.eps / 2 * true.abs() + info.smallest_normal * info.eps
+        allowed += 8 * between + 8 * ROUNDING * true.abs().max()
+        excess = ((mine.double() - true).abs() - allowed).max()
+        assert excess <= 0, f"result {k}: off by {excess} more than rounding; {mine} is not {true}"
+
+
+def _in_dtype(function: Function, program: Program, taken, gs, dtype: torch.dtype) -> list[Tensor]:
+    """Values and gradients of the same inputs, computed throughout in ``dtype``."""
+    xs = [x.detach().to(dtype).requires_grad_(x.requires_grad) for x in program.tensors()]
+    zs = several(function(*xs))
+    grads = _grad([zs[i] for i in taken], [x for x in xs if x.requires_grad], [g.to(dtype) for g in gs])
+    return [z.detach().double() for z in (*zs, *grads)]
