@@ -142,7 +142,8 @@ class Graph:
             return NO_AXES
         axes = NO_AXES.union(*(self.axes[i] for i in value.reads))
         if isinstance(value, Again):
-            return frozenset(new for old, new in zip(value.old, value.new, strict=True) if old in axes)
+            pairs = zip(value.old, value.new, strict=True)
+            return frozenset(new for old, new in pairs if new is not None and old in axes)
         return axes - value.over
 
 

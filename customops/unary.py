@@ -242,8 +242,6 @@ def abs(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     >>> abs(torch.tensor([-2, 3]))
     tensor([2, 3])
-    >>> abs(torch.tensor([3 + 4j]))
-    tensor([5.])
     """
     return call(Abs, input, out=out)
 

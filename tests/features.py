@@ -84,7 +84,7 @@ CALLS = {
     ),
     "odd arguments": _shared(
         "arguments::test_odd_arguments_have_torchs_outcome",
-        on="exp relu abs neg add sub mul div maximum minimum pow mean sum",
+        on="exp relu abs neg add sub mul div maximum minimum pow mean sum amax amin",
     ),
 }
 DTYPES = {

@@ -253,6 +253,13 @@ def test_result_of_a_root_may_be_written_over():
     torch.testing.assert_close(gradient(z, x), 0.5 * x.detach() ** -0.5)
 
 
+def test_keepdim_of_an_extremum_needs_no_dim():
+    """Torch's sum wants one; here nothing is missing, so the operator is ours."""
+    z = customops.amax(leaf(2, 3), keepdim=True)
+    assert z.shape == (1, 1)
+    assert z.grad_fn._forward_cls is customops.reductions.Amax
+
+
 def test_what_does_not_move_has_no_tangent():
     """At 0 the slope of a power along its base is inf, and 0·inf would be nan."""
     x, y, ones_ = tensor([0.0]), tensor([0.7]), ones(1)

@@ -27,7 +27,7 @@ GRADIENTS = [
     for name, dtype in VALUES
     if dtype in INFOS[name].supported_backward_dtypes(DEVICE) and dtype != torch.complex32
 ]
-SHARE = {"formulas": 0.5, "kernels": 0.03, "gpu": 0.01}[MODE]  # of the reference inputs, without --full
+SHARE = {"formulas": 0.3, "kernels": 0.02, "gpu": 0.01}[MODE]  # of the reference inputs, without --full
 LARGEST = 4096 if KERNELS else 2**30  # elements in them, likewise
 
 

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 import customops
 
-from .cases import CALLS, LAYOUTS, ids, shapes_for
+from .cases import CALLS, EXTREMA, LAYOUTS, ids, shapes_for
 from .compare import TOLERANCE, assert_same_outcome, assert_same_outcomes, outcome
 from .test_edges import EDGES, ELEMENTWISE
 from .test_inplace import BINARY, UNARY, twin
@@ -88,6 +88,17 @@ def test_edges_have_torchs_tangents(call, device, tally):
         wrong = (got.signbit() != want.signbit()) & (want == 0)
         assert not all(moves) or not wrong.any(), "a zero has the wrong sign"
         tally("edge points", len(want))
+
+
+@pytest.mark.parametrize("name", EXTREMA)
+def test_edges_have_torchs_tangents_of_extrema(name, device, tally):
+    """Rows of two special inputs, with ties and nan, and of two special tangents."""
+    columns = torch.tensor(list(product(EDGES, repeat=4)), dtype=torch.float64, device=device)
+    x, tangent = columns[:, :2], columns[:, 2:]
+    function = lambda lib, x: getattr(lib, name)(x, 1)
+    got, want = (_pushed(function, lib, [x], [tangent], [True]) for lib in (customops, torch))
+    torch.testing.assert_close(got, want, equal_nan=True, rtol=0, atol=0)
+    tally("edge points", len(columns))
 
 
 def _derived(function, library, xs, tangents, moves):

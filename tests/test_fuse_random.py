@@ -22,11 +22,11 @@ from hypothesis import assume, given, seed, settings
 from hypothesis import strategies as st
 
 from . import test_hypothesis  # noqa: F401 - it loads the profile
-from .programs import Program, programs
+from .programs_drawn import Program, programs
 
 PARTS = range(4)  # each draws other programs, so that they can run side by side
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ROOMS = (48 << 10, 48 << 10, 48 << 10, 64)  # values that a program holds: as on a GPU, or hardly a row
+ROOMS = (48 << 10, 48 << 10, 16)  # values that a program holds: as on a GPU, or hardly a row
 ROUNDING = 2.0**-24  # of float32, in which half types are computed
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]

@@ -23,7 +23,7 @@ PATTERNS = [
 ]
 
 
-@pytest.mark.thin(kernels=5, gpu=48)
+@pytest.mark.thin(kernels=9, formulas=2, gpu=96)
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_gradients_match_finite_differences(row, call, shapes, layout, full, device, tally):
     xs = [row.draw(shape, seed=i, device=device).requires_grad_() for i, shape in enumerate(shapes)]
@@ -38,7 +38,7 @@ def test_gradients_match_finite_differences(row, call, shapes, layout, full, dev
     tally("gradchecks", 2)
 
 
-@pytest.mark.thin(kernels=5, gpu=48)
+@pytest.mark.thin(kernels=9, formulas=2, gpu=96)
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shapes, layout, device):
     """Autograd would sum a gradient of the wrong shape to size by itself, and pay for it."""

@@ -9,6 +9,7 @@ import torch
 
 import customops
 
+from .cases import EXTREMA
 from .compare import assert_equal
 from .conftest import KERNELS, NO_KERNEL
 
@@ -33,6 +34,13 @@ def test_shared_totals_are_right_and_repeat_bit_for_bit(name, shape, device):
     got = getattr(customops, name)(x, axis)
     assert torch.equal(got, getattr(customops, name)(x, axis))
     assert_equal(got, getattr(x.double(), name)(axis).float())
+
+
+@pytest.mark.parametrize("name", EXTREMA)
+def test_nan_outlasts_what_follows_it_in_a_loop(name, device):
+    x = torch.rand(2000, 2, device=device)
+    x[0, 0] = torch.nan
+    assert getattr(customops, name)(x, 0).isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("shapes", [((300, 1), (1, 300)), ((1, 9000), (2, 9000)), ((2, 1), (1, 9000))], ids=str)

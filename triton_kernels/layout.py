@@ -32,7 +32,7 @@ MULTIPROCESSORS = 128  # of a large GPU, at least: so many programs share sums w
 SECTOR = 32  # bytes that memory moves at least
 ROW_WARPS = 16  # warps of a program that holds whole rows at most
 ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of ROW_WARPS warps, 96 in those of a thread
-ROW_REGISTERS = 16  # elements of a row that its threads hold, of each value, until there are no more warps
+ROW_WORDS = 2  # words of a row that a thread holds, of each value, until there are no more warps
 WASTE = 1.3  # most lanes, to elements, that a tile's width may cost
 
 
@@ -205,7 +205,7 @@ def _cut_rows(layout: Layout, room: int, word: int) -> Tiling:
 
 def _tiling(layout: Layout, tile: tuple[int, ...], side: int, word: int) -> Tiling:
     blocks = tuple(-(-n // size) for n, size in zip(layout.extents, tile, strict=True))
-    most, each = (WARPS, LANES * word) if layout.row is None else (ROW_WARPS, LANES * ROW_REGISTERS)
+    most, each = (WARPS, LANES * word) if layout.row is None else (ROW_WARPS, LANES * word * ROW_WORDS)
     warps = max(1, min(most, prod(tile) // each))
     ragged = _power_dividing(layout.extents[side]) < word
     if len(tile) == 2:

@@ -1,0 +1,223 @@
+"""Programs of the pack's operators, drawn by Hypothesis: lines of Python over a library, and the tensors for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from .conftest import DEVICE
+
+Interval = tuple[float, float]
+NEAR = 1e-3  # nearer than that to a kink, rounding may decide on which side a value is
+LARGEST = 200  # of any value
+ELEMENTS = 500  # of any value, at most
+
+ANY, FEW, POSITIVE, ONES = (-4, 4), (-2, 2), (0.3, 4), (-1, 1)
+UNARY = {  # where each is smooth, and its result not large
+    "lib.exp({})": FEW,
+    "lib.log({})": POSITIVE,
+    "lib.relu({})": ANY,
+    "lib.sigmoid({})": ANY,
+    "lib.tanh({})": FEW,
+    "lib.sqrt({})": POSITIVE,
+    "lib.rsqrt({})": POSITIVE,
+    "lib.abs({})": ANY,
+    "abs({})": ANY,
+    "lib.neg({})": ANY,
+    "-{}": ANY,
+    "{} ** 2": FEW,
+    "{} ** 3": FEW,
+    "{} ** 2.5": POSITIVE,
+    "lib.pow({}, -0.5)": POSITIVE,
+    "lib.pow(0.5, {})": FEW,
+    "2.5 ** {}": FEW,
+    "{} + 2.25": ANY,
+    "1.5 - {}": ANY,
+    "{} - 1": ANY,
+    "0.75 * {}": ANY,
+    "{} / 4": ANY,
+    "1 / {}": POSITIVE,
+}
+BINARY = {
+    "{} + {}": (ANY, ANY),
+    "{} - {}": (ANY, ANY),
+    "{} * {}": (ANY, ANY),
+    "{} / {}": (ANY, POSITIVE),
+    "{} ** {}": (POSITIVE, FEW),
+    "lib.add({}, {}, alpha=-1.5)": (ANY, ANY),
+    "lib.sub({}, {}, alpha=2)": (ANY, ANY),
+    "lib.mul({}, {})": (ANY, ANY),
+    "lib.div({}, {})": (FEW, POSITIVE),
+    "lib.pow({}, {})": (POSITIVE, ONES),
+    "lib.maximum({}, {})": (ANY, ANY),
+    "lib.minimum({}, {})": (ANY, ANY),
+}
+FOLDS = ("sum", "mean", "amax", "amin")
+KINK_AT_0 = ("lib.relu({})", "lib.abs({})", "abs({})")
+KINK_WHERE_EQUAL = ("lib.maximum({}, {})", "lib.minimum({}, {})")
+
+
+class Input(NamedTuple):
+    """How a tensor is made: its axes lie in memory in this ``order``, each in steps or, in steps of 0, repeated."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    steps: tuple[int, ...]
+    dtype: torch.dtype
+    recorded: bool
+    seed: int
+
+    def tensor(self) -> Tensor:
+        """Numbers in (-2, 2); without dimensions in eighths, which every dtype has."""
+        sizes = [self.shape[a] * max(1, self.steps[a]) for a in self.order]
+        x = torch.rand(sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed)) * 4 - 2
+        x = (x if self.shape else x.mul(8).round().div(8)).to(DEVICE, self.dtype)
+        x = x.permute([self.order.index(a) for a in range(len(self.order))])
+        x = x[tuple(slice(None, None, max(1, step)) for step in self.steps)]
+        for a, step in enumerate(self.steps):
+            x = x if step else x.narrow(a, 0, 1).expand(self.shape)
+        return x.detach().requires_grad_(self.recorded)
+
+
+class Program(NamedTuple):
+    """What is computed line by line, from which inputs, and what is returned."""
+
+    inputs: tuple[Input, ...]
+    lines: tuple[str, ...]
+    returns: tuple[str, ...]
+
+    def source(self, around: str = "{}") -> str:
+        """The function in Python, with something ``around`` each line."""
+        lines = [f"    v{i} = {around.format(line)}" for i, line in enumerate(self.lines)]
+        names = ", ".join(f"x{i}" for i in range(len(self.inputs)))
+        return "\n".join([f"def f({names}):", *lines, f"    return {', '.join(self.returns)}"])
+
+    def __repr__(self) -> str:
+        return "\n".join(["", *(f"x{i}: {x}" for i, x in enumerate(self.inputs)), self.source()])
+
+    def function(self, lib: Any, noise: Callable | None = None) -> Callable:
+        """The function on tensors, with the operators of ``lib`` and ``noise`` on what each line gives."""
+        names = {"lib": lib, "noise": noise}
+        exec(self.source("noise({})" if noise else "{}"), names)
+        return names["f"]
+
+    def tensors(self) -> list[Tensor]:
+        """The inputs, made anew."""
+        return [x.tensor() for x in self.inputs]
+
+
+@st.composite
+def programs(draw, dtypes=(torch.float64,), lines=10, seen: Counter | None = None):
+    """A program with no operator near a pole or a kink; ``seen`` counts the lines that were dropped for that."""
+    inputs = draw(_inputs(dtypes))
+    values = {f"x{i}": x.tensor().detach().double() for i, x in enumerate(inputs)}
+    made: list[str] = []
+    for _ in range(draw(st.integers(1, lines))):
+        line = draw(_line(values))
+        z = line and _evaluated(line, values)
+        if z is not None and z.abs().max() <= LARGEST:
+            values[f"v{len(made)}"] = z
+            made.append(line)
+        elif seen is not None:
+            seen["lines of random programs dropped, near a kink or too large"] += 1
+    made = made or ["x0 * 1.5"]
+    others = draw(st.lists(st.sampled_from([name for name in values if name[0] == "v"] or ["v0"]), max_size=1))
+    return Program(inputs, tuple(made), (f"v{len(made) - 1}", *others))
+
+
+@st.composite
+def _inputs(draw, dtypes):
+    """One to four that broadcast together."""
+    shape: list[int] = []
+    for _ in range(draw(st.sampled_from([2, 3, 1, 4, 0]))):
+        n = draw(st.sampled_from([3, 4, 1, 2, 5, 33]))
+        shape.append(n if torch.Size(shape).numel() * n <= ELEMENTS else 2)
+    given = []
+    for i in range(draw(st.integers(1, 4))):
+        own = [n if i == 0 or draw(st.integers(0, 5)) else 1 for n in shape]
+        own = own[draw(st.sampled_from([0, 0, 0, *range(len(shape))])) :] if i else own
+        order = draw(st.permutations(range(len(own)))) if draw(st.booleans()) else range(len(own))
+        steps = [draw(st.sampled_from([1, 1, 1, 2, 0])) for _ in own]
+        recorded = i == 0 or draw(st.integers(0, 3)) > 0
+        seed = draw(st.integers(0, 2**16))
+        given.append(Input(tuple(own), tuple(order), tuple(steps), draw(st.sampled_from(dtypes)), recorded, seed))
+    return tuple(given)
+
+
+@st.composite
+def _line(draw, values):
+    """An operator on values so far, each first moved to where the operator is smooth; None near a kink."""
+    names = list(values)[::-1]
+    widest = max(names, key=lambda name: values[name].numel())
+    x = draw(st.sampled_from([names[0]] * 2 * len(names) + names))  # mostly the last
+    narrow = values[x].numel() < values[widest].numel()
+    kind = draw(st.sampled_from([BINARY, BINARY, UNARY, FOLDS] if narrow else [UNARY, BINARY, FOLDS]))
+    word = draw(st.sampled_from(list(kind)))
+    if kind is FOLDS:
+        return draw(_fold(word, x, values[x]))
+    if kind is UNARY:
+        x = _moved(x, values, UNARY[word])
+        return None if word in KINK_AT_0 and _near(x, "0", values) else word.format(x)
+    y = draw(st.sampled_from([widest, *names]))
+    y = y if _broadcasts(values[x], values[y]) else x
+    pair = (y, x) if draw(st.booleans()) else (x, y)
+    x, y = (_moved(name, values, domain) for name, domain in zip(pair, BINARY[word], strict=True))
+    return None if word in KINK_WHERE_EQUAL and _near(x, y, values) else word.format(x, y)
+
+
+@st.composite
+def _fold(draw, word, x, value):
+    """A reduction over some axes or all; None where rounding may decide which element is the extreme one."""
+    fewest, most = draw(st.sampled_from([(1, 1), (1, 1), (1, 2), (0, value.dim())]))
+    axes = st.lists(st.integers(0, value.dim() - 1), unique=True, min_size=fewest, max_size=min(most, value.dim()))
+    dims = draw(axes) if value.dim() else []
+    if _is_ambiguous(word, value, tuple(dims) or tuple(range(value.dim()))):
+        return None
+    if not dims:
+        return f"lib.{word}({x})"
+    dims = [d - value.dim() if draw(st.booleans()) else d for d in dims]
+    options = ", keepdim=True" if draw(st.booleans()) else ""
+    return f"lib.{word}({x}, {dims[0] if len(dims) == 1 else tuple(dims)}{options})"
+
+
+def _is_ambiguous(word: str, value: Tensor, dims: tuple[int, ...]) -> bool:
+    if word in ("sum", "mean"):
+        return False
+    return _is_close(value, getattr(torch, word)(value, dims, True))
+
+
+def _near(x: str, y: str, values: dict[str, Tensor]) -> bool:
+    return _is_close(_evaluated(x, values), _evaluated(y, values))
+
+
+def _is_close(x: Tensor, y: Tensor | float) -> bool:
+    """Whether some element is nearly another, but not exactly."""
+    apart = (x - y).abs()
+    return bool(((apart < NEAR) & (apart > 0)).any())
+
+
+def _moved(name: str, values: dict[str, Tensor], domain: Interval) -> str:
+    """The value, scaled and shifted into ``domain`` where it is not inside."""
+    low, high = values[name].min().item(), values[name].max().item()
+    if domain[0] <= low and high <= domain[1]:
+        return name
+    most = 0.9 * (domain[1] - domain[0]) / max(high - low, 1e-9)
+    scale = min(1.0, float(f"{most:.1g}"), float(f"{0.9 * most:.1g}"))
+    shift = round(sum(domain) / 2 - scale * (low + high) / 2, 2)
+    return f"({name} * {scale} + {shift})" if scale != 1 else f"({name} + {shift})"
+
+
+def _broadcasts(x: Tensor, y: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(x.shape, y.shape).numel() <= ELEMENTS
+    except RuntimeError:
+        return False
+
+
+def _evaluated(line: str, values: dict[str, Tensor]) -> Any:
+    return eval(line, {"lib": torch, **values})

@@ -1,0 +1,156 @@
+"""What fused programs cost on a GPU: launches, words, registers and bytes, read from what a dry run compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import customops
+
+from .conftest import INTERPRETED, KERNELS
+from .programs import PROGRAMS, Program
+
+why = "the interpreter's functions do not compile" if INTERPRETED else "what a GPU compiles, a dry run compiles too"
+pytestmark = pytest.mark.skipif(KERNELS, reason=why)
+pytest.importorskip("triton", reason="without Triton there are no kernels")
+from customops.triton_kernels import launch  # noqa: E402
+
+from customops import machine_code  # noqa: E402
+from customops.explain import Findings, Phase, examine  # noqa: E402
+
+
+class Expected(NamedTuple):
+    """Kernels of each direction, the most bytes moved to those of every tensor once, and what passes through memory.
+
+    A vector that is read by every program counts each time, though a cache has it: ``most`` is above 1.05 for those
+    that read two vectors of a row, or write two gradients of one in partial sums.
+    """
+
+    forward: int = 1
+    backward: int = 1
+    most: float = 1.0
+    cuts: tuple[int, int] = (0, 0)
+
+
+PARTS = 2  # kernels of a direction that leaves partial sums: those are added up by one more
+
+EXPECTED = {
+    "rms_norm": Expected(backward=PARTS, most=1.05),
+    "layer_norm": Expected(backward=PARTS, most=1.09),
+    "softmax": Expected(),
+    "log_softmax": Expected(),
+    "logsumexp": Expected(),
+    "gelu": Expected(),
+    "swiglu": Expected(),
+    "bias_relu_scale": Expected(backward=3, most=1.05),  # sums of two shapes
+    "residual_norm": Expected(backward=PARTS, most=1.05),
+    "l2_normalize": Expected(),
+    "mse": Expected(forward=PARTS),
+    "cross_entropy": Expected(forward=PARTS + 1, cuts=(1, 0)),  # the sign of the total is a kernel's
+    "min_max": Expected(),
+    "weighted_mean": Expected(backward=PARTS, most=1.08),
+    # what registers do not hold is read again for the maximum, the sum and the quotient; backward for one sum more
+    "softmax_first": Expected(5, 7, 2.8, (2, 3)),
+    "long_softmax": Expected(5, 7, 2.5, (2, 3)),
+    "double_normalised": Expected(3, 3, 1.75, (1, 1)),  # and once more for the sums of columns
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory_is_nan():
+    """It is left alone instead: nothing is computed, and gigabytes would be filled."""
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_programs_cost_what_they_must(program):
+    assert not faults(program, torch.bfloat16)
+
+
+@pytest.mark.thin(formulas=2)
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_programs_in_float32_cost_what_they_must(program):
+    assert not faults(program, torch.float32)
+
+
+@pytest.mark.thin(formulas=4)
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_other_targets_hold_all_in_registers(program, target):
+    for phase in measure(program, torch.bfloat16, target).fused:
+        assert [record.spills for record in phase.records] == [0] * len(phase.records)
+
+
+def test_every_program_has_its_expected_cost():
+    assert list(EXPECTED) == [program.name for program in PROGRAMS]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_fused_programs_move_fewer_bytes_than_their_operators(program):
+    found = measure(program, torch.bfloat16)
+    assert sum(cost.moved for cost in found.unfused) > 1.5 * sum(phase.moved for phase in found.fused)
+
+
+def test_audit_sees_narrow_words(monkeypatch):
+    real = launch.Plan._slot
+    monkeypatch.setattr(launch.Plan, "_slot", lambda *args: real(*args)._replace(aligned=False))
+    assert "forward: operand 0 moves in 16 bits, expected 128" in faults(program("gelu"), torch.bfloat16)
+    assert "backward: output 0 moves in 16 bits, expected 128" in faults(program("gelu"), torch.bfloat16)
+
+
+def test_audit_sees_bytes_moved_twice(monkeypatch):
+    real = launch.traffic
+    monkeypatch.setattr(launch, "traffic", lambda *args: ([2 * n for n in real(*args)[0]], real(*args)[1]))
+    assert "moves 2.000 times the bytes, expected 1.0 at most" in faults(program("softmax"), torch.bfloat16)
+
+
+def test_audit_sees_rows_that_do_not_fit(monkeypatch):
+    monkeypatch.setattr("customops.stages.holds", lambda layout, *_: layout.row is None)
+    found = "\n".join(faults(program("softmax"), torch.bfloat16))
+    assert "forward: 2 cuts, expected 0" in found
+    assert "kernels, expected 1" in found
+
+
+def program(name: str) -> Program:
+    return next(program for program in PROGRAMS if program.name == name)
+
+
+def measure(program: Program, dtype: torch.dtype, target: str = "cuda:90") -> Findings:
+    xs = [torch.empty(shape, dtype=dtype) for shape in program.large]
+    return examine(customops.fuse(program.of(customops)), xs, {}, target)
+
+
+def faults(program: Program, dtype: torch.dtype) -> list[str]:
+    """All that is wrong, in words."""
+    expected, found = EXPECTED[program.name], measure(program, dtype)
+    wrong = []
+    for phase, kernels, cuts in zip(found.fused, expected[:2], expected.cuts, strict=True):
+        if len(phase.records) != kernels:
+            wrong.append(f"{phase.name}: {len(phase.records)} kernels, expected {kernels}")
+        if len(phase.lowered.cuts) != cuts:
+            wrong.append(f"{phase.name}: {len(phase.lowered.cuts)} cuts, expected {cuts}")
+        spills = sum(record.spills for record in phase.records)
+        if spills:
+            wrong.append(f"{phase.name}: spills {spills} bytes of a thread")
+        wrong += [f"{phase.name}: {x} moves in {bits} bits, expected 128" for x, bits in words(phase) if bits < 128]
+    excess = sum(phase.moved for phase in found.fused) / sum(phase.floor for phase in found.fused)
+    if round(excess, 3) > expected.most:
+        wrong.append(f"moves {excess:.3f} times the bytes, expected {expected.most} at most")
+    return wrong
+
+
+def words(phase: Phase) -> Iterator[tuple[str, int]]:
+    """Each access of a launch to a tensor that is as large as any: which, and its widest word in bits."""
+    plan = phase.lowered.plan
+    first = plan.given - len(phase.lowered.written)
+    sizes = dict(enumerate(x.numel() for x in phase.given))
+    sizes |= {first + i: like.shape.numel() for i, like in enumerate(phase.lowered.written)}
+    for one in plan.launches:
+        for leaf, bits in machine_code.widest(one.compiled).items():
+            assert leaf, "a pointer cannot be told"
+            side, i = leaf
+            index = (one.reads if side == "operands" else one.writes)[i]
+            if sizes.get(index) == max(sizes.values()):
+                yield f"{side.removesuffix('s')} {i}", bits
