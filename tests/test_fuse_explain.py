@@ -134,6 +134,13 @@ def test_operators_are_counted_forward_backward_and_where_gradients_meet(explain
     assert unfused.startswith(f"unfused   kernels 3 forward, 4 backward  bytes moved {21 * n:,}  {21 / 5:.2f} times")
 
 
+def test_floor_is_of_the_tensors_that_are_used(explained):
+    fused = customops.fuse(lambda x, y: customops.exp(x))
+    text = explained(fused, *tensors((64, 256), (64, 256)))
+    assert f"floor {5 * 4 * 64 * 256:,}  ratio 1.000\nunfused" in text
+    assert block(text, "backward")[-1] == "return dy = 0"
+
+
 def test_a_cut_names_the_value_and_the_reason(explained):
     text = explained(rows_then_columns, *tensors((64, 256)))
     value = re.search(r"(t\d+) = sum\(t\d+\) over dim 0 of x", "\n".join(block(text, "program")))[1]
@@ -217,15 +224,11 @@ def test_gradient_modes_change_nothing(inside, explained):
 
 def test_explain_leaves_no_trace(explained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    xs = [torch.ones(64, 256, requires_grad=True), torch.ones(256)]
-    before = dict(compute._calls), dict(rms_norm._traces), torch.is_grad_enabled(), customops.dispatch._backend
-    explained(rms_norm, *xs)
-    assert (
-        dict(compute._calls),
-        dict(rms_norm._traces),
-        torch.is_grad_enabled(),
-        customops.dispatch._backend,
-    ) == before
+    fused, xs = customops.fuse(rms_norm.function), [torch.ones(64, 256, requires_grad=True), torch.ones(256)]
+    state = lambda: (dict(compute._calls), dict(fused._traces), torch.is_grad_enabled(), customops.dispatch._backend)
+    before = state()
+    explained(fused, *xs)
+    assert state() == before
     assert xs[0].grad is None
     assert all((x == 1).all() for x in xs)
     assert not list(tmp_path.iterdir())

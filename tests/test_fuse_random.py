@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import wraps
 
 import pytest
 import torch
 from torch import Tensor
 
 import customops
-from customops import compute
+from customops import compute, formulas
 from customops.fusion import COMPUTE, Fusion, Lowered
 from customops.graphs import derive, evaluate
 
@@ -18,7 +19,7 @@ from .compare import cotangent
 from .conftest import KERNELS
 
 pytest.importorskip("hypothesis", reason="it draws the programs")
-from hypothesis import assume, given, seed, settings
+from hypothesis import Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 
 from . import test_hypothesis  # noqa: F401 - it loads the profile
@@ -89,10 +90,19 @@ def _common(xs: Sequence[Tensor]) -> torch.dtype:
 
 def assert_near(got: Sequence[Tensor], want: Sequence[Tensor], rounding: float, name: str) -> None:
     """To within ``rounding`` of the largest of all elements."""
-    largest = max([1e-3, *(float(z.abs().max()) for z in want if z.numel())])
+    largest = max([1e-3, *(float(z.detach().abs().max()) for z in want if z.numel())])
     for mine, theirs in zip(got, want, strict=True):
         assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype), name
         torch.testing.assert_close(mine, theirs, rtol=0, atol=rounding * largest, msg=lambda m: f"{name}: {m}")
+
+
+def relations(xs: Sequence[Tensor], returned: Tensor | Sequence[Tensor]) -> list[tuple]:
+    """Of each result: whether it is recorded, its strides, and which inputs and results lie in the same memory."""
+    zs = several(returned)
+    memory = [z.untyped_storage().data_ptr() for z in (*xs, *zs)]
+    return [
+        (z.requires_grad, z.stride(), tuple(memory[len(xs) + k] == other for other in memory)) for k, z in enumerate(zs)
+    ]
 
 
 def assert_torchs_derivatives(function: Function, program: Program, first: bool) -> None:
@@ -120,7 +130,7 @@ def kernels(monkeypatch, replan):
     return begin
 
 
-def lowered() -> dict[str, Counter]:
+def lowered() -> Counter:
     """Stages, and reasons for cuts, of the plans that there are for fused programs."""
     made = [x for x in compute._calls.values() if isinstance(x, Fusion | Lowered)]
     found = Counter()
@@ -145,12 +155,46 @@ def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tall
     def check(program, first, room):
         kernels(room)
         assert_torchs_derivatives(customops.fuse(program.function(customops)), program, first)
-        counts.update(lowered())
+        if room == ROOMS[0]:
+            counts.update(lowered())
+        else:
+            counts["random programs with few registers"] += KERNELS
         counts["random programs"] += 1
 
     check()
     for name, n in counts.items():
         tally(name, n)
+
+
+@seed(0)
+@settings(max_examples=60)
+@given(program=programs())
+def test_results_of_fused_random_programs_lie_and_are_recorded_as_torchs(program, kernels):
+    """No result is a view of an argument or of another result; one that depends on no leaf is not recorded."""
+    kernels(ROOMS[0])
+    got, want = [], []
+    for lib, found in ((customops, got), (torch, want)):
+        run = program.function(lib)
+        xs = program.tensors()
+        found += relations(xs, (customops.fuse(run) if lib is customops else run)(*xs))
+    assert got == want
+
+
+@pytest.mark.parametrize("name", ["mul_dx", "mean_dx", "sigmoid"])
+def test_fused_random_programs_find_a_formula_off_by_1e_5(name, monkeypatch):
+    """In what is derived; the formula in torch, that of the plain program is not touched."""
+    right = getattr(formulas, name)
+    wrong = wraps(right)(lambda *args, **options: right(*args, **options) * (1 + 1e-5))
+    monkeypatch.setattr(formulas, name, wrong)
+
+    @seed(0)
+    @settings(max_examples=100, phases=[Phase.generate], report_multiple_bugs=False)
+    @given(programs())
+    def check(program):
+        assert_torchs_derivatives(derived(program), program, first=False)
+
+    with pytest.raises(AssertionError, match=r"values|gradients"):
+        check()
 
 
 @pytest.mark.skipif(KERNELS, reason="by formulas it is the same in either mode")
