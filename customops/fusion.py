@@ -49,10 +49,18 @@ class Lowered:
     """The kernels of a graph for tensors in one layout; called with them, it returns the results.
 
     ``stages`` and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. A result whose value
-    lacks axes is a view that repeats it, and one that is a tensor given is that, viewed: nothing is written for either.
+    lacks axes is a view that repeats it, and one that is a tensor given is that, viewed: nothing is written for either,
+    unless results are to share no memory, ``apart``.
     """
 
-    def __init__(self, graph: Graph, tensors: dict[int, Tensor], likes: Sequence[Like], common: torch.dtype):
+    def __init__(
+        self,
+        graph: Graph,
+        tensors: dict[int, Tensor],
+        likes: Sequence[Like],
+        common: torch.dtype,
+        apart: bool = False,
+    ):
         from .stages import Place, Stages, in_room  # noqa: PLC0415 - it imports Triton
         from .triton_kernels import launch  # noqa: PLC0415
 
@@ -62,31 +70,35 @@ class Lowered:
         self.numbers = [graph.values[i].number for i in numbers]
         self.device = next(iter(tensors.values())).device
         first = len(tensors) + len(numbers)
-        written: dict[int, tuple[Place, Like]] = {}
+        written: dict[Any, tuple[int, Place, Like]] = {}
         self._results: list[Callable[[Sequence[Tensor], list[Tensor]], Tensor]] = []
-        for (value, dims), like in zip(graph.results, likes, strict=True):
-            if value in tensors and tensors[value].dtype == like.dtype:
+        for k, ((value, dims), like) in enumerate(zip(graph.results, likes, strict=True)):
+            if not apart and value in tensors and tensors[value].dtype == like.dtype:
                 self._results.append(_viewed(graph, list(tensors).index(value), value, dims, like))
                 continue
-            if value not in written:
+            key = k if apart else value
+            if key not in written:
                 own = tuple(a if a in graph.axes[value] else None for a in dims)
                 shape = torch.Size(1 if a is None else n for a, n in zip(own, like.shape, strict=True))
                 strides = like.strides if shape == like.shape else torch.empty(shape, device="meta").stride()
                 place = Place(first + len(written), own, strides)
-                written[value] = place, Like(shape, strides, like.dtype)
-            self._results.append(_repeated(list(written).index(value), like.shape, written[value][1].shape))
-        self.written = [like for _, like in written.values()]
+                written[key] = value, place, Like(shape, strides, like.dtype)
+            self._results.append(_repeated(list(written).index(key), like.shape, written[key][-1].shape))
+        self.written = [like for *_, like in written.values()]
         sources = {
             i: Place(k, value.dims, x.stride()) if isinstance(value := graph.values[i], Given) else in_room(graph, i, k)
             for k, (i, x) in enumerate(tensors.items())
         }
-        memories = [launch.Memory(x.dtype, x.data_ptr() % ALIGNMENT == 0) for x in tensors.values()]
+        memories = [
+            launch.Memory(x.dtype, x.data_ptr() % ALIGNMENT == 0, not isinstance(graph.values[i], Given))
+            for i, x in tensors.items()
+        ]
         memories += [None] * len(numbers) + [launch.Memory(like.dtype) for like in self.written]
         cut = Stages(
             graph,
             sources,
             {i: len(tensors) + k for k, i in enumerate(numbers)},
-            [(value, place) for value, (place, _) in written.items()],
+            [(value, place) for value, place, _ in written.values()],
             min(memory.dtype.itemsize for memory in memories if memory),
             COMPUTE[common].itemsize // 4,
         )
@@ -122,7 +134,7 @@ class Fusion:
     """
 
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
-        self.graph, self.packs = graph, trace.packs
+        self.graph, self.packs, self.picks = graph, trace.packs, trace.picks
         dtypes = [z.dtype for z in _singles(trace, tensors)]
         self.common = reduce(torch.promote_types, dtypes[trace.arity :])
         meta = trace.replay([_on_meta(x) for x in tensors])
@@ -130,11 +142,12 @@ class Fusion:
             Like(meta[ref.value].shape, _strides(trace, ref.value, meta), dtypes[ref.value]) for ref in trace.outputs
         ]
         self.inputs = [Like(x.shape, torch.empty_like(_on_meta(x)).stride(), x.dtype) for x in tensors]
-        self.lowered = Lowered(graph, dict(enumerate(tensors)), self.likes, self.common)
+        self.lowered = Lowered(graph, dict(enumerate(tensors)), self.likes, self.common, apart=True)
         cut = {cut.value: room for room, cut in enumerate(self.lowered.cuts)}
         self.kept = {i: room for i, room in cut.items() if isinstance(step := graph.values[i], Step) and step.over}
         self.rooms = list(self.kept.values())
         self._gradients: dict[tuple, Gradient] = {}
+        self._recorded: dict[tuple, Recording] = {}
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """What the function returns."""
@@ -142,7 +155,7 @@ class Fusion:
 
     def returned(self, results: Any) -> Any:
         """``results``, perhaps with rooms after them, as the function returns them."""
-        return tuple(results[: len(self.likes)]) if self.packs else results[0]
+        return self.packs(results[k] for k in self.picks) if self.packs else results[0]
 
     def gradient(self, wanted: tuple[int, ...], outputs: tuple[int, ...]) -> Gradient:
         """Of the tensors ``wanted``, for cotangents of ``outputs``."""
@@ -150,6 +163,31 @@ class Fusion:
         if key not in self._gradients:
             self._gradients[key] = Gradient(self, wanted, outputs)
         return self._gradients[key]
+
+    def recorded(self, needs: tuple[bool, ...]) -> Recording:
+        """What a call keeps of which ``needs`` says what gradients are wanted: of nothing, then of each tensor."""
+        if needs not in self._recorded:
+            wanted = tuple(i for i, need in enumerate(needs[1:]) if need)
+            outputs = tuple(range(len(self.likes)))
+            moved = [i for i in outputs if set(wanted) & set(self.graph.needed([self.graph.results[i][0]]))]
+            gradient = self.gradient(wanted, tuple(moved))
+            rooms = dict(zip(self.kept, range(len(outputs), len(outputs) + len(self.kept)), strict=True))
+            fixed = [*(i for i in outputs if i not in moved), *rooms.values()]
+            self._recorded[needs] = Recording(wanted, moved, gradient, fixed, [rooms[i] for i in gradient.kept])
+        return self._recorded[needs]
+
+
+class Recording(NamedTuple):
+    """What a recorded call keeps: the tensors ``wanted``, the results that depend on them and the gradient by those.
+
+    Then which of the results, and of the rooms after them, do not depend on them; and which rooms the gradient reads.
+    """
+
+    wanted: tuple[int, ...]
+    outputs: list[int]
+    gradient: Gradient
+    fixed: list[int]
+    rooms: list[int]
 
 
 def _on_meta(x: Tensor) -> Tensor:
@@ -217,39 +255,34 @@ class Composition(Recorded):
     @classmethod
     def of(cls, fusion: Fusion, tensors: Sequence[Tensor]) -> Any:
         """What the function returns, recorded."""
-        results = cls.record(fusion, *tensors)
-        return fusion.returned(results) if fusion.kept else results
+        return fusion.returned(cls.record(fusion, *tensors))
 
     @staticmethod
     def forward(fusion, *tensors):
         """The results, by kernel; and what is kept."""
-        return tuple(fusion.lowered(tensors, fusion.rooms)) if fusion.kept else fusion(tensors)
+        return tuple(fusion.lowered(tensors, fusion.rooms))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         """Keep what all gradients wanted read."""
         fusion, *tensors = inputs
-        wanted = tuple(i for i, need in enumerate(ctx.needs_input_grad[1:]) if need)
-        gradient = fusion.gradient(wanted, tuple(range(len(fusion.likes))))
-        saved = [tensors[i] for i in gradient.reads]
-        if fusion.kept:
-            rooms = dict(zip(fusion.kept, output[len(fusion.likes) :], strict=True))
-            ctx.mark_non_differentiable(*rooms.values())
-            saved += [rooms[i] for i in gradient.kept]
-        ctx.kept = fusion, wanted, gradient
-        ctx.save_for_backward(*saved)
+        recording = fusion.recorded(ctx.needs_input_grad)
+        if recording.fixed:
+            ctx.mark_non_differentiable(*[output[i] for i in recording.fixed])
+        ctx.kept = fusion, recording
+        reads = recording.gradient.reads
+        ctx.save_for_backward(*[tensors[i] for i in reads], *[output[i] for i in recording.rooms])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *gs):
         """The gradients that are wanted; of what nothing arrived from, none."""
-        fusion, wanted, gradient = ctx.kept
-        saved, gs = ctx.saved_tensors, gs[: len(fusion.likes)]
+        fusion, (wanted, outputs, gradient, *_) = ctx.kept
+        saved, gs = ctx.saved_tensors, tuple([gs[i] for i in outputs])
         if any([g is None for g in gs]):
-            outputs = tuple(i for i, g in enumerate(gs) if g is not None)
             by_value = dict(zip((*gradient.reads, *gradient.kept), saved, strict=True))
-            gradient = fusion.gradient(wanted, outputs)
-            gs = tuple(gs[i] for i in outputs)
+            arrived = tuple(i for i, g in zip(outputs, gs, strict=True) if g is not None)
+            gradient, gs = fusion.gradient(wanted, arrived), tuple([g for g in gs if g is not None])
             saved = tuple(by_value[i] for i in (*gradient.reads, *gradient.kept))
         every: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(wanted, gradient((*gs, *saved)), strict=True):

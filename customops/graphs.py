@@ -135,6 +135,26 @@ class Graph:
         rest = [f"an axis of {self.sizes[a]}" for a in sorted(wanted - set(best.dims))]
         return " and ".join([*([f"dim {', '.join(dims)} of {best.name}"] if dims else []), *rest])
 
+    def is_linear(self, value: int) -> bool:
+        """Whether this step is linear in its only input that is no number: so that it commutes with sums."""
+        step = self.values[value]
+        names = ("x",) if step.over else ("x", "y", "alpha")
+        numbers = {
+            name: self.values[i].number
+            for name, i in zip(names, step.reads, strict=False)
+            if isinstance(self.values[i], Number)
+        }
+        if len(numbers) + 1 < len(step.reads) or step.operator is None:
+            return False
+        if step.over:
+            derivative = step.operator.derivative
+            return derivative is None or set(parameters(derivative)) <= {"g", "count"}
+        (x,) = (name for name in names[: len(step.reads)] if name not in numbers)
+        slope = step.operator.derivatives[names.index(x)]
+        if not set(parameters(slope)) <= {"g", *numbers}:
+            return False
+        return not step.operator.formula(**{x: torch.zeros(()), **numbers}).item()
+
     def _axes_of(self, value: Given | Number | Step | Again) -> Axes:
         if isinstance(value, Given):
             return frozenset(a for a in value.dims if a is not None)

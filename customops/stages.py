@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,6 +90,8 @@ class Stages:
             if len(targets) > 1:
                 return [*self._split(targets[:-1]), *self._split(targets[-1:])]
             (end,) = (value for value, _ in targets)
+            while not self._over(end):  # what is linear in it
+                (end,) = self._read(end)
             return [Cut(self.graph.values[end].reads[0], "it is reduced over a part of the axes of a row, and others")]
 
     def _room(self, value: int) -> Place:
@@ -114,9 +117,8 @@ class Stages:
     def _stage(self, targets: Sequence[tuple[int, Place]]) -> launch.Stage | Cut:
         """One kernel for ``targets``, or what has to be cut first. Raises ValueError where they cannot share one."""
         values = self.graph.needed([value for value, _ in targets], self.sources)
-        read = {j for i in values if (step := self._step(i)) for j in step.reads}
-        ends = {value for value, _ in targets if self._over(value) and value not in read}
-        middle = [i for i in values if self._over(i) and i not in ends]
+        ends = self._ends(values, [value for value, _ in targets])
+        middle = [i for i in values if self._over(i) and i not in ends.values()]
         row = self._over(middle[0]) if middle else NO_AXES
         for i in middle:
             if self._over(i) != row:
@@ -130,22 +132,48 @@ class Stages:
             return Cut(middle[0], f"registers do not hold {live} values for each of the {n} elements of a row")
         return stage
 
-    def _describe(self, values: Sequence[int], ends: set[int], targets, row: Axes) -> launch.Stage:
+    def _ends(self, values: Sequence[int], targets: Sequence[int]) -> dict[int, int]:
+        """The targets that are reduced on their way out, and by which step: themselves, or one that they are linear in.
+
+        What is linear can be done to each element as well, before the sum: -mean(x) is mean(-x).
+        """
+        readers = Counter(j for i in values if (step := self._step(i)) for j in step.reads)
+        readers.update(targets)
+        under = {target: self._reduction_under(target, readers) for target in targets}
+        return {target: i for target, i in under.items() if i is not None}
+
+    def _reduction_under(self, target: int, readers: Counter[int]) -> int | None:
+        i = target
+        while readers[i] == 1 and (step := self._step(i)):
+            if step.over:
+                return i if i == target or self.graph.is_linear(i) else None
+            if not self.graph.is_linear(i):
+                return None
+            (i,) = self._read(i)
+        return None
+
+    def _read(self, value: int) -> list[int]:
+        """What a step reads but numbers."""
+        return [i for i in self.graph.values[value].reads if not isinstance(self.graph.values[i], Number)]
+
+    def _describe(self, values: Sequence[int], ends: dict[int, int], targets, row: Axes) -> launch.Stage:
         axes = sorted(NO_AXES.union(*(self.graph.axes[i] | self._over(i) for i in values)))
-        steps = [i for i in values if self._step(i) and i not in ends]
+        reduced = {i: self.graph.values[i].reads[0] for i in ends.values()}
+        steps = [i for i in values if self._step(i) and i not in reduced]
         constants = {i: self._constant(i) for i in steps}
         reads = {i: self.graph.values[i].reads[: -1 if constants[i] is not None else None] for i in steps}
         used = {j for i in steps for j in reads[i]}
-        used |= {self.graph.values[i].reads[0] for i in ends} | {value for value, _ in targets}
+        used |= {*reduced.values(), *(value for value, _ in targets)}
         operands = [i for i in values if not self._step(i) and i in used]
         where = {i: k for k, i in enumerate((*operands, *steps))}
+        where |= {i: where[x] for i, x in reduced.items()}
         results = []
         for value, place in targets:
             strides = _over_axes(place, axes)
             if value in ends:
-                step = self.graph.values[value]
+                step = self.graph.values[ends[value]]
                 over, count = _positions(step.over, axes), self.graph.count(step.over)
-                results.append(launch.Result(where[step.reads[0]], place.argument, strides, step.formula, over, count))
+                results.append(launch.Result(where[value], place.argument, strides, step.formula, over, count))
             else:
                 results.append(launch.Result(where[value], place.argument, strides))
         return launch.Stage(

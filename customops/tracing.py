@@ -36,7 +36,7 @@ class Untraceable(TypeError):
 class Trace:
     """What a function does to ``arity`` tensors: nodes in order, and which values it returns.
 
-    Values are numbered: tensors, then one for each node. ``outputs`` has the nesting that the function returned.
+    Values are numbered: tensors, then one for each node. ``picks`` says which of ``outputs`` it returned, in order.
     ``reads_shape`` is whether it asked for a size, so that another shape may lead elsewhere.
     """
 
@@ -44,7 +44,8 @@ class Trace:
         self.arity = arity
         self.nodes: list[Node] = []
         self.outputs: tuple[Ref, ...] = ()
-        self.packs = False  # whether the function returned a tuple
+        self.picks: tuple[int, ...] = ()
+        self.packs: type | None = None  # what the function returned them in, if in anything
         self.reads_shape = False
         self.values: list[Tensor] = []
         self.device = torch.device("cpu")
@@ -90,13 +91,14 @@ def trace(function: Callable, args: Sequence, kwargs: dict[str, Any], tensors: S
         return stand_ins[x.value] if type(x) is Ref else x
 
     returned = function(*map(give, args), **{name: give(x) for name, x in kwargs.items()})
-    made.packs = isinstance(returned, tuple | list)
+    made.packs = type(returned) if type(returned) in (tuple, list) else None
     results = tuple(returned) if made.packs else (returned,)
     for z in results:
         if not isinstance(z, Traced):
             name = getattr(function, "__qualname__", function)
             raise Untraceable(f"fuse: {name}: expected a tensor or a tuple of them to be returned, got {z!r}")
-    made.outputs = tuple(z.ref for z in results)
+    made.outputs = tuple(dict.fromkeys(z.ref for z in results))
+    made.picks = tuple(made.outputs.index(z.ref) for z in results)
     return made
 
 

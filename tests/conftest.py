@@ -21,8 +21,8 @@ KERNELS = os.environ.get("CUSTOMOPS_BACKEND") == "triton" and (INTERPRETED or DE
 MODE = "gpu" if DEVICE == "cuda" else "kernels" if KERNELS else "formulas"
 COUNTED = ("gradchecks", "edge points", "transforms", "uses of autograd", "derivatives of orders 1 to 3") + {
     "formulas": ("database samples", "compiled kernels", "audited calls", "compiled graphs like torch's")
-    + ("placements", "trainings under an engine"),
-    "kernels": ("database samples", "placements", "trainings under an engine"),
+    + ("placements", "trainings under an engine", "random programs"),
+    "kernels": ("database samples", "placements", "trainings under an engine", "random programs"),
     "gpu": ("accuracies",),  # the database needs a package that a machine with a GPU may lack
 }[MODE]
 LIBRARY = os.environ.get("CUSTOMOPS_TEST_LIBRARY", "customops")  # whose operators are tested: torch's stand for ours

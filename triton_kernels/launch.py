@@ -32,10 +32,14 @@ ONE_THREAD = RLock()  # it patches triton.language while it runs
 
 
 class Memory(NamedTuple):
-    """What a plan knows of a tensor's memory; ``aligned`` where it starts at a multiple of 16 bytes."""
+    """What a plan knows of a tensor's memory.
+
+    ``aligned`` where it starts at a multiple of 16 bytes; ``partial`` where it holds what one stage left to another.
+    """
 
     dtype: torch.dtype
     aligned: bool = True
+    partial: bool = False
 
 
 class Operand(NamedTuple):
@@ -138,11 +142,12 @@ class Plan:
         """Plan to compute ``stages``, one after the other.
 
         ``arguments`` are operands and outputs, None for a number; they are followed by room that one stage writes and
-        another reads: ``rooms`` says how many elements. Values are rounded to ``common`` as they are loaded, computed
-        and folded in its accumulation dtype, in which room is too, and rounded once, to the dtype of the output.
+        another reads: ``rooms`` says how many elements. Values are rounded to ``common`` as they are loaded, but for
+        partial ones, computed and folded in its accumulation dtype, in which room is too, and rounded once, to the
+        dtype of the output.
         """
         self.common, self.accumulate = common, ACCUMULATE.get(common, common)
-        self.arguments = [*arguments, *[Memory(self.accumulate)] * len(rooms)]
+        self.arguments = [*arguments, *[Memory(self.accumulate, partial=True)] * len(rooms)]
         self.given = len(arguments)
         self.rooms: list[int] = list(rooms)
         self.launches: list[Launch] = []
@@ -205,7 +210,7 @@ class Plan:
         memory = self.arguments[index]
         if memory is None:
             return Slot(index, name=name)
-        return Slot(index, memory.dtype, memory.aligned, strides, partial=index >= self.given, name=name)
+        return Slot(index, memory.dtype, memory.aligned, strides, partial=memory.partial, name=name)
 
     def _fold(self, name: str | None) -> Fold | None:
         return name and fold_of(name, _triton(self.accumulate))
@@ -253,7 +258,7 @@ class Plan:
             if n > 1:
                 strides[group], step = step, step * n
         self.rooms.append(step)
-        self.arguments.append(Memory(self.accumulate))
+        self.arguments.append(Memory(self.accumulate, partial=True))
         dense_strides = dense(shape, output.strides)
         return Slot(len(self.arguments) - 1, self.accumulate, True, dense_strides, tuple(strides), True, "part")
 
@@ -293,8 +298,17 @@ class Launch:
             tuple(1 if lacking & ~folded & 1 << i else n for i, n in enumerate(tiling.tile))
             for lacking, folded in zip(layout.lacking, layout.folded, strict=True)
         )
+        rounded = tuple(not slot.partial for slot in operands)
         geometry = Geometry(
-            tiling.tile, tiling.side, layout.groups, layout.lacking, layout.folded, shapes, tiling.ragged, index
+            tiling.tile,
+            tiling.side,
+            layout.groups,
+            rounded,
+            layout.lacking,
+            layout.folded,
+            shapes,
+            tiling.ragged,
+            index,
         )
         integers = (layout.operands, layout.outputs, layout.sizes, layout.extents, tiling.blocks, *totals)
         constants = (program, geometry)

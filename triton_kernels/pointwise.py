@@ -37,7 +37,15 @@ def _map_tile(memory, indices, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOME
     values = ()
     for i in tl.static_range(len(operands)):
         operand = load(
-            operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM, GEOMETRY
+            operands[i],
+            operand_strides[i],
+            sizes,
+            extents,
+            indices,
+            i,
+            WHOLE,
+            PROGRAM,
+            GEOMETRY,
         )
         values = values + (operand,)
     values = evaluate(values, indices[1] < extents[1], extents[1], PROGRAM, GEOMETRY)

@@ -29,7 +29,7 @@ class Program(NamedTuple):
     Operands come first among the values, then one value per formula. The last parameter of a formula may be
     ``constants[i]``, a number that the kernel is compiled for. A formula that has ``folds[i]`` folds what it reads
     along the row, which is a tile's last axis and lies in one tile. An output that has ``ends[j]`` is folded on its way
-    out. Values are rounded to ``common`` as they are loaded and held in ``compute``.
+    out. Values are rounded to ``common`` as they are loaded, most of them, and held in ``compute``.
     """
 
     formulas: tuple
@@ -57,6 +57,7 @@ class Geometry(NamedTuple):
     tile: tuple[int, ...]
     side: int
     groups: tuple[int, ...]
+    rounded: tuple[bool, ...]  # of each operand: whether it is rounded to the common dtype
     lacking: tuple[int, ...]
     folded: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]  # the tile of each output: 1 along the groups in which it does not change
@@ -91,15 +92,15 @@ def evaluate(values, inside, count, PROGRAM: tl.constexpr, GEOMETRY: tl.constexp
 @triton.jit
 def load(
     operand, strides, sizes, extents, indices,
-    GROUPS: tl.constexpr, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+    i: tl.constexpr, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """One operand at ``indices``, one per group of folded axes, as a value of the program.
+    """Operand i at ``indices``, one per group of folded axes, as a value of the program.
 
-    Bit i of GROUPS says that the operand has strides in group i. No index of group WHOLE is past its end. GROUPS is
-    -1 for a number. That comes as an integer: its own value where the program computes in integers, else the bits of
+    Bit j of its groups says that it has strides in group j. No index of group WHOLE is past its end. The groups of a
+    number are -1. That comes as an integer: its own value where the program computes in integers, else the bits of
     a float64, since Triton would round a Python float to float32.
     """
-    if GROUPS == -1:
+    if GEOMETRY.groups[i] == -1:
         if PROGRAM.compute.is_floating():
             return tl.cast(operand, tl.int64).to(tl.float64, bitcast=True).to(PROGRAM.compute)
         else:
@@ -107,16 +108,19 @@ def load(
     else:
         offset = 0
         mask = True
-        for i in tl.static_range(len(indices)):
-            if (GROUPS >> i) & 1:
-                offset += _offset(indices[i], sizes[i], strides[i])
-                if i != WHOLE:
-                    mask = mask & (indices[i] < extents[i])
-        if (GROUPS >> GEOMETRY.side) & 1:
+        for j in tl.static_range(len(indices)):
+            if (GEOMETRY.groups[i] >> j) & 1:
+                offset += _offset(indices[j], sizes[j], strides[j])
+                if j != WHOLE:
+                    mask = mask & (indices[j] < extents[j])
+        if (GEOMETRY.groups[i] >> GEOMETRY.side) & 1:
             # each thread loads whole words of what it works on; loaded once for all rows, as anything else is, a row
             # would come in small pieces and reach the threads through shared memory
             offset = tl.broadcast_to(offset, GEOMETRY.tile)
-        return _convert(_convert(tl.load(operand + offset, mask=mask), PROGRAM.common), PROGRAM.compute)
+        value = tl.load(operand + offset, mask=mask)
+        if GEOMETRY.rounded[i]:
+            value = _convert(value, PROGRAM.common)
+        return _convert(value, PROGRAM.compute)
 
 
 @triton.jit

@@ -36,7 +36,15 @@ def map_reduce_kernel(
         else:
             indices = (kept, kept, tiled)
             value = load(
-                operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], None, PROGRAM, GEOMETRY
+                operands[i],
+                operand_strides[i],
+                sizes,
+                extents,
+                indices,
+                i,
+                None,
+                PROGRAM,
+                GEOMETRY,
             )
             fixed = fixed + (value,)
 
@@ -77,7 +85,15 @@ def _step(
     for i in tl.static_range(len(operands)):
         if _changes(GEOMETRY.groups[i]):
             value = load(
-                operands[i], operand_strides[i], sizes, extents, indices, GEOMETRY.groups[i], WHOLE, PROGRAM, GEOMETRY
+                operands[i],
+                operand_strides[i],
+                sizes,
+                extents,
+                indices,
+                i,
+                WHOLE,
+                PROGRAM,
+                GEOMETRY,
             )
             values = values + (value,)
         else:
