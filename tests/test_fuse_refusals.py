@@ -1,0 +1,145 @@
+"""What cannot be traced is refused, by an error that names the line and says what would help."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import customops
+from customops import fuse
+
+outside = torch.ones(4)
+
+
+def _branch(x):
+    return x if customops.sum(x) > 0 else -x
+
+
+def _truth(x):
+    while customops.sum(x):
+        x = x - 1
+    return x
+
+
+def _item(x):
+    return x * customops.sum(x).item()
+
+
+def _float(x):
+    return x * float(customops.sum(x))
+
+
+def _index(x):
+    return x[0] * 2
+
+
+def _loop(x):
+    return [row * 2 for row in x]
+
+
+def _of_torch(x):
+    return torch.exp(x) * 2
+
+
+def _of_torch_alone(x):
+    return torch.softmax(x, -1)
+
+
+def _method(x):
+    return x.view(-1)
+
+
+def _matrix(x):
+    return x @ x
+
+
+def _captured(x):
+    return customops.mul(x, outside)
+
+
+def _augmented(x):
+    x += 1
+    return x
+
+
+def _twin(x):
+    return customops.exp_(x)
+
+
+def _out(x):
+    return customops.exp(x, out=x)
+
+
+def _number(x):
+    return 3
+
+
+def _nothing(x):
+    customops.exp(x)
+
+
+REFUSED = {
+    _branch: ("customops.sum(x) > 0", "maximum"),
+    _truth: ("while customops.sum(x)", "branch on shapes"),
+    _item: (".item()", "argument"),
+    _float: ("float(customops.sum(x))", "argument"),
+    _index: ("x[0] * 2", "outside the function"),
+    _loop: ("for row in x", "outside the function"),
+    _of_torch: ("torch.exp(x) * 2", "use customops.exp"),
+    _of_torch_alone: ("torch.softmax(x, -1)", "outside the function"),
+    _method: ("x.view(-1)", "outside the function"),
+    _matrix: ("x @ x", "outside the function"),
+    _captured: ("customops.mul(x, outside)", "make it an argument"),
+    _augmented: ("x += 1", "write x = x + y"),
+    _twin: ("customops.exp_(x)", "use customops.exp"),
+    _out: ("out=x", "leave it away"),
+    _number: ("_number", "got 3"),
+    _nothing: ("_nothing", "got None"),
+}
+
+
+@pytest.mark.parametrize("function", REFUSED, ids=lambda f: f.__name__)
+def test_what_cannot_be_traced_is_an_error_that_names_the_line(function, device):
+    line, instead = REFUSED[function]
+    fused = fuse(function)
+    for _ in range(2):  # nothing is remembered of the first
+        with pytest.raises(TypeError, match=r"^fuse: ") as error:
+            fused(torch.ones(3, 4, device=device))
+        assert line in str(error.value)
+        assert instead in str(error.value)
+        if function not in (_number, _nothing):
+            first = function.__code__.co_firstlineno
+            assert any(f"{__file__}:{n}:" in str(error.value) for n in range(first, first + 4))
+
+
+def test_other_arguments_may_be_traced_after_an_error(device):
+    fused = fuse(lambda x, ok: customops.exp(x) if ok else torch.cumsum(x, 0))
+    x = torch.zeros(3, device=device)
+    with pytest.raises(TypeError):
+        fused(x, False)
+    assert fused(x, True).equal(torch.ones(3, device=device))
+
+
+def test_branching_on_shapes_dtypes_and_arguments_is_no_error(device):
+    def function(x, mode, y=None):
+        if y is not None:
+            return x + y
+        if mode == "twice" and x.dim() == 2 and x.size(0) < 4 and x.is_floating_point() and x.dtype != torch.float16:
+            return x * 2
+        return x / len(x)
+
+    fused = fuse(function)
+    x = torch.ones(3, 4, device=device)
+    for args in ((x, "twice"), (x, "other"), (x[0], "twice"), (x.half(), "twice"), (x, "twice", x), (x.mT, "twice")):
+        assert fused(*args).equal(function(*args))
+
+
+def test_an_operators_own_error_is_torchs(device):
+    x = torch.ones(3, 4, device=device)
+    for function, error in (
+        (lambda x: customops.sum(x, 5), IndexError),
+        (lambda x: customops.maximum(x, 2), TypeError),
+        (lambda x: customops.add(x, None), TypeError),
+    ):
+        with pytest.raises(error):
+            fuse(function)(x)
