@@ -1,4 +1,4 @@
-"""Ten PyTorch operators with hand-derived gradients, on Triton kernels or torch formulas."""
+"""PyTorch operators with hand-derived gradients, on Triton kernels or torch formulas, alone or fused."""
 
 from . import binary, reductions, unary
 from .binary import *  # noqa: F403 - each module names what it offers

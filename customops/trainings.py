@@ -65,7 +65,7 @@ class Training(nn.Module):
 class Digits(Training):
     """Handwritten digits: 64 pixels, a gated layer, a normalisation, ten classes."""
 
-    title = "digits, all ten operators"
+    title = "digits, ten operators"
     scored = "test accuracy"
     operators = OPERATORS
     full = Schedule(steps=600, batch=64, width=64, floor=0.9)

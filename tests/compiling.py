@@ -55,7 +55,7 @@ def every(library, x: Tensor, calls: Iterable[Call] = tuple(call for _, call in 
 
 
 def block(library, x, gain, between=lambda h: h):
-    """A gated RMSNorm and a loss: all ten operators in a chain."""
+    """A gated RMSNorm and a loss: ten operators in a chain."""
     power = library.mean(library.pow(x, 2), -1, keepdim=True)
     h = library.mul(library.mul(x, library.pow(library.add(power, 1e-6), -0.5)), gain)
     h = library.mul(h, library.sigmoid(library.sub(between(h), 1.0)))

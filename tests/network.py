@@ -1,4 +1,4 @@
-"""A network on all ten operators, and how it is trained, in one process or in ranks."""
+"""A network on ten operators, and how it is trained, in one process or in ranks."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ DYNAMIC = ({0: Dim("rows", min=2, max=64)},)
 
 
 class Gate(nn.Module):
-    """A chain of all ten operators, with a parameter, a buffer, and sizes among its numbers."""
+    """A chain of ten operators, with a parameter, a buffer, and sizes among its numbers."""
 
     def __init__(self, library, width=6):
         super().__init__()

@@ -171,7 +171,7 @@ def test_auxiliary_output_matches_torch(row, call, transform):
 
 
 class Net(nn.Module):
-    """A block of a transformer in small, with all ten operators of ``library``."""
+    """A block of a transformer in small, with ten operators of ``library``."""
 
     def __init__(self, library):
         super().__init__()
