@@ -113,6 +113,9 @@ class fuse:
                 tensors.append(x)
             elif isinstance(x, Tensor) or kind is Traced:
                 return [], ()
+            elif kind.__hash__ is None and kind not in _UNLIKE:
+                name = getattr(self, "__name__", "function")
+                raise TypeError(f"fuse: {name}: expected tensors and values that have a hash, got {kind.__name__}")
             else:
                 key.append(repr(x) if kind in _UNLIKE else x)
             key.append(kind)

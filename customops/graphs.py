@@ -390,6 +390,5 @@ def restore(x: Tensor, dims: Dims, order: Sequence[int], sizes: dict[int, int]) 
     """A view of ``x``, which has a dimension for each axis of ``order``, with those of a tensor."""
     own = [a for a in order if a in dims]
     x = x.expand([sizes[a] if a in dims else 1 for a in order])
-    x = x[tuple(slice(None) if a in dims else 0 for a in order)]
-    x = x.permute([own.index(a) for a in dims if a is not None])
-    return x[tuple(None if a is None else slice(None) for a in dims)]
+    x = x.reshape([sizes[a] for a in own]).permute([own.index(a) for a in dims if a is not None])
+    return x.reshape([1 if a is None else sizes[a] for a in dims])

@@ -101,6 +101,9 @@ TRANSFORMS = {
     "grad of grad": lambda f, x, w: torch.func.grad(lambda x: torch.func.grad(lambda x: f(x, w).sin().sum())(x).sum())(
         x
     ),
+    "batch of cotangents": lambda f, x, w: torch.autograd.grad(
+        f(x.requires_grad_(), w), x, torch.eye(12).to(x).view(12, 3, 4), is_grads_batched=True
+    )[0],
     "jacrev": lambda f, x, w: torch.func.jacrev(f, 1)(x, w),
     "compile": lambda f, x, w: torch.compile(f, fullgraph=True, backend="aot_eager")(x, w),
     "checkpoint": lambda f, x, w: torch.autograd.grad(

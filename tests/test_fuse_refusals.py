@@ -112,6 +112,11 @@ def test_what_cannot_be_traced_is_an_error_that_names_the_line(function, device)
             assert any(f"{__file__}:{n}:" in str(error.value) for n in range(first, first + 4))
 
 
+def test_an_argument_without_a_hash_is_refused(device):
+    with pytest.raises(TypeError, match="expected tensors and values that have a hash, got bytearray"):
+        fuse(lambda x, y: x)(torch.ones(3, device=device), bytearray(2))
+
+
 def test_other_arguments_may_be_traced_after_an_error(device):
     fused = fuse(lambda x, ok: customops.exp(x) if ok else torch.cumsum(x, 0))
     x = torch.zeros(3, device=device)
