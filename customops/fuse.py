@@ -32,7 +32,8 @@ class fuse:
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, as far as registers hold a row; where they do not, and between reductions over different axes,
-    values pass through memory: :meth:`explain` tells. Only inputs are saved, those that the gradients read.
+    values pass through memory: :meth:`explain` tells. Only inputs are saved, those that the gradients read, and what
+    was reduced between two kernels.
 
     Where the operators themselves would compute by torch's formulas, ``function`` is called as it is: on a CPU, under
     ``torch.compile``, forward mode and ``torch.func``, for complex numbers, integers and subclasses of tensors.

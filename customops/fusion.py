@@ -249,7 +249,8 @@ def by_kernel(key: Any, values: Sequence[Tensor], lower: Callable[[Sequence[Tens
 class Composition(Recorded):
     """A fused composition: ``forward`` is one graph, ``backward`` the one derived from it by the operators' rules.
 
-    Saves the inputs that the gradients read, and nothing between: so that differentiating twice stays right.
+    Saves the inputs that the gradients read, and what was reduced between two kernels. Differentiated twice, gradients
+    are computed from the inputs alone: so that stays right.
     """
 
     @classmethod

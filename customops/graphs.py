@@ -65,8 +65,9 @@ class Graph:
         self._known: dict[tuple, int] = {}
 
     def add(self, value: Given | Number | Step | Again) -> int:
-        """The index of ``value``, which is taken once however often it is added."""
-        key = (type(value), type(getattr(value, "number", None)), str(getattr(value, "number", None)), value)
+        """The index of ``value``, which is taken once however often it is added; but for tensors, of any name."""
+        number = getattr(value, "number", None)
+        key = (type(value), type(number), str(number), value, isinstance(value, Given) and len(self.values))
         if key not in self._known:
             self._known[key] = len(self.values)
             self.values.append(value)
@@ -92,9 +93,9 @@ class Graph:
                     left.extend(getattr(self.values[i], "reads", ()))
         return sorted(found)
 
-    def given(self, of: Iterable[int] | None = None) -> list[int]:
-        """The tensors that the results, or values, are computed from."""
-        needed = self.needed([value for value, _ in self.results] if of is None else of)
+    def given(self) -> list[int]:
+        """The tensors that the results are computed from."""
+        needed = self.needed([value for value, _ in self.results])
         return [i for i in needed if isinstance(self.values[i], Given)]
 
     def __str__(self):
@@ -278,6 +279,8 @@ def derive(graph: Graph, wanted: Sequence[int], outputs: Sequence[int]) -> tuple
     """
     back = Graph(graph.sizes)
     names = [f"g{i}" if len(outputs) > 1 else "g" for i in outputs]
+    taken = {value.name for value in graph.values if isinstance(value, Given)}
+    names = [name if name not in taken else f"{name} of the result" for name in names]
     cotangents = [back.add(Given(name, graph.results[i][1])) for name, i in zip(names, outputs, strict=True)]
     moved = [back.add(_shift(value, len(cotangents))) for value in graph.values]
     assert moved == list(range(len(cotangents), len(cotangents) + len(moved)))

@@ -164,10 +164,21 @@ def test_part_of_the_results_and_of_the_inputs_have_gradients(device):
 
 
 def test_one_tensor_passed_twice_gets_both_gradients(device):
-    (x,) = draw([(3, 4)], device)
+    """Beside one whose name could be mistaken for it."""
+    x, other = draw([(3, 4), (4, 3)], device)
     x.requires_grad_()
-    (dx,) = torch.autograd.grad(fuse(lambda x, y: x * customops.exp(y))(x, x).sum(), x)
+    z = fuse(lambda x, y, y1: x * customops.exp(y) + y1)(x, x, other.mT)
+    assert_equal(z.detach(), x.detach() * x.detach().exp() + other.mT)
+    (dx,) = torch.autograd.grad(z.sum(), x)
     assert_equal(dx, (1 + x.detach()) * x.detach().exp())
+
+
+def test_an_argument_may_be_called_g(device):
+    """As the cotangent is, in programs."""
+    g, x = draw([(3, 4), (3, 4)], device)
+    got = results(fuse(lambda g, x: customops.exp(g) * x), [g, x])
+    for mine, theirs in zip(got, results(lambda g, x: torch.exp(g) * x, [g, x]), strict=True):
+        assert_equal(mine, theirs)
 
 
 def test_changing_what_is_saved_is_torchs_error(device):
