@@ -8,6 +8,7 @@ from functools import update_wrapper
 from types import MethodType
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
@@ -114,14 +115,25 @@ class fuse:
                 tensors.append(x)
             elif isinstance(x, Tensor) or kind is Traced:
                 return [], ()
-            elif kind.__hash__ is None and kind not in _UNLIKE:
-                name = getattr(self, "__name__", "function")
-                raise TypeError(f"fuse: {name}: expected tensors and values that have a hash, got {kind.__name__}")
             else:
-                key.append(repr(x) if kind in _UNLIKE else x)
+                key.append(x if kind in _ALIKE else self._unlike(x))
             key.append(kind)
         key += kwargs
         return tensors, tuple(key)
+
+    def _unlike(self, x: Any) -> Any:
+        """``x`` so that it equals only what a trace cannot tell from it: 0.0 equals -0.0, and (1,) equals (True,)."""
+        kind = type(x)
+        if isinstance(x, _NUMBERS):
+            return kind, repr(x)
+        if isinstance(x, (list, tuple, set, frozenset)):
+            return kind, *map(self._unlike, x)
+        if isinstance(x, dict):
+            return kind, *map(self._unlike, x.items())
+        if kind.__hash__ is None:
+            name = getattr(self, "__name__", "function")
+            raise TypeError(f"fuse: {name}: expected tensors and values that have a hash, got {kind.__name__}")
+        return kind, x
 
     def _is_traceable(self, tensors: Sequence[Tensor]) -> bool:
         """Whether nothing but what ``function`` does keeps it from being traced."""
@@ -171,4 +183,5 @@ class fuse:
         return Fusion(made, self._graph(made, tensors, args, kwargs), tensors)
 
 
-_UNLIKE = (float, list, tuple, dict, set)  # 0.0 equals -0.0, (1,) equals (True,), and the rest has no hash
+_ALIKE = frozenset({int, bool, str, type(None)})  # what equals one of these and has its type is no other
+_NUMBERS = float, complex, np.generic

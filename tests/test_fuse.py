@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -231,6 +233,18 @@ def test_numbers_of_other_kinds_are_other_structures(device):
     fused = fuse(lambda x, n: x * n)
     for n in (1, True, 1.0, 2, 0.5):
         assert_equal(fused(x, n), x * n)
+
+
+class Named(NamedTuple):
+    number: float
+
+
+@pytest.mark.parametrize("wrap", [tuple, list, dict.fromkeys, frozenset, Named._make, lambda ns: np.float32(ns[0])])
+def test_arguments_that_equal_but_differ_are_other_structures(device, wrap):
+    x = torch.ones(3, device=device)
+    fused = fuse(lambda x, n: x / (n if isinstance(n, np.generic) else next(iter(n))))
+    for zero in (0.0, -0.0, 0.0):
+        assert fused(x, wrap([zero])).signbit().equal((x / zero).signbit())
 
 
 def test_methods_and_functions_in_functions_are_fused(device):
