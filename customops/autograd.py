@@ -251,7 +251,7 @@ def differentiates(inputs: Sequence) -> bool:
 
 def as_scalar(alpha: Any) -> Any:
     """The number in a 0-dim tensor, which torch takes where it wants a number: but for one that wants a gradient."""
-    if not isinstance(alpha, Tensor) or alpha.dim():
+    if not isinstance(alpha, Tensor) or alpha.dim() or recorder_of((alpha,)):
         return alpha
     if alpha.requires_grad:
         torch.add(0, 0, alpha=alpha)  # type: ignore[call-overload]  # raises

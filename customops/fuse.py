@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import update_wrapper
-from types import MethodType
+from functools import partial, update_wrapper
+from numbers import Number
+from types import FunctionType, ModuleType
 from typing import Any
+from weakref import ref
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .autograd import is_recorded
-from .compute import recall, remember
+from .compute import MOST_PLANS, recall, remember
 from .dispatch import CLASSES, features, has_kernel, is_plain, is_watched
 from .fusion import Composition, Fusion, obstacle
 from .graphs import Graph, build
@@ -53,12 +56,21 @@ class fuse:
     """
 
     def __init__(self, function: Callable):
+        if isinstance(function, (classmethod, staticmethod)) or not callable(function):
+            raise TypeError(f"fuse: expected a function, got {function!r}; put @fuse below @classmethod")
         update_wrapper(self, function)
         self.function = function
         self._traces: dict[tuple, Trace] = {}
+        self._itself = ref(self)  # for keys, which keep nothing alive
 
     def __get__(self, instance, owner=None):
-        return self if instance is None else MethodType(self, instance)
+        if instance is None:
+            return self
+        return partial(self.function, instance) if is_dynamo_compiling() else _Bound(self, instance)
+
+    def __reduce__(self):
+        """Pickled and copied as functions are: by name."""
+        return self.__qualname__  # type: ignore[attr-defined]  # of the function
 
     def __call__(self, *args, **kwargs):
         """What ``function`` returns."""
@@ -108,7 +120,7 @@ class fuse:
     def _read(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Tensor], tuple]:
         """The tensors among the arguments, and all else that a trace depends on; no tensors if one is a subclass's."""
         tensors: list[Tensor] = []
-        key: list[Any] = [self]
+        key: list[Any] = [self._itself, is_grad_enabled()]
         for x in (*args, *kwargs.values()) if kwargs else args:
             kind = type(x)
             if kind in CLASSES:
@@ -116,24 +128,23 @@ class fuse:
             elif isinstance(x, Tensor) or kind is Traced:
                 return [], ()
             else:
-                key.append(x if kind in _ALIKE else self._unlike(x))
+                key.append(x if kind in _ALIKE else repr(x) if kind is float else self._key_of(x))
             key.append(kind)
         key += kwargs
         return tensors, tuple(key)
 
-    def _unlike(self, x: Any) -> Any:
-        """``x`` so that it equals only what a trace cannot tell from it: 0.0 equals -0.0, and (1,) equals (True,)."""
-        kind = type(x)
-        if isinstance(x, _NUMBERS):
-            return kind, repr(x)
-        if isinstance(x, (list, tuple, set, frozenset)):
-            return kind, *map(self._unlike, x)
-        if isinstance(x, dict):
-            return kind, *map(self._unlike, x.items())
-        if kind.__hash__ is None:
-            name = getattr(self, "__name__", "function")
-            raise TypeError(f"fuse: {name}: expected tensors and values that have a hash, got {kind.__name__}")
-        return kind, x
+    def _key_of(self, x: Any) -> tuple:
+        """What stands for an argument in keys: of an object a weak reference, and the attributes that it has now."""
+        if isinstance(x, Tensor) or (type(x).__hash__ is None and not isinstance(x, _CONTAINERS)):
+            name, where = getattr(self, "__name__", "function"), " in a container" if isinstance(x, Tensor) else ""
+            raise TypeError(
+                f"fuse: {name}: expected tensors and values that have a hash, got {type(x).__name__}{where}"
+            )
+        if isinstance(x, _CONTAINERS):
+            return type(x), *map(self._key_of, x.items() if isinstance(x, dict) else x)
+        attributes = {} if isinstance(x, _SHARED) else getattr(x, "__dict__", {})
+        slots = [name for kind in type(x).__mro__ for name in getattr(kind, "__slots__", ())]
+        return *_unlike(x), *map(_unlike, attributes.items()), *(_unlike(getattr(x, name, None)) for name in slots)
 
     def _is_traceable(self, tensors: Sequence[Tensor]) -> bool:
         """Whether nothing but what ``function`` does keeps it from being traced."""
@@ -144,7 +155,9 @@ class fuse:
     def _trace(self, tensors: Sequence[Tensor], key: tuple, args: tuple, kwargs: dict[str, Any]) -> Trace:
         """The trace for arguments like these; made once for a structure, or a shape where that was asked for."""
         shapes = tuple(x.shape for x in tensors)
-        structure = key, *((x.dtype, x.device, *(n == 1 for n in x.shape)) for x in tensors)
+        looks = [(x.dtype, x.device, *(n == 1 for n in x.shape)) for x in tensors]
+        autocast = bool(tensors) and torch.is_autocast_enabled(tensors[0].device.type)
+        structure = key, torch.get_default_dtype(), autocast, *looks
         made = self._traces.get(structure)
         if made and made.reads_shape:
             made = self._traces.get((structure, shapes))
@@ -153,7 +166,11 @@ class fuse:
             given = [next(refs) if isinstance(x, Tensor) else x for x in args]
             named = {name: next(refs) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
             made = self._or_as_torch(lambda: trace(self.function, given, named, tensors), args, kwargs)
-            self._traces[structure] = self._traces[structure, shapes] = made
+            if len(self._traces) >= MOST_PLANS:
+                self._traces.clear()
+            self._traces[structure] = made
+            if made.reads_shape:
+                self._traces[structure, shapes] = made
         return made
 
     def _graph(self, made: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
@@ -183,5 +200,26 @@ class fuse:
         return Fusion(made, self._graph(made, tensors, args, kwargs), tensors)
 
 
+class _Bound(partial):
+    """A method: a fused function of the instance that it was asked of."""
+
+    explain = property(lambda self: partial(self.func.explain, *self.args))
+    program = property(lambda self: partial(self.func.program, *self.args))
+
+
+def _unlike(x: Any) -> tuple:
+    """Equal only where no trace can tell: 0.0 equals -0.0, and (1,) equals (True,). It keeps no object alive."""
+    kind = type(x)
+    if isinstance(x, _NUMBERS):
+        return kind, repr(x)
+    if isinstance(x, _CONTAINERS):
+        return kind, *map(_unlike, x.items() if isinstance(x, dict) else x)
+    if kind.__hash__ is None:
+        return kind, id(x)
+    return kind, ref(x) if kind.__weakrefoffset__ else x
+
+
 _ALIKE = frozenset({int, bool, str, type(None)})  # what equals one of these and has its type is no other
-_NUMBERS = float, complex, np.generic
+_NUMBERS = float, complex, np.generic, Number
+_CONTAINERS = list, tuple, set, frozenset, dict
+_SHARED = type, ModuleType, FunctionType  # whose attributes are taken for constants

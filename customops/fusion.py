@@ -34,23 +34,18 @@ def obstacle(trace: Trace, tensors: Sequence[Tensor]) -> str | None:
         return "an argument is returned as it is"
     if len({x.device for x in tensors}) > 1:
         return "the tensors are on several devices"
-    dtypes = {z.dtype for z in _singles(trace, tensors)[trace.arity :]}
+    dtypes = set(trace.dtypes()[trace.arity :])
     if not dtypes <= set(COMPUTE):
         return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
     return None
 
 
-def _singles(trace: Trace, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Every value for tensors of one element, with the dtypes that torch gives them here, under autocast too."""
-    return trace.replay([torch.ones([1] * x.dim(), dtype=x.dtype, device=x.device) for x in tensors])
-
-
 class Lowered:
     """The kernels of a graph for tensors in one layout; called with them, it returns the results.
 
-    ``stages`` and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. A result whose value
-    lacks axes is a view that repeats it, and one that is a tensor given is that, viewed: nothing is written for either,
-    unless results are to share no memory, ``apart``.
+    ``stages`` and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. Unless results are
+    to share no memory, ``apart``, one that is a tensor given is that, and one whose value lacks axes is a view that
+    repeats it. No other view will do: autograd takes a dense gradient's memory for its own, to accumulate in.
     """
 
     def __init__(
@@ -73,12 +68,13 @@ class Lowered:
         written: dict[Any, tuple[int, Place, Like]] = {}
         self._results: list[Callable[[Sequence[Tensor], list[Tensor]], Tensor]] = []
         for k, ((value, dims), like) in enumerate(zip(graph.results, likes, strict=True)):
-            if not apart and value in tensors and tensors[value].dtype == like.dtype:
-                self._results.append(_viewed(graph, list(tensors).index(value), value, dims, like))
+            own = tuple(a if a in graph.axes[value] else None for a in dims)
+            given = getattr(graph.values[value], "dims", None)
+            if not apart and given and tensors[value].dtype == like.dtype and (given == dims or own != dims):
+                self._results.append(_viewed(graph, list(tensors).index(value), given, dims))
                 continue
-            key = k if apart else value
+            key = k if apart else (value, like)
             if key not in written:
-                own = tuple(a if a in graph.axes[value] else None for a in dims)
                 shape = torch.Size(1 if a is None else n for a, n in zip(own, like.shape, strict=True))
                 strides = like.strides if shape == like.shape else torch.empty(shape, device="meta").stride()
                 place = Place(first + len(written), own, strides)
@@ -119,9 +115,9 @@ def _repeated(index: int, shape: torch.Size, own: torch.Size) -> Callable:
     return lambda _, written: written[index].expand(shape)
 
 
-def _viewed(graph: Graph, index: int, value: int, dims: Dims, like: Like) -> Callable:
+def _viewed(graph: Graph, index: int, given: Dims, dims: Dims) -> Callable:
     """Which of the tensors given a result is, or a view of."""
-    given, order = graph.values[value].dims, sorted(graph.sizes)
+    order = sorted(graph.sizes)
     if given == dims:
         return lambda tensors, _: tensors[index]
     return lambda tensors, _: restore(align(tensors[index], given, order), dims, order, graph.sizes)
@@ -135,7 +131,7 @@ class Fusion:
 
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
         self.graph, self.packs, self.picks = graph, trace.packs, trace.picks
-        dtypes = [z.dtype for z in _singles(trace, tensors)]
+        dtypes = trace.dtypes()
         self.common = reduce(torch.promote_types, dtypes[trace.arity :])
         meta = trace.replay([_on_meta(x) for x in tensors])
         self.likes = [
@@ -218,7 +214,7 @@ class Gradient:
         grads = by_kernel(self, values, self.lower)
         if grads is None:
             grads = evaluate(self.graph, self._numbered(values), COMPUTE[self.common])
-            grads = [grad.to(like.dtype) for grad, like in zip(grads, self.likes, strict=True)]
+            grads = [grad.to(like.dtype, copy=True) for grad, like in zip(grads, self.likes, strict=True)]
         return [None if at is None else grads[at] for at in self.which]
 
     def lower(self, values: Sequence[Tensor]) -> Lowered:
@@ -279,7 +275,8 @@ class Composition(Recorded):
     def backward(ctx, *gs):
         """The gradients that are wanted; of what nothing arrived from, none."""
         fusion, (wanted, outputs, gradient, *_) = ctx.kept
-        saved, gs = ctx.saved_tensors, tuple([gs[i] for i in outputs])
+        saved = ctx.saved_tensors if gradient.reads or gradient.kept else ()
+        gs = tuple([gs[i] for i in outputs])
         if any([g is None for g in gs]):
             by_value = dict(zip((*gradient.reads, *gradient.kept), saved, strict=True))
             arrived = tuple(i for i, g in zip(outputs, gs, strict=True) if g is not None)

@@ -154,7 +154,7 @@ class Graph:
         slope = step.operator.derivatives[names.index(x)]
         if not set(parameters(slope)) <= {"g", *numbers}:
             return False
-        return not step.operator.formula(**{x: torch.zeros(()), **numbers}).item()
+        return not step.operator.formula(**{x: torch.zeros((), device="cpu"), **numbers}).item()
 
     def _axes_of(self, value: Given | Number | Step | Again) -> Axes:
         if isinstance(value, Given):

@@ -275,10 +275,10 @@ def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
             return operator.record(x, dtype, *axes)
         if is_idle(x):
             return operator.formula(x, *axes)
-    elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
-        return operator.apply(x, dtype, *axes)
     elif record := recorder_of((x,)):
         return record(operator, (x, dtype, *axes))
+    elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
+        return operator.apply(x, dtype, *axes)
     return reduce(operator.formula, x, *axes, dtype=dtype, out=out)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import linecache
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
-from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-_HERE = str(Path(__file__).parent)
+_OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
 
 
 class Ref(NamedTuple):
@@ -49,12 +49,21 @@ class Trace:
         self.reads_shape = False
         self.values: list[Tensor] = []
         self.device = torch.device("cpu")
+        self.modes = _modes()
 
     def record(self, operator: Any, inputs: Sequence) -> Traced:
         """Apply ``operator`` to stand-ins; torch answers for shape and dtype, and refuses what it would."""
-        for x in inputs:
-            if isinstance(x, Tensor):
+        if _modes() != self.modes:
+            raise untraceable("a change of grad mode", "split the function there, or change it around the call")
+        for k, x in enumerate(inputs):
+            if not isinstance(x, Tensor):
+                continue
+            if not isinstance(x, Traced):
                 raise untraceable("a tensor that is no argument of the function", "make it an argument")
+            if x._trace is not self:
+                raise untraceable("a value of another call", "compute it again, or make it an argument")
+            if k > 1:
+                raise untraceable("a value where torch wants a number", "pass that as a number, or multiply by it")
         if not hasattr(operator, "outline"):
             raise untraceable("writing over a value", f"use customops.{operator.__name__.lower()}")
         given = [self.values[x.ref.value] if isinstance(x, Traced) else x for x in inputs]
@@ -63,6 +72,11 @@ class Trace:
             value = operator.outline(*given)
         self.nodes.append(Node(operator, refs))
         return self.add(value)
+
+    def dtypes(self) -> list[torch.dtype]:
+        """Of every value, as torch gives them on the device and under the autocast that there are."""
+        ones = [torch.ones([1] * x.dim(), dtype=x.dtype, device=self.device) for x in self.values[: self.arity]]
+        return [z.dtype for z in self.replay(ones)]
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Every value, by torch's formulas, for other tensors."""
@@ -93,10 +107,11 @@ def trace(function: Callable, args: Sequence, kwargs: dict[str, Any], tensors: S
     returned = function(*map(give, args), **{name: give(x) for name, x in kwargs.items()})
     made.packs = type(returned) if type(returned) in (tuple, list) else None
     results = tuple(returned) if made.packs else (returned,)
-    for z in results:
-        if not isinstance(z, Traced):
+    for z in results or [returned]:
+        if not isinstance(z, Traced) or z._trace is not made:
             name = getattr(function, "__qualname__", function)
-            raise Untraceable(f"fuse: {name}: expected a tensor or a tuple of them to be returned, got {z!r}")
+            got = "a value of another call" if isinstance(z, Traced) else repr(z)
+            raise Untraceable(f"fuse: {name}: expected a tensor or a tuple of them to be returned, got {got}")
     made.outputs = tuple(dict.fromkeys(z.ref for z in results))
     made.picks = tuple(made.outputs.index(z.ref) for z in results)
     return made
@@ -104,6 +119,9 @@ def trace(function: Callable, args: Sequence, kwargs: dict[str, Any], tensors: S
 
 class Traced:
     """Stands for a tensor while a function is traced."""
+
+    __array_ufunc__ = None  # NumPy's scalars leave arithmetic to it
+    __class__ = property(lambda _: Tensor)  # type: ignore[assignment]  # for isinstance
 
     def __init__(self, trace: Trace, ref: Ref):
         self._trace = trace
@@ -119,7 +137,11 @@ class Traced:
         """Whatever of torch is called with it is no operator of the pack."""
         if kwargs and kwargs.get("out") is not None:
             raise untraceable("out=, which writes to a tensor", "leave it away")
-        raise _outside(getattr(function, "__name__", str(function)))
+        name = getattr(function, "__name__", str(function))
+        if name in ("numel", "is_floating_point", "is_complex"):
+            return getattr(cls, name)(*args)
+        rounded = " with a rounding_mode" if kwargs and kwargs.get("rounding_mode") else ""
+        raise _outside(name + rounded)
 
     @property
     def _value(self) -> Tensor:
@@ -147,25 +169,30 @@ class Traced:
         return self._value.dim()
 
     ndim = property(dim)
-    dtype = property(lambda self: self._value.dtype)
+    dtype = property(lambda self: self._trace.dtypes()[self.ref.value])
     device = property(lambda self: self._trace.device)
     is_cuda = property(lambda self: self._trace.device.type == "cuda")
 
     def is_floating_point(self) -> bool:
         """As of a tensor."""
-        return self._value.is_floating_point()
+        return self.dtype.is_floating_point
 
     def is_complex(self) -> bool:
         """As of a tensor."""
-        return self._value.is_complex()
+        return self.dtype.is_complex
 
     def __bool__(self):
         raise untraceable(
             "branching on a value", "branch on shapes, dtypes or Python arguments; or use maximum, relu, abs"
         )
 
+    def __pos__(self):
+        return self
+
     def __getattr__(self, name):
-        if name.startswith("__") or name == "item":
+        if name.startswith("__"):
+            raise AttributeError(name)  # protocols are asked for
+        if name in ("item", "tolist", "numpy"):
             raise untraceable(f".{name} of a value, which is not known yet", "pass a number as an argument")
         raise _outside(name)
 
@@ -203,11 +230,17 @@ for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**"
 for _name in ("neg", "abs"):
     setattr(Traced, f"__{_name}__", _unary(_name))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Traced, f"__{_name}__", _refused("comparing values", "use maximum, minimum, relu or abs"))
-for _name in ("float", "int", "index", "complex"):
+    setattr(Traced, f"__{_name}__", _refused("comparing values", "use maximum, minimum, relu, abs; or `is`"))
+for _name in ("float", "int", "index", "complex", "array"):
     setattr(Traced, f"__{_name}__", _refused("the number of a value, which is not known yet", "pass it as an argument"))
-for _name in ("getitem", "setitem", "iter", "contains", "matmul", "floordiv", "mod", "and", "or", "invert"):
-    setattr(Traced, f"__{_name}__", _refused(f"__{_name}__, no operator of the pack", "do that outside the function"))
+_ELSEWHERE = "do that outside the function"
+for _name in ("matmul", "floordiv", "mod", "divmod", "and", "or", "xor", "lshift", "rshift"):
+    for _spelling in (_name, f"r{_name}", f"i{_name}"):
+        setattr(
+            Traced, f"__{_spelling}__", _refused(f"{_name}, no operator of the pack", "do that outside the function")
+        )
+for _name in ("getitem", "setitem", "iter", "contains", "invert", "round"):
+    setattr(Traced, f"__{_name}__", _refused(f"{_name}, no operator of the pack", _ELSEWHERE))
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __eq__
 
 
@@ -215,19 +248,19 @@ def _outside(name: str) -> Untraceable:
     import customops  # noqa: PLC0415 - what it offers, at the time of the error
 
     known = [n for n in customops.__all__ if not n.endswith("_")]
-    there = f"use customops.{name}" if name in known else "do that outside the function"
+    there = f"use customops.{name}" if name in known else _ELSEWHERE
     return untraceable(f"{name}, no operator of the pack", there)
+
+
+def _modes() -> tuple[bool, bool]:
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def untraceable(what: str, instead: str) -> Untraceable:
     """The error at the line of the traced function that did it."""
     frame = sys._getframe(1)
-    while frame.f_back and _is_ours(frame.f_code):
+    while frame.f_back and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
     source = linecache.getline(file, line, frame.f_globals).strip()
     return Untraceable(f"fuse: {frame.f_code.co_name}, {file}:{line}: `{shorten(source, 80)}`: {what}; {instead}")
-
-
-def _is_ours(code: CodeType) -> bool:
-    return code.co_filename.startswith(_HERE) or "torch" in Path(code.co_filename).parts

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import module_from_spec, spec_from_file_location
+
 import pytest
 import torch
 
 import customops
 from customops import fuse
+from customops.tracing import Ref, trace
+
+from .conftest import KERNELS
 
 outside = torch.ones(4)
 
@@ -70,6 +75,27 @@ def _out(x):
     return customops.exp(x, out=x)
 
 
+def _no_grad(x):
+    with torch.no_grad():
+        return customops.exp(x)
+
+
+def _none(x):
+    return ()
+
+
+def _rounding(x):
+    return customops.div(x, 2, rounding_mode="floor")
+
+
+def _floor(x):
+    return 2 // x
+
+
+def _alpha(x):
+    return customops.add(x, x, alpha=customops.sum(x))
+
+
 def _number(x):
     return 3
 
@@ -93,6 +119,11 @@ REFUSED = {
     _augmented: ("x += 1", "write x = x + y"),
     _twin: ("customops.exp_(x)", "use customops.exp"),
     _out: ("out=x", "leave it away"),
+    _rounding: ('rounding_mode="floor"', "outside the function"),
+    _floor: ("2 // x", "outside the function"),
+    _alpha: ("alpha=customops.sum(x)", "pass that as a number"),
+    _no_grad: ("customops.exp(x)", "split the function"),
+    _none: ("_none", "got ()"),
     _number: ("_number", "got 3"),
     _nothing: ("_nothing", "got None"),
 }
@@ -107,14 +138,52 @@ def test_what_cannot_be_traced_is_an_error_that_names_the_line(function, device)
             fused(torch.ones(3, 4, device=device))
         assert line in str(error.value)
         assert instead in str(error.value)
-        if function not in (_number, _nothing):
+        if function not in (_number, _none, _nothing):
             first = function.__code__.co_firstlineno
             assert any(f"{__file__}:{n}:" in str(error.value) for n in range(first, first + 4))
 
 
+@pytest.mark.parametrize("back", [lambda x, y: y * x, lambda x, y: y], ids=["used", "returned"])
+def test_a_value_of_another_call_is_refused(device, back):
+    before = []
+
+    def function(x):
+        before.append(customops.exp(x))
+        return back(x, before[0])
+
+    fused = fuse(function)
+    if KERNELS:
+        fused(torch.zeros(3, device=device))
+    else:
+        before.append(trace(customops.exp, [Ref(0)], {}, [torch.zeros(3)]).add(torch.zeros(3, device="meta")))
+    with pytest.raises(TypeError, match="a value of another call"):
+        fused(torch.zeros(3, device=device, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("wrap", [staticmethod, classmethod])
+def test_what_is_no_function_is_refused(wrap):
+    with pytest.raises(TypeError, match="expected a function"):
+        fuse(wrap(_number))
+    with pytest.raises(TypeError, match="expected a function, got 3"):
+        fuse(3)
+
+
 def test_an_argument_without_a_hash_is_refused(device):
-    with pytest.raises(TypeError, match="expected tensors and values that have a hash, got bytearray"):
-        fuse(lambda x, y: x)(torch.ones(3, device=device), bytearray(2))
+    x = torch.ones(3, device=device)
+    for given, name in ((bytearray(2), "bytearray"), ([x], "Tensor in a container"), ({"x": x}, "Tensor in a")):
+        with pytest.raises(TypeError, match=f"expected tensors and values that have a hash, got {name}"):
+            fuse(lambda x, y: x)(x, given)
+
+
+def test_a_folder_called_torch_is_not_torchs(device, tmp_path, monkeypatch):
+    (tmp_path / "torch_models" / "torch").mkdir(parents=True)
+    file = tmp_path / "torch_models" / "torch" / "layers.py"
+    file.write_text("def f(x):\n    return x.sum()\n")
+    spec = spec_from_file_location("layers", file)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(TypeError, match=r"layers\.py:2"):
+        fuse(module.f)(torch.ones(3, device=device))
 
 
 def test_other_arguments_may_be_traced_after_an_error(device):
