@@ -90,6 +90,7 @@ def test_gradient_off_by_a_thousandth_fails(name, capsys):
     assert reason.startswith(("demo: gradient differs by", "demo: loss differs by"))
 
 
+@pytest.mark.thin(kernels=3)
 @pytest.mark.parametrize(
     ("name", "spoil", "reason"),
     [
