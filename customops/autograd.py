@@ -21,9 +21,13 @@ _INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, i
 
 
 class Recorded(Function):
-    """A Function that can be applied without the binding of arguments that only transforms need, by ``record``."""
+    """A Function that can be applied without the binding of arguments that only transforms need, by ``record``.
+
+    What may be fused also gives its value ``by_formula``.
+    """
 
     record: ClassVar[Callable[..., Tensor]]
+    by_formula: ClassVar[Callable[..., Tensor]]
     generate_vmap_rule = True
 
     def __init_subclass__(cls):
@@ -55,7 +59,7 @@ class Operator(Recorded):
         return pointwise(cls.formula, *inputs)
 
     @classmethod
-    def outline(cls, *inputs):
+    def by_formula(cls, *inputs):
         """The value, by formula."""
         return cls.formula(*inputs)
 
@@ -198,14 +202,14 @@ def is_recorded() -> bool:
 def _call_unusual(operator: type[Operator], inputs: Sequence) -> Tensor:
     """``call`` under transforms, and for subclasses of tensors, NumPy's scalars, and what torch will refuse."""
     inputs = tuple(map(_as_number, inputs))
-    if record := recorder_of(inputs):
-        return record(operator, inputs)
+    if trace := tracer_of(inputs):
+        return trace(operator, inputs)
     return operator.apply(*inputs) if differentiates(inputs) else pointwise(operator.formula, *inputs)
 
 
-def recorder_of(inputs: Sequence) -> Callable | None:
+def tracer_of(inputs: Sequence) -> Callable | None:
     """What writes operators down instead, if one of ``inputs`` is of a class that does: ``__customops__``."""
-    return next((record for x in inputs if (record := getattr(type(x), "__customops__", None))), None)
+    return next((trace for x in inputs if (trace := getattr(type(x), "__customops__", None))), None)
 
 
 def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tensor:
@@ -214,8 +218,8 @@ def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tenso
     Torch answers where it would refuse to write, where memory overlaps, and under transforms.
     """
     inputs = tuple(map(_as_number, inputs))
-    if record := recorder_of((x,)):
-        return record(operator.in_place, (x, *inputs))
+    if trace := tracer_of((x,)):
+        return trace(operator.in_place, (x, *inputs))
     if not isinstance(x, Tensor) or not _may_write(x, inputs):
         return twin(x, *inputs)
     if not differentiates((x, *inputs)):
@@ -251,7 +255,7 @@ def differentiates(inputs: Sequence) -> bool:
 
 def as_scalar(alpha: Any) -> Any:
     """The number in a 0-dim tensor, which torch takes where it wants a number: but for one that wants a gradient."""
-    if not isinstance(alpha, Tensor) or alpha.dim() or recorder_of((alpha,)):
+    if not isinstance(alpha, Tensor) or alpha.dim() or tracer_of((alpha,)):
         return alpha
     if alpha.requires_grad:
         torch.add(0, 0, alpha=alpha)  # type: ignore[call-overload]  # raises

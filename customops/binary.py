@@ -121,7 +121,7 @@ class Minimum(Operator):
     """
 
     formula = staticmethod(f.minimum)
-    derivatives = (f.minimum_dx, f.minimum_dy)
+    derivatives = (f.maximum_dy, f.maximum_dx)
 
     @classmethod
     def jvp(cls, ctx, dx, dy):

@@ -27,7 +27,7 @@ def like_of(x: Tensor) -> Like:
     return x.shape, x.dtype
 
 
-class _Spec(NamedTuple):
+class Spec(NamedTuple):
     """A tensor without its memory."""
 
     shape: torch.Size
@@ -40,7 +40,7 @@ class _Call(NamedTuple):
     """What a call like an earlier one does: the launches, and the tensors they write."""
 
     plan: Callable[[Sequence, Sequence[Tensor]], None]
-    outputs: tuple[_Spec, ...]
+    outputs: tuple[Spec, ...]
 
     def __call__(self, args: Sequence) -> list[Tensor]:
         outputs = [torch.empty_strided(s.shape, s.strides, dtype=s.dtype, device=s.device) for s in self.outputs]
@@ -150,10 +150,10 @@ def _vjp_on_shards(rule: Rule, values: Sequence, likes: Sequence[Like], spread: 
     g, *_ = values
     here = [spread.local(value) for value in values]
     grads = pointwise_vjp(rule, here, [(spread.local_shape(shape, here[0].shape), dtype) for shape, dtype in likes])
-    full = torch.empty_like(_on_meta(_spec_of(g))).stride()
+    full = torch.empty_like(on_meta(spec_of(g))).stride()
     joined = []
     for grad, (shape, dtype) in zip(grads, likes, strict=True):
-        like = _Spec(shape, full if shape == g.shape else _contiguous(shape), dtype, grad.device)
+        like = Spec(shape, full if shape == g.shape else contiguous(shape), dtype, grad.device)
         # g itself where it is the gradient: in another guise of its memory autograd would accumulate
         joined.append(g if grad is here[0] else spread.join(grad, like, spread.placements(shape, "sum")))
     return joined
@@ -193,7 +193,7 @@ def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None,
 
 
 def _reduce_on_shards(
-    formula: Callable, x: Tensor, dim: tuple, options: dict[str, Any], spread: Spread, like: _Spec
+    formula: Callable, x: Tensor, dim: tuple, options: dict[str, Any], spread: Spread, like: Spec
 ) -> Tensor:
     """``reduce`` of the part that is here; what is reduced over a sharded axis is joined later over processes."""
     joined = JOINED[formula.__name__]
@@ -256,21 +256,21 @@ def _plan_vjp(rule: Rule, values: Sequence, likes: Sequence[Like]):
         return kept, None
     full = torch.empty_like(g, device="meta").stride()
     grads = [
-        _Spec(shape, full if shape == g.shape else _contiguous(shape), dtype, g.device) for _, (shape, dtype) in made
+        Spec(shape, full if shape == g.shape else contiguous(shape), dtype, g.device) for _, (shape, dtype) in made
     ]
-    return kept, _Call(_plan([derivative for derivative, _ in made], named, grads, _spec_of(g)), tuple(grads))
+    return kept, _Call(_plan([derivative for derivative, _ in made], named, grads, spec_of(g)), tuple(grads))
 
 
 def _plan_reduce(formula: Callable, x: Tensor, dim: tuple, options: dict[str, Any]) -> _Call:
     spec = _ask_torch(formula, (x, *dim), **options)
     kept = kept_shape(x.shape, *dim)
-    total = _Spec(kept, _contiguous(kept), spec.dtype, x.device)
+    total = Spec(kept, contiguous(kept), spec.dtype, x.device)
     count = x.numel() // kept.numel()
     plan = _plan([], {"x": x}, [total], spec._replace(shape=x.shape), (formula.__name__, count))
-    return _Call(plan, (spec._replace(strides=_contiguous(spec.shape)),))
+    return _Call(plan, (spec._replace(strides=contiguous(spec.shape)),))
 
 
-def _plan(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequence, spec: _Spec, fold=("sum", 1)):
+def _plan(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequence, spec: Spec, fold=("sum", 1)):
     """A plan of the kernels: ``formulas`` over ``spec.shape`` in ``spec.dtype``, folded where an output broadcasts.
 
     By default summed; ``fold`` names a reduction, and of how many elements. Without formulas, of the only value.
@@ -281,7 +281,7 @@ def _plan(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequenc
     def memory(x):
         if isinstance(x, Tensor):  # a 0-dim CPU tensor among GPU tensors is a number
             return launch.Memory(x.dtype, x.data_ptr() % ALIGNMENT == 0) if x.device == spec.device else None
-        return launch.Memory(x.dtype) if isinstance(x, _Spec) else None
+        return launch.Memory(x.dtype) if isinstance(x, Spec) else None
 
     shape = tuple(spec.shape)
     arguments = [memory(x) for x in (*values.values(), *outputs)]
@@ -311,7 +311,7 @@ def _plan(formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequenc
     return launch.Plan([stage], arguments, spec.dtype, spec.device)
 
 
-def _strides(x: Tensor | _Spec) -> tuple[int, ...]:
+def _strides(x: Tensor | Spec) -> tuple[int, ...]:
     return x.stride() if isinstance(x, Tensor) else x.strides
 
 
@@ -328,7 +328,8 @@ def _others(derivative: Callable, named: dict[str, Any]) -> list:
     return [named[name] for name in parameters(derivative) if name != "g"]
 
 
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a tensor of this shape whose elements lie in order."""
     return torch.empty(shape, device="meta").stride()
 
 
@@ -368,48 +369,50 @@ def _suits(out: Any, args: Sequence) -> bool:
     return not any(
         isinstance(x, Tensor)
         and x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
-        and (x.data_ptr(), *_spec_of(x)) != (out.data_ptr(), *_spec_of(out))
+        and (x.data_ptr(), *spec_of(x)) != (out.data_ptr(), *spec_of(out))
         for x in args
     )
 
 
-def _ask_torch(formula: Callable, args: tuple, **options) -> _Spec:
+def _ask_torch(formula: Callable, args: tuple, **options) -> Spec:
     """What torch would return for these arguments, raising what torch would raise.
 
     Runs ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape.
     """
 
-    def single(spec: _Spec) -> Tensor:
+    def single(spec: Spec) -> Tensor:
         return torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device)
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an ``out`` of one element is resized, the caller's may not be
             one = _imagine(single, formula, args, options)
-            many = _imagine(_on_meta, formula, args, options)
+            many = _imagine(on_meta, formula, args, options)
     except Exception:
         formula(*args, **options)  # so that the error speaks of the caller's tensors
         raise
-    return _Spec(many.shape, many.stride(), one.dtype, one.device)
+    return Spec(many.shape, many.stride(), one.dtype, one.device)
 
 
-def _outline(formula: Callable, args: tuple, options: dict[str, Any]) -> _Spec | None:
+def _outline(formula: Callable, args: tuple, options: dict[str, Any]) -> Spec | None:
     """The shape and strides of what torch would return; None where it refuses, as it will say itself."""
     try:
-        return _spec_of(_imagine(_on_meta, formula, args, options))
+        return spec_of(_imagine(on_meta, formula, args, options))
     except (RuntimeError, IndexError, TypeError, NotImplementedError, ValueError):
         return None
 
 
-def _imagine(make: Callable[[_Spec], Tensor], formula: Callable, args: tuple, options: dict[str, Any]) -> Tensor:
+def _imagine(make: Callable[[Spec], Tensor], formula: Callable, args: tuple, options: dict[str, Any]) -> Tensor:
     """``formula`` on other tensors, that ``make`` makes of the specs of those given."""
-    given = [make(_spec_of(arg)) if isinstance(arg, Tensor) else arg for arg in args]
-    return formula(*given, **{k: make(_spec_of(v)) if isinstance(v, Tensor) else v for k, v in options.items()})
+    given = [make(spec_of(arg)) if isinstance(arg, Tensor) else arg for arg in args]
+    return formula(*given, **{k: make(spec_of(v)) if isinstance(v, Tensor) else v for k, v in options.items()})
 
 
-def _on_meta(spec: _Spec) -> Tensor:
+def on_meta(spec: Spec) -> Tensor:
+    """A tensor like it that has no memory."""
     return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta")
 
 
-def _spec_of(x: Tensor) -> _Spec:
-    return _Spec(x.shape, x.stride(), x.dtype, x.device)
+def spec_of(x: Tensor) -> Spec:
+    """What ``x`` is but for its memory."""
+    return Spec(x.shape, x.stride(), x.dtype, x.device)

@@ -156,14 +156,6 @@ def minimum(x, y, **out):
     return torch.minimum(x, y, **out)
 
 
-def minimum_dx(g, x, y):
-    return torch.where(x == y, g / 2, g).masked_fill(x > y, 0)
-
-
-def minimum_dy(g, x, y):
-    return torch.where(x == y, g / 2, g).masked_fill(x < y, 0)
-
-
 def pow(x, y, **out):
     return torch.pow(x, y, **out)
 

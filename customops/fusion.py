@@ -9,23 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .autograd import Recorded
-from .compute import recall, remember
+from .autograd import Operator, Recorded
+from .axes import Dims, align, restore
+from .compute import Spec, contiguous, on_meta, recall, remember, spec_of
+from .derivation import derive
 from .dispatch import ALIGNMENT, features, has_kernel
-from .graphs import Dims, Given, Graph, Number, Step, align, derive, evaluate, restore
+from .graphs import Given, Graph, Number, Step, evaluate
 from .tracing import Trace
 
 COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32} | {
     dtype: dtype for dtype in (torch.float32, torch.float64)
 }
-
-
-class Like(NamedTuple):
-    """What a result is to be: a tensor without its memory."""
-
-    shape: torch.Size
-    strides: tuple[int, ...]
-    dtype: torch.dtype
 
 
 def obstacle(trace: Trace, tensors: Sequence[Tensor]) -> str | None:
@@ -52,39 +46,18 @@ class Lowered:
         self,
         graph: Graph,
         tensors: dict[int, Tensor],
-        likes: Sequence[Like],
+        likes: Sequence[Spec],
         common: torch.dtype,
         apart: bool = False,
     ):
-        from .stages import Place, Stages, in_room  # noqa: PLC0415 - it imports Triton
+        from .stages import Stages  # noqa: PLC0415 - it imports Triton
         from .triton_kernels import launch  # noqa: PLC0415
 
-        numbers = [
-            i for i in graph.needed([v for v, _ in graph.results], tensors) if isinstance(graph.values[i], Number)
-        ]
+        needed = graph.needed([value for value, _ in graph.results], tensors)
+        numbers = [i for i in needed if isinstance(graph.values[i], Number)]
         self.numbers = [graph.values[i].number for i in numbers]
         self.device = next(iter(tensors.values())).device
-        first = len(tensors) + len(numbers)
-        written: dict[Any, tuple[int, Place, Like]] = {}
-        self._results: list[Callable[[Sequence[Tensor], list[Tensor]], Tensor]] = []
-        for k, ((value, dims), like) in enumerate(zip(graph.results, likes, strict=True)):
-            own = tuple(a if a in graph.axes[value] else None for a in dims)
-            given = getattr(graph.values[value], "dims", None)
-            if not apart and given and tensors[value].dtype == like.dtype and (given == dims or own != dims):
-                self._results.append(_viewed(graph, list(tensors).index(value), given, dims))
-                continue
-            key = k if apart else (value, like)
-            if key not in written:
-                shape = torch.Size(1 if a is None else n for a, n in zip(own, like.shape, strict=True))
-                strides = like.strides if shape == like.shape else torch.empty(shape, device="meta").stride()
-                place = Place(first + len(written), own, strides)
-                written[key] = value, place, Like(shape, strides, like.dtype)
-            self._results.append(_repeated(list(written).index(key), like.shape, written[key][-1].shape))
-        self.written = [like for *_, like in written.values()]
-        sources = {
-            i: Place(k, value.dims, x.stride()) if isinstance(value := graph.values[i], Given) else in_room(graph, i, k)
-            for k, (i, x) in enumerate(tensors.items())
-        }
+        targets = self._place(graph, tensors, likes, apart, len(tensors) + len(numbers))
         memories = [
             launch.Memory(x.dtype, x.data_ptr() % ALIGNMENT == 0, not isinstance(graph.values[i], Given))
             for i, x in tensors.items()
@@ -92,20 +65,54 @@ class Lowered:
         memories += [None] * len(numbers) + [launch.Memory(like.dtype) for like in self.written]
         cut = Stages(
             graph,
-            sources,
+            _sources(graph, tensors),
             {i: len(tensors) + k for k, i in enumerate(numbers)},
-            [(value, place) for value, place, _ in written.values()],
+            targets,
             min(memory.dtype.itemsize for memory in memories if memory),
             COMPUTE[common].itemsize // 4,
         )
         self.stages, self.cuts = cut.stages, cut.cuts
-        self.plan = launch.Plan(cut.stages, memories, common, self.device, cut.rooms) if written else None
+        self.plan = launch.Plan(cut.stages, memories, common, self.device, cut.rooms) if targets else None
+
+    def _place(self, graph: Graph, tensors: dict[int, Tensor], likes: Sequence[Spec], apart: bool, first: int) -> list:
+        """The values to be ``written``, each with its place among the arguments from ``first``; and all results."""
+        from .stages import Place  # noqa: PLC0415 - it imports Triton
+
+        order = list(tensors)
+        targets: dict[Any, tuple[int, Place]] = {}
+        self.written: list[Spec] = []
+        self._results: list[Callable[[Sequence[Tensor], list[Tensor]], Tensor]] = []
+        for k, ((value, dims), like) in enumerate(zip(graph.results, likes, strict=True)):
+            own = tuple(a if a in graph.axes[value] else None for a in dims)
+            given = getattr(graph.values[value], "dims", None)
+            if not apart and given and tensors[value].dtype == like.dtype and (given == dims or own != dims):
+                self._results.append(_viewed(graph, order.index(value), given, dims))
+                continue
+            key = k if apart else (value, like)
+            if key not in targets:
+                shape = torch.Size(1 if a is None else n for a, n in zip(own, like.shape, strict=True))
+                strides = like.strides if shape == like.shape else contiguous(shape)
+                targets[key] = value, Place(first + len(targets), own, strides)
+                self.written.append(like._replace(shape=shape, strides=strides))
+            at = list(targets).index(key)
+            self._results.append(_repeated(at, like.shape, self.written[at].shape))
+        return list(targets.values())
 
     def __call__(self, tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
         """The results, for tensors in the order in which they were given; and after them rooms to ``keep``."""
-        written = [torch.empty_strided(z.shape, z.strides, dtype=z.dtype, device=self.device) for z in self.written]
+        written = [torch.empty_strided(z.shape, z.strides, dtype=z.dtype, device=z.device) for z in self.written]
         rooms = self.plan([*tensors, *self.numbers], written) if self.plan else []
         return [result(tensors, written) for result in self._results] + [rooms[i] for i in keep]
+
+
+def _sources(graph: Graph, tensors: dict[int, Tensor]) -> dict[int, Any]:
+    """The place of each tensor: as it lies, or in a room."""
+    from .stages import Place, in_room  # noqa: PLC0415 - it imports Triton
+
+    return {
+        i: Place(k, value.dims, x.stride()) if isinstance(value := graph.values[i], Given) else in_room(graph, i, k)
+        for k, (i, x) in enumerate(tensors.items())
+    }
 
 
 def _repeated(index: int, shape: torch.Size, own: torch.Size) -> Callable:
@@ -133,11 +140,12 @@ class Fusion:
         self.graph, self.packs, self.picks = graph, trace.packs, trace.picks
         dtypes = trace.dtypes()
         self.common = reduce(torch.promote_types, dtypes[trace.arity :])
-        meta = trace.replay([_on_meta(x) for x in tensors])
+        meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
         self.likes = [
-            Like(meta[ref.value].shape, _strides(trace, ref.value, meta), dtypes[ref.value]) for ref in trace.outputs
+            Spec(meta[ref.value].shape, _strides(trace, ref.value, meta), dtypes[ref.value], trace.device)
+            for ref in trace.outputs
         ]
-        self.inputs = [Like(x.shape, torch.empty_like(_on_meta(x)).stride(), x.dtype) for x in tensors]
+        self.inputs = [gradient_spec(x) for x in tensors]
         self.lowered = Lowered(graph, dict(enumerate(tensors)), self.likes, self.common, apart=True)
         cut = {cut.value: room for room, cut in enumerate(self.lowered.cuts)}
         self.kept = {i: room for i, room in cut.items() if isinstance(step := graph.values[i], Step) and step.over}
@@ -186,15 +194,16 @@ class Recording(NamedTuple):
     rooms: list[int]
 
 
-def _on_meta(x: Tensor) -> Tensor:
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-
-
 def _strides(trace: Trace, index: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
     """Those of torch's result; a reduction's is contiguous, which a meta tensor may not be."""
     z = meta[index]
     node = trace.nodes[index - trace.arity]
-    return z.stride() if hasattr(node.operator, "in_place") else torch.empty(z.shape, device="meta").stride()
+    return z.stride() if issubclass(node.operator, Operator) else contiguous(z.shape)
+
+
+def gradient_spec(x: Tensor) -> Spec:
+    """What the gradient of ``x`` is to be: laid out as it is, but dense."""
+    return spec_of(x)._replace(strides=torch.empty_like(on_meta(spec_of(x))).stride())
 
 
 class Gradient:
@@ -211,7 +220,7 @@ class Gradient:
 
     def __call__(self, values: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient of each input wanted, for cotangents, then inputs, then what was kept."""
-        grads = by_kernel(self, values, self.lower)
+        grads = by_kernel("fuse", self, values, self.lower)
         if grads is None:
             grads = evaluate(self.graph, self._numbered(values), COMPUTE[self.common])
             grads = [grad.to(like.dtype, copy=True) for grad, like in zip(grads, self.likes, strict=True)]
@@ -227,10 +236,12 @@ class Gradient:
         )
 
 
-def by_kernel(key: Any, values: Sequence[Tensor], lower: Callable[[Sequence[Tensor]], Lowered]) -> list[Tensor] | None:
+def by_kernel(
+    name: str, key: Any, values: Sequence[Tensor], lower: Callable[[Sequence[Tensor]], Lowered]
+) -> list[Tensor] | None:
     """What the kernels that ``lower`` makes give for ``values``; made once for ``key`` and tensors like these.
 
-    None where no kernel runs.
+    None where no kernel runs. Raises RuntimeError, about ``name``, where one has to and cannot.
     """
     found = features(values)
     if not found:
@@ -238,7 +249,7 @@ def by_kernel(key: Any, values: Sequence[Tensor], lower: Callable[[Sequence[Tens
     whole = key, found
     lowered = recall(whole)
     if lowered is None:
-        lowered = remember(whole, has_kernel("fuse", values) and lower(values))
+        lowered = remember(whole, has_kernel(name, values) and lower(values))
     return lowered(values) if lowered else None
 
 

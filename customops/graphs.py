@@ -1,4 +1,4 @@
-"""A composition of operators as formulas over named axes, and its derivative by the operators' own rules.
+"""A composition of operators as formulas over named axes.
 
 A value has a set of axes instead of a shape: two that broadcast share an axis, one that was reduced has lost some, and
 whether it kept them with size 1 does not matter. So undoing a broadcast is a sum over the axes that were gained, and
@@ -7,7 +7,7 @@ undoing a sum is nothing at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,12 +16,9 @@ from torch import Tensor
 
 from . import formulas
 from .autograd import Operator
-from .compute import is_identity, parameters, reduced_axes
+from .axes import NO_AXES, Axes, Dims, SameAxes, align, restore
+from .compute import parameters, reduced_axes
 from .tracing import Ref, Trace
-
-Axes = frozenset[int]
-Dims = tuple[int | None, ...]  # the axis of each dimension of a tensor; None for one of size 1
-NO_AXES: Axes = frozenset()
 
 
 class Given(NamedTuple):
@@ -174,7 +171,7 @@ def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -
     Where a value would meet itself along another axis, it is seen :class:`Again` along new ones. Raises ValueError
     where the shapes do not broadcast.
     """
-    same = _Axes()
+    same = SameAxes()
     dims: list[Dims] = [same.new(shape) for shape in shapes]
     over: dict[int, Dims] = {}
     again: dict[tuple[int, int], Dims] = {}
@@ -214,147 +211,6 @@ def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -
     return graph
 
 
-class _Axes:
-    """Axes that turn out to be the same: a union-find, each class called by its first member."""
-
-    def __init__(self):
-        self.first: list[int] = []
-        self.sizes: list[int] = []
-
-    def new(self, shape: Sequence[int]) -> Dims:
-        """An axis for each dimension that has more or fewer than one element."""
-        dims: list[int | None] = []
-        for n in shape:
-            dims.append(None if n == 1 else len(self.first))
-            if n != 1:
-                self.first.append(len(self.first))
-                self.sizes.append(n)
-        return tuple(dims)
-
-    def renew(self, dims: Dims) -> Dims:
-        """An axis of the same size for each of ``dims``."""
-        return self.new([1 if a is None else self.sizes[a] for a in dims])
-
-    def root(self, axis: int) -> int:
-        """What the class of ``axis`` is called by."""
-        while self.first[axis] != axis:
-            axis = self.first[axis]
-        return axis
-
-    def roots(self, dims: Dims) -> Dims:
-        """Each axis by its class."""
-        return tuple(None if a is None else self.root(a) for a in dims)
-
-    def broadcast(self, operands: Sequence[Dims], known: Iterable[Dims]) -> Dims | None:
-        """The dimensions of what these broadcast to, whose axes at each are from now on the same.
-
-        None, and nothing done, where two axes of one of ``known`` would be.
-        """
-        before = list(self.first)
-        rank = max(map(len, operands))
-        met = tuple(self._meet([o[d] for o in operands if len(o) >= -d]) for d in range(-rank, 0))
-        for dims in (*known, met):
-            axes = [a for a in self.roots(dims) if a is not None]
-            if len(set(axes)) < len(axes):
-                self.first = before
-                return None
-        return met
-
-    def _meet(self, axes: Sequence[int | None]) -> int | None:
-        roots = sorted({self.root(a) for a in axes if a is not None})
-        for other in roots[1:]:
-            if self.sizes[other] != self.sizes[roots[0]]:
-                raise ValueError("the shapes do not broadcast")
-            self.first[other] = roots[0]
-        return roots[0] if roots else None
-
-
-def derive(graph: Graph, wanted: Sequence[int], outputs: Sequence[int]) -> tuple[Graph, list[int | None]]:
-    """The graph of the gradients of the tensors ``wanted``, and for each which of its results it is, None for zero.
-
-    It is given a cotangent ``g`` of each of ``outputs``, results of ``graph``, and then what it reads of the tensors
-    that ``graph`` was given. Every rule is linear in g: so a sum over the axes that an input was broadcast along can
-    wait until the end, where it is done on the way out of a kernel; unless it is over the axes of a row that is folded
-    anyway.
-    """
-    back = Graph(graph.sizes)
-    names = [f"g{i}" if len(outputs) > 1 else "g" for i in outputs]
-    taken = {value.name for value in graph.values if isinstance(value, Given)}
-    names = [name if name not in taken else f"{name} of the result" for name in names]
-    cotangents = [back.add(Given(name, graph.results[i][1])) for name, i in zip(names, outputs, strict=True)]
-    moved = [back.add(_shift(value, len(cotangents))) for value in graph.values]
-    assert moved == list(range(len(cotangents), len(cotangents) + len(moved)))
-    first, end = len(cotangents), len(back.values)
-    read = {i for value in back.values for i in getattr(value, "reads", ())}
-    rows = {v.over for i, v in enumerate(back.values) if isinstance(v, Step) and v.over and i in read}
-    targets = {first + i for i in wanted}
-    touched = {i for i in range(end) if targets & set(back.needed([i]))}
-    found: dict[
-        int, dict[Axes, int]
-    ] = {}  # of each value: cotangents, by the axes that they have yet to be summed over
-
-    def give(i: int, over: Axes, g: int) -> None:
-        if i in touched:
-            if over in rows:
-                over, g = NO_AXES, back.fold("sum", g, over)
-            before = found.setdefault(i, {}).get(over)
-            found[i][over] = g if before is None else back.add(Step("add", (before, g, back.add(Number(1)))))
-
-    for i, g in zip(outputs, cotangents, strict=True):
-        give(first + graph.results[i][0], NO_AXES, g)
-    for i in reversed(range(first, end)):
-        step = back.values[i]
-        for over, g in list(found.get(i, {}).items()):
-            if isinstance(step, Again):
-                g = back.fold("sum", g, over)
-                give(step.reads[0], NO_AXES, back.add(Again((g,), step.new, step.old)))
-                continue
-            if not isinstance(step, Step):
-                break
-            if over & step.over:
-                over, g = NO_AXES, back.fold("sum", g, over)
-            for read_at, dx in _rules(back, i, step, g, touched):
-                give(read_at, over | (back.axes[i] - back.axes[read_at]), dx)
-    which: list[int | None] = []
-    for i in wanted:
-        parts = [back.fold("sum", g, over) for over, g in found.get(first + i, {}).items()]
-        for other in parts[1:]:
-            parts[0] = back.add(Step("add", (parts[0], other, back.add(Number(1)))))
-        which.append(len(back.results) if parts else None)
-        back.results += [(part, graph.values[i].dims) for part in parts[:1]]
-    return back, which
-
-
-def _shift(value: Given | Number | Step | Again, by: int) -> Given | Number | Step | Again:
-    return value._replace(reads=tuple(i + by for i in value.reads)) if isinstance(value, Step | Again) else value
-
-
-def _rules(graph: Graph, z: int, step: Step, g: int, touched: set[int]) -> Iterable[tuple[int, int]]:
-    """What each input of ``step`` that is ``touched`` gets for ``g``, by the operator's own derivatives."""
-    named = {"g": g, "z": z, **dict(zip(("x", "y", "alpha"), step.reads, strict=False))}
-    if not step.over:
-        for i, derivative in zip(step.reads, step.operator.derivatives, strict=False):
-            if i in touched:
-                yield i, _apply(graph, derivative, named)
-        return
-    derivative = step.operator.derivative
-    if derivative is None:
-        yield step.reads[0], g
-        return
-    named["count"] = graph.add(Number(graph.count(step.over)))
-    if "ties" in parameters(derivative):
-        named["ties"] = graph.fold("sum", graph.add(Step("equal", (named["x"], z))), step.over)
-    yield step.reads[0], _apply(graph, derivative, named)
-
-
-def _apply(graph: Graph, derivative: Callable, named: dict[str, int]) -> int:
-    others = [graph.values[named[name]] for name in parameters(derivative) if name != "g"]
-    numbers = [value.number for value in others if isinstance(value, Number)]
-    if len(numbers) == len(others) and is_identity(derivative, numbers):
-        return named["g"]
-    return graph.add(Step(derivative.__name__, tuple(named[name] for name in parameters(derivative))))
-
-
 def evaluate(graph: Graph, tensors: dict[int, Tensor], dtype: torch.dtype) -> list[Tensor]:
     """The results by torch's formulas in ``dtype``, for these tensors given.
 
@@ -379,19 +235,3 @@ def evaluate(graph: Graph, tensors: dict[int, Tensor], dtype: torch.dtype) -> li
         else:
             values[i] = getattr(formulas, value.formula)(*[values[j] for j in value.reads])
     return [restore(values[value], dims, order, graph.sizes) for value, dims in graph.results]
-
-
-def align(x: Tensor, dims: Dims, order: Sequence[int]) -> Tensor:
-    """A view of ``x`` with a dimension for each axis of ``order``."""
-    places = sorted((d for d, a in enumerate(dims) if a is not None), key=lambda d: order.index(dims[d]))
-    x = x.permute([*places, *(d for d, a in enumerate(dims) if a is None)])
-    sizes = iter(x.shape)
-    return x.view([next(sizes) if a in dims else 1 for a in order])
-
-
-def restore(x: Tensor, dims: Dims, order: Sequence[int], sizes: dict[int, int]) -> Tensor:
-    """A view of ``x``, which has a dimension for each axis of ``order``, with those of a tensor."""
-    own = [a for a in order if a in dims]
-    x = x.expand([sizes[a] if a in dims else 1 for a in order])
-    x = x.reshape([sizes[a] for a in own]).permute([own.index(a) for a in dims if a is not None])
-    return x.reshape([1 if a is None else sizes[a] for a in dims])

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from . import formulas as f
-from .autograd import Recorded, differentiates, is_recorded, is_usual, recorder_of
+from .autograd import Recorded, differentiates, is_recorded, is_usual, tracer_of
 from .compute import cast, kept_shape, pointwise, reduce, reduced_axes
 from .dispatch import is_idle
-from .fusion import Like, Lowered, by_kernel
+from .fusion import Lowered, by_kernel, gradient_spec
 from .graphs import Given, Graph, Step
 
 Axes = int | Sequence[int] | None
@@ -30,7 +30,7 @@ __all__ = ["amax", "amin", "mean", "sum"]
 class Reduction(Recorded):
     """An operator over axes: its ``formula``, and its ``derivative``, None where each slope is 1.
 
-    Takes x, a dtype, and what ``reduce`` takes as ``dim``. Saves shapes only.
+    Takes x, a dtype, and what ``reduce`` takes as ``dim``. Saves shapes only, unless it says otherwise.
     """
 
     formula: ClassVar[Callable]
@@ -44,7 +44,7 @@ class Reduction(Recorded):
         return reduce(cls.formula, x, *dim, dtype=dtype)
 
     @classmethod
-    def outline(cls, x, dtype, *dim):
+    def by_formula(cls, x, dtype, *dim):
         """The value, by formula."""
         return cls.formula(x, *dim, **({} if dtype is None else {"dtype": dtype}))
 
@@ -52,17 +52,17 @@ class Reduction(Recorded):
     def setup_context(cls, ctx, inputs, output):
         """Keep what the call was, of x only what it looked like."""
         x = inputs[0]
-        ctx.kept = cls.derivative, x.shape, x.dtype, inputs[1:]
+        ctx.kept = cls, x.shape, x.dtype, inputs[1:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
-        derivative, shape, dtype, (_, *dim) = ctx.kept
+        operator, shape, dtype, (_, *dim) = ctx.kept
         if g is None:
             return None, *[None] * (1 + len(dim))
-        if derivative and (count := shape.numel() // max(g.numel(), 1)):
-            g = pointwise(derivative, g, count)
+        if operator.derivative and (count := shape.numel() // max(g.numel(), 1)):
+            g = pointwise(operator.derivative, g, count)
         if g.dtype != dtype:
             g = cast(g, dtype)
         if dim and g.shape != (kept := kept_shape(shape, *dim)):
@@ -103,13 +103,13 @@ class Extremum(Reduction):
     @staticmethod
     def backward(ctx, g):
         """``g`` in equal parts to the elements that are the output."""
-        derivative, shape, _, (_, *dim) = ctx.kept
+        operator, shape, _, (_, *dim) = ctx.kept
         others = [None] * (1 + len(dim))
         if g is None:
             return None, *others
         x, z = ctx.saved_tensors
         kept = kept_shape(shape, *dim)
-        return _share(derivative, g.view(kept), x, z.view(kept), *dim[:1]), *others
+        return _share(operator.formula.__name__, g.view(kept), x, z.view(kept), *dim[:1]), *others
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
@@ -243,25 +243,24 @@ def _or_all(dim: Any, keepdim: Any) -> Any:
     return () if dim is _UNSET and keepdim is not _UNSET else dim
 
 
-def _share(derivative: Callable, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
+def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
     """``g`` in equal parts to the elements of x that are z; in one kernel where registers hold what is reduced."""
     over = reduced_axes(x.dim(), *dim)
-    grads = by_kernel((_share, derivative, *over), (g, x, z), lambda _: _lower_share(derivative, g, x, z, over))
+    grads = by_kernel(name, (_share, *over), (g, x, z), lambda _: _lower_share(g, x, z, over))
     if grads is not None:
         return grads[0]
-    ties = f.sum(f.equal(x, z), *dim[:1], True) if dim else f.sum(f.equal(x, z))
-    return derivative(g, x, z, ties)
+    ties = f.sum(f.equal(x, z), *dim, True) if dim else f.sum(f.equal(x, z))
+    return f.extremum_dx(g, x, z, ties)
 
 
-def _lower_share(derivative: Callable, g: Tensor, x: Tensor, z: Tensor, over: set[int]) -> Lowered:
+def _lower_share(g: Tensor, x: Tensor, z: Tensor, over: set[int]) -> Lowered:
     dims = tuple(None if n == 1 else a for a, n in enumerate(x.shape))
     kept = tuple(None if a in over else axis for a, axis in enumerate(dims))
     graph = Graph(dict(enumerate(x.shape)))
     g_, x_, z_ = graph.add(Given("g", kept)), graph.add(Given("x", dims)), graph.add(Given("z", kept))
     ties = graph.fold("sum", graph.add(Step("equal", (x_, z_))), frozenset(over & set(dims)))
-    graph.results = [(graph.add(Step(derivative.__name__, (g_, x_, z_, ties))), dims)]
-    like = Like(x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
-    return Lowered(graph, {g_: g, x_: x, z_: z}, [like], x.dtype)
+    graph.results = [(graph.add(Step("extremum_dx", (g_, x_, z_, ties))), dims)]
+    return Lowered(graph, {g_: g, x_: x, z_: z}, [gradient_spec(x)], x.dtype)
 
 
 def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
@@ -275,8 +274,8 @@ def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
             return operator.record(x, dtype, *axes)
         if is_idle(x):
             return operator.formula(x, *axes)
-    elif record := recorder_of((x,)):
-        return record(operator, (x, dtype, *axes))
+    elif trace := tracer_of((x,)):
+        return trace(operator, (x, dtype, *axes))
     elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
         return operator.apply(x, dtype, *axes)
     return reduce(operator.formula, x, *axes, dtype=dtype, out=out)

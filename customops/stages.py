@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .graphs import NO_AXES, Again, Axes, Dims, Graph, Number, Step
+from .axes import NO_AXES, Axes, Dims
+from .graphs import Again, Graph, Number, Step
 from .triton_kernels import launch
-from .triton_kernels.layout import Strides, arrange, dense, holds
+from .triton_kernels.layout import Strides, TooManyGroups, arrange, dense, holds
 
 
 class Place(NamedTuple):
@@ -86,7 +87,7 @@ class Stages:
         """Kernels for ``targets``: one, or more where they are reduced over more sets of axes than one pass has."""
         try:
             return [self._stage(targets)]
-        except ValueError:
+        except TooManyGroups:
             if len(targets) > 1:
                 return [*self._split(targets[:-1]), *self._split(targets[-1:])]
             (end,) = (value for value, _ in targets)
@@ -115,7 +116,7 @@ class Stages:
         return NO_AXES.union(*(self.graph.axes[i] | self._over(i) for i in values))
 
     def _stage(self, targets: Sequence[tuple[int, Place]]) -> launch.Stage | Cut:
-        """One kernel for ``targets``, or what has to be cut first. Raises ValueError where they cannot share one."""
+        """One kernel for ``targets``, or what has to be cut first. Raises TooManyGroups where they cannot share one."""
         values = self.graph.needed([value for value, _ in targets], self.sources)
         ends = self._ends(values, [value for value, _ in targets])
         middle = [i for i in values if self._over(i) and i not in ends.values()]
@@ -219,10 +220,10 @@ def _positions(over: Axes, axes: Sequence[int]) -> frozenset[int]:
     return frozenset(k for k, a in enumerate(axes) if a in over)
 
 
-def in_room(graph: Graph, value: int, index: int) -> Place:
-    """Where ``value`` lies in room ``index`` of its size: its axes in order."""
+def in_room(graph: Graph, value: int, argument: int) -> Place:
+    """Where ``value`` lies in room of its size, which is this argument: its axes in order."""
     axes = tuple(sorted(graph.axes[value]))
-    return Place(index, axes, dense([graph.sizes[a] for a in axes], (1,) * len(axes)))
+    return Place(argument, axes, dense([graph.sizes[a] for a in axes], (1,) * len(axes)))
 
 
 def _over_axes(place: Place, axes: Sequence[int]) -> Strides:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .autograd import Recorded
+
 _OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
 
 
@@ -51,7 +53,7 @@ class Trace:
         self.device = torch.device("cpu")
         self.modes = _modes()
 
-    def record(self, operator: Any, inputs: Sequence) -> Traced:
+    def apply(self, operator: Any, inputs: Sequence) -> Traced:
         """Apply ``operator`` to stand-ins; torch answers for shape and dtype, and refuses what it would."""
         if _modes() != self.modes:
             raise untraceable("a change of grad mode", "split the function there, or change it around the call")
@@ -64,12 +66,12 @@ class Trace:
                 raise untraceable("a value of another call", "compute it again, or make it an argument")
             if k > 1:
                 raise untraceable("a value where torch wants a number", "pass that as a number, or multiply by it")
-        if not hasattr(operator, "outline"):
+        if not issubclass(operator, Recorded):
             raise untraceable("writing over a value", f"use customops.{operator.__name__.lower()}")
         given = [self.values[x.ref.value] if isinstance(x, Traced) else x for x in inputs]
         refs = tuple(x.ref if isinstance(x, Traced) else x for x in inputs)
         with torch.no_grad():
-            value = operator.outline(*given)
+            value = operator.by_formula(*given)
         self.nodes.append(Node(operator, refs))
         return self.add(value)
 
@@ -83,7 +85,7 @@ class Trace:
         values = list(tensors)
         with torch.no_grad():
             for operator, inputs in self.nodes:
-                values.append(operator.outline(*[values[x.value] if isinstance(x, Ref) else x for x in inputs]))
+                values.append(operator.by_formula(*[values[x.value] if isinstance(x, Ref) else x for x in inputs]))
         return values
 
     def add(self, value: Tensor) -> Traced:
@@ -130,7 +132,7 @@ class Traced:
     @classmethod
     def __customops__(cls, operator: Any, inputs: Sequence) -> Traced:
         """What operators of the pack call for arguments that are no tensors of torch's own."""
-        return next(x for x in inputs if isinstance(x, cls))._trace.record(operator, inputs)
+        return next(x for x in inputs if isinstance(x, cls))._trace.apply(operator, inputs)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import customops
 from customops import compute, formulas
+from customops.derivation import derive
 from customops.fusion import COMPUTE, Fusion, Lowered
-from customops.graphs import derive, evaluate
+from customops.graphs import evaluate
 
 from .compare import cotangent
 from .conftest import KERNELS

@@ -197,16 +197,6 @@ def minimum(x, y):
 
 
 @triton.jit
-def minimum_dx(g, x, y):
-    return tl.where(x > y, 0, tl.where(x == y, g * 0.5, g))
-
-
-@triton.jit
-def minimum_dy(g, x, y):
-    return tl.where(x < y, 0, tl.where(x == y, g * 0.5, g))
-
-
-@triton.jit
 def pow(x, y):
     if x.dtype.is_int():
         return _integer_pow(x, y)

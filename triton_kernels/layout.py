@@ -36,6 +36,10 @@ ROW_WORDS = 2  # words of a row that a thread holds, of each value, until there 
 WASTE = 1.3  # most lanes, to elements, that a tile's width may cost
 
 
+class TooManyGroups(ValueError):
+    """A kernel's axes are in three groups, and outputs are folded over more sets of axes."""
+
+
 class Layout(NamedTuple):
     """Operands and outputs over folded axes, in groups: rows and columns, or kept, looped and tiled axes."""
 
@@ -80,7 +84,7 @@ def arrange(
     """Sort axes into groups and fold each: by which outputs are folded over them, else into rows and columns.
 
     ``folded`` has for each output the axes that it is folded over, ``row`` those that the program itself folds over:
-    they become one group. Raises ValueError where there are more groups than a kernel has.
+    they become one group. Raises TooManyGroups where a kernel has fewer.
     """
     strides = [*outputs, *(s for s in operands if s is not None)]
     is_map = not any(folded) and not _repeats(shape, operands, row)
@@ -131,7 +135,7 @@ def _group(shape, folded: Sequence[frozenset[int]], row: frozenset[int]) -> list
         kept, others = frozenset(), [kept]
     free = [g for g in (LOOPED, TILED, KEPT) if not (g == TILED and rows) and not (g == KEPT and kept)]
     if len(rows) > 1 or len(others) > len(free):
-        raise ValueError(f"one pass has not the groups to fold over {[sorted(over) for over in folded]}")
+        raise TooManyGroups(f"one pass has not the groups to fold over {[sorted(over) for over in folded]}")
     groups = [kept, frozenset[int](), rows[0] if rows else frozenset()]
     for group, members in zip(free, others):  # noqa: B905 - fewer than are free
         groups[group] = members
