@@ -225,12 +225,12 @@ def test_absolute_value_derivative_at_zero_is_zero(spelled, tally):
     tally("symbolic proofs", 2)
 
 
-@pytest.mark.parametrize("name", ["maximum", "minimum"])
-def test_equal_operands_share_their_gradient(spelled, name, tally):
+@pytest.mark.parametrize("operator", [binary.Maximum, binary.Minimum])
+def test_equal_operands_share_their_gradient(spelled, operator, tally):
     """Where the definition has no derivative, torch's choice: halves."""
-    prove(spelled[name], x, x=x, y=x)
-    for derivative in (f"{name}_dx", f"{name}_dy"):
-        prove(spelled[derivative], g / 2, g=g, x=x, y=x)
+    prove(spelled[operator.formula.__name__], x, x=x, y=x)
+    for derivative in operator.derivatives:
+        prove(spelled[derivative.__name__], g / 2, g=g, x=x, y=x)
     tally("symbolic proofs", 3)
 
 
