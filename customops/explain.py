@@ -112,8 +112,8 @@ def _fusion(fused: fuse, args: Sequence, kwargs: dict[str, Any]) -> tuple[list[T
     """The fusion of a call in a dry run, which nobody else gets to see."""
     fused = fuse(fused.function)
     tensors, key = fused._read(tuple(args), kwargs)
-    if not fused._is_traceable(tensors):
-        raise Refused("a mode, a transform or forward mode sees the calls" if tensors else "there is no tensor")
+    if not fused.is_traceable(tensors):
+        raise Refused(fused.NOT_TRACED)
     made = fused._trace(tensors, key, tuple(args), kwargs)
     if any(x.numel() == 0 for x in tensors):
         raise Refused("a tensor has no elements")

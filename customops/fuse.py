@@ -1,4 +1,4 @@
-"""``fuse``: a composition of operators as one kernel, and its gradients as one more."""
+"""``fuse``: a composition of operators in as few kernels as axes and registers allow, and its gradients likewise."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ __all__ = ["fuse"]
 
 
 class fuse:
-    """Compute a composition of this pack's operators in one kernel, and its gradients in one more.
+    """Compute a composition of this pack's operators in one kernel, and its gradients in one or two, where that can be.
 
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the pack's
-    operators, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, dimensions
-    of size 1 and other values, so it may branch on those; on shapes too, and is then traced for each.
+    operators, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, devices,
+    dimensions of size 1 and other values, so it may branch on those; on shapes too, and is then traced for each.
+    Attributes of an argument count as values, but theirs do not; what else the function reads is taken for constant.
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, as far as registers hold a row; where they do not, and between reductions over different axes,
@@ -40,12 +41,14 @@ class fuse:
     was reduced between two kernels.
 
     Where the operators themselves would compute by torch's formulas, ``function`` is called as it is: on a CPU, under
-    ``torch.compile``, forward mode and ``torch.func``, for complex numbers, integers and subclasses of tensors.
-    Gradients of gradients are those of the formulas.
+    ``torch.compile``, forward mode and ``torch.func``, for complex numbers and subclasses of tensors; and where an
+    operator returns integers or an argument is returned. Gradients of gradients are those of the formulas.
 
     Raises:
         TypeError: ``function`` cannot be traced: it branches on a value, or calls what is not of the pack. The message
-            names the line. Whatever torch raises for the operators.
+            names the line. An argument is no tensor and has no hash, or a tensor is in a container.
+        RuntimeError: the backend is ``triton`` and no kernel can run.
+        Exception: what torch raises for the operators.
 
     >>> import customops, torch
     >>> @customops.fuse
@@ -54,6 +57,8 @@ class fuse:
     >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 10.0]))
     tensor([[ 0.8485, 11.3137]])
     """
+
+    NOT_TRACED = "there is no dense tensor of torch's own, or a mode, a transform or forward mode sees the calls"
 
     def __init__(self, function: Callable):
         if isinstance(function, (classmethod, staticmethod)) or not callable(function):
@@ -79,7 +84,7 @@ class fuse:
         tensors, key = self._read(args, kwargs)
         found = features(tensors, recorded=True) if tensors else None
         if found is None:
-            if self._is_traceable(tensors):
+            if self.is_traceable(tensors):
                 self._trace(tensors, key, args, kwargs)
             return self.function(*args, **kwargs)
         whole = key, found
@@ -97,13 +102,15 @@ class fuse:
     def program(self, *args, **kwargs) -> Graph:
         """What is computed for these arguments, and what :meth:`explain` prints: formulas of values over named axes.
 
-        Raises TypeError as a call does, ValueError where there is no program, which says why.
+        Raises TypeError as a call does, ValueError where nothing can be traced: for subclasses, under modes.
         """
         tensors, key = self._read(args, kwargs)
+        if not self.is_traceable(tensors):
+            raise ValueError(f"fuse: there is no program: {self.NOT_TRACED}")
         return self._graph(self._trace(tensors, key, args, kwargs), tensors, args, kwargs)
 
     def explain(self, *args, **kwargs) -> None:
-        """Print what a call would compute, launch and move on a GPU, and where values pass through memory.
+        """Print what a call would compute, launch and move on a GPU by kernels, and where values pass through memory.
 
         Gradients are those of the inputs that require one, or of all if none does. No GPU is needed, and no memory:
         any tensors do. ``target`` names the GPU, as for :func:`dry_run`, unless ``function`` takes that itself.
@@ -146,7 +153,7 @@ class fuse:
         slots = [name for kind in type(x).__mro__ for name in getattr(kind, "__slots__", ())]
         return *_unlike(x), *map(_unlike, attributes.items()), *(_unlike(getattr(x, name, None)) for name in slots)
 
-    def _is_traceable(self, tensors: Sequence[Tensor]) -> bool:
+    def is_traceable(self, tensors: Sequence[Tensor]) -> bool:
         """Whether nothing but what ``function`` does keeps it from being traced."""
         if not tensors or _are_functorch_transforms_active() or is_watched() or forward_ad._current_level >= 0:
             return False

@@ -200,3 +200,13 @@ def test_numpys_numbers_may_stand_left(device):
     (x,) = draw([(3,)], device)
     for number in (np.float64(2), np.int64(2)):
         assert_equal(fuse(lambda x, n: n / x - (+x))(x, number), 2 / x - x)
+
+
+def test_there_is_no_program_of_what_is_not_traced(device):
+    for given in (torch.ones(3, device=device).as_subclass(Subclass), 3):
+        with pytest.raises(ValueError, match="there is no program"):
+            triple.program(given)
+
+
+class Subclass(torch.Tensor):
+    """What sees the calls made with it."""
