@@ -142,13 +142,12 @@ class fuse:
 
     def _key_of(self, x: Any) -> tuple:
         """What stands for an argument in keys: of an object a weak reference, and the attributes that it has now."""
-        if isinstance(x, Tensor) or (type(x).__hash__ is None and not isinstance(x, _CONTAINERS)):
-            name, where = getattr(self, "__name__", "function"), " in a container" if isinstance(x, Tensor) else ""
-            raise TypeError(
-                f"fuse: {name}: expected tensors and values that have a hash, got {type(x).__name__}{where}"
-            )
         if isinstance(x, _CONTAINERS):
             return type(x), *map(self._key_of, x.items() if isinstance(x, dict) else x)
+        if isinstance(x, Tensor) or type(x).__hash__ is None:
+            name = getattr(self, "__name__", "function")
+            got = type(x).__name__ + " in a container" * isinstance(x, Tensor)
+            raise TypeError(f"fuse: {name}: expected tensors and values that have a hash, got {got}")
         attributes = {} if isinstance(x, _SHARED) else getattr(x, "__dict__", {})
         slots = [name for kind in type(x).__mro__ for name in getattr(kind, "__slots__", ())]
         return *_unlike(x), *map(_unlike, attributes.items()), *(_unlike(getattr(x, name, None)) for name in slots)
@@ -163,7 +162,7 @@ class fuse:
         """The trace for arguments like these; made once for a structure, or a shape where that was asked for."""
         shapes = tuple(x.shape for x in tensors)
         looks = [(x.dtype, x.device, *(n == 1 for n in x.shape)) for x in tensors]
-        autocast = bool(tensors) and torch.is_autocast_enabled(tensors[0].device.type)
+        autocast = torch.is_autocast_enabled(tensors[0].device.type)
         structure = key, torch.get_default_dtype(), autocast, *looks
         made = self._traces.get(structure)
         if made and made.reads_shape:

@@ -52,17 +52,17 @@ class Reduction(Recorded):
     def setup_context(cls, ctx, inputs, output):
         """Keep what the call was, of x only what it looked like."""
         x = inputs[0]
-        ctx.kept = cls, x.shape, x.dtype, inputs[1:]
+        ctx.kept = cls.formula.__name__, cls.derivative, x.shape, x.dtype, inputs[1:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, g):
         """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
-        operator, shape, dtype, (_, *dim) = ctx.kept
+        _, derivative, shape, dtype, (_, *dim) = ctx.kept
         if g is None:
             return None, *[None] * (1 + len(dim))
-        if operator.derivative and (count := shape.numel() // max(g.numel(), 1)):
-            g = pointwise(operator.derivative, g, count)
+        if derivative and (count := shape.numel() // max(g.numel(), 1)):
+            g = pointwise(derivative, g, count)
         if g.dtype != dtype:
             g = cast(g, dtype)
         if dim and g.shape != (kept := kept_shape(shape, *dim)):
@@ -103,18 +103,18 @@ class Extremum(Reduction):
     @staticmethod
     def backward(ctx, g):
         """``g`` in equal parts to the elements that are the output."""
-        operator, shape, _, (_, *dim) = ctx.kept
+        name, _, shape, _, (_, *dim) = ctx.kept
         others = [None] * (1 + len(dim))
         if g is None:
             return None, *others
         x, z = ctx.saved_tensors
         kept = kept_shape(shape, *dim)
-        return _share(operator.formula.__name__, g.view(kept), x, z.view(kept), *dim[:1]), *others
+        return _share(name, g.view(kept), x, z.view(kept), *dim[:1]), *others
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
         """The mean of the tangents of the elements that are the output."""
-        _, shape, _, (_, *dim) = ctx.kept
+        _, _, shape, _, (_, *dim) = ctx.kept
         x, z = ctx.saved_tensors
         z = z.view(kept_shape(shape, *dim))
         moved = torch.where(x == z, dx, 0)  # of an element that is not, even inf
