@@ -152,7 +152,7 @@ def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tall
     counts = Counter()
 
     @seed(part)
-    @examples(full, kernels=30, formulas=50)
+    @examples(full, kernels=20, formulas=50)
     @given(programs(seen=counts), st.booleans(), st.sampled_from(ROOMS))
     def check(program, first, room):
         kernels(room)
@@ -219,7 +219,7 @@ def test_fused_random_programs_in_any_dtype_are_rounded_once(part, full, kernels
     counts = Counter()
 
     @seed(part)
-    @examples(full, kernels=20, formulas=30)
+    @examples(full, kernels=14, formulas=30)
     @given(programs(dtypes=DTYPES))
     def check(program):
         kernels(ROOMS[0])
