@@ -67,27 +67,29 @@ class Operator(Recorded):
     def setup_context(cls, ctx, inputs, output):
         """Keep what the derivatives read of inputs and output, and no more: one that nobody wants reads nothing.
 
-        Only inputs and outputs are ever kept, never an intermediate, so that differentiating twice stays right.
+        Only inputs and outputs are ever kept, never an intermediate, so that differentiating twice stays right. What is
+        saved for backward does not depend on tangents: a checkpoint may compute the call again where there are none.
         """
-        forward_mode = forward_ad._current_level >= 0
-        needs = tuple(isinstance(x, Tensor) for x in inputs) if forward_mode else ctx.needs_input_grad
-        wanted = _wanted(cls.derivatives, needs, *map(type, inputs))
-        values = (*inputs, output)
+        types, values = tuple(map(type, inputs)), (*inputs, output)
+        wanted = _wanted(cls.derivatives, ctx.needs_input_grad, *types)
         ctx.kept = wanted, wanted.numbers(values), list(map(like_of, wanted.inputs(values)))
         ctx.set_materialize_grads(False)  # 0 for what does not arrive, or move, would meet slopes of inf
         if wanted.saves:
             ctx.save_for_backward(*wanted.tensors(values))
-        if forward_mode:
-            ctx.output = like_of(output)
-            ctx.save_for_forward(*wanted.tensors(values))
+        if forward_ad._current_level >= 0:
+            moved = _wanted(cls.derivatives, tuple([isinstance(x, Tensor) for x in inputs]), *types)
+            ctx.moved = moved, moved.numbers(values), like_of(output)
+            ctx.save_for_forward(*moved.tensors(values))
 
     @staticmethod
     def backward(ctx, g):
         """The gradients that are wanted, in one pass; None for every other input."""
         if g is None:
             return (None,) * len(ctx.needs_input_grad)
-        wanted, _, likes = ctx.kept
-        grads = pointwise_vjp(wanted.rule, _with_saved(g, ctx), likes)
+        wanted, numbers, likes = ctx.kept
+        saved = ctx.saved_tensors if wanted.saves else ()
+        values = (g, *saved, *numbers)[: len(wanted.rule.names)]  # a power may have saved more than it reads
+        grads = pointwise_vjp(wanted.rule, values, likes)
         if len(grads) == len(ctx.needs_input_grad):
             return tuple(grads)
         every: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
@@ -98,15 +100,15 @@ class Operator(Recorded):
     @classmethod
     def jvp(cls, ctx, *tangents):
         """The tangent of the output: each derivative applied to the tangent of its input, added up."""
-        (wanted, _, _), (shape, dtype) = ctx.kept, ctx.output
+        moved, numbers, (shape, dtype) = ctx.moved
         total = -torch.zeros((), dtype=dtype, device="cpu")  # a tangent of -0 stays one
-        for position, (derivative, arguments) in zip(wanted.positions, wanted.rule.steps, strict=True):
+        for position, (derivative, arguments) in zip(moved.positions, moved.rule.steps, strict=True):
             if tangents[position] is not None:
                 tangent = tangents[position]
                 turned = tangent.is_complex() and not dtype.is_complex  # of |x|: the part along the slope
-                values = widened(_with_saved(tangent.conj() if turned else tangent.to(dtype), ctx))
-                moved = derivative(*[values[k] for k in arguments])
-                total = total + (moved.real if turned else moved)
+                values = widened((tangent.conj() if turned else tangent.to(dtype), *ctx.saved_tensors, *numbers))
+                along = derivative(*[values[k] for k in arguments])
+                total = total + (along.real if turned else along)
         return total.expand(shape).to(dtype)
 
 
@@ -209,7 +211,10 @@ def _call_unusual(operator: type[Operator], inputs: Sequence) -> Tensor:
 
 def tracer_of(inputs: Sequence) -> Callable | None:
     """What writes operators down instead, if one of ``inputs`` is of a class that does: ``__customops__``."""
-    return next((trace for x in inputs if (trace := getattr(type(x), "__customops__", None))), None)
+    for x in inputs:
+        if hasattr(type(x), "__customops__"):
+            return x.__customops__()
+    return None
 
 
 def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tensor:
@@ -283,9 +288,3 @@ def _may_write(x: Tensor, inputs: Sequence) -> bool:
         return not (x.requires_grad and x.is_leaf)
     ordinary = torch._C._autograd._get_creation_meta(x) == torch._C._autograd.CreationMeta.DEFAULT
     return ordinary and not (x._base.requires_grad and x._base.is_leaf)
-
-
-def _with_saved(g: Tensor, ctx) -> Sequence:
-    """What a rule reads: ``g``, then what ``setup_context`` kept."""
-    wanted, numbers, _ = ctx.kept
-    return (g, *ctx.saved_tensors, *numbers) if wanted.saves else (g, *numbers)

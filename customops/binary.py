@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling, is_exporting
 
 from . import formulas as f
 from .autograd import Operator, as_scalar, call, call_
-from .dispatch import CLASSES, EXPONENTS
+from .dispatch import CLASSES, EXPONENTS, saves_are_hooked
 
 Number = bool | int | float | complex
 
@@ -80,7 +80,7 @@ class Div(Operator):
         """Both at once as torch has it, (dx - dy·z)/y: so inf and nan meet as there."""
         if dx is None or dy is None:
             return super().jvp(ctx, dx, dy)
-        y, x = (value.to(ctx.output[1]) for value in ctx.saved_tensors)
+        y, x = (value.to(ctx.moved[2][1]) for value in ctx.saved_tensors)
         return (dx - dy * (x / y)) / y
 
 
@@ -145,6 +145,13 @@ class Pow(Operator):
 
     formula = staticmethod(f.pow)
     derivatives = (f.pow_dx, f.pow_dy)
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        """Under hooks save z of two tensors even where it is not read, as torch does: see :class:`Composition`."""
+        super().setup_context(ctx, inputs, output)
+        if saves_are_hooked() and all(isinstance(x, Tensor) for x in inputs) and len(ctx.to_save) < 3:
+            ctx.save_for_backward(*ctx.to_save, output)
 
 
 class PowNumber(Operator):
@@ -296,7 +303,7 @@ def _jvp_of_choice(ctx, chooses, dx, dy) -> Tensor:
 
     Torch has it in this form, where inf and nan meet in tangents as nowhere in gradients.
     """
-    shape, dtype = ctx.output
+    *_, (shape, dtype) = ctx.moved
     y, x = ctx.saved_tensors
     dx, dy = (0 if tangent is None else tangent.to(dtype) for tangent in (dx, dy))
     share = torch.where(x == y, 0.5, chooses(x, y).to(dtype))

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, is_grad_enabled
+from torch import Tensor, get_default_dtype, is_grad_enabled, is_inference_mode_enabled, overrides
 from torch._C import (
     _are_functorch_transforms_active,
+    _get_deterministic_algorithms,
     _get_function_stack_at,
+    _is_any_autocast_enabled,
     _is_fwd_grad_enabled,
     _is_tracing,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
+from torch.utils import _python_dispatch
 from torch.utils._device import DeviceContext
 
 BACKENDS = ("auto", "torch", "triton")
@@ -114,6 +118,58 @@ def _is_overridden() -> bool:
     """Whether a function mode wants to see calls; that of a default device only cares where tensors are made."""
     modes = map(_get_function_stack_at, range(_len_torch_function_stack()))
     return any(type(mode) is not DeviceContext for mode in modes)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Put function modes and dispatch modes aside inside the block: what is done there is not the caller's."""
+    with ExitStack() as stack:
+        for _ in range(_len_torch_function_stack()):
+            stack.enter_context(overrides._pop_mode_temporarily())
+        stack.enter_context(_python_dispatch._disable_current_modes())
+        yield
+
+
+MODES = (
+    "inference mode",
+    "grad mode",
+    "default dtype",
+    "deterministic mode",
+    "autocast",
+    "default device or function mode",
+    "dispatch mode",
+    "saved-tensor hooks",
+    "forward mode",
+)
+
+
+def modes() -> tuple:
+    """Return the state of every mode that a function can switch for the operators it calls, in the order of MODES."""
+    return (
+        is_inference_mode_enabled(),
+        is_grad_enabled(),
+        get_default_dtype(),
+        _get_deterministic_algorithms(),
+        _is_any_autocast_enabled() and _autocast(),
+        _len_torch_function_stack() and _function_modes(),
+        _len_torch_dispatch_stack(),
+        saves_are_hooked(),
+        forward_ad._current_level,
+    )
+
+
+def saves_are_hooked() -> bool:
+    """Whether hooks get what is saved for backward: those of a checkpoint, which may compute it again, among others."""
+    return _top_saved_tensors_default_hooks(True) is not None
+
+
+def _autocast() -> tuple:
+    return tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
+
+
+def _function_modes() -> tuple[str, ...]:
+    modes = map(_get_function_stack_at, range(_len_torch_function_stack()))
+    return tuple(str(mode.device) if type(mode) is DeviceContext else type(mode).__name__ for mode in modes)
 
 
 def is_unseen(args: Sequence) -> bool:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .dispatch import is_watched
 from .dry_run import TARGETS, Record, dry_run
-from .fuse import fuse
-from .fusion import Fusion, Lowered, obstacle
+from .fuse import Fused, fused_behind, why_not
+from .fusion import Fusion, Lowered
 from .graphs import Graph
 from .kernels import describe, dtype_named, integers, reason, traffic, word
 from .tracing import Trace
@@ -81,7 +82,7 @@ class Findings(NamedTuple):
         yield f"{'unfused':10}{_count([cost.kernels for cost in self.unfused])}  bytes moved {apart:,}{times}"
 
 
-def explain(fused: fuse, args: Sequence, kwargs: dict[str, Any], target: str) -> Iterator[str]:
+def explain(fused: Fused, args: Sequence, kwargs: dict[str, Any], target: str) -> Iterator[str]:
     """All that is known of a call, in lines; errors are those of the call and of a dry run."""
     given = [*map(word, args), *(f"{name}={word(x)}" for name, x in kwargs.items())]
     yield f"{getattr(fused, '__name__', 'function')}({', '.join(given)}) on {target}"
@@ -91,11 +92,12 @@ def explain(fused: fuse, args: Sequence, kwargs: dict[str, Any], target: str) ->
         yield f"not fused: {why}"
 
 
-def examine(fused: fuse, args: Sequence, kwargs: dict[str, Any], target: str) -> Findings:
+def examine(fused: Fused, args: Sequence, kwargs: dict[str, Any], target: str) -> Findings:
     """A call forward and, for inputs that require a gradient, or all if none does, backward.
 
     Raises Refused where it is not fused.
     """
+    args, kwargs = fused.all_arguments(args, kwargs)
     with torch.inference_mode(mode=False), torch.no_grad():
         wanted = _wanted([x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)])
         args, kwargs = [*map(_stand_in, args)], {name: _stand_in(x) for name, x in kwargs.items()}
@@ -108,21 +110,16 @@ def examine(fused: fuse, args: Sequence, kwargs: dict[str, Any], target: str) ->
         return Findings(phases, unfused(trace, tensors, wanted, target))
 
 
-def _fusion(fused: fuse, args: Sequence, kwargs: dict[str, Any]) -> tuple[list[Tensor], Trace, Fusion]:
+def _fusion(fused: Fused, args: Sequence, kwargs: dict[str, Any]) -> tuple[list[Tensor], Trace, Fusion]:
     """The fusion of a call in a dry run, which nobody else gets to see."""
-    fused = fuse(fused.function)
-    tensors, key = fused._read(tuple(args), kwargs)
-    if not fused.is_traceable(tensors):
+    fused = Fused(fused.function)
+    tensors, _ = fused._read(tuple(args), kwargs)
+    if is_watched() or not fused.is_traceable(tensors):
         raise Refused(fused.NOT_TRACED)
-    made = fused._trace(tensors, key, tuple(args), kwargs)
-    if any(x.numel() == 0 for x in tensors):
-        raise Refused("a tensor has no elements")
-    numbers = {complex for node in made.nodes for x in node.inputs if isinstance(x, complex)}
-    missing = dispatch._obstacle(tensors, None, numbers)
-    why = f"no kernel for {missing}" if missing else obstacle(made, tensors)
-    if why:
+    made = fused.trace(tensors, tuple(args), kwargs)
+    if why := why_not(made, tensors):
         raise Refused(why)
-    return tensors, made, Fusion(made, fused._graph(made, tensors, tuple(args), kwargs), tensors)
+    return tensors, made, fused.fuse(made, tensors, tuple(args), kwargs).lower(tensors)
 
 
 def _forward(fusion: Fusion, tensors, results, records: list[Record]) -> Phase:
@@ -196,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _named(path: str) -> fuse:
+def _named(path: str) -> Fused:
     """The function of this name, from the current directory or an installed package."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -206,4 +203,4 @@ def _named(path: str) -> fuse:
         raise ValueError(f"{path}: {error}") from None
     if not callable(function):
         raise ValueError(f"{path}: expected a function, got {function!r}")
-    return function if isinstance(function, fuse) else fuse(function)
+    return fused_behind(function) or Fused(function)

@@ -3,50 +3,58 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
-from functools import partial, update_wrapper
-from numbers import Number
-from types import FunctionType, ModuleType
+from contextlib import nullcontext
+from functools import partial, reduce, update_wrapper, wraps
+from types import FunctionType, MethodType
 from typing import Any
 from weakref import ref
 
-import numpy as np
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
+from . import dispatch
 from .autograd import is_recorded
-from .compute import MOST_PLANS, recall, remember
-from .dispatch import CLASSES, features, has_kernel, is_plain, is_watched
+from .compute import recall, remember, spec_of
+from .dispatch import CLASSES, features, has_kernel, is_plain, is_watched, modes, saves_are_hooked, unwatched
 from .fusion import Composition, Fusion, obstacle
 from .graphs import Graph, build
-from .tracing import Ref, Trace, Traced, Untraceable, trace
+from .tracing import Trace, Traced, Traces, Untraceable
 
 __all__ = ["fuse"]
 
 
-class fuse:
+def fuse(function: Callable) -> Any:
     """Compute a composition of this pack's operators in one kernel, and its gradients in one or two, where that can be.
 
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the pack's
     operators, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, devices,
-    dimensions of size 1 and other values, so it may branch on those; on shapes too, and is then traced for each.
-    Attributes of an argument count as values, but theirs do not; what else the function reads is taken for constant.
+    dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is given anything but
+    tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, it runs at every
+    call, on stand-ins: so what it reads of that may change at any time. What else it reads is taken for constant.
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, as far as registers hold a row; where they do not, and between reductions over different axes,
-    values pass through memory: :meth:`explain` tells. Only inputs are saved, those that the gradients read, and what
-    was reduced between two kernels.
+    values pass through memory: ``explain`` tells. Only inputs are saved, those that the gradients read, and what
+    was reduced between two kernels; only inputs where a checkpoint or other hooks get what is saved.
 
     Where the operators themselves would compute by torch's formulas, ``function`` is called as it is: on a CPU, under
     ``torch.compile``, forward mode and ``torch.func``, for complex numbers and subclasses of tensors; and where an
     operator returns integers or an argument is returned. Gradients of gradients are those of the formulas.
 
+    The result is a function, with two more as attributes: ``fused.program(...)`` returns what is computed for these
+    arguments, a graph of formulas over named axes; ``fused.explain(...)`` prints it, and what a call would launch and
+    move by kernels on a GPU, which its argument ``target`` names, as for :func:`dry_run`. Of a method they are
+    attributes of the class's function, and take the instance first. A module, a ``partial``, a bound method or another
+    object that can be called is fused, too; the result is then an object, copied and pickled as what it was made of.
+
     Raises:
-        TypeError: ``function`` cannot be traced: it branches on a value, or calls what is not of the pack. The message
-            names the line. An argument is no tensor and has no hash, or a tensor is in a container.
+        TypeError: ``function`` cannot be traced: it branches on a value, calls what is not of the pack, or switches
+            grad mode, autocast or another mode. The message names the line.
         RuntimeError: the backend is ``triton`` and no kernel can run.
         Exception: what torch raises for the operators.
 
@@ -57,138 +65,152 @@ class fuse:
     >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 10.0]))
     tensor([[ 0.8485, 11.3137]])
     """
+    if isinstance(function, classmethod | staticmethod) or not callable(function):
+        raise TypeError(f"fuse: expected a function, got {function!r}; put @fuse below @classmethod")
+    if fused_behind(function):
+        return function
+    made = Fused(function)
+    return made if not isinstance(function, FunctionType) or _is_importable(function) else made.as_function()
+
+
+class Fused:
+    """A fused function: what can be called, and what is known of its calls so far."""
 
     NOT_TRACED = "there is no dense tensor of torch's own, or a mode, a transform or forward mode sees the calls"
 
     def __init__(self, function: Callable):
-        if isinstance(function, (classmethod, staticmethod)) or not callable(function):
-            raise TypeError(f"fuse: expected a function, got {function!r}; put @fuse below @classmethod")
-        update_wrapper(self, function)
-        self.function = function
-        self._traces: dict[tuple, Trace] = {}
+        update_wrapper(self, function, updated=())
+        self.called = function
+        self.function, self._first, self._named = _without_arguments(function)
+        self._signature = _signature_of(self.function)
+        self._has_tensor_defaults = any(isinstance(p.default, Tensor) for p in self._signature.parameters.values())
+        self._traces = Traces()
         self._itself = ref(self)  # for keys, which keep nothing alive
 
     def __get__(self, instance, owner=None):
-        if instance is None:
+        if instance is None or not isinstance(self.called, FunctionType):  # no other callable becomes a method
             return self
-        return partial(self.function, instance) if is_dynamo_compiling() else _Bound(self, instance)
+        return partial(self.called, instance) if is_dynamo_compiling() else MethodType(self, instance)
 
     def __reduce__(self):
-        """Pickled and copied as functions are: by name."""
-        return self.__qualname__  # type: ignore[attr-defined]  # of the function
+        """Copied and pickled by what it was made of."""
+        return fuse, (self.called,)
 
     def __call__(self, *args, **kwargs):
-        """What ``function`` returns."""
-        if is_dynamo_compiling():
-            return self.function(*args, **kwargs)
+        """What the function returns."""
+        return self.called(*args, **kwargs) if is_dynamo_compiling() else self.call(args, kwargs)
+
+    def as_function(self) -> Callable:
+        """Return it as a function: what Python and compilers bind, look up and see through as such."""
+
+        @wraps(self.called)
+        def fused(*args, **kwargs):
+            return called(*args, **kwargs) if is_dynamo_compiling() else call(args, kwargs)
+
+        called, call = self.called, self.call
+        fused.fused, fused.program, fused.explain = self, self.program, self.explain  # type: ignore[attr-defined]
+        return fused
+
+    def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Compute the function: by its kernels, or as it is."""
+        if self._first or self._named or self._has_tensor_defaults:
+            args, kwargs = self.all_arguments(args, kwargs)
         tensors, key = self._read(args, kwargs)
         found = features(tensors, recorded=True) if tensors else None
         if found is None:
-            if self.is_traceable(tensors):
-                self._trace(tensors, key, args, kwargs)
-            return self.function(*args, **kwargs)
-        whole = key, found
-        fusion = recall(whole)
+            return self._call_by_formula(tensors, key, args, kwargs)
+        fusion = recall((key, found)) if key else None
         if fusion is None:
-            fusion = remember(whole, self._fuse(tensors, key, args, kwargs))
-        if not fusion:
-            return self.function(*args, **kwargs)
-        if is_recorded():
+            fusion = self._fusion(tensors, key, found, args, kwargs)
+        if fusion and is_recorded():
             for x in tensors:
                 if x.requires_grad:
+                    if any([x.is_inference() for x in tensors]):  # torch saves none of these
+                        return self.function(*args, **kwargs)
                     return Composition.of(fusion, tensors)
-        return fusion(tensors)
+        return fusion(tensors) if fusion else self.function(*args, **kwargs)
 
     def program(self, *args, **kwargs) -> Graph:
-        """What is computed for these arguments, and what :meth:`explain` prints: formulas of values over named axes.
+        """What is computed for these arguments: formulas of values over named axes.
 
         Raises TypeError as a call does, ValueError where nothing can be traced: for subclasses, under modes.
         """
-        tensors, key = self._read(args, kwargs)
-        if not self.is_traceable(tensors):
+        args, kwargs = self.all_arguments(args, kwargs)
+        tensors, _ = self._read(args, kwargs)
+        if is_watched() or not self.is_traceable(tensors):
             raise ValueError(f"fuse: there is no program: {self.NOT_TRACED}")
-        return self._graph(self._trace(tensors, key, args, kwargs), tensors, args, kwargs)
+        return self.graph(self.trace(tensors, args, kwargs), tensors, args, kwargs)
 
     def explain(self, *args, **kwargs) -> None:
         """Print what a call would compute, launch and move on a GPU by kernels, and where values pass through memory.
 
         Gradients are those of the inputs that require one, or of all if none does. No GPU is needed, and no memory:
-        any tensors do. ``target`` names the GPU, as for :func:`dry_run`, unless ``function`` takes that itself.
+        any tensors do. ``target`` names the GPU, as for :func:`dry_run`, unless the function takes that itself.
 
         Raises:
             RuntimeError: as :func:`dry_run` does. TypeError: as a call does.
         """
         from .explain import explain  # noqa: PLC0415 - it imports this
 
-        chosen = {} if "target" in inspect.signature(self.function).parameters else kwargs
+        chosen = {} if "target" in self._signature.parameters else kwargs
         target = chosen.pop("target", "cuda:90")
         print(*explain(self, args, kwargs, target), sep="\n")
 
-    def _read(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Tensor], tuple]:
-        """The tensors among the arguments, and all else that a trace depends on; no tensors if one is a subclass's."""
+    def all_arguments(self, args: Sequence, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Return the arguments that ``function`` gets: those bound before, these, and tensors that are defaults."""
+        args, kwargs = (*self._first, *args), {**self._named, **kwargs}
+        if self._has_tensor_defaults:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            args, kwargs = bound.args, bound.kwargs
+        return args, kwargs
+
+    def _read(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Tensor], tuple | None]:
+        """Return the tensors among the arguments, none if one is a subclass's; and a key of all else they are.
+
+        The key is None where there is an argument of which it cannot be told whether it still is what it was.
+        """
         tensors: list[Tensor] = []
-        key: list[Any] = [self._itself, is_grad_enabled()]
+        key: list[Any] | None = [self._itself, *modes()]
         for x in (*args, *kwargs.values()) if kwargs else args:
             kind = type(x)
             if kind in CLASSES:
                 tensors.append(x)
-            elif isinstance(x, Tensor) or kind is Traced:
-                return [], ()
+            elif kind is Traced or isinstance(x, Tensor):
+                return [], None
+            elif key is None or not _is_told_by_value(x, kind):
+                key = None
+                continue
             else:
-                key.append(x if kind in _ALIKE else repr(x) if kind is float else self._key_of(x))
-            key.append(kind)
-        key += kwargs
-        return tensors, tuple(key)
-
-    def _key_of(self, x: Any) -> tuple:
-        """What stands for an argument in keys: of an object a weak reference, and the attributes that it has now."""
-        if isinstance(x, _CONTAINERS):
-            return type(x), *map(self._key_of, x.items() if isinstance(x, dict) else x)
-        if isinstance(x, Tensor) or type(x).__hash__ is None:
-            name = getattr(self, "__name__", "function")
-            got = type(x).__name__ + " in a container" * isinstance(x, Tensor)
-            raise TypeError(f"fuse: {name}: expected tensors and values that have a hash, got {got}")
-        attributes = {} if isinstance(x, _SHARED) else getattr(x, "__dict__", {})
-        slots = [name for kind in type(x).__mro__ for name in getattr(kind, "__slots__", ())]
-        return *_unlike(x), *map(_unlike, attributes.items()), *(_unlike(getattr(x, name, None)) for name in slots)
+                key.append(repr(x) if kind in _TOLD_BY_REPR else x)
+            if key is not None:
+                key.append(kind)
+        return tensors, None if key is None else (*key, *kwargs)
 
     def is_traceable(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether nothing but what ``function`` does keeps it from being traced."""
-        if not tensors or _are_functorch_transforms_active() or is_watched() or forward_ad._current_level >= 0:
+        """Whether nothing but modes, and what the function does, keeps it from being traced."""
+        if not tensors or _are_functorch_transforms_active() or not all(map(is_plain, tensors)):
             return False
-        return all(map(is_plain, tensors))
+        return forward_ad._current_level < 0 or all(forward_ad.unpack_dual(x).tangent is None for x in tensors)
 
-    def _trace(self, tensors: Sequence[Tensor], key: tuple, args: tuple, kwargs: dict[str, Any]) -> Trace:
-        """The trace for arguments like these; made once for a structure, or a shape where that was asked for."""
-        shapes = tuple(x.shape for x in tensors)
-        looks = [(x.dtype, x.device, *(n == 1 for n in x.shape)) for x in tensors]
-        autocast = torch.is_autocast_enabled(tensors[0].device.type)
-        structure = key, torch.get_default_dtype(), autocast, *looks
-        made = self._traces.get(structure)
-        if made and made.reads_shape:
-            made = self._traces.get((structure, shapes))
-        if not made:
-            refs = map(Ref, range(len(tensors)))
-            given = [next(refs) if isinstance(x, Tensor) else x for x in args]
-            named = {name: next(refs) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
-            made = self._or_as_torch(lambda: trace(self.function, given, named, tensors), args, kwargs)
-            if len(self._traces) >= MOST_PLANS:
-                self._traces.clear()
-            self._traces[structure] = made
-            if made.reads_shape:
-                self._traces[structure, shapes] = made
-        return made
+    def trace(self, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Trace:
+        """Return what the function does with these arguments."""
+        return self._or_as_torch(lambda: self._traces.trace(self.function, args, kwargs, tensors), args, kwargs)
 
-    def _graph(self, made: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
-        """The graph for tensors of these shapes, called as the parameters are."""
-        bound = inspect.signature(self.function).bind(*args, **kwargs).arguments
+    def fuse(self, made: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
+        """Return the fusion of a trace for tensors in this layout, without kernels."""
+        return Fusion(made, self.graph(made, tensors, args, kwargs), tensors)
+
+    def graph(self, made: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
+        """Return the graph for tensors of these shapes, called as the parameters are."""
+        bound = self._signature.bind(*args, **kwargs).arguments
         names = {id(x): name for name, x in bound.items()}
         given = [names.get(id(x), f"x{i}") for i, x in enumerate(tensors)]
         unique = [name if given.count(name) == 1 else f"{name}{i}" for i, name in enumerate(given)]
         return self._or_as_torch(lambda: build(made, unique, [x.shape for x in tensors]), args, kwargs)
 
     def _or_as_torch(self, make: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """What ``make`` returns; an error of an operator is torch's own, about the caller's tensors."""
+        """Return what ``make`` returns; an error of an operator is torch's own, about the caller's tensors."""
         try:
             return make()
         except Untraceable:
@@ -197,35 +219,94 @@ class fuse:
             self.function(*args, **kwargs)
             raise
 
-    def _fuse(self, tensors: Sequence[Tensor], key: tuple, args: tuple, kwargs: dict[str, Any]) -> Fusion | bool:
-        """The kernels for arguments like these; False where ``function`` is called as it is."""
-        made = self._trace(tensors, key, args, kwargs)
-        numbers = [x for _, inputs in made.nodes for x in inputs if isinstance(x, complex)]
-        if not has_kernel("fuse", [*tensors, *numbers]) or obstacle(made, tensors):
-            return False
-        return Fusion(made, self._graph(made, tensors, args, kwargs), tensors)
+    def _fusion(self, tensors: Sequence[Tensor], key: tuple | None, found: tuple, args, kwargs) -> Any:
+        """Return the kernels for arguments like these; False where the function is called as it is."""
+        made = self.trace(tensors, args, kwargs)
+        whole = made, found
+        fusion = recall(whole)
+        if fusion is None:
+            numbers = [x for node in made.nodes for x in node.inputs if isinstance(x, complex)]
+            runs = has_kernel("fuse", [*tensors, *numbers]) and not obstacle(made, tensors)
+            fusion = remember(whole, runs and self.fuse(made, tensors, args, kwargs).lower(tensors))
+        return remember((key, found), fusion) if key else fusion
+
+    def _call_by_formula(self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]):
+        """Call the function as it is, traced all the same: what a GPU would refuse is refused everywhere.
+
+        What a checkpoint computes once by kernels, and once here under a mode, say, has to save the same both times:
+        its derivative then is that of the kernels.
+        """
+        watched = is_watched()
+        wanted = saves_are_hooked() and is_grad_enabled() and any([x.requires_grad for x in tensors])
+        seen = key and (key, *[(x.shape, x.dtype) for x in tensors])
+        if (wanted or not watched) and not (seen and not wanted and recall(seen)) and self.is_traceable(tensors):
+            with unwatched() if watched else nullcontext():
+                made = self.trace(tensors, args, kwargs)
+                fusion = self._fusion_by_formula(made, tensors, args, kwargs) if wanted else None
+            if fusion:
+                return Composition.of(fusion, tensors, lambda: self.function(*args, **kwargs))
+            if seen:
+                remember(seen, True)
+        return self.function(*args, **kwargs)
+
+    def _fusion_by_formula(self, made: Trace, tensors: Sequence[Tensor], args, kwargs) -> Fusion | None:
+        """Return the fusion of a call that kernels would compute elsewhere; None of one that they never would."""
+        if any([x.is_inference() for x in tensors]) or why_not(made, tensors):
+            return None
+        whole = made, *map(spec_of, tensors)
+        return recall(whole) or remember(whole, self.fuse(made, tensors, args, kwargs))
 
 
-class _Bound(partial):
-    """A method: a fused function of the instance that it was asked of."""
-
-    explain = property(lambda self: partial(self.func.explain, *self.args))
-    program = property(lambda self: partial(self.func.program, *self.args))
-
-
-def _unlike(x: Any) -> tuple:
-    """Equal only where no trace can tell: 0.0 equals -0.0, and (1,) equals (True,). It keeps no object alive."""
-    kind = type(x)
-    if isinstance(x, _NUMBERS):
-        return kind, repr(x)
-    if isinstance(x, _CONTAINERS):
-        return kind, *map(_unlike, x.items() if isinstance(x, dict) else x)
-    if kind.__hash__ is None:
-        return kind, id(x)
-    return kind, ref(x) if kind.__weakrefoffset__ else x
+def fused_behind(function: Any) -> Fused | None:
+    """Return what ``fuse`` made of this function, if it is one that it returned."""
+    if isinstance(function, Fused):
+        return function
+    return getattr(function, "fused", None) if type(function) is FunctionType else None
 
 
-_ALIKE = frozenset({int, bool, str, type(None)})  # what equals one of these and has its type is no other
-_NUMBERS = float, complex, np.generic, Number
-_CONTAINERS = list, tuple, set, frozenset, dict
-_SHARED = type, ModuleType, FunctionType  # whose attributes are taken for constants
+def why_not(made: Trace, tensors: Sequence[Tensor]) -> str | None:
+    """Return why no kernel computes a trace of these tensors, whatever the backend; None where one can."""
+    if any(x.numel() == 0 for x in tensors):
+        return "a tensor has no elements"
+    numbers = {complex for node in made.nodes for x in node.inputs if isinstance(x, complex)}
+    missing = dispatch._obstacle(list(tensors), None, numbers)
+    return f"no kernel for {missing}" if missing else obstacle(made, tensors)
+
+
+def _is_importable(function: Callable) -> bool:
+    """Whether ``function`` is found by its name, as what is decorated is not: then it is pickled by that name."""
+    path = [sys.modules.get(function.__module__), *function.__qualname__.split(".")]
+    return reduce(lambda x, name: getattr(x, name, None), path) is function  # type: ignore[arg-type]
+
+
+def _without_arguments(function: Callable) -> tuple[Callable, tuple, dict[str, Any]]:
+    """Return the function behind a callable object, and the arguments that it already has: an instance, for example."""
+    if isinstance(function, partial):
+        inner, args, kwargs = _without_arguments(function.func)
+        return inner, (*args, *function.args), {**kwargs, **function.keywords}
+    if isinstance(function, MethodType) and isinstance(function.__func__, FunctionType):
+        return function.__func__, (function.__self__,), {}
+    method = getattr(type(function), "__call__", None)  # noqa: B004 - not whether there is one, but which
+    if not isinstance(function, FunctionType) and isinstance(method, FunctionType):
+        return method, (function,), {}
+    return function, (), {}
+
+
+def _signature_of(function: Callable) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # some that are not written in Python have none
+        return inspect.signature(lambda *args, **kwargs: None)
+
+
+def _is_told_by_value(x: Any, kind: type) -> bool:
+    """Whether what equals ``x``, or has its repr where keys hold that, is no other for a function that reads it."""
+    return kind in _TOLD_BY_VALUE or (kind in _TOLD_BY_REPR and (kind is not tuple or all(map(_is_part, x))))
+
+
+def _is_part(x: Any) -> bool:
+    return _is_told_by_value(x, type(x))
+
+
+_TOLD_BY_VALUE = frozenset({int, bool, str, type(None), torch.dtype, torch.device})
+_TOLD_BY_REPR = frozenset({float, complex, tuple, torch.Size})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from .autograd import Operator, Recorded
 from .axes import Dims, align, restore
 from .compute import Spec, contiguous, on_meta, recall, remember, spec_of
 from .derivation import derive
-from .dispatch import ALIGNMENT, features, has_kernel
+from .dispatch import ALIGNMENT, features, has_kernel, saves_are_hooked
 from .graphs import Given, Graph, Number, Step, evaluate
 from .tracing import Trace
 
@@ -28,7 +28,7 @@ def obstacle(trace: Trace, tensors: Sequence[Tensor]) -> str | None:
         return "an argument is returned as it is"
     if len({x.device for x in tensors}) > 1:
         return "the tensors are on several devices"
-    dtypes = set(trace.dtypes()[trace.arity :])
+    dtypes = set(trace.dtypes[trace.arity :])
     if not dtypes <= set(COMPUTE):
         return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
     return None
@@ -138,7 +138,7 @@ class Fusion:
 
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
         self.graph, self.packs, self.picks = graph, trace.packs, trace.picks
-        dtypes = trace.dtypes()
+        dtypes = trace.dtypes
         self.common = reduce(torch.promote_types, dtypes[trace.arity :])
         meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
         self.likes = [
@@ -146,12 +146,19 @@ class Fusion:
             for ref in trace.outputs
         ]
         self.inputs = [gradient_spec(x) for x in tensors]
-        self.lowered = Lowered(graph, dict(enumerate(tensors)), self.likes, self.common, apart=True)
-        cut = {cut.value: room for room, cut in enumerate(self.lowered.cuts)}
-        self.kept = {i: room for i, room in cut.items() if isinstance(step := graph.values[i], Step) and step.over}
-        self.rooms = list(self.kept.values())
+        self.kept: dict[int, int] = {}
+        self.rooms: list[int] = []
         self._gradients: dict[tuple, Gradient] = {}
         self._recorded: dict[tuple, Recording] = {}
+
+    def lower(self, tensors: Sequence[Tensor]) -> Fusion:
+        """Make the kernels for tensors in this layout; return itself."""
+        self.lowered = Lowered(self.graph, dict(enumerate(tensors)), self.likes, self.common, apart=True)
+        cut = {cut.value: room for room, cut in enumerate(self.lowered.cuts)}
+        steps = {i: step for i in cut if isinstance(step := self.graph.values[i], Step)}
+        self.kept = {i: cut[i] for i, step in steps.items() if step.over}
+        self.rooms = list(self.kept.values())
+        return self
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """What the function returns."""
@@ -161,24 +168,29 @@ class Fusion:
         """``results``, perhaps with rooms after them, as the function returns them."""
         return self.packs(results[k] for k in self.picks) if self.packs else results[0]
 
-    def gradient(self, wanted: tuple[int, ...], outputs: tuple[int, ...]) -> Gradient:
-        """Of the tensors ``wanted``, for cotangents of ``outputs``."""
-        key = wanted, outputs
+    def gradient(self, wanted: tuple[int, ...], outputs: tuple[int, ...], keeps: bool = True) -> Gradient:
+        """Of the tensors ``wanted``, for cotangents of ``outputs``; from inputs alone where nothing is kept."""
+        key = wanted, outputs, keeps
         if key not in self._gradients:
-            self._gradients[key] = Gradient(self, wanted, outputs)
+            self._gradients[key] = Gradient(self, wanted, outputs, self.kept if keeps else {})
         return self._gradients[key]
 
-    def recorded(self, needs: tuple[bool, ...]) -> Recording:
-        """What a call keeps of which ``needs`` says what gradients are wanted: of nothing, then of each tensor."""
-        if needs not in self._recorded:
+    def recorded(self, needs: tuple[bool, ...], keeps: bool) -> Recording:
+        """What a call saves of which ``needs`` says what gradients are wanted: of nothing, then of each tensor.
+
+        Where it ``keeps`` nothing that was reduced, that is inputs alone.
+        """
+        key = needs, keeps
+        if key not in self._recorded:
             wanted = tuple(i for i, need in enumerate(needs[1:]) if need)
             outputs = tuple(range(len(self.likes)))
             moved = [i for i in outputs if set(wanted) & set(self.graph.needed([self.graph.results[i][0]]))]
-            gradient = self.gradient(wanted, tuple(moved))
-            rooms = dict(zip(self.kept, range(len(outputs), len(outputs) + len(self.kept)), strict=True))
+            gradient = self.gradient(wanted, tuple(moved), keeps)
+            kept = self.kept if keeps else {}
+            rooms = dict(zip(kept, range(len(outputs), len(outputs) + len(kept)), strict=True))
             fixed = [*(i for i in outputs if i not in moved), *rooms.values()]
-            self._recorded[needs] = Recording(wanted, moved, gradient, fixed, [rooms[i] for i in gradient.kept])
-        return self._recorded[needs]
+            self._recorded[key] = Recording(wanted, moved, gradient, fixed, [rooms[i] for i in gradient.kept])
+        return self._recorded[key]
 
 
 class Recording(NamedTuple):
@@ -209,11 +221,11 @@ def gradient_spec(x: Tensor) -> Spec:
 class Gradient:
     """The gradients of a fusion: what they read of its inputs, ``reads``, and of its values ``kept``, and how."""
 
-    def __init__(self, fusion: Fusion, wanted: tuple[int, ...], outputs: tuple[int, ...]):
+    def __init__(self, fusion: Fusion, wanted: tuple[int, ...], outputs: tuple[int, ...], kept: Iterable[int]):
         self.graph, self.which = derive(fusion.graph, wanted, outputs)
         self.first, self.common = len(outputs), fusion.common
         self.reads = [i - self.first for i in self.graph.given() if i >= self.first]
-        kept = {self.first + i: i for i in fusion.kept}
+        kept = {self.first + i: i for i in kept}
         needed = self.graph.needed([value for value, _ in self.graph.results], kept)
         self.kept = [kept[i] for i in needed if i in kept]
         self.likes = [fusion.inputs[i] for i, at in zip(wanted, self.which, strict=True) if at is not None]
@@ -253,31 +265,53 @@ def by_kernel(
     return lowered(values) if lowered else None
 
 
+class Run(NamedTuple):
+    """One call that is recorded: of a fusion, by kernels or by ``function``, which returns what a user's returned.
+
+    It ``keeps`` what was reduced between two kernels, unless what is saved has to be the same without kernels.
+    """
+
+    fusion: Fusion
+    keeps: bool
+    function: Callable | None = None
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The results, each once; and after them what is kept."""
+        fusion = self.fusion
+        if self.function is None:
+            return tuple(fusion.lowered(tensors, fusion.rooms if self.keeps else ()))
+        returned = self.function()
+        by_result = dict(zip(fusion.picks, returned if fusion.packs else [returned], strict=True))
+        return tuple([by_result[i] for i in range(len(fusion.likes))])
+
+
 class Composition(Recorded):
     """A fused composition: ``forward`` is one graph, ``backward`` the one derived from it by the operators' rules.
 
     Saves the inputs that the gradients read, and what was reduced between two kernels. Differentiated twice, gradients
-    are computed from the inputs alone: so that stays right.
+    are computed from the inputs alone: so that stays right. Under hooks only inputs are saved: a checkpoint computes
+    the call again, perhaps where no kernel runs, and pairs by position what both saved.
     """
 
     @classmethod
-    def of(cls, fusion: Fusion, tensors: Sequence[Tensor]) -> Any:
+    def of(cls, fusion: Fusion, tensors: Sequence[Tensor], function: Callable | None = None) -> Any:
         """What the function returns, recorded."""
-        return fusion.returned(cls.record(fusion, *tensors))
+        run = Run(fusion, not saves_are_hooked(), function)
+        return fusion.returned(cls.record(run, *tensors))
 
     @staticmethod
-    def forward(fusion, *tensors):
-        """The results, by kernel; and what is kept."""
-        return tuple(fusion.lowered(tensors, fusion.rooms))
+    def forward(run, *tensors):
+        """The results; and what is kept."""
+        return run(tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         """Keep what all gradients wanted read."""
-        fusion, *tensors = inputs
-        recording = fusion.recorded(ctx.needs_input_grad)
+        run, *tensors = inputs
+        recording = run.fusion.recorded(ctx.needs_input_grad, run.keeps)
         if recording.fixed:
             ctx.mark_non_differentiable(*[output[i] for i in recording.fixed])
-        ctx.kept = fusion, recording
+        ctx.kept = run, recording
         reads = recording.gradient.reads
         ctx.save_for_backward(*[tensors[i] for i in reads], *[output[i] for i in recording.rooms])
         ctx.set_materialize_grads(False)
@@ -285,13 +319,13 @@ class Composition(Recorded):
     @staticmethod
     def backward(ctx, *gs):
         """The gradients that are wanted; of what nothing arrived from, none."""
-        fusion, (wanted, outputs, gradient, *_) = ctx.kept
+        (fusion, keeps, _), (wanted, outputs, gradient, *_) = ctx.kept
         saved = ctx.saved_tensors if gradient.reads or gradient.kept else ()
         gs = tuple([gs[i] for i in outputs])
         if any([g is None for g in gs]):
             by_value = dict(zip((*gradient.reads, *gradient.kept), saved, strict=True))
             arrived = tuple(i for i, g in zip(outputs, gs, strict=True) if g is not None)
-            gradient, gs = fusion.gradient(wanted, arrived), tuple([g for g in gs if g is not None])
+            gradient, gs = fusion.gradient(wanted, arrived, keeps), tuple([g for g in gs if g is not None])
             saved = tuple(by_value[i] for i in (*gradient.reads, *gradient.kept))
         every: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(wanted, gradient((*gs, *saved)), strict=True):
