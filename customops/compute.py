@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import blocks, shards
 from .dispatch import ALIGNMENT, features, has_kernel, is_idle, is_unseen
+from .memory import empty
 from .shards import JOINED, Spread, without
 
 MOST_PLANS = 1 << 14
@@ -43,7 +44,7 @@ class _Call(NamedTuple):
     outputs: tuple[Spec, ...]
 
     def __call__(self, args: Sequence) -> list[Tensor]:
-        outputs = [torch.empty_strided(s.shape, s.strides, dtype=s.dtype, device=s.device) for s in self.outputs]
+        outputs = [empty(*spec) for spec in self.outputs]
         self.plan(args, outputs)
         return outputs
 

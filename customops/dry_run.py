@@ -9,6 +9,7 @@ from threading import RLock
 from typing import Any, NamedTuple
 
 from . import dispatch, machine_code
+from .memory import empty
 
 TARGETS = {
     "cuda:80": ("cuda", 80, 32),
@@ -51,6 +52,10 @@ class RecordingDriver:
         self.target = GPUTarget(*TARGETS[name])
         self.records: list[Record] = []
         self.utils = self
+
+    def empty(self, size, dtype, device):
+        """Memory between launches."""
+        return empty([size], [1], dtype, device)
 
     def launcher_cls(self, _source, _metadata):
         """What Triton itself would launch with."""

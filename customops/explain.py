@@ -19,6 +19,7 @@ from .fuse import Fused, fused_behind, why_not
 from .fusion import Fusion, Lowered
 from .graphs import Graph
 from .kernels import describe, dtype_named, integers, reason, traffic, word
+from .memory import unbacked, unbacked_like
 from .tracing import Trace
 from .unfused import Cost, filled, unfused
 
@@ -131,7 +132,7 @@ def _forward(fusion: Fusion, tensors, results, records: list[Record]) -> Phase:
 def _backward(fusion: Fusion, wanted: tuple[int, ...], tensors, results, records: list[Record]) -> Phase:
     n, before = len(fusion.likes), len(records)
     gradient, graph = fusion.gradient(wanted, tuple(range(n))), fusion.graph
-    given = [*map(torch.empty_like, results[:n]), *(tensors[i] for i in gradient.reads)]
+    given = [*map(unbacked_like, results[:n]), *(tensors[i] for i in gradient.reads)]
     rooms = dict(zip(fusion.kept, results[n:], strict=True))
     values = [*given, *(rooms[i] for i in gradient.kept)]
     lowered = gradient.lower(values)
@@ -161,8 +162,7 @@ def _stand_in(x: Any) -> Any:
     if not isinstance(x, Tensor):
         return x
     shift = x.data_ptr() % dispatch.ALIGNMENT // x.itemsize
-    length = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) + 1 if x.numel() else 0
-    return torch.empty(shift + length, dtype=x.dtype, device="cpu").as_strided(x.shape, x.stride(), shift)
+    return unbacked(x.shape, x.stride(), x.dtype, shift)
 
 
 def _count(kernels: Sequence[int]) -> str:

@@ -102,12 +102,12 @@ class Fused:
 
     def as_function(self) -> Callable:
         """Return it as a function: what Python and compilers bind, look up and see through as such."""
+        called = self.called
 
-        @wraps(self.called)
+        @wraps(called)
         def fused(*args, **kwargs):
-            return called(*args, **kwargs) if is_dynamo_compiling() else call(args, kwargs)
+            return called(*args, **kwargs) if is_dynamo_compiling() else fused.fused.call(args, kwargs)  # type: ignore[attr-defined]
 
-        called, call = self.called, self.call
         fused.fused, fused.program, fused.explain = self, self.program, self.explain  # type: ignore[attr-defined]
         return fused
 
@@ -244,7 +244,7 @@ class Fused:
                 made = self.trace(tensors, args, kwargs)
                 fusion = self._fusion_by_formula(made, tensors, args, kwargs) if wanted else None
             if fusion:
-                return Composition.of(fusion, tensors, lambda: self.function(*args, **kwargs))
+                return Composition.of(fusion, tensors, made)
             if seen:
                 remember(seen, True)
         return self.function(*args, **kwargs)

@@ -15,6 +15,7 @@ from .compute import Spec, contiguous, on_meta, recall, remember, spec_of
 from .derivation import derive
 from .dispatch import ALIGNMENT, features, has_kernel, saves_are_hooked
 from .graphs import Given, Graph, Number, Step, evaluate
+from .memory import empty
 from .tracing import Trace
 
 COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32} | {
@@ -100,7 +101,7 @@ class Lowered:
 
     def __call__(self, tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
         """The results, for tensors in the order in which they were given; and after them rooms to ``keep``."""
-        written = [torch.empty_strided(z.shape, z.strides, dtype=z.dtype, device=z.device) for z in self.written]
+        written = [empty(*spec) for spec in self.written]
         rooms = self.plan([*tensors, *self.numbers], written) if self.plan else []
         return [result(tensors, written) for result in self._results] + [rooms[i] for i in keep]
 
@@ -266,23 +267,22 @@ def by_kernel(
 
 
 class Run(NamedTuple):
-    """One call that is recorded: of a fusion, by kernels or by ``function``, which returns what a user's returned.
+    """One call that is recorded: of a fusion, by kernels; or by the operators of a trace, one by one.
 
     It ``keeps`` what was reduced between two kernels, unless what is saved has to be the same without kernels.
     """
 
     fusion: Fusion
     keeps: bool
-    function: Callable | None = None
+    trace: Trace | None = None
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The results, each once; and after them what is kept."""
         fusion = self.fusion
-        if self.function is None:
+        if self.trace is None:
             return tuple(fusion.lowered(tensors, fusion.rooms if self.keeps else ()))
-        returned = self.function()
-        by_result = dict(zip(fusion.picks, returned if fusion.packs else [returned], strict=True))
-        return tuple([by_result[i] for i in range(len(fusion.likes))])
+        values = self.trace.replay(tensors)
+        return tuple([values[ref.value] for ref in self.trace.outputs])
 
 
 class Composition(Recorded):
@@ -294,9 +294,9 @@ class Composition(Recorded):
     """
 
     @classmethod
-    def of(cls, fusion: Fusion, tensors: Sequence[Tensor], function: Callable | None = None) -> Any:
-        """What the function returns, recorded."""
-        run = Run(fusion, not saves_are_hooked(), function)
+    def of(cls, fusion: Fusion, tensors: Sequence[Tensor], trace: Trace | None = None) -> Any:
+        """What the function returns, recorded; by the operators of its ``trace``, if that is given."""
+        run = Run(fusion, not saves_are_hooked(), trace)
         return fusion.returned(cls.record(run, *tensors))
 
     @staticmethod

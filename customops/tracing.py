@@ -241,7 +241,7 @@ class Traced:
 
     @property  # type: ignore[misc]
     def __class__(self):
-        """Be a tensor for isinstance; a transform would take the next step in C++, where nothing stands for a tensor."""
+        """Be a tensor for isinstance; a transform would go on in C++, where nothing can stand for a tensor."""
         if _are_functorch_transforms_active():
             raise untraceable("a transform of torch.func", "transform the fused function instead")
         return Tensor

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from . import compute
+from .compute import contiguous
 from .dispatch import backend
 from .dry_run import dry_run
+from .memory import unbacked, unbacked_like
 from .tracing import Ref, Trace
 
 
@@ -50,7 +52,7 @@ def unfused(trace: Trace, tensors: Sequence[Tensor], wanted: Sequence[int], targ
 
 def _differentiate(values: Sequence[Tensor], calls: Sequence[tuple], outputs: set[int]) -> list[int]:
     """Take the gradients of calls one by one; the bytes of each sum of two of them."""
-    found = {i: torch.empty_like(values[i]) for i in outputs}
+    found = {i: unbacked_like(values[i]) for i in outputs}
     sums = []
     for i, inputs in reversed(calls):
         if i not in found:
@@ -58,7 +60,7 @@ def _differentiate(values: Sequence[Tensor], calls: Sequence[tuple], outputs: se
         grads = torch.autograd.grad(values[i], list(inputs), found.pop(i))
         for k, grad in zip(inputs.values(), grads, strict=True):
             if k in found:
-                total = torch.empty_like(grad, memory_format=torch.contiguous_format)
+                total = unbacked(grad.shape, contiguous(grad.shape), grad.dtype)
                 sums.append(sum(map(filled, (found[k], grad, total))))
                 grad = total
             found[k] = grad

@@ -155,6 +155,7 @@ class Plan:
         self.numbers = [i for i, memory in enumerate(arguments) if memory is None]
         with self._on_device():
             self.index = None if INTERPRETED else driver.active.get_current_device()
+            self.empty = torch.empty if INTERPRETED else getattr(driver.active, "empty", torch.empty)  # a dry run's
             for stage in stages:
                 self._add_stage(stage)
 
@@ -170,7 +171,7 @@ class Plan:
     def _launch(self, operands, outputs) -> Sequence[torch.Tensor]:
         tensors = [*operands, *outputs]
         for size in self.rooms:
-            tensors.append(torch.empty(size, dtype=self.accumulate, device=self.device))
+            tensors.append(self.empty(size, dtype=self.accumulate, device=self.device))
         for i in self.numbers:
             tensors[i] = _as_integer(tensors[i], self.common)
         if INTERPRETED:
