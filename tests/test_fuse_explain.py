@@ -246,6 +246,12 @@ def test_no_memory_is_touched(explained):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
 
 
+def test_tensors_larger_than_memory_are_explained(explained):
+    """Of 256 GB, without elements."""
+    text = explained(rms_norm, torch.empty(2**18, 2**18, device="meta"), torch.empty(2**18, device="meta"))
+    assert f"floor {5 * 4 * 2**36 + 3 * 4 * 2**18:,}  ratio" in text
+
+
 @pytest.mark.parametrize("name", ["users.rms_norm", "users.fused"])
 def test_command_prints_what_the_method_does(name, users, capsys, explained):
     assert main(["explain", name, "--shape", "64,256", "--shape", "256", "--dtype", "bf16", "--target", "cuda:80"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
@@ -12,6 +13,7 @@ from customops import fuse
 from customops.tracing import Traces
 
 from .conftest import KERNELS
+from .test_fuse_states import PassDispatch, PassFunctions, default_dtype
 
 outside = torch.ones(4)
 
@@ -141,6 +143,82 @@ def test_what_cannot_be_traced_is_an_error_that_names_the_line(function, device)
         if function not in (_number, _none, _nothing):
             first = function.__code__.co_firstlineno
             assert any(f"{__file__}:{n}:" in str(error.value) for n in range(first, first + 4))
+
+
+def switched(mode, function=customops.exp):
+    """A function that applies an operator under a mode of its own."""
+
+    def run(x):
+        with mode():
+            return function(x)
+
+    return run
+
+
+def _left_behind(x):
+    z = customops.exp(x)
+    torch.set_grad_enabled(not torch.is_grad_enabled())
+    return z
+
+
+@contextmanager
+def not_deterministic():
+    """Deterministic algorithms off, which the tests have on."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(not before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=True)
+
+
+SWITCHED = {
+    "grad mode": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.float16),
+    "default dtype": lambda: default_dtype(torch.float64),
+    "default device or function mode": lambda: torch.device("meta"),
+    "function mode": PassFunctions,
+    "dispatch mode": PassDispatch,
+    "deterministic mode": not_deterministic,
+    "saved-tensor hooks": torch.autograd.graph.save_on_cpu,
+    "forward mode": torch.autograd.forward_ad.dual_level,
+}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_a_mode_switched_inside_is_refused_by_name(name, device):
+    """Operators heed it where they are called; kernels run later, under that of the caller."""
+    x = torch.ones(3, device=device)
+    for function in (customops.exp, lambda x: customops.exp(x) if x.dtype == torch.float32 else x):
+        with pytest.raises(TypeError, match=rf"^fuse: .*a change of .*{name}; split the function"):
+            fuse(switched(SWITCHED[name], function))(x)
+
+
+@pytest.mark.parametrize("inside", [False, torch.float16])
+def test_autocast_changed_inside_is_refused(inside, device):
+    off = lambda: torch.autocast("cpu", torch.float16 if inside else torch.bfloat16, enabled=bool(inside))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="a change of autocast"):
+        fuse(switched(off))(torch.ones(3, device=device))
+
+
+def test_a_mode_left_behind_is_refused(device):
+    try:
+        with pytest.raises(TypeError, match="_left_behind: a change of grad mode, which it leaves behind"):
+            fuse(_left_behind)(torch.ones(3, device=device))
+    finally:
+        torch.set_grad_enabled(True)
+
+
+@pytest.mark.parametrize("name", ["grad", "vmap", "jvp"])
+def test_a_transform_inside_is_refused(name, device):
+    inside = {
+        "grad": torch.func.grad(lambda x: customops.sum(customops.exp(x))),
+        "vmap": torch.vmap(customops.exp),
+        "jvp": lambda x: torch.func.jvp(customops.exp, (x,), (x,))[1],
+    }
+    with pytest.raises(TypeError, match=r"^fuse: .*(transform the fused function instead|a change of forward mode)"):
+        fuse(inside[name])(torch.ones(3, device=device))
 
 
 @pytest.mark.parametrize("back", [lambda x, y: y * x, lambda x, y: y], ids=["used", "returned"])

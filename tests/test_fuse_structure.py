@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import pickle
+import sys
 import weakref
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,26 +19,30 @@ import customops
 from customops import compute, fuse, tracing
 
 from .compare import assert_equal
-from .conftest import DEVICE, KERNELS
+from .conftest import DEVICE
 from .test_fuse import draw
 
 
-def test_traced_once_for_a_structure_and_for_each_shape_that_is_read(device):
-    traced = []
+@pytest.fixture
+def grown(monkeypatch):
+    """The operators that were met for the first time."""
+    found, real = [], tracing.Tracing._grow
+    monkeypatch.setattr(tracing.Tracing, "_grow", lambda *args: (found.append(args[1]), real(*args))[1])
+    return found
 
+
+def test_what_was_traced_is_known_for_every_shape_and_shapes_may_be_read(device, grown):
     def function(x, scale, by_shape=False):
-        traced.append(by_shape)
         return x * scale if not by_shape or x.shape[0] > 3 else x / scale
 
     fused, calls = fuse(function), [(s, scale) for s in ((3, 4), (5, 4)) for scale in (2.0, 2.0, 0.0, -0.0)]
     for by_shape, times in ((False, 3), (True, 6)):
-        traced.clear()
         for shape, scale in calls:
             (x,) = draw([shape], device)
             want = x / scale if by_shape and shape[0] == 3 else x * scale
             assert_equal(fused(x, scale, by_shape=by_shape), want)
             assert fused(x, scale, by_shape=by_shape).signbit().equal(want.signbit())
-        assert not KERNELS or len(traced) == times  # by formulas it is called, too
+        assert len(grown) == times
 
 
 def test_numbers_of_other_kinds_are_other_structures(device):
@@ -156,6 +163,184 @@ def test_traces_of_numbers_that_never_come_again_do_not_fill_the_memory(device, 
 def test_pickles_and_copies_are_it():
     for same in (pickle.loads(pickle.dumps(triple)), copy.copy(triple), copy.deepcopy(triple)):
         assert same is triple
+
+
+def by(x, n):
+    """A function that is fused elsewhere."""
+    return customops.exp(x) * n
+
+
+class Scaled:
+    """An object that can be called, and has one more method."""
+
+    def __init__(self):
+        self.by = 2.0
+
+    def __call__(self, x):
+        return customops.exp(x) * self.by
+
+    def method(self, x):
+        """e^x by an attribute."""
+        return customops.exp(x) * self.by
+
+
+class Plain(torch.nn.Module):
+    """A module that is not fused by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.by = 2.0
+
+    def forward(self, x):
+        """e^x by an attribute."""
+        return customops.exp(x) * self.by
+
+
+CALLABLES = {
+    "function": lambda: partial(by, n=2.0).func,
+    "partial": lambda: partial(by, n=2.0),
+    "object": Scaled,
+    "bound method": lambda: Scaled().method,
+    "module": Plain,
+    "method bound by partial": lambda: partial(Scaled.method, Scaled()),
+}
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_a_model_that_holds_a_fused_callable_is_copied_pickled_and_saved(name, device):
+    (x,), args = draw([(3, 4)], device), (2.0,) if name == "function" else ()
+    model = torch.nn.Module()
+    model.act = fuse(CALLABLES[name]())
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    saved.seek(0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(saved, weights_only=False)):
+        assert_equal(other.act(x, *args), x.exp() * 2)
+        assert other.act is not model.act
+
+
+@pytest.mark.parametrize("name", ["object", "bound method", "module", "method bound by partial"])
+def test_a_fused_callable_reads_its_object_at_every_call(name, device):
+    made = CALLABLES[name]()
+    holder = next(iter(getattr(made, "args", ())), getattr(made, "__self__", made))
+    fused, (x,) = fuse(made), draw([(3, 4)], device)
+    for holder.by in (2.0, 3.0, 0.0, -0.0):
+        got = fused(x)
+        assert_equal(got, x.exp() * holder.by)
+        assert got.signbit().equal((x.exp() * holder.by).signbit())
+
+
+def test_copies_share_no_object(device):
+    (x,), fused = draw([(3, 4)], device), fuse(Plain())
+    copied = copy.deepcopy(fused)
+    copied.called.by = 3.0
+    assert_equal(fused(x) * 1.5, copied(x))
+
+
+class Methods:
+    """Every kind of method, fused."""
+
+    by = 2
+
+    @classmethod
+    @fuse
+    def of_class(cls, x):
+        """e^x by an attribute of the class."""
+        return customops.exp(x) * cls.by
+
+    @staticmethod
+    @fuse
+    def of_none(x):
+        """e^x."""
+        return customops.exp(x)
+
+    @fuse
+    def method(self, x):
+        """e^x by an attribute."""
+        return customops.exp(x) * self.by
+
+
+class Inherits(Methods):
+    """Calls the fused method that it replaces."""
+
+    @fuse
+    def method(self, x):
+        """Twice the method of the parent."""
+        return super().method(x) * 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: Methods.of_class(x) * 1,
+        lambda x: Methods().of_class(x),
+        lambda x: Methods.of_none(x) * 2,
+        lambda x: Methods().of_none(x) * 2,
+        lambda x: Methods().method(x),
+        lambda x: Methods.method(Methods(), x),
+        lambda x: Inherits().method(x) / 2,
+    ],
+    ids=["class", "class of instance", "static", "static of instance", "method", "unbound", "super"],
+)
+def test_methods_of_every_kind_are_fused_and_compile(call, device):
+    (x,) = draw([(3,)], device)
+    torch.compiler.reset()
+    assert_equal(call(x), x.exp() * 2)
+    assert_equal(torch.compile(call, backend="eager", fullgraph=True)(x), x.exp() * 2)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        lambda w: lambda x, w=w: customops.exp(x) * w,
+        lambda w: partial(lambda w, x: customops.exp(x) * w, w),
+        lambda w: partial(lambda x, w: customops.exp(x) * w, w=w),
+        lambda w: partial(lambda x, *, w=w: customops.exp(x) * w),
+    ],
+    ids=["default", "bound", "bound by name", "default by name"],
+)
+def test_a_tensor_bound_or_as_a_default_is_an_argument(bind, device):
+    x, w = draw([(3, 4), (4,)], device)
+    fused = fuse(bind(w.requires_grad_()))
+    for _ in range(2):
+        z = fused(x)
+        assert_equal(z.detach(), x.exp() * w.detach())
+        assert_equal(torch.autograd.grad(z.sum(), w)[0], x.exp().sum(0))
+        w.data.mul_(2)
+    assert "w" in str(fused.program(x))
+
+
+def test_a_tensor_made_in_inference_mode_beside_a_weight_that_learns(device):
+    (w,) = draw([(4,)], device)
+    with torch.inference_mode():
+        (x,) = draw([(3, 4)], device)
+    for function in (lambda x, w: customops.exp(x) * w, lambda x, w: customops.exp(w) + x):
+        z = fuse(function)(x, w.requires_grad_())
+        (got,) = torch.autograd.grad(z.sum(), w)
+        (want,) = torch.autograd.grad(function(x, w).sum(), w)
+        assert_equal(got, want)
+
+
+def test_what_an_object_does_not_read_costs_nothing(device):
+    """A list of a million numbers among its attributes is not looked at."""
+    layer, (x,) = Layer(2.0), draw([(3,)], device)
+    layer.many = [0.0] * 1_000_000
+    layer(x)
+    frames: list[str] = []
+    sys.setprofile(lambda frame, event, _: frames.append(frame.f_code.co_filename) if event == "call" else None)
+    try:
+        layer(x)
+    finally:
+        sys.setprofile(None)
+    assert 5 < sum(name.endswith(("fuse.py", "tracing.py")) for name in frames) < 50
+
+
+def test_a_bound_method_as_argument_is_traced_once(device, grown):
+    fused, scaled, (x,) = fuse(lambda x, act: act(x) + 1), Scaled(), draw([(3,)], device)
+    for _ in range(3):
+        assert_equal(fused(x, scaled.method), x.exp() * 2 + 1)
+        assert len(grown) == 3
 
 
 @fuse
