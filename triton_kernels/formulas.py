@@ -265,7 +265,7 @@ def amin(x, count):
 
 @triton.jit
 def extremum_dx(g, x, z, ties):
-    return _divide(g * equal(x, z), ties)
+    return _divide(g, ties) * equal(x, z)
 
 
 @triton.jit
