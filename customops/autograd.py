@@ -209,7 +209,11 @@ def _call_unusual(operator: type[Operator], inputs: Sequence) -> Tensor:
 
 def tracer_of(inputs: Sequence) -> Callable | None:
     """What writes operators down instead, if one of ``inputs`` is of a class that does: ``__customops__``."""
-    return next((trace for x in inputs if (trace := getattr(type(x), "__customops__", None))), None)
+    for x in inputs:  # no generator with := in it, which torch 2.11 cannot compile
+        trace = getattr(type(x), "__customops__", None)
+        if trace:
+            return trace
+    return None
 
 
 def call_(operator: type[Operator], twin: Callable, x: Tensor, *inputs) -> Tensor:
