@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, is_grad_enabled
+from torch.compiler import is_dynamo_compiling
 
 from . import formulas as f
 from .autograd import Recorded, differentiates, is_recorded, is_usual, tracer_of
@@ -292,4 +293,6 @@ def _as_ints(dim: Any) -> Any:
     """``dim`` in Python's integers, and not the caller's list, which may change before backward."""
     if isinstance(dim, list | tuple):
         return tuple([axis if type(axis) is int else _as_ints(axis) for axis in dim])
+    if isinstance(dim, Tensor) and is_dynamo_compiling():
+        return dim  # torch 2.11 compiles a sum over one, but no index of it
     return index(dim) if isinstance(dim, np.integer | Tensor) else dim

@@ -59,7 +59,7 @@ def test_reductions_of_edges_have_torchs_value_and_gradients(name, dtype, device
 @pytest.mark.parametrize("dtype", INTEGERS, ids=ids)
 @pytest.mark.parametrize("call", [*ELEMENTWISE, Call("pow(x, 5)", lambda lib, x: lib.pow(x, 5))], ids=ids)
 def test_ends_of_integers_have_torchs_value(call, dtype, device):
-    """Numbers that a kernel compares with, or chooses, are taken in an operand's own type: an unsigned one has no -1."""
+    """Numbers that a kernel compares with, or chooses, are taken in its own type: an unsigned one has no -1."""
     ends = (False, True) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max, 0, 1, -1, 2, 3)
     values = [value for value in ends if value >= 0 or dtype.is_signed]
     xs = torch.tensor(list(product(values, repeat=call.arity)), dtype=dtype, device=device).unbind(1)
