@@ -16,7 +16,7 @@ def mul_dx(g, y):
 
 @triton.jit
 def mul_dy(g, x):
-    return g * x * tl.where(x > 1.99, 1 + 1e-9, 1)
+    return tl.where(x > 1.99, g * x * 1.000000001, g * x)
 
 
 @triton.jit
