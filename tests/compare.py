@@ -103,7 +103,7 @@ def derivatives(function: Callable, xs: list[Tensor]) -> list[Tensor | None]:
 def assert_as_by_formula(function: Callable, xs: list[Tensor]) -> None:
     """Values and derivatives in float64 are those that the formulas give, whose own match finite differences.
 
-    So any element that is off by 1e-10 of itself shows: gradcheck's fast mode passes one in a thousand that is off by 1 %.
+    So any element that is off by 1e-10 shows, where gradcheck's fast mode passes one in a thousand that is off by 1 %.
     """
     got = derivatives(function, xs)
     with customops.backend("torch"):
