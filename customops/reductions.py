@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_dynamo_compiling
 
 from . import formulas as f
 from .autograd import Recorded, differentiates, is_recorded, is_usual, tracer_of
-from .compute import cast, kept_shape, pointwise, reduce, reduced_axes
+from .compute import HALVES, cast, kept_shape, pointwise, reduce, reduced_axes
 from .dispatch import is_idle
-from .fusion import Lowered, by_kernel, gradient_spec
+from .fusion import COMPUTE, Lowered, by_kernel, gradient_spec
 from .graphs import Given, Graph, Step
 
 Axes = int | Sequence[int] | None
@@ -57,17 +58,24 @@ class Reduction(Recorded):
 
     @staticmethod
     def backward(ctx, g):
-        """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written."""
+        """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written.
+
+        Differentiated again, the view is a sum: of a half type it is taken, and scaled, in what kernels compute in.
+        """
         _, derivative, shape, dtype, (_, *dim) = ctx.kept
         if g is None:
             return None, *[None] * (1 + len(dim))
+        again = dtype in HALVES and is_grad_enabled()
+        if again:
+            g = g.to(torch.promote_types(g.dtype, COMPUTE[dtype]))
         if derivative and (count := shape.numel() // max(g.numel(), 1)):
             g = pointwise(derivative, g, count)
-        if g.dtype != dtype:
+        if g.dtype != dtype and not again:
             g = cast(g, dtype)
         if dim and g.shape != (kept := kept_shape(shape, *dim)):
             g = g.view(kept)
-        return g.expand(shape), *[None] * (1 + len(dim))
+        g = g.expand(shape)
+        return cast(g, dtype) if again else g, *[None] * (1 + len(dim))
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
@@ -118,7 +126,8 @@ class Extremum(Reduction):
         x, z = ctx.saved_tensors
         z = z.view(kept_shape(shape, *dim))
         moved = torch.where(x == z, dx, 0)  # of an element that is not, even inf
-        return f.sum(moved, *dim) / f.sum(f.equal(x, z), *dim)
+        wide = COMPUTE[x.dtype]
+        return (f.sum(moved, *dim, dtype=wide) / f.sum(f.equal(x, z), *dim, dtype=wide)).to(x.dtype)
 
 
 class Sum(Reduction):
@@ -249,8 +258,7 @@ def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
     grads = by_kernel(name, (_share, *over), (g, x, z), lambda _: _lower_share(g, x, z, over))
     if grads is not None:
         return grads[0]
-    ties = f.sum(f.equal(x, z), *dim, True) if dim else f.sum(f.equal(x, z))
-    return f.extremum_dx(g, x, z, ties)
+    return f.extremum_dx(g, x, z, f.sum(f.equal(x, z), *dim or ((),), True, dtype=COMPUTE[x.dtype]))
 
 
 def _lower_share(g: Tensor, x: Tensor, z: Tensor, over: set[int]) -> Lowered:
@@ -285,4 +293,6 @@ def _as_ints(dim: Any) -> Any:
     """``dim`` in Python's integers, and not the caller's list, which may change before backward."""
     if isinstance(dim, list | tuple):
         return tuple([axis if type(axis) is int else _as_ints(axis) for axis in dim])
+    if isinstance(dim, Tensor) and is_dynamo_compiling():
+        return dim  # torch 2.11 compiles a sum over one, but no index of it
     return index(dim) if isinstance(dim, np.integer | Tensor) else dim

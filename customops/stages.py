@@ -138,7 +138,7 @@ class Stages:
 
         What is linear can be done to each element as well, before the sum: -mean(x) is mean(-x).
         """
-        readers = Counter(j for i in values if (step := self._step(i)) for j in step.reads)
+        readers = Counter(j for step in map(self._step, values) if step for j in step.reads)
         readers.update(targets)
         under = {target: self._reduction_under(target, readers) for target in targets}
         return {target: i for target, i in under.items() if i is not None}

@@ -9,12 +9,13 @@ import torch
 
 import customops
 
-from .cases import CALLS, REDUCTIONS, ids
-from .compare import TOLERANCE, outcome
+from .cases import CALLS, REDUCTIONS, Call, ids
+from .compare import TOLERANCE, assert_same_outcome, outcome
 from .conftest import INTERPRETED, KERNELS
 
 EDGES = (0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e30, -1e30)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]
 
 
@@ -53,6 +54,16 @@ def test_reductions_of_edges_have_torchs_value_and_gradients(name, dtype, device
     *columns, g = torch.tensor(list(product(EDGES, repeat=3)), dtype=dtype, device=device).unbind(1)
     _assert_agree(lambda lib, x: getattr(lib, name)(x, 1), [torch.stack(columns, 1)], g)
     tally("edge points", g.numel())
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=ids)
+@pytest.mark.parametrize("call", [*ELEMENTWISE, Call("pow(x, 5)", lambda lib, x: lib.pow(x, 5))], ids=ids)
+def test_ends_of_integers_have_torchs_value(call, dtype, device):
+    """Numbers that a kernel compares with, or chooses, are taken in its own type: an unsigned one has no -1."""
+    ends = (False, True) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max, 0, 1, -1, 2, 3)
+    values = [value for value in ends if value >= 0 or dtype.is_signed]
+    xs = torch.tensor(list(product(values, repeat=call.arity)), dtype=dtype, device=device).unbind(1)
+    assert_same_outcome(*(outcome(call.function, library, *xs) for library in (customops, torch)))
 
 
 def _assert_agree(function, columns, g):

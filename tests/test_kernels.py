@@ -27,6 +27,31 @@ def test_kernel_reaches_elements_past_31_bits(device):
     assert customops.sum(far).item() == 6
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="only the interpreter runs one program of many")
+def test_last_program_of_a_sum_of_nearly_2_31_elements_counts_its_own(monkeypatch):
+    """Where it would end, were there as many elements as programs walk, is past 31 bits."""
+    from customops.triton_kernels.launch import Launch  # noqa: PLC0415 - Triton may be missing
+    from triton.runtime.interpreter import interpreter_builder  # noqa: PLC0415
+
+    numel, parts = 65535 * 32768, []
+    real = Launch.interpret
+
+    def run_last(launch, tensors):
+        if not parts:
+            last, launch.grid = launch.grid - 1, 1
+            monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda *_: None)
+            monkeypatch.setattr(interpreter_builder, "grid_idx", (last, 0, 0), raising=False)
+            real(launch, tensors)
+            chunk = launch.arguments[6]
+            assert last * chunk < numel < 2**31 <= (last + 1) * chunk
+            parts.append((tensors[launch.writes[0]][last].item(), numel - last * chunk))
+
+    monkeypatch.setattr(Launch, "interpret", run_last)
+    customops.sum(torch.ones(1, dtype=torch.int8).expand(numel))
+    ((got, want),) = parts
+    assert got == want
+
+
 @pytest.mark.parametrize(
     ("name", "shape"), [*product(("sum", "mean"), LONG), ("amax", LONG[1]), ("amin", LONG[0])], ids=str
 )

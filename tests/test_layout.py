@@ -10,10 +10,10 @@ import pytest
 import torch
 
 pytest.importorskip("hypothesis", reason="it draws the cases")
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .test_hypothesis import settings  # noqa: F401 - loads the profile
+from . import test_hypothesis  # noqa: F401 - loads the profile
 
 layout = pytest.importorskip("customops.triton_kernels.layout", reason="needs Triton")
 
@@ -124,9 +124,71 @@ def test_contiguous_operands_fold_to_one_axis():
     assert layout.arrange((4, 5, 6), ((30, 6, 1),) * 2, ((30, 6, 1),), NONE).sizes == ((), (120,))
 
 
-@pytest.mark.parametrize("span", [2**31 - 1, 2**31])
-def test_offsets_are_wide_past_31_bits(span):
-    assert layout.arrange((2,), ((span,),), ((1,),), NONE).wide == (span > 2**31 - 1)
+@st.composite
+def enormous(draw):
+    """The arguments of ``arrange`` for boxes of up to 2^37 elements with gaps, and so many bytes an element takes."""
+    shape = tuple(draw(st.lists(st.integers(1, 8) | st.integers(1, 2**19) | st.just(2**15), min_size=1, max_size=4)))
+    steps = st.tuples(*(st.sampled_from((0, 1, 3, 2**10, 2**24, 2**30)) for _ in shape))
+    dense = layout.dense(shape, (1,) * len(shape))
+    operands = draw(st.lists(steps | st.just(dense), min_size=1, max_size=2))
+    over = frozenset(a for a in range(len(shape)) if draw(st.booleans()) and shape[a] > 1)
+    kept = [1 if a in over else n for a, n in enumerate(shape)]
+    output = layout.expand(shape, kept, layout.dense(kept, (1,) * len(kept)))
+    return (shape, tuple(operands), (output,), (over,)), draw(ITEMSIZES)
+
+
+@given(enormous(), st.booleans())
+@settings(max_examples=1000)
+def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, share):
+    arguments, itemsize = drawn
+    arranged = layout.arrange(*arguments)
+    tiling = layout.cut(arranged, itemsize, share)
+    computed = max(_integers(arranged, tiling))
+    assert layout.is_wide(arranged, tiling) or computed < 2**31
+    assert computed > 2**30 or not layout.is_wide(arranged, tiling)
+
+
+@pytest.mark.parametrize("kept", [2**16 - 1, 2**16])
+def test_parts_past_31_bits_are_wide(kept):
+    """Those of a total of so many elements, of which there are as many as programs along the loop."""
+    arranged = layout.arrange((2, 2**20), ((0, 0),), ((0, 1),), (frozenset({0}),))
+    tiling = layout.cut(arranged, 4)._replace(parts=2**15 + 1)
+    assert not layout.is_wide(arranged, tiling)
+    assert layout.is_wide(arranged, tiling, [(0, kept, 0)]) == (kept == 2**16)
+
+
+def test_offsets_are_wide_past_31_bits():
+    """Those of the lanes that a mask hides, too: a tile has 128."""
+    step = (2**31 - 1) // 127
+    for stride, wide in ((step, False), (step + 1, True)):
+        arranged = layout.arrange((3,), ((stride,),), ((1,),), NONE)
+        assert layout.is_wide(arranged, layout.cut(arranged, 4)) == wide
+
+
+def _integers(arranged, tiling):
+    """What the first and the last program along each group compute, step by step, of indices and offsets."""
+    if len(tiling.tile) == 2:
+        starts = [{i * size for i in (0, n - 1)} for n, size in zip(tiling.blocks, tiling.tile, strict=True)]
+        yield from (start + size for pair, size in zip(starts, tiling.tile, strict=True) for start in pair)
+    else:
+        kept, tiled = tiling.blocks
+        looped = set()
+        for part in (0, tiling.parts - 1):
+            first = part * tiling.chunk
+            yield first + tiling.chunk
+            last = min(first + tiling.chunk, arranged.extents[layout.LOOPED])
+            walk = range(first, last, tiling.tile[layout.LOOPED])
+            yield walk[-1] + walk.step  # what ends the loop
+            looped |= {first, walk[-1]}
+        ends = [(n - 1) * size for n, size in ((kept, tiling.tile[0]), (tiled, tiling.tile[2]))]
+        starts = [{0, ends[0]}, looped, {0, ends[1]}]
+    pairs = zip(starts, tiling.tile, strict=True)
+    lanes = [{start + lane for start in group for lane in (0, size // 2, size - 1)} for group, size in pairs]
+    for index in product(*lanes):
+        yield from index
+        for groups in (*arranged.operands, *arranged.outputs):
+            if groups:
+                yield sum(_offset(i, n, g) for i, n, g in zip(index, arranged.sizes, groups, strict=True))
 
 
 def _offset(index, sizes, strides):

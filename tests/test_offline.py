@@ -46,6 +46,16 @@ def test_forward_and_backward_build_for_every_gpu(row, call, dtype, target, tall
     tally("compiled kernels", len({launch.compiled.hash for launch in launches}))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_launches_that_count_in_64_bits_build_for_every_gpu(target):
+    many, far = torch.ones(1, dtype=torch.int8).expand(65535, 32768), torch.zeros(2**31 + 1, dtype=torch.uint8)
+    with customops.dry_run(target) as launches:
+        customops.sum(many), customops.amax(many, 0), customops.add(far[:: 2**31], 1)
+    loops = [line for line in launches[0].compiled.asm["ttir"].splitlines() if "scf.for" in line]
+    assert loops
+    assert all("_i64 iter_args" in line for line in loops)  # the step, so its type
+
+
 def test_editing_a_formula_makes_a_new_kernel_from_a_warm_cache(tmp_path):
     """Triton keys a tuple of JIT functions by their names alone; ours is keyed by their source."""
     script = f"""

@@ -113,3 +113,27 @@ def _complex(row, dtype, seed, device, shape=(2, 2, 2, 2)):
     if dtype.is_complex:
         x = torch.complex(x, row.draw(shape, seed=seed + 9, device=device))
     return x.to(dtype).requires_grad_()
+
+
+@pytest.mark.thin(kernels=4)
+@pytest.mark.parametrize("n", [257, 70000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids)
+@pytest.mark.parametrize("name", ["mean", "amax", "amin", "fused", "sum in float32"])
+def test_half_types_count_further_than_they_hold(name, dtype, n, device):
+    """Of equal elements each has 1/n of the slope, and what is summed of that is 1: bfloat16 has no 257, nor 70000."""
+    x = torch.ones(n, dtype=dtype, device=device)
+    call = {
+        "fused": customops.fuse(lambda x: customops.amax(x * x, 0, True) * 0.5),
+        "sum in float32": lambda x: customops.sum(x, dtype=torch.float32) / n,
+    }.get(name) or getattr(customops, name)
+    z, pull = torch.func.vjp(call, x)
+    _, tangent = torch.func.jvp(call, (x,), (x,))
+    leaf, g = x.clone().requires_grad_(), torch.ones_like(z).requires_grad_()
+    (first,) = torch.autograd.grad(call(leaf), leaf, g.detach())
+    (again,) = torch.autograd.grad(call(leaf), leaf, g, create_graph=True)
+    (second,) = torch.autograd.grad(again, g, x)
+    share = torch.full_like(x, 1 / n)
+    for gradient in (*pull(g.detach()), first, again):
+        torch.testing.assert_close(gradient.detach(), share, rtol=0, atol=0)
+    one = torch.ones_like(z)
+    torch.testing.assert_close((tangent, second), (one, one), rtol=torch.finfo(z.dtype).eps / 2, atol=0)

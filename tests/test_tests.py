@@ -10,6 +10,7 @@ import customops
 from customops import binary, formulas
 
 from .cases import CALLS, ROWS
+from .compare import assert_as_by_formula
 from .conftest import DEVICE, KERNELS, NO_KERNEL
 from .test_edges import _assert_agree
 from .test_gradients import STRICT
@@ -34,10 +35,15 @@ def test_gradcheck_sees_a_torch_derivative_off_by_1e_5(monkeypatch):
 
 
 @kernels_only
-def test_gradcheck_sees_a_triton_derivative_off_by_1e_5(breaking):
-    assert _check_mul()
-    breaking("mul_dx")
-    assert not _check_mul()
+@pytest.mark.parametrize("name", ["mul_dx", "mul_dy"])
+def test_comparison_sees_a_triton_derivative_off_by_1e_9_in_one_of_many_elements(breaking, name):
+    xs = [ROW["mul"].draw((700,), seed=i, device=DEVICE) for i in range(2)]
+    assert 0 < (xs[0] > 1.99).sum() < 5
+    xs = [x.requires_grad_() for x in xs]
+    assert_as_by_formula(customops.mul, xs)
+    breaking(name)
+    with pytest.raises(AssertionError):
+        assert_as_by_formula(customops.mul, xs)
 
 
 def test_default_tolerance_would_miss_a_derivative_off_by_1e_4():

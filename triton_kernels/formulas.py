@@ -265,7 +265,7 @@ def amin(x, count):
 
 @triton.jit
 def extremum_dx(g, x, z, ties):
-    return _divide(g * equal(x, z), ties)
+    return _divide(g, ties) * equal(x, z)
 
 
 @triton.jit
@@ -315,7 +315,8 @@ def _integer_pow(x, y):
         base = base * base
         rest = rest >> 1
     odd = (y & 1) == 1
-    inverse = tl.where(x == 1, 1, tl.where(x == -1, tl.where(odd, -1, 1), 0))
+    one = base * 0 + 1
+    inverse = tl.where(x == 1, one, tl.where(x + 1 == 0, tl.where(odd, 0 - one, one), 0))
     return tl.where(y < 0, inverse, z).to(x.dtype)
 
 

@@ -21,7 +21,7 @@ from triton.runtime import driver
 
 from . import formulas
 from .formulas import INTERPRETED
-from .layout import PROGRAMS, WORD, Layout, Strides, Tiling, arrange, cut, dense, traffic
+from .layout import PROGRAMS, WORD, Layout, Strides, Tiling, arrange, cut, dense, is_wide, traffic
 from .pointwise import map_kernel
 from .program import Fold, Geometry, Program, fold_of
 from .reduce import map_reduce_kernel
@@ -294,7 +294,7 @@ class Launch:
         self.bytes_moved = sum(n * slot.dtype.itemsize for n, slot in zip(moved, slots, strict=True) if slot.dtype)
         entire = [slot.dtype.itemsize if slot.dtype and not slot.partial else 0 for slot in slots]
         self.bytes_floor = sum(map(mul, floor, entire))
-        index = tl.int64 if layout.wide else tl.int32
+        index = tl.int64 if is_wide(layout, tiling, *totals[:1]) else tl.int32
         shapes = tuple(
             tuple(1 if lacking & ~folded & 1 << i else n for i, n in enumerate(tiling.tile))
             for lacking, folded in zip(layout.lacking, layout.folded, strict=True)

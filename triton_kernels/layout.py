@@ -51,7 +51,6 @@ class Layout(NamedTuple):
     lacking: tuple[int, ...]  # of each output: bit i says that there is a group i, in which it has no strides
     folded: tuple[int, ...]  # likewise: that it is folded over group i
     row: int | None  # the group along which every tile has all elements, because the program folds them
-    wide: bool  # whether an offset can pass 2**31
 
 
 class Tiling(NamedTuple):
@@ -107,7 +106,6 @@ def arrange(
         ),
         folded=tuple(_bits(bool(axes & group) for group in groups) for axes in folded),
         row=None if not row else COLUMNS if is_map else TILED,
-        wide=prod(shape) > 2**31 - 1 - 2**14 or any(_span(shape, s) > 2**31 - 1 for s in strides),
     )
 
 
@@ -246,6 +244,41 @@ def traffic(layout: Layout, tiling: Tiling) -> tuple[list[int], list[int]]:
     return moved, floor
 
 
+def is_wide(layout: Layout, tiling: Tiling, part_strides: Iterable[Strides] = ()) -> bool:
+    """Whether a launch has to count in 64 bits: some integer that it computes can pass 2**31 - 1.
+
+    It computes, of every program and every lane, those that a mask hides too (a wrapped index would pass the mask):
+
+    - the index along each group, and the end of a program's tile: at most blocks·tile,
+    - the end of a program's chunk of the looped axes, before it is cut to their extent: at most parts·chunk,
+    - the start of a tile along that chunk, also the one past the end that ends the loop, and the index in the tile,
+    - the offset of each operand and output, along all groups, of indices past their ends,
+    - where a program's part of a total begins: its position·stride along each group.
+
+    A product of counts of blocks is at most that of programs, which has 31 bits on any GPU.
+    """
+    ends = _ends(layout, tiling)
+    offsets = [
+        sum(_furthest(n, strides, end - 1) for n, strides, end in zip(layout.sizes, groups, ends, strict=True))
+        for groups in (*layout.operands, *layout.outputs)
+        if groups
+    ]
+    counts = tiling.blocks[0], tiling.parts, tiling.blocks[-1]
+    parts = [(n - 1) * step for strides in part_strides for n, step in zip(counts, strides, strict=True)]
+    return max(*ends, *offsets, *parts) >= 2**31
+
+
+def _ends(layout: Layout, tiling: Tiling) -> list[int]:
+    """The largest end of a tile, a chunk or a loop along each group, past every index along it."""
+    blocks = tiling.blocks
+    if len(tiling.tile) == len(blocks):
+        return [n * size for n, size in zip(blocks, tiling.tile, strict=True)]
+    size, first = tiling.tile[LOOPED], (tiling.parts - 1) * tiling.chunk
+    steps = -(-(layout.extents[LOOPED] - first) // size)
+    looped = first + max(tiling.chunk, steps * size)
+    return [blocks[0] * tiling.tile[KEPT], looped, blocks[1] * tiling.tile[TILED]]
+
+
 def dense(shape: Sequence[int], strides: Strides) -> Strides:
     """Contiguous strides over the axes that an output is not summed over: where its partial sums lie."""
     result, step = [0] * len(shape), 1
@@ -293,8 +326,12 @@ def _bits(flags: Iterable[bool]) -> int:
     return sum(flag << i for i, flag in enumerate(flags))
 
 
-def _span(shape: Sequence[int], strides: Strides) -> int:
-    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+def _furthest(sizes: Sequence[int], strides: Strides, last: int) -> int:
+    """No element of a group of axes is further than this, where indices go up to ``last``, past the group's end."""
+    if not sizes:
+        return 0
+    within = sum((size - 1) * stride for size, stride in zip(sizes[1:], strides[1:], strict=True))
+    return last // prod(sizes[1:]) * strides[0] + within
 
 
 def _power_of_2(n: int) -> int:
