@@ -399,10 +399,15 @@ def _specialize(operands: Sequence[Slot], outputs: Sequence[Slot], integers: tup
 
 @cache
 def _compile(kernel, types: tuple, fixed: tuple, divisors: tuple, warps: int, _device: int):
-    """Compile for the current device, which each have their own copy."""
+    """Compile for the current device, which each have their own copy.
+
+    x·y + z is rounded twice, as by torch: whether a compiler contracts it depends on what else is in a kernel, and two
+    kernels that compute one value have to agree on it. Triton 3.10 has this as default; 3.9 wants it said.
+    """
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(fixed), attributes)
-    return triton.compile(source, driver.active.get_current_target(), {"num_warps": warps})
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return triton.compile(source, driver.active.get_current_target(), options)
 
 
 def _as_integer(value: torch.Tensor | float, common: torch.dtype) -> int:
