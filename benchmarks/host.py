@@ -31,7 +31,9 @@ def measure(device: str, ops: list[str] | None = None) -> Iterator[dict]:
             continue
         xs = [row.draw((2, 1, 2, 2), torch.float32, seed=i, device=device) for i in range(call.arity)]
         for phase in RATIOS:
-            times = _microseconds({"ours": phase_of(customops, call, xs, phase), "eager": phase_of(torch, call, xs, phase)})
+            times = _microseconds(
+                {"ours": phase_of(customops, call, xs, phase), "eager": phase_of(torch, call, xs, phase)}
+            )
             yield {"call": call.name, "phase": phase, "where": "GPU" if device == "cuda" else "CPU", **_summary(times)}
         xs = [x.cpu() for x in xs]
         with customops.dry_run() as records:

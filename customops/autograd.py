@@ -31,31 +31,27 @@ class Recorded(Function):
     generate_vmap_rule = True
 
     def __init_subclass__(cls):
-        """Give each subclass its ``record``: how torch's C code applies its twin, which has its name."""
+        """Give each subclass its ``record``: how C applies a twin, of its name, and whose nodes in a graph are its."""
         super().__init_subclass__()
-        names = {"function": cls, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        cls.record = super(Function, type(cls.__name__, (_Twin,), names)).apply  # type: ignore[misc]  # C has no types
+        twin: Any = type(cls.__name__, (_Twin,), {"function": cls})
+        twin._backward_cls._forward_cls = cls
+        cls.record = super(Function, twin).apply  # type: ignore[misc]  # torch._C has no types
 
 
 class _Twin(Function):
-    """``function`` without a ``setup_context``: for one that has it, torch from 2.14 on binds arguments in C's apply.
+    """``function`` without a ``setup_context``: of one that has it torch 2.15 binds the arguments in C's ``apply``.
 
-    That takes 50 us; up to 2.13 only ``Function.apply`` did it, which ``record`` goes past.
+    That takes 50 us a call; in torch 2.13 it is ``Function.apply`` in Python that does it, which ``record`` goes past.
     """
 
     function: ClassVar[type[Recorded]]
 
     @classmethod
     def forward(cls, ctx, *inputs):
-        """The value, and what is kept of it."""
+        """The value; what is kept of it goes into ``ctx``."""
         output = cls.function.forward(*inputs)
         cls.function.setup_context(ctx, inputs, output)
         return output
-
-    @classmethod
-    def backward(cls, ctx, *gs):
-        """As that of ``function``."""
-        return cls.function.backward(ctx, *gs)
 
 
 class Operator(Recorded):
