@@ -1,8 +1,8 @@
 """``python -m benchmarks.versions OTHER``: what a call costs the host on this Python's torch, against another Python's.
 
 Both import this checkout. Their processes take turns on the CPU at 8 elements, call by call, and count their own
-processor's time, so that what else the machine does meets both alike. A ratio is the median of those of two times in one
-round, of ours and of torch's own operator: what only autograd's engine costs is in both.
+processor's time, so that what else the machine does meets both alike. A ratio is the median of those of two times in
+one round, of ours and of torch's own operator: what only autograd's engine costs is in both.
 """
 
 from __future__ import annotations
