@@ -1,4 +1,4 @@
-# make demo, make test: each sets up all it needs in .venv, from Python 3.10+, pip and make.
+# make demo, make test: each sets up all it needs in .venv, from Python 3.11+, pip and make.
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 tests

@@ -31,11 +31,13 @@ def measure(device: str, ops: list[str] | None = None) -> Iterator[dict]:
             continue
         xs = [row.draw((2, 1, 2, 2), torch.float32, seed=i, device=device) for i in range(call.arity)]
         for phase in RATIOS:
-            times = _microseconds({"ours": _phase(customops, call, xs, phase), "eager": _phase(torch, call, xs, phase)})
+            times = _microseconds(
+                {"ours": phase_of(customops, call, xs, phase), "eager": phase_of(torch, call, xs, phase)}
+            )
             yield {"call": call.name, "phase": phase, "where": "GPU" if device == "cuda" else "CPU", **_summary(times)}
         xs = [x.cpu() for x in xs]
         with customops.dry_run() as records:
-            calls = {phase: _phase(customops, call, xs, phase) for phase in BUDGET}
+            calls = {phase: phase_of(customops, call, xs, phase) for phase in BUDGET}
             times = _microseconds({**calls, "clear": records.clear})
         for phase in BUDGET:
             yield {"call": call.name, "phase": phase, "where": "recording driver", **_summary({"ours": times[phase]})}
@@ -59,7 +61,8 @@ def _microseconds_of_ours(row: dict) -> float:
     return row["times"]["ours"]
 
 
-def _phase(library, call: Call, xs: list, phase: str) -> Callable:
+def phase_of(library, call: Call, xs: list, phase: str) -> Callable:
+    """A phase of a call on ``xs``, of ``library``."""
     return phases(partial(call.function, library), xs, cotangent(call.function(library, *xs)))[phase]()
 
 

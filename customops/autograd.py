@@ -26,14 +26,32 @@ class Recorded(Function):
     What may be fused also gives its value ``by_formula``.
     """
 
-    record: ClassVar[Callable[..., Tensor]]
+    record: ClassVar[Callable[..., Any]]
     by_formula: ClassVar[Callable[..., Tensor]]
     generate_vmap_rule = True
 
     def __init_subclass__(cls):
-        """Give each subclass its ``record``."""
+        """Give each subclass its ``record``: how C applies a twin, of its name, and whose nodes in a graph are its."""
         super().__init_subclass__()
-        cls.record = super(Function, cls).apply  # type: ignore[misc]  # torch._C has no types
+        twin: Any = type(cls.__name__, (_Twin,), {"function": cls})
+        twin._backward_cls._forward_cls = cls
+        cls.record = super(Function, twin).apply  # type: ignore[misc]  # torch._C has no types
+
+
+class _Twin(Function):
+    """``function`` without a ``setup_context``: of one that has it torch 2.15 binds the arguments in C's ``apply``.
+
+    That takes 50 us a call; in torch 2.13 it is ``Function.apply`` in Python that does it, which ``record`` goes past.
+    """
+
+    function: ClassVar[type[Recorded]]
+
+    @classmethod
+    def forward(cls, ctx, *inputs):
+        """The value; what is kept of it goes into ``ctx``."""
+        output = cls.function.forward(*inputs)
+        cls.function.setup_context(ctx, inputs, output)
+        return output
 
 
 class Operator(Recorded):

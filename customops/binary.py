@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, is_grad_enabled
-from torch.compiler import is_dynamo_compiling, is_exporting
+from torch import Tensor, compiler, is_grad_enabled
+from torch.compiler import is_dynamo_compiling
 
 from . import formulas as f
 from .autograd import Operator, as_scalar, call, call_
 from .dispatch import CLASSES, EXPONENTS, saves_are_hooked
 
 Number = bool | int | float | complex
+_TAKES_SYMBOLS = torch.__version__ >= (2, 15)  # type: ignore[operator]  # whether torch differentiates a power whose exponent is one
 
 __all__ = ["add", "add_", "div", "div_", "maximum", "minimum", "mul", "mul_", "pow", "pow_", "sub", "sub_"]
 
@@ -313,12 +314,13 @@ def _jvp_of_choice(ctx, chooses, dx, dy) -> Tensor:
 def _pow_operator(x, y) -> type[Operator]:
     """Which of the two powers torch computes; its CPU kernel takes no roots in float16.
 
-    To a compiler they are one: what y is goes unasked, so that one graph may serve all numbers. But torch 2.13 fails to
-    differentiate such a graph; where a gradient is wanted, y is asked and becomes a constant.
+    To a compiler they are one: what y is goes unasked, so that one graph may serve all numbers. But torch before 2.15
+    fails to differentiate such a graph; where a gradient is wanted, y is asked there and becomes a constant.
     """
     if is_dynamo_compiling():
         wanted = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
-        if is_exporting() or not wanted:
+        exporting = compiler._is_exporting_flag  # torch 2.11 compiles is_exporting() to True everywhere
+        if exporting or _TAKES_SYMBOLS or not wanted:
             return Pow
     if not isinstance(y, Number | np.generic) or y not in EXPONENTS:
         return Pow

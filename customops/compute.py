@@ -341,8 +341,11 @@ def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:
 
 
 def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype."""
-    return cast(grad.sum_to_size(shape), dtype)
+    """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype.
+
+    Torch sums what has no axes too, and has no sum of complex halves.
+    """
+    return cast(grad if grad.shape == shape else grad.sum_to_size(shape), dtype)
 
 
 def cast(grad: Tensor, dtype: torch.dtype) -> Tensor:

@@ -43,7 +43,10 @@ class Record(NamedTuple):
 
 
 class RecordingDriver:
-    """What Triton asks of a driver; it answers for a GPU that is not there, and launches nothing."""
+    """What Triton asks of a driver to compile; it answers for a GPU that is not there, and loads and launches nothing.
+
+    What a driver loads, the one that is active when it is freed unloads: that may be a GPU's.
+    """
 
     def __init__(self, name: str):
         from triton.backends.compiler import GPUTarget  # noqa: PLC0415 - absent on macOS and Windows
@@ -51,23 +54,10 @@ class RecordingDriver:
         self.device = -1 - list(TARGETS).index(name)  # no other driver's: kernels are kept by device
         self.target = GPUTarget(*TARGETS[name])
         self.records: list[Record] = []
-        self.utils = self
 
     def empty(self, size, dtype, device):
-        """Memory between launches."""
+        """Return memory between launches."""
         return empty([size], [1], dtype, device)
-
-    def launcher_cls(self, _source, _metadata):
-        """What Triton itself would launch with."""
-        return lambda *_: None
-
-    def load_binary(self, *_):
-        """Module, function, registers, spills, most threads: nothing is loaded."""
-        return self, None, 0, 0, 1024
-
-    def get_device_properties(self, _device):
-        """Limits that a kernel must keep."""
-        return {"max_shared_mem": 64 * 1024}
 
     def recorder(self, launch):
         """What runs instead of ``launch``."""

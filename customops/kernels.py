@@ -114,11 +114,11 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong; torch's own words for too large a tensor speak of its source."""
+    """What went wrong, in a line; torch's own words for too large a tensor speak of its source."""
     refused = re.search(r"tried to allocate (\d+) bytes", str(error))
     if refused:
         return f"no room for {int(refused[1]):,} bytes, though none is touched: take a smaller shape"
-    return str(error)
+    return " ".join(str(error).split())
 
 
 def _report(phases: dict[str, list[Record]]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import pytest
@@ -14,6 +15,7 @@ import customops
 
 from .cases import CALLS, ids
 from .compare import assert_as_torch, assert_same_outcomes, backward
+from .conftest import KERNELS
 from .test_inplace import BINARY, UNARY
 
 every_call = pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
@@ -214,3 +216,23 @@ def test_anomaly_mode_names_the_operator_of_an_in_place_call(name, device):
         getattr(customops, name)(z, *[1.7] * (name in BINARY))
         with pytest.raises(RuntimeError, match=f"Function '{name[:-1].title()}Backward' returned nan"):
             z.backward(torch.full_like(z, torch.nan))
+
+
+FRAMES, OF_TORCH = 24, 5  # torch's: is_dynamo_compiling, and the methods of ctx that a setup_context calls
+
+
+@pytest.mark.skipif(KERNELS, reason="a launch runs more, in Triton too")
+@every_call
+def test_recorded_call_runs_few_python_frames(row, call, device):
+    """None of torch's that bind arguments: ``inspect`` alone would be 50, and most of the time of a call."""
+    xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
+    call.function(customops, *xs)  # from here on its plan is known
+    frames: list[str] = []
+    sys.setprofile(lambda frame, event, _: frames.append(frame.f_globals["__name__"]) if event == "call" else None)
+    try:
+        call.function(customops, *xs)
+    finally:
+        sys.setprofile(None)
+    others = [name for name in frames if name.partition(".")[0] not in ("customops", "tests")]
+    assert len(frames) <= FRAMES, frames
+    assert len(others) <= OF_TORCH, others

@@ -67,7 +67,7 @@ def sin(x, z):
 
 def build(kernel, signature, target, constants=None, aligned=(), **options):
     source = ASTSource(kernel, signature, constants, dict.fromkeys(aligned, BY_16))
-    return triton.compile(source, target=TARGETS[target], options=options)
+    return triton.compile(source, target=TARGETS[target], options={"enable_fp_fusion": False, **options})
 
 
 def build_add_rows(target, dtype="fp32"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -127,13 +128,46 @@ def test_nothing_is_left_of_a_dry_run():
 
 
 def test_profilers_do_not_disturb_a_dry_run():
-    import triton  # noqa: PLC0415 - Triton may be missing
+    """Nothing is loaded for them: what frees it would hand it to whichever driver is active then."""
+    script = """
+import gc
+import torch, triton
+import customops
+from customops import compute
+from customops.triton_kernels import launch
 
-    hook = triton.knobs.runtime.launch_enter_hook
-    hook.add(print)
-    try:
-        with customops.dry_run() as records:
-            customops.exp(torch.rand(8))
-    finally:
-        hook.remove(print)
-    assert len(records) == 1
+for name in ("launch_enter_hook", "kernel_load_end_hook"):
+    getattr(triton.knobs.runtime, name).add(lambda *_: print("heard"))
+with customops.dry_run() as records:
+    customops.exp(torch.rand(8))
+print(len(records))
+assert records[0].compiled.module is None
+del records
+launch._compile.cache_clear()
+compute._calls.clear()
+gc.collect()
+"""
+    done = python(script)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_compiled_kernels_round_each_product():
+    """Contracted or not, x·y + z is two numbers; a compiler's choice of them would be no kernel's own."""
+    fused = customops.fuse(lambda x, y: x * y + y)
+    x = torch.ones(64, 64)
+    for target in TARGETS:
+        with customops.dry_run(target) as launches:
+            customops.add(x, x, alpha=3)
+            fused(x, torch.ones(64))
+        assert len(launches) == 2
+        for launch in launches:
+            assert not launch.compiled.metadata.enable_fp_fusion
+            code = launch.compiled.asm["ptx" if target.startswith("cuda") else "amdgcn"]
+            assert not re.findall(r"\b(?:v_(?:pk_)?|)(?:fma|mad|fmac)[._](?:rn\.)?f32", code), code
+
+
+def test_kernels_are_compiled_without_a_warning(tmp_path):
+    """From an empty cache: Triton warns as it compiles."""
+    script = "import torch, customops\nwith customops.dry_run() as records:\n    customops.exp(torch.rand(8))"
+    done = python(script, PYTHONWARNINGS="error", TRITON_CACHE_DIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
