@@ -55,7 +55,7 @@ class Lowered:
 
         needed = graph.needed([value for value, _ in graph.results], tensors)
         numbers = [i for i in needed if isinstance(graph.values[i], Number)]
-        self.numbers = [graph.values[i].number for i in numbers]
+        self.numbers = [graph.number(i) for i in numbers]
         self.device = next(iter(tensors.values())).device
         targets = self._place(graph, tensors, likes, apart, len(tensors) + len(numbers))
         memories = [
@@ -140,11 +140,7 @@ class Fusion:
         self.graph, self.packs, self.picks = graph, trace.packs, trace.picks
         dtypes = trace.dtypes()
         self.common = reduce(torch.promote_types, dtypes[trace.arity :])
-        meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
-        self.likes = [
-            Spec(meta[ref.value].shape, _strides(trace, ref.value, meta), dtypes[ref.value], trace.device)
-            for ref in trace.outputs
-        ]
+        self.likes = _results(trace, graph, tensors)
         self.inputs = [gradient_spec(x) for x in tensors]
         self.lowered = Lowered(graph, dict(enumerate(tensors)), self.likes, self.common, apart=True)
         cut = {cut.value: room for room, cut in enumerate(self.lowered.cuts)}
@@ -194,6 +190,26 @@ class Recording(NamedTuple):
     rooms: list[int]
 
 
+def _results(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[Spec]:
+    """What torch's results are.
+
+    Where they are contiguous for contiguous tensors, they are for others that have size 1 in the same places.
+    """
+    shapes = [torch.Size(1 if a is None else graph.sizes[a] for a in dims) for _, dims in graph.results]
+    dense = [contiguous(shape) for shape in shapes]
+    usual = all(x.stride() == contiguous(x.shape) for x in tensors)
+    strides = dense
+    if not (usual and trace.keeps_dense):
+        meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
+        strides = [_strides(trace, ref.value, meta) for ref in trace.outputs]
+        trace.keeps_dense = usual and strides == dense
+    dtypes = trace.dtypes()
+    return [
+        Spec(shape, steps, dtypes[ref.value], trace.device)
+        for shape, steps, ref in zip(shapes, strides, trace.outputs, strict=True)
+    ]
+
+
 def _strides(trace: Trace, index: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
     """Those of torch's result; a reduction's is contiguous, which a meta tensor may not be."""
     z = meta[index]
@@ -203,7 +219,8 @@ def _strides(trace: Trace, index: int, meta: Sequence[Tensor]) -> tuple[int, ...
 
 def gradient_spec(x: Tensor) -> Spec:
     """What the gradient of ``x`` is to be: laid out as it is, but dense."""
-    return spec_of(x)._replace(strides=torch.empty_like(on_meta(spec_of(x))).stride())
+    spec, dense = spec_of(x), contiguous(x.shape)
+    return spec if spec.strides == dense else spec._replace(strides=torch.empty_like(on_meta(spec)).stride())
 
 
 class Gradient:

@@ -50,6 +50,9 @@ class Trace:
         self.packs: type | None = None  # what the function returned them in, if in anything
         self.reads_shape = False
         self.values: list[Tensor] = []
+        self.graphs: dict[tuple, Any] = {}  # what ``build`` made of it
+        self.keeps_dense = False  # whether results are known to be contiguous where tensors are
+        self._dtypes: list[torch.dtype] = []
         self.device = torch.device("cpu")
         self.modes = _modes()
 
@@ -77,8 +80,10 @@ class Trace:
 
     def dtypes(self) -> list[torch.dtype]:
         """Of every value, as torch gives them on the device and under the autocast that there are."""
-        ones = [torch.ones([1] * x.dim(), dtype=x.dtype, device=self.device) for x in self.values[: self.arity]]
-        return [z.dtype for z in self.replay(ones)]
+        if len(self._dtypes) < len(self.values):
+            ones = [torch.ones([1] * x.dim(), dtype=x.dtype, device=self.device) for x in self.values[: self.arity]]
+            self._dtypes = [z.dtype for z in self.replay(ones)]
+        return self._dtypes
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Every value, by torch's formulas, for other tensors."""

@@ -6,25 +6,25 @@ import struct
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
-from math import gcd, prod
+from math import prod
 from operator import mul
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from triton import knobs
-from triton._utils import canonicalize_dtype
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
 from . import formulas
 from .formulas import INTERPRETED
-from .layout import PROGRAMS, WORD, Layout, Strides, Tiling, arrange, cut, dense, traffic
+from .layout import LOOPED, PROGRAMS, Layout, Strides, Tiling, arrange, cut, dense, traffic
 from .pointwise import map_kernel
 from .program import Fold, Geometry, Program, fold_of
 from .reduce import map_reduce_kernel
+from .specialize import specialize
 
 ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int64}
 
@@ -233,7 +233,8 @@ class Plan:
             targets.append(output)
             ends.append(end)
         layout = box.lay_out(operands, targets)
-        totals = tuple(slot.parts for slot in targets), tiling.chunk, box.counts
+        steps = -(-tiling.chunk // tiling.tile[LOOPED])
+        totals = tuple(slot.parts for slot in targets), steps, box.counts
         first = program._replace(ends=tuple(ends))
         self.launches.append(Launch(map_reduce_kernel, first, layout, tiling, operands, targets, words, totals))
         for (count, kept), members in rest.items():
@@ -310,12 +311,13 @@ class Launch:
             tiling.ragged,
             index,
         )
-        integers = (layout.operands, layout.outputs, layout.sizes, layout.extents, tiling.blocks, *totals)
+        sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
+        integers = (layout.operands, layout.outputs, sizes, layout.extents, tiling.blocks, *totals)
         constants = (program, geometry)
         self.arguments = (*integers, *constants)
         if INTERPRETED:
             return
-        special = _specialize(operands, outputs, integers, constants)
+        special = specialize(operands, outputs, layout, integers, constants)
         self.compiled = _compile(kernel, *special, tiling.warps, driver.active.get_current_device())
         recorder = getattr(driver.active, "recorder", None)  # a dry run's
         self.run = recorder(self) if recorder else self.compiled.run
@@ -361,40 +363,6 @@ def _words(stage: Stage, names: Sequence[str]) -> str:
         else:
             lines.append(value if stage.steps else f"copy({value})")
     return ", ".join(lines)
-
-
-def _specialize(operands: Sequence[Slot], outputs: Sequence[Slot], integers: tuple, constants: tuple):
-    """What a kernel is compiled for: the type of each argument, and by their paths constants and divisors.
-
-    Of a tensor that is its dtype and alignment; of an integer, whether it is 0 or 1, else the power of 2 up to 16 that
-    divides it. So few kernels serve all shapes.
-    """
-    fixed: dict[tuple[int, ...], Any] = {}
-    divisors: dict[tuple[int, ...], int] = {}
-
-    def pointer(path, slot):
-        if slot.dtype is None:
-            return "i64"
-        if slot.aligned:
-            divisors[path] = WORD
-        return "*" + canonicalize_dtype(slot.dtype)
-
-    def integer(path, value):
-        if isinstance(value, tuple):
-            return tuple(integer((*path, i), item) for i, item in enumerate(value))
-        if value in (0, 1):
-            fixed[path] = value
-            return "constexpr"
-        divisors[path] = gcd(value, WORD)
-        return "i32" if value < 2**31 else "i64"
-
-    types: list[Any] = [
-        tuple(pointer((i, j), slot) for j, slot in enumerate(slots)) for i, slots in enumerate((operands, outputs))
-    ]
-    types += [integer((i,), value) for i, value in enumerate(integers, len(types))]
-    fixed |= {(i,): value for i, value in enumerate(constants, len(types))}
-    types += ["constexpr"] * len(constants)
-    return tuple(types), tuple(fixed.items()), tuple(divisors.items())
 
 
 @cache
