@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -37,10 +37,12 @@ def obstacle(trace: Trace, tensors: Sequence[Tensor]) -> str | None:
 class Lowered:
     """The kernels of a graph for tensors in one layout; called with them, it returns the results.
 
-    ``stages`` and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. Unless results are
+    ``stages``, how many, and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. Unless results are
     to share no memory, ``apart``, one that is a tensor given is that, and one whose value lacks axes is a view that
     repeats it. No other view will do: autograd takes a dense gradient's memory for its own, to accumulate in.
     """
+
+    __slots__ = ("_results", "cuts", "device", "numbers", "plan", "stages", "written")
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class Lowered:
 
         needed = graph.needed([value for value, _ in graph.results], tensors)
         numbers = [i for i in needed if isinstance(graph.values[i], Number)]
-        self.numbers = [graph.number(i) for i in numbers]
+        self.numbers = tuple(graph.number(i) for i in numbers)
         self.device = next(iter(tensors.values())).device
         targets = self._place(graph, tensors, likes, apart, len(tensors) + len(numbers))
         memories = [
@@ -71,7 +73,7 @@ class Lowered:
             min(memory.dtype.itemsize for memory in memories if memory),
             COMPUTE[common].itemsize // 4,
         )
-        self.stages, self.cuts = cut.stages, cut.cuts
+        self.stages, self.cuts = len(cut.stages), tuple(cut.cuts)
         self.plan = launch.Plan(cut.stages, memories, common, self.device, cut.rooms) if targets else None
 
     def _place(self, graph: Graph, tensors: dict[int, Tensor], likes: Sequence[Spec], apart: bool, first: int) -> list:
@@ -118,16 +120,26 @@ def _sources(graph: Graph, tensors: dict[int, Tensor]) -> dict[int, Any]:
 def _repeated(index: int, shape: torch.Size, own: torch.Size) -> Callable:
     """Which of the tensors written a result is, seen in its shape."""
     if own == shape:
-        return lambda _, written: written[index]
+        return _written(index)
     return lambda _, written: written[index].expand(shape)
+
+
+@cache
+def _written(index: int) -> Callable:
+    return lambda _, written: written[index]
 
 
 def _viewed(graph: Graph, index: int, given: Dims, dims: Dims) -> Callable:
     """Which of the tensors given a result is, or a view of."""
     order = sorted(graph.sizes)
     if given == dims:
-        return lambda tensors, _: tensors[index]
+        return _given(index)
     return lambda tensors, _: restore(align(tensors[index], given, order), dims, order, graph.sizes)
+
+
+@cache
+def _given(index: int) -> Callable:
+    return lambda tensors, _: tensors[index]
 
 
 class Fusion:
@@ -135,6 +147,22 @@ class Fusion:
 
     What had to be reduced in a kernel before, ``kept``, is small and saved for the gradients, in its room.
     """
+
+    __slots__ = (
+        *(
+            "_gradients",
+            "_recorded",
+            "common",
+            "graph",
+            "inputs",
+            "kept",
+            "likes",
+            "lowered",
+            "packs",
+            "picks",
+            "rooms",
+        ),
+    )
 
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
         self.graph, self.packs, self.picks = graph, trace.packs, trace.picks
@@ -225,6 +253,8 @@ def gradient_spec(x: Tensor) -> Spec:
 
 class Gradient:
     """The gradients of a fusion: what they read of its inputs, ``reads``, and of its values ``kept``, and how."""
+
+    __slots__ = ("common", "first", "graph", "kept", "likes", "reads", "which")
 
     def __init__(self, fusion: Fusion, wanted: tuple[int, ...], outputs: tuple[int, ...]):
         self.graph, self.which = derive(fusion.graph, wanted, outputs)

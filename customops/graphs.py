@@ -30,7 +30,7 @@ class Given(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A number that the function wrote, or that a rule needs; if ``over`` has axes, how many elements lie along them."""
+    """A number that the function wrote, or that a rule needs; where ``over`` has axes, their elements."""
 
     number: Any
     over: Axes = NO_AXES
@@ -76,7 +76,7 @@ class Graph:
         return other
 
     def sizes_for(self, shapes: Sequence[Sequence[int]]) -> dict[int, int]:
-        """The sizes of axes where the tensors given have these shapes. Raises ValueError where they do not broadcast."""
+        """The sizes of axes where tensors have these shapes. Raises ValueError where they do not broadcast."""
         sizes: dict[int, int] = {}
         for value, shape in zip(self.values, shapes, strict=False):
             for a, n in zip(value.dims, shape, strict=True):

@@ -198,7 +198,7 @@ class Stages:
     def _operand(self, i: int, axes: Sequence[int]) -> launch.Operand:
         value = self.graph.values[i]
         if isinstance(value, Number):
-            return launch.Operand(self.numbers[i], None, str(self.graph.number(i)))
+            return launch.Operand(self.numbers[i], None, "count" if value.over else str(value.number))
         place = self.sources[i]
         return launch.Operand(place.argument, _over_axes(place, axes), getattr(value, "name", f"cut{i}"))
 

@@ -9,7 +9,7 @@ from functools import cache
 from math import prod
 from operator import mul
 from threading import RLock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -128,8 +128,21 @@ class Plan:
     """The launches that compute stages; ``plan(operands, outputs)`` makes them.
 
     It holds compiled kernels and integers, no tensor: any tensors of the same dtypes, strides, alignment and device
-    can follow it, from any thread and on any stream.
+    can follow it, from any thread and on any stream. A model may need very many: it keeps little else.
     """
+
+    __slots__ = (
+        "_pool",
+        "accumulate",
+        "arguments",
+        "common",
+        "device",
+        "given",
+        "index",
+        "launches",
+        "numbers",
+        "rooms",
+    )
 
     def __init__(
         self,
@@ -150,6 +163,7 @@ class Plan:
         self.arguments = [*arguments, *[Memory(self.accumulate, partial=True)] * len(rooms)]
         self.given = len(arguments)
         self.rooms: list[int] = list(rooms)
+        self._pool: dict = {}
         self.launches: list[Launch] = []
         self.device = device
         self.numbers = [i for i, memory in enumerate(arguments) if memory is None]
@@ -157,6 +171,7 @@ class Plan:
             self.index = None if INTERPRETED else driver.active.get_current_device()
             for stage in stages:
                 self._add_stage(stage)
+        del self.arguments, self._pool
 
     def __call__(
         self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]
@@ -220,7 +235,7 @@ class Plan:
         layout = box.lay_out(operands, outputs)
         tiling = cut(layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype), share)
         if len(layout.extents) == 2:
-            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, words))
+            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, words, self._pool))
             return
         programs = (tiling.blocks[0], tiling.parts, tiling.blocks[1])
         targets, ends, rest = [], [], {}
@@ -236,7 +251,9 @@ class Plan:
         steps = -(-tiling.chunk // tiling.tile[LOOPED])
         totals = tuple(slot.parts for slot in targets), steps, box.counts
         first = program._replace(ends=tuple(ends))
-        self.launches.append(Launch(map_reduce_kernel, first, layout, tiling, operands, targets, words, totals))
+        self.launches.append(
+            Launch(map_reduce_kernel, first, layout, tiling, operands, targets, words, self._pool, totals)
+        )
         for (count, kept), members in rest.items():
             self._add_totals(program, count, kept, box.counts, [(targets[i], outputs[i], i) for i in members])
 
@@ -271,6 +288,11 @@ class Launch:
     without partial sums.
     """
 
+    __slots__ = (
+        *("arguments", "bytes_floor", "bytes_moved", "compiled", "fixed", "grid", "kernel"),
+        *("names", "reads", "run", "words", "writes"),
+    )
+
     def __init__(
         self,
         kernel,
@@ -280,14 +302,18 @@ class Launch:
         operands,
         outputs,
         words: str,
+        pool: dict,
         totals: tuple = (),
     ):
-        """Compile ``kernel`` for the current device; ``totals`` is what the map-reduce kernel is told of its totals."""
+        """Compile ``kernel`` for the current device; ``totals`` is what the map-reduce kernel is told of its totals.
+
+        ``pool`` has what other launches of the plan have too.
+        """
         self.kernel = kernel
-        self.reads = tuple(slot.index for slot in operands)
-        self.writes = tuple(slot.index for slot in outputs)
-        self.names = tuple(slot.name for slot in operands)
-        self.words = words
+        self.reads = _shared(tuple(slot.index for slot in operands), _SMALL)
+        self.writes = _shared(tuple(slot.index for slot in outputs), _SMALL)
+        self.names = _shared(tuple(slot.name for slot in operands), _KERNELS)
+        self.words = _shared(words, _KERNELS)
         self.grid = prod(tiling.blocks) * tiling.parts
         slots = *operands, *outputs
         moved, floor = traffic(layout, tiling)
@@ -312,8 +338,8 @@ class Launch:
             index,
         )
         sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
-        integers = (layout.operands, layout.outputs, sizes, layout.extents, tiling.blocks, *totals)
-        constants = (program, geometry)
+        integers = _shared((layout.operands, layout.outputs, sizes, layout.extents, tiling.blocks, *totals), pool)
+        constants = _KERNELS.setdefault((program, geometry), (program, geometry))
         self.arguments = (*integers, *constants)
         if INTERPRETED:
             return
@@ -344,6 +370,17 @@ class Launch:
 
 
 _NOTHING = nullcontext()
+_KERNELS: dict = {}  # what kernels are compiled for, and what they are called: the same for all lengths
+_SMALL: dict = {}  # tuples of what Python has once, of which there are few
+
+
+def _shared(value: Any, pool: dict) -> Any:
+    """``value``, in each part the same object as an equal one of before."""
+    if isinstance(value, tuple):
+        value = tuple([_shared(item, pool) for item in value])
+        if all(item in _SMALL if isinstance(item, tuple) else item in (0, 1) for item in value):
+            pool = _SMALL
+    return pool.setdefault(value, value)
 
 
 def _words(stage: Stage, names: Sequence[str]) -> str:

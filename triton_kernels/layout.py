@@ -77,7 +77,7 @@ def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) ->
     return (0,) * missing + tuple(kept)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def arrange(
     shape: tuple[int, ...],
     operands: tuple[Strides | None, ...],
@@ -146,7 +146,7 @@ def _group(shape, folded: Sequence[frozenset[int]], row: frozenset[int]) -> list
     return groups
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def cut(layout: Layout, itemsize: int, share: bool = True) -> Tiling:
     """Tiles of a layout whose narrowest element takes ``itemsize`` bytes; programs ``share`` sums where rows are few.
 

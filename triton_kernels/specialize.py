@@ -29,7 +29,7 @@ def specialize(operands: Sequence, outputs: Sequence, layout: Layout, integers: 
     def integer(path, value, words: Words, fixes: bool):
         if isinstance(value, tuple):
             return tuple([integer((*path, i), item, words, fixes) for i, item in enumerate(value)])
-        if fixes and (value == 0 or value == 1):
+        if fixes and value in (0, 1):
             fixed[path] = value
             return "constexpr"
         for word in words:
