@@ -37,9 +37,9 @@ def obstacle(trace: Trace, tensors: Sequence[Tensor]) -> str | None:
 class Lowered:
     """The kernels of a graph for tensors in one layout; called with them, it returns the results.
 
-    ``stages``, how many, and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. Unless results are
-    to share no memory, ``apart``, one that is a tensor given is that, and one whose value lacks axes is a view that
-    repeats it. No other view will do: autograd takes a dense gradient's memory for its own, to accumulate in.
+    ``stages``, how many, and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. Unless
+    results are to share no memory, ``apart``, one that is a tensor given is that, and one whose value lacks axes is a
+    view that repeats it. No other view will do: autograd takes a dense gradient's memory for its own, to accumulate in.
     """
 
     __slots__ = ("_results", "cuts", "device", "numbers", "plan", "stages", "written")

@@ -132,16 +132,8 @@ class Plan:
     """
 
     __slots__ = (
-        "_pool",
-        "accumulate",
-        "arguments",
-        "common",
-        "device",
-        "given",
-        "index",
-        "launches",
-        "numbers",
-        "rooms",
+        *("_pool", "accumulate", "arguments", "common", "device"),
+        *("given", "index", "launches", "numbers", "rooms"),
     )
 
     def __init__(
