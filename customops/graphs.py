@@ -85,7 +85,7 @@ class Graph:
         for value in self.values:
             if isinstance(value, Again):
                 for old, new in zip(value.old, value.new, strict=True):
-                    if new is not None and sizes.setdefault(new, sizes[old]) != sizes[old]:
+                    if new is not None and old is not None and sizes.setdefault(new, sizes[old]) != sizes[old]:
                         raise ValueError("the shapes do not broadcast")
         return sizes
 
