@@ -331,7 +331,11 @@ def _others(derivative: Callable, named: dict[str, Any]) -> list:
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of a tensor of this shape whose elements lie in order."""
-    return torch.empty(shape, device="meta").stride()
+    strides, step = [1] * len(shape), 1
+    for i in range(len(shape) - 1, -1, -1):
+        strides[i] = step
+        step *= max(shape[i], 1)
+    return tuple(strides)
 
 
 def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:

@@ -10,7 +10,19 @@ from .compute import is_identity, parameters
 from .graphs import Again, Given, Graph, Number, Step
 
 
-def derive(graph: Graph, wanted: Sequence[int], outputs: Sequence[int]) -> tuple[Graph, list[int | None]]:
+def derive(graph: Graph, wanted: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[Graph, list[int | None]]:
+    """The graph of the gradients of the tensors ``wanted``, and for each which of its results it is, None for zero.
+
+    Derived once for graphs that differ in sizes only.
+    """
+    made = graph.derivatives.get((wanted, outputs))
+    if made is None:
+        made = graph.derivatives[wanted, outputs] = _derive(graph, wanted, outputs)
+    back, which = made
+    return back.resized(graph.sizes), which
+
+
+def _derive(graph: Graph, wanted: Sequence[int], outputs: Sequence[int]) -> tuple[Graph, list[int | None]]:
     """The graph of the gradients of the tensors ``wanted``, and for each which of its results it is, None for zero.
 
     It is given a cotangent ``g`` of each of ``outputs``, results of ``graph``, and then what it reads of the tensors
@@ -99,7 +111,7 @@ def _rules(graph: Graph, z: int, step: Step, g: int, touched: set[int]) -> Itera
     if derivative is None:
         yield step.reads[0], g
         return
-    named["count"] = graph.add(Number(graph.count(step.over)))
+    named["count"] = graph.add(Number(None, step.over))
     if "ties" in parameters(derivative):
         named["ties"] = graph.fold("sum", graph.add(Step("equal", (named["x"], z))), step.over)
     yield step.reads[0], _apply(graph, derivative, named)
@@ -107,7 +119,7 @@ def _rules(graph: Graph, z: int, step: Step, g: int, touched: set[int]) -> Itera
 
 def _apply(graph: Graph, derivative: Callable, named: dict[str, int]) -> int:
     others = [graph.values[named[name]] for name in parameters(derivative) if name != "g"]
-    numbers = [value.number for value in others if isinstance(value, Number)]
+    numbers = [value.number for value in others if isinstance(value, Number) and not value.over]  # no count is 1
     if len(numbers) == len(others) and is_identity(derivative, numbers):
         return named["g"]
     return graph.add(Step(derivative.__name__, tuple(named[name] for name in parameters(derivative))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -72,7 +72,11 @@ class RecordingDriver:
             bytes_moved=launch.bytes_moved,
             bytes_floor=launch.bytes_floor,
         )
-        return lambda *_: self.records.append(record)
+        return partial(self.keep, record)
+
+    def keep(self, record, *_):
+        """Record a launch."""
+        self.records.append(record)
 
     def get_current_target(self):
         """The GPU to compile for."""

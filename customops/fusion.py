@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -38,10 +38,12 @@ def obstacle(trace: Trace, tensors: Sequence[Tensor]) -> str | None:
 class Lowered:
     """The kernels of a graph for tensors in one layout; called with them, it returns the results.
 
-    ``stages`` and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. Unless results are
-    to share no memory, ``apart``, one that is a tensor given is that, and one whose value lacks axes is a view that
-    repeats it. No other view will do: autograd takes a dense gradient's memory for its own, to accumulate in.
+    ``stages``, how many, and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. Unless
+    results are to share no memory, ``apart``, one that is a tensor given is that, and one whose value lacks axes is a
+    view that repeats it. No other view will do: autograd takes a dense gradient's memory for its own, to accumulate in.
     """
+
+    __slots__ = ("_results", "cuts", "device", "numbers", "plan", "stages", "written")
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class Lowered:
 
         needed = graph.needed([value for value, _ in graph.results], tensors)
         numbers = [i for i in needed if isinstance(graph.values[i], Number)]
-        self.numbers = [graph.values[i].number for i in numbers]
+        self.numbers = tuple(graph.number(i) for i in numbers)
         self.device = next(iter(tensors.values())).device
         targets = self._place(graph, tensors, likes, apart, len(tensors) + len(numbers))
         memories = [
@@ -72,7 +74,7 @@ class Lowered:
             min(memory.dtype.itemsize for memory in memories if memory),
             COMPUTE[common].itemsize // 4,
         )
-        self.stages, self.cuts = cut.stages, cut.cuts
+        self.stages, self.cuts = len(cut.stages), tuple(cut.cuts)
         self.plan = launch.Plan(cut.stages, memories, common, self.device, cut.rooms) if targets else None
 
     def _place(self, graph: Graph, tensors: dict[int, Tensor], likes: Sequence[Spec], apart: bool, first: int) -> list:
@@ -119,16 +121,26 @@ def _sources(graph: Graph, tensors: dict[int, Tensor]) -> dict[int, Any]:
 def _repeated(index: int, shape: torch.Size, own: torch.Size) -> Callable:
     """Which of the tensors written a result is, seen in its shape."""
     if own == shape:
-        return lambda _, written: written[index]
+        return _written(index)
     return lambda _, written: written[index].expand(shape)
+
+
+@cache
+def _written(index: int) -> Callable:
+    return lambda _, written: written[index]
 
 
 def _viewed(graph: Graph, index: int, given: Dims, dims: Dims) -> Callable:
     """Which of the tensors given a result is, or a view of."""
     order = sorted(graph.sizes)
     if given == dims:
-        return lambda tensors, _: tensors[index]
+        return _given(index)
     return lambda tensors, _: restore(align(tensors[index], given, order), dims, order, graph.sizes)
+
+
+@cache
+def _given(index: int) -> Callable:
+    return lambda tensors, _: tensors[index]
 
 
 class Fusion:
@@ -137,15 +149,25 @@ class Fusion:
     What had to be reduced in a kernel before, ``kept``, is small and saved for the gradients, in its room.
     """
 
+    __slots__ = (
+        "_gradients",
+        "_recorded",
+        "common",
+        "graph",
+        "inputs",
+        "kept",
+        "likes",
+        "lowered",
+        "packs",
+        "picks",
+        "rooms",
+    )
+
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
         self.graph, self.packs, self.picks = graph, trace.packs, trace.picks
         dtypes = trace.dtypes
         self.common = reduce(torch.promote_types, dtypes[trace.arity :])
-        meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
-        self.likes = [
-            Spec(meta[ref.value].shape, _strides(trace, ref.value, meta), dtypes[ref.value], trace.device)
-            for ref in trace.outputs
-        ]
+        self.likes = _results(trace, graph, tensors)
         self.inputs = [gradient_spec(x) for x in tensors]
         self.kept: dict[int, int] = {}
         self.rooms: list[int] = []
@@ -207,6 +229,26 @@ class Recording(NamedTuple):
     rooms: list[int]
 
 
+def _results(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[Spec]:
+    """What torch's results are.
+
+    Where they are contiguous for contiguous tensors, they are for others that have size 1 in the same places.
+    """
+    shapes = [torch.Size(1 if a is None else graph.sizes[a] for a in dims) for _, dims in graph.results]
+    dense = [contiguous(shape) for shape in shapes]
+    usual = all(x.stride() == contiguous(x.shape) for x in tensors)
+    strides = dense
+    if not (usual and trace.keeps_dense):
+        meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
+        strides = [_strides(trace, ref.value, meta) for ref in trace.outputs]
+        trace.keeps_dense = usual and strides == dense
+    dtypes = trace.dtypes
+    return [
+        Spec(shape, steps, dtypes[ref.value], trace.device)
+        for shape, steps, ref in zip(shapes, strides, trace.outputs, strict=True)
+    ]
+
+
 def _strides(trace: Trace, index: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
     """Those of torch's result; a reduction's is contiguous, which a meta tensor may not be."""
     z = meta[index]
@@ -216,11 +258,14 @@ def _strides(trace: Trace, index: int, meta: Sequence[Tensor]) -> tuple[int, ...
 
 def gradient_spec(x: Tensor) -> Spec:
     """What the gradient of ``x`` is to be: laid out as it is, but dense."""
-    return spec_of(x)._replace(strides=torch.empty_like(on_meta(spec_of(x))).stride())
+    spec, dense = spec_of(x), contiguous(x.shape)
+    return spec if spec.strides == dense else spec._replace(strides=torch.empty_like(on_meta(spec)).stride())
 
 
 class Gradient:
     """The gradients of a fusion: what they read of its inputs, ``reads``, and of its values ``kept``, and how."""
+
+    __slots__ = ("common", "first", "graph", "kept", "likes", "reads", "which")
 
     def __init__(self, fusion: Fusion, wanted: tuple[int, ...], outputs: tuple[int, ...], kept: Iterable[int]):
         self.graph, self.which = derive(fusion.graph, wanted, outputs)

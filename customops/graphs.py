@@ -8,6 +8,7 @@ undoing a sum is nothing at all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from math import prod
 from typing import Any, NamedTuple
 
@@ -29,9 +30,10 @@ class Given(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A number that the function wrote, or that a rule needs."""
+    """A number that the function wrote, or that a rule needs; where ``over`` has axes, their elements."""
 
     number: Any
+    over: Axes = NO_AXES
 
 
 class Step(NamedTuple):
@@ -52,14 +54,45 @@ class Again(NamedTuple):
 
 
 class Graph:
-    """Values in the order in which they can be computed, and those that are the results, with their dimensions."""
+    """Values in the order in which they can be computed, and those that are the results, with their dimensions.
+
+    All but the ``sizes`` of axes is the same for tensors of other shapes, and shared by :meth:`resized` graphs.
+    """
+
+    __slots__ = ("_known", "axes", "derivatives", "results", "sizes", "values")
 
     def __init__(self, sizes: dict[int, int]):
         self.sizes = sizes  # of each axis
         self.values: list[Any] = []  # each Given, Number, Step or Again
         self.axes: list[Axes] = []
         self.results: list[tuple[int, Dims]] = []
+        self.derivatives: dict[tuple, Any] = {}  # what ``derive`` made of it
         self._known: dict[tuple, int] = {}
+
+    def resized(self, sizes: dict[int, int]) -> Graph:
+        """The same values over axes of other sizes."""
+        other = copy(self)
+        other.sizes = sizes
+        return other
+
+    def sizes_for(self, shapes: Sequence[Sequence[int]]) -> dict[int, int]:
+        """The sizes of axes where tensors have these shapes. Raises ValueError where they do not broadcast."""
+        sizes: dict[int, int] = {}
+        for value, shape in zip(self.values, shapes, strict=False):
+            for a, n in zip(value.dims, shape, strict=True):
+                if a is not None and sizes.setdefault(a, n) != n:
+                    raise ValueError("the shapes do not broadcast")
+        for value in self.values:
+            if isinstance(value, Again):
+                for old, new in zip(value.old, value.new, strict=True):
+                    if new is not None and old is not None and sizes.setdefault(new, sizes[old]) != sizes[old]:
+                        raise ValueError("the shapes do not broadcast")
+        return sizes
+
+    def number(self, i: int) -> Any:
+        """The number that value ``i`` is."""
+        value = self.values[i]
+        return self.count(value.over) if value.over else value.number
 
     def add(self, value: Given | Number | Step | Again) -> int:
         """The index of ``value``, which is taken once however often it is added; but for tensors, of any name."""
@@ -112,7 +145,7 @@ class Graph:
         """What value ``i`` is called."""
         value = self.values[i]
         if isinstance(value, Number):
-            return str(value.number)
+            return str(self.number(i))
         return value.name if isinstance(value, Given) else f"t{i}"
 
     def _right_side(self, i: int, tensors: Graph) -> str:
@@ -138,7 +171,7 @@ class Graph:
         step = self.values[value]
         names = ("x",) if step.over else ("x", "y", "alpha")
         numbers = {
-            name: self.values[i].number
+            name: self.number(i)
             for name, i in zip(names, step.reads, strict=False)
             if isinstance(self.values[i], Number)
         }
@@ -166,7 +199,19 @@ class Graph:
 
 
 def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Graph:
-    """The graph of ``trace`` for tensors of these shapes.
+    """The graph of ``trace`` for tensors of these shapes; built once for all that have size 1 in the same places.
+
+    Raises ValueError where the shapes do not broadcast.
+    """
+    key = tuple(names), tuple([tuple([n == 1 for n in shape]) for shape in shapes])
+    known = trace.graphs.get(key)
+    if known is None:
+        known = trace.graphs[key] = _build(trace, names, shapes)
+    return known.resized(known.sizes_for(shapes))
+
+
+def _build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Graph:
+    """The graph of ``trace``, with the sizes of these shapes.
 
     Where a value would meet itself along another axis, it is seen :class:`Again` along new ones. Raises ValueError
     where the shapes do not broadcast.
@@ -223,7 +268,7 @@ def evaluate(graph: Graph, tensors: dict[int, Tensor], dtype: torch.dtype) -> li
         if isinstance(value, Given):
             values[i] = align(tensors[i].to(dtype), value.dims, order)
         elif isinstance(value, Number):
-            values[i] = value.number
+            values[i] = graph.number(i)
         elif isinstance(value, Again):
             x = restore(values[value.reads[0]], value.old, order, graph.sizes)
             values[i] = align(x, value.new, order)

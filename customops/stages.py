@@ -189,7 +189,7 @@ class Stages:
         """The number that kernels are compiled for with step i."""
         step = self.graph.values[i]
         compiled = not step.over and launch.compiled_in(step.formula)
-        return self.graph.values[step.reads[-1]].number if compiled else None
+        return self.graph.number(step.reads[-1]) if compiled else None
 
     def _launch_step(self, i: int, reads: Sequence[int], where: dict[int, int], constant) -> launch.Step:
         step = self.graph.values[i]
@@ -198,7 +198,7 @@ class Stages:
     def _operand(self, i: int, axes: Sequence[int]) -> launch.Operand:
         value = self.graph.values[i]
         if isinstance(value, Number):
-            return launch.Operand(self.numbers[i], None, str(value.number))
+            return launch.Operand(self.numbers[i], None, "count" if value.over else str(value.number))
         place = self.sources[i]
         return launch.Operand(place.argument, _over_axes(place, axes), getattr(value, "name", f"cut{i}"))
 

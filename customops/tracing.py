@@ -59,6 +59,8 @@ class Trace:
         self.dtypes = [look.dtype for look in tracing.looks]
         self.device = tracing.device
         self.outputs, self.picks, self.packs = outputs, picks, packs
+        self.graphs: dict[tuple, Any] = {}  # what ``build`` made of it
+        self.keeps_dense = False  # whether results are known to be contiguous where tensors are
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compute every value from these tensors, by torch's formulas."""

@@ -139,9 +139,9 @@ def lowered() -> Counter:
     for x in made:
         way, plans = ("forward", x.lowered) if isinstance(x, Fusion) else ("backward", x)
         found[f"fused {way} programs"] += 1
-        found[f"fused {way} programs in one stage"] += len(plans.stages) <= 1
+        found[f"fused {way} programs in one stage"] += plans.stages <= 1
         reasons = {cut.reason.split(" values")[0].rstrip("0123456789 ") for cut in plans.cuts}
-        for reason in reasons or ({"no cut: results over several sets of axes"} if len(plans.stages) > 1 else ()):
+        for reason in reasons or ({"no cut: results over several sets of axes"} if plans.stages > 1 else ()):
             found[f"fused {way} programs cut: {reason}"] += 1
     return found
 

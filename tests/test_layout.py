@@ -142,7 +142,7 @@ def enormous(draw):
 def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, share):
     arguments, itemsize = drawn
     arranged = layout.arrange(*arguments)
-    tiling = layout.cut(arranged, itemsize, share)
+    tiling = layout.cut(arranged, itemsize, share or len(arranged.extents) == 2)
     computed = max(_integers(arranged, tiling))
     assert layout.is_wide(arranged, tiling) or computed < 2**31
     assert computed > 2**30 or not layout.is_wide(arranged, tiling)

@@ -141,13 +141,16 @@ def test_memory_of_plans_is_bounded(monkeypatch, replan):
 
 
 def test_profilers_hear_of_a_launch(monkeypatch, plans):
-    """Triton's launch hooks, which Proton sets, get the kernel's name."""
+    """Triton's launch hooks, which Proton sets, get the kernel's name; where it launches, it has been loaded."""
     import triton  # noqa: PLC0415 - Triton may be missing
 
     x, heard = torch.ones(64), []
     with customops.dry_run():
         customops.exp(x)
-        monkeypatch.setattr(plans[0].launches[0], "run", lambda *call: call[7] and call[7](call[6]))
+        (launch,) = plans[0].launches
+        monkeypatch.setattr(launch, "launches", True)
+        monkeypatch.setattr(type(launch.compiled), "_init_handles", lambda _: None)
+        monkeypatch.setattr(launch, "run", lambda *call: call[7] and call[7](call[6]))
         customops.exp(x)
         triton.knobs.runtime.launch_enter_hook.add(heard.append)
         try:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
-from math import gcd, prod
+from math import prod
 from operator import mul
 from threading import RLock
 from typing import Any, NamedTuple
@@ -15,16 +15,16 @@ import torch
 import triton
 import triton.language as tl
 from triton import knobs
-from triton._utils import canonicalize_dtype
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
 from . import formulas
 from .formulas import INTERPRETED
-from .layout import PROGRAMS, WORD, Layout, Strides, Tiling, arrange, cut, dense, is_wide, traffic
+from .layout import LOOPED, PROGRAMS, Layout, Strides, Tiling, arrange, cut, dense, is_wide, traffic
 from .pointwise import map_kernel
 from .program import Fold, Geometry, Program, fold_of
 from .reduce import map_reduce_kernel
+from .specialize import specialize
 
 ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int64}
 
@@ -128,8 +128,13 @@ class Plan:
     """The launches that compute stages; ``plan(operands, outputs)`` makes them.
 
     It holds compiled kernels and integers, no tensor: any tensors of the same dtypes, strides, alignment and device
-    can follow it, from any thread and on any stream.
+    can follow it, from any thread and on any stream. A model may need very many: it keeps little else.
     """
+
+    __slots__ = (
+        *("_pool", "accumulate", "arguments", "common", "device"),
+        *("given", "index", "launches", "numbers", "rooms"),
+    )
 
     def __init__(
         self,
@@ -150,14 +155,15 @@ class Plan:
         self.arguments = [*arguments, *[Memory(self.accumulate, partial=True)] * len(rooms)]
         self.given = len(arguments)
         self.rooms: list[int] = list(rooms)
+        self._pool: dict = {}
         self.launches: list[Launch] = []
         self.device = device
         self.numbers = [i for i, memory in enumerate(arguments) if memory is None]
         with self._on_device():
             self.index = None if INTERPRETED else driver.active.get_current_device()
-            self.empty = torch.empty if INTERPRETED else getattr(driver.active, "empty", torch.empty)  # a dry run's
             for stage in stages:
                 self._add_stage(stage)
+        del self.arguments, self._pool
 
     def __call__(
         self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]
@@ -170,8 +176,9 @@ class Plan:
 
     def _launch(self, operands, outputs) -> Sequence[torch.Tensor]:
         tensors = [*operands, *outputs]
-        for size in self.rooms:
-            tensors.append(self.empty(size, dtype=self.accumulate, device=self.device))
+        if self.rooms:
+            empty = torch.empty if INTERPRETED else getattr(driver.active, "empty", torch.empty)  # a dry run's
+            tensors += [empty(size, dtype=self.accumulate, device=self.device) for size in self.rooms]
         for i in self.numbers:
             tensors[i] = _as_integer(tensors[i], self.common)
         if INTERPRETED:
@@ -221,7 +228,7 @@ class Plan:
         layout = box.lay_out(operands, outputs)
         tiling = cut(layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype), share)
         if len(layout.extents) == 2:
-            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, words))
+            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, words, self._pool))
             return
         programs = (tiling.blocks[0], tiling.parts, tiling.blocks[1])
         targets, ends, rest = [], [], {}
@@ -234,9 +241,12 @@ class Plan:
             targets.append(output)
             ends.append(end)
         layout = box.lay_out(operands, targets)
-        totals = tuple(slot.parts for slot in targets), tiling.chunk, box.counts
+        steps = -(-tiling.chunk // tiling.tile[LOOPED])
+        totals = tuple(slot.parts for slot in targets), steps, box.counts
         first = program._replace(ends=tuple(ends))
-        self.launches.append(Launch(map_reduce_kernel, first, layout, tiling, operands, targets, words, totals))
+        self.launches.append(
+            Launch(map_reduce_kernel, first, layout, tiling, operands, targets, words, self._pool, totals)
+        )
         for (count, kept), members in rest.items():
             self._add_totals(program, count, kept, box.counts, [(targets[i], outputs[i], i) for i in members])
 
@@ -271,6 +281,11 @@ class Launch:
     without partial sums.
     """
 
+    __slots__ = (
+        *("arguments", "bytes_floor", "bytes_moved", "compiled", "fixed", "grid", "kernel", "launches"),
+        *("names", "reads", "run", "words", "writes"),
+    )
+
     def __init__(
         self,
         kernel,
@@ -280,14 +295,18 @@ class Launch:
         operands,
         outputs,
         words: str,
+        pool: dict,
         totals: tuple = (),
     ):
-        """Compile ``kernel`` for the current device; ``totals`` is what the map-reduce kernel is told of its totals."""
+        """Compile ``kernel`` for the current device; ``totals`` is what the map-reduce kernel is told of its totals.
+
+        ``pool`` has what other launches of the plan have too.
+        """
         self.kernel = kernel
-        self.reads = tuple(slot.index for slot in operands)
-        self.writes = tuple(slot.index for slot in outputs)
-        self.names = tuple(slot.name for slot in operands)
-        self.words = words
+        self.reads = _shared(tuple(slot.index for slot in operands), _SMALL)
+        self.writes = _shared(tuple(slot.index for slot in outputs), _SMALL)
+        self.names = _shared(tuple(slot.name for slot in operands), _KERNELS)
+        self.words = _shared(words, _KERNELS)
         self.grid = prod(tiling.blocks) * tiling.parts
         slots = *operands, *outputs
         moved, floor = traffic(layout, tiling)
@@ -311,12 +330,13 @@ class Launch:
             tiling.ragged,
             index,
         )
-        integers = (layout.operands, layout.outputs, layout.sizes, layout.extents, tiling.blocks, *totals)
-        constants = (program, geometry)
+        sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
+        integers = _shared((layout.operands, layout.outputs, sizes, layout.extents, tiling.blocks, *totals), pool)
+        constants = _KERNELS.setdefault((program, geometry), (program, geometry))
         self.arguments = (*integers, *constants)
         if INTERPRETED:
             return
-        special = _specialize(operands, outputs, integers, constants)
+        special = specialize(operands, outputs, layout, integers, constants)
         self.compiled = _compile(kernel, *special, tiling.warps, driver.active.get_current_device())
         recorder = getattr(driver.active, "recorder", None)  # a dry run's
         self.launches = not recorder
@@ -345,6 +365,17 @@ class Launch:
 
 
 _NOTHING = nullcontext()
+_KERNELS: dict = {}  # what kernels are compiled for, and what they are called: the same for all lengths
+_SMALL: dict = {}  # tuples of what Python has once, of which there are few
+
+
+def _shared(value: Any, pool: dict) -> Any:
+    """``value``, in each part the same object as an equal one of before."""
+    if isinstance(value, tuple):
+        value = tuple([_shared(item, pool) for item in value])
+        if all(item in _SMALL if isinstance(item, tuple) else item in (0, 1) for item in value):
+            pool = _SMALL
+    return pool.setdefault(value, value)
 
 
 def _words(stage: Stage, names: Sequence[str]) -> str:
@@ -364,40 +395,6 @@ def _words(stage: Stage, names: Sequence[str]) -> str:
         else:
             lines.append(value if stage.steps else f"copy({value})")
     return ", ".join(lines)
-
-
-def _specialize(operands: Sequence[Slot], outputs: Sequence[Slot], integers: tuple, constants: tuple):
-    """What a kernel is compiled for: the type of each argument, and by their paths constants and divisors.
-
-    Of a tensor that is its dtype and alignment; of an integer, whether it is 0 or 1, else the power of 2 up to 16 that
-    divides it. So few kernels serve all shapes.
-    """
-    fixed: dict[tuple[int, ...], Any] = {}
-    divisors: dict[tuple[int, ...], int] = {}
-
-    def pointer(path, slot):
-        if slot.dtype is None:
-            return "i64"
-        if slot.aligned:
-            divisors[path] = WORD
-        return "*" + canonicalize_dtype(slot.dtype)
-
-    def integer(path, value):
-        if isinstance(value, tuple):
-            return tuple(integer((*path, i), item) for i, item in enumerate(value))
-        if value in (0, 1):
-            fixed[path] = value
-            return "constexpr"
-        divisors[path] = gcd(value, WORD)
-        return "i32" if value < 2**31 else "i64"
-
-    types: list[Any] = [
-        tuple(pointer((i, j), slot) for j, slot in enumerate(slots)) for i, slots in enumerate((operands, outputs))
-    ]
-    types += [integer((i,), value) for i, value in enumerate(integers, len(types))]
-    fixed |= {(i,): value for i, value in enumerate(constants, len(types))}
-    types += ["constexpr"] * len(constants)
-    return tuple(types), tuple(fixed.items()), tuple(divisors.items())
 
 
 @cache

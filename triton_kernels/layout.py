@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import chain
 from math import prod
 from typing import NamedTuple
 
@@ -33,7 +32,12 @@ SECTOR = 32  # bytes that memory moves at least
 ROW_WARPS = 16  # warps of a program that holds whole rows at most
 ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of ROW_WARPS warps, 96 in those of a thread
 ROW_WORDS = 2  # words of a row that a thread holds, of each value, until there are no more warps
-WASTE = 1.3  # most lanes, to elements, that a tile's width may cost
+WASTE = 1.3  # most lanes, to elements, that the widest tiles may cost; narrower ones cost less than 4
+NARROW = 8  # elements side by side in the narrowest tiles
+FEW = 32  # elements side by side in tiles of what does not fill the GPU
+WHOLE_ROWS = (64, 256, 1024, 4096)  # widths of tiles that hold rows of whole words, from there on all powers of two;
+RAGGED_ROWS = (16, 128, 1024, 4096)  # and of those that words do not fill
+TOTALS = 32  # parts, and totals, in the tiles that add up what several programs left
 
 
 class TooManyGroups(ValueError):
@@ -72,7 +76,7 @@ def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) ->
     return (0,) * missing + tuple(kept)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def arrange(
     shape: tuple[int, ...],
     operands: tuple[Strides | None, ...],
@@ -140,24 +144,23 @@ def _group(shape, folded: Sequence[frozenset[int]], row: frozenset[int]) -> list
     return groups
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def cut(layout: Layout, itemsize: int, share: bool = True) -> Tiling:
     """Tiles of a layout whose narrowest element takes ``itemsize`` bytes; programs ``share`` sums where rows are few.
 
     A thread handles whole words, several of them; tiles shrink to one word for each thread of a warp before they
-    leave multiprocessors idle.
+    leave multiprocessors idle. Each tile is a kernel to compile, so that there are few for all extents: they cost
+    lanes without an element.
     """
     word = WORD // itemsize
     reads = sum(groups >= 0 for groups in layout.groups)
     flight = max(1, min(FLIGHT // max(reads, 1), REGISTERS // word))
     cut_tiles = _cut_rows if layout.row is not None else _cut_map if len(layout.extents) == 2 else _cut_reduce
-    room = LANES * WARPS * word * flight
-    tiling = cut_tiles(layout, room, word)
     if not share:
-        return tiling._replace(chunk=layout.extents[LOOPED], parts=1)
-    while prod(tiling.blocks) * tiling.parts < PROGRAMS // 2 and room > LANES * word:
-        room //= 2
-        tiling = cut_tiles(layout, room, word)
+        return _cut_totals(layout, word)
+    tiling = cut_tiles(layout, LANES * WARPS * word * flight, word)
+    if prod(tiling.blocks) * tiling.parts < PROGRAMS // 2:
+        return cut_tiles(layout, LANES * word, word)
     return tiling
 
 
@@ -168,9 +171,10 @@ def _cut_map(layout: Layout, room: int, word: int) -> Tiling:
         width = min(_power_of_2(columns), 8 * word, 64)
         height = min(_power_of_2(rows), width, room // width)
     else:
-        width = room if rows == 1 else _width(columns, min(16 * word, WIDTH))
-        height = min(_power_of_2(rows), room // width)
-        width = max(width, min(_power_of_2(columns), room // height)) if height == rows else min(width, room)
+        few = min(_power_of_2(rows), room)
+        most = FEW if room == LANES * word else min(16 * word, WIDTH)
+        width = room if rows == 1 else _width(columns, max(most, room // few))
+        height = min(few, room // width)
     return _tiling(layout, (height, width), COLUMNS, word)
 
 
@@ -182,12 +186,14 @@ def _cut_reduce(layout: Layout, room: int, word: int) -> Tiling:
     side = _side_by_side(layout)
     tiled = layout.extents[TILED] > 1
     wide = 8 * word if tiled else room if side == LOOPED else min(16 * word, WIDTH)
-    most = {side: _width(layout.extents[side], wide)}
+    others = [group for group in (TILED, LOOPED, KEPT) if group != side]
+    few = min(prod(_power_of_2(layout.extents[group]) for group in others), room)
     tile, left = [1, 1, 1], 4 * room if tiled else room
-    for group in (side, *(group for group in (TILED, LOOPED, KEPT) if group != side)):
-        tile[group] = min(_power_of_2(layout.extents[group]), most.get(group, left), left)
+    tile[side] = _width(layout.extents[side], max(wide, room // few)) if layout.extents[side] > 1 else 1
+    left //= tile[side]
+    for group in others:
+        tile[group] = min(_power_of_2(layout.extents[group]), left)
         left //= tile[group]
-    tile[side] = max(tile[side], min(_power_of_2(layout.extents[side]), room // (prod(tile) // tile[side])))
     return _tiling(layout, tuple(tile), side, word)
 
 
@@ -195,14 +201,21 @@ def _cut_rows(layout: Layout, room: int, word: int) -> Tiling:
     """Tiles of a whole row, or of several: along the axis on which elements lie side by side, if that is another."""
     assert layout.row is not None
     tile = [1] * len(layout.extents)
-    tile[layout.row] = width = _power_of_2(layout.extents[layout.row])
     side = _side_by_side(layout)
+    tile[layout.row] = width = _row_width(layout.extents[layout.row], word if side == layout.row else 0)
     for group in (side, *(g for g in range(len(tile)) if g != side)):
         if group != layout.row:
             least = SECTOR * word // WORD if group == side else 1
             tile[group] = min(_power_of_2(layout.extents[group]), max(least, room // width))
             width *= tile[group]
     return _tiling(layout, tuple(tile), layout.row, word)
+
+
+def _cut_totals(layout: Layout, word: int) -> Tiling:
+    """The same tiles for any number of parts: there is little to add up, and it is not worth kernels of its own."""
+    kept = TOTALS if layout.extents[KEPT] > 1 else 1
+    tiling = _tiling(layout, (kept, TOTALS * TOTALS // kept, 1), KEPT, word)
+    return tiling._replace(chunk=layout.extents[LOOPED], parts=1, ragged=True)
 
 
 def _tiling(layout: Layout, tile: tuple[int, ...], side: int, word: int) -> Tiling:
@@ -234,13 +247,16 @@ def traffic(layout: Layout, tiling: Tiling) -> tuple[list[int], list[int]]:
 
     What two tiles both load counts twice, though a cache may have it the second time.
     """
-    tiles = list(tiling.blocks) if len(layout.extents) == 2 else [tiling.blocks[0], tiling.parts, tiling.blocks[1]]
+    tiles = tiling.blocks if len(layout.extents) == 2 else (tiling.blocks[0], tiling.parts, tiling.blocks[1])
     moved, floor = [], []
     for groups in (*layout.operands, *layout.outputs):
-        walks = zip(layout.extents, tiles, groups, strict=True) if groups else ()
-        moved.append(prod(n if any(steps) else count for n, count, steps in walks))
-        axes = chain.from_iterable(map(zip, layout.sizes, groups))
-        floor.append(prod(n for n, step in axes if step))
+        loads = elements = 1
+        for steps, n, count, sizes in zip(groups, layout.extents, tiles, layout.sizes):  # noqa: B905 - a number has none
+            loads *= n if any(steps) else count
+            for step, size in zip(steps, sizes, strict=True):
+                elements *= size if step else 1
+        moved.append(loads)
+        floor.append(elements)
     return moved, floor
 
 
@@ -314,11 +330,19 @@ def _side_by_side(layout: Layout) -> int:
 
 
 def _width(n: int, most: int) -> int:
-    """The widest power of two up to ``most`` by which tiles along ``n`` elements waste few lanes."""
-    for width in (most >> shift for shift in range(most.bit_length() - 4)):
-        if -(-n // width) * width <= n * WASTE:
-            return width
-    return min(_power_of_2(n), most)
+    """The width of tiles along ``n`` elements: a quarter of ``most`` or of that where wider ones waste many lanes."""
+    if n <= NARROW:
+        return NARROW
+    width = most
+    while width > FEW and -(-n // width) * width > n * WASTE:
+        width //= 4
+    return width
+
+
+def _row_width(n: int, word: int) -> int:
+    """The width of tiles that hold a row of ``n`` elements side by side; if they do not lie so, ``word`` is 0."""
+    widths = (RAGGED_ROWS if n % word else WHOLE_ROWS) if word else ()
+    return next((width for width in widths if width >= n), _power_of_2(n))
 
 
 def _bits(flags: Iterable[bool]) -> int:

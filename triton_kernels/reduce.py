@@ -12,10 +12,10 @@ _LOOP = tl.constexpr(1 << LOOPED)
 
 @triton.jit
 def map_reduce_kernel(
-    operands, outputs, operand_strides, output_strides, sizes, extents, blocks, part_strides, chunk, counts,
+    operands, outputs, operand_strides, output_strides, sizes, extents, blocks, part_strides, steps, counts,
     PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Elements form a box of kept x looped x tiled axes, cut into tiles; a program walks one chunk of the looped axes.
+    """Elements form a box of kept x looped x tiled axes, cut into tiles; a program takes ``steps`` of them in a loop.
 
     An output folded over the looped axes gathers in a tile of registers that is folded at the end, any other is stored
     tile by tile; over the kept and tiled axes an output is folded within the tile. Where several programs share a
@@ -56,6 +56,7 @@ def map_reduce_kernel(
             totals = totals + (tl.zeros([1, 1, 1], PROGRAM.compute),)  # unused: a loop carries a tuple of fixed length
 
     parts = (part_strides, (program % blocks[0], part, tile), counts)
+    chunk = tl.cast(steps, GEOMETRY.index) * GEOMETRY.tile[1]
     first = part * chunk
     last = tl.minimum(first + chunk, extents[1])
     whole = first
