@@ -12,6 +12,15 @@ from .triton_kernels import launch
 from .triton_kernels.layout import Strides, TooManyGroups, arrange, dense, holds
 
 
+EXTREMA = ("amax", "amin")
+COMPARED = {  # which of its values a formula compares, if only later, when an extremum meets the elements that are it
+    **dict.fromkeys(EXTREMA, slice(0, 1)),
+    "equal": slice(0, 2),
+    "maximum_dx": slice(1, 3),
+    "maximum_dy": slice(1, 3),
+}
+
+
 class Place(NamedTuple):
     """Where a value lies: argument ``argument`` of a plan, with the axis and the stride of each dimension."""
 
@@ -44,13 +53,39 @@ class Stages:
         ``sources`` has the places of the tensors given, ``numbers`` the arguments that numbers are; ``itemsize`` is
         that of the narrowest tensor, and a value takes ``registers`` of a thread. Room follows the other arguments.
         """
-        self.graph, self.sources, self.numbers = graph, dict(sources), numbers
+        self.graph, self.numbers = graph, numbers
         self.itemsize, self.registers = itemsize, registers
-        self.free = len(sources) + len(numbers) + len(targets)
+        self._plan(sources, targets)
+        compared = self._sums_compared(sources, targets)
+        if len(self.stages) > 1 and compared:
+            self._plan(sources, targets, compared)
+
+    def _plan(self, sources: dict[int, Place], targets: Sequence[tuple[int, Place]], first: Sequence[int] = ()) -> None:
+        """Make the stages anew, those that compute the values ``first`` before all others."""
+        self.sources = dict(sources)
+        self.free = len(sources) + len(self.numbers) + len(targets)
         self.stages: list[launch.Stage] = []
         self.cuts: list[Cut] = []
         self.rooms: list[int] = []
+        for value in first:
+            if value not in self.sources:
+                self._cut(Cut(value, "several kernels compare what is computed from it"))
         self._write(targets)
+
+    def _sums_compared(self, sources: dict[int, Place], targets: Sequence[tuple[int, Place]]) -> list[int]:
+        """The sums from which values are computed that are compared with one another.
+
+        Another kernel may add in another order, and what was equal is equal no longer: all have to read one total. The
+        other formulas give the same bits in every kernel, and so does an extremum of the same bits.
+        """
+        values = self.graph.needed([value for value, _ in targets], sources)
+        steps = [step for i in values if i not in sources and isinstance(step := self.graph.values[i], Step)]
+        compared = [i for step in steps if step.formula in COMPARED for i in step.reads[COMPARED[step.formula]]]
+        needed = [i for i in self.graph.needed(compared, sources) if i not in sources]
+        return [i for i in needed if getattr(self.graph.values[i], "over", None) and not self._is_extremum(i)]
+
+    def _is_extremum(self, value: int) -> bool:
+        return self.graph.values[value].formula in EXTREMA
 
     def _write(self, targets: Sequence[tuple[int, Place]]) -> None:
         """Add the stages that write ``targets``: those computed over the same axes share one."""

@@ -402,7 +402,8 @@ def _compile(kernel, types: tuple, fixed: tuple, divisors: tuple, warps: int, _d
     """Compile for the current device, which each have their own copy."""
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(fixed), attributes)
-    return triton.compile(source, driver.active.get_current_target(), {"num_warps": warps})
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return triton.compile(source, driver.active.get_current_target(), options)
 
 
 def _as_integer(value: torch.Tensor | float, common: torch.dtype) -> int:
