@@ -8,9 +8,13 @@ from typing import NamedTuple
 
 from .axes import NO_AXES, Axes, Dims
 from .graphs import Again, Graph, Number, Step
+from .schedule import Reads, best_end, held, in_order
 from .triton_kernels import launch
-from .triton_kernels.layout import Strides, TooManyGroups, arrange, dense, holds
+from .triton_kernels.layout import Layout, Strides, TooManyGroups, arrange, dense, gathered, holds, repeated
 
+
+MOST_STEPS = 384  # values that a kernel computes: more compile for longer than in proportion
+MOST_LIVE = 48  # values that a thread without a row holds for each of 4 elements, in 255 registers
 
 EXTREMA = ("amax", "amin")
 COMPARED = {  # which of its values a formula compares, if only later, when an extremum meets the elements that are it
@@ -34,6 +38,14 @@ class Cut(NamedTuple):
 
     value: int
     reason: str
+
+
+class Part(NamedTuple):
+    """What has to be computed by kernels of its own, before the rest: ``values``, for a reason, and targets ``done``."""
+
+    values: tuple[int, ...]
+    reason: str
+    done: frozenset[int] = frozenset()
 
 
 class Stages:
@@ -69,7 +81,7 @@ class Stages:
         self.rooms: list[int] = []
         for value in first:
             if value not in self.sources:
-                self._cut(Cut(value, "several kernels compare what is computed from it"))
+                self._cut(Part((value,), "several kernels compare what is computed from it"))
         self._write(targets)
 
     def _sums_compared(self, sources: dict[int, Place], targets: Sequence[tuple[int, Place]]) -> list[int]:
@@ -95,11 +107,11 @@ class Stages:
             for value, place in targets:
                 together.setdefault(self._span(value), []).append((value, place))
             made = [one for group in together.values() for one in self._split(group)]
-            cut = next((one for one in made if isinstance(one, Cut)), None)
-            if cut is None:
+            part = next((one for one in made if isinstance(one, Part)), None)
+            if part is None:
                 self.stages += made
                 return
-            self._cut(cut)
+            targets = self._cut(part, targets)
 
     def _see_again(self, values: Sequence[int]) -> None:
         """Find what ``values`` see along other axes in memory, where it has to lie."""
@@ -108,17 +120,19 @@ class Stages:
             if isinstance(value, Again) and i not in self.sources:
                 source = value.reads[0]
                 if source not in self.sources:
-                    self._cut(Cut(source, "it meets itself along another axis"))
+                    self._cut(Part((source,), "it meets itself along another axis"))
                 place, renamed = self.sources[source], dict(zip(value.old, value.new, strict=True))
                 self.sources[i] = place._replace(dims=tuple(renamed.get(a) for a in place.dims))
 
-    def _cut(self, cut: Cut) -> None:
-        self.cuts.append(cut)
-        room = self._room(cut.value)
-        self._write([(cut.value, room)])
-        self.sources[cut.value] = room
+    def _cut(self, part: Part, targets: Sequence[tuple[int, Place]] = ()) -> list[tuple[int, Place]]:
+        """Compute ``part``; the targets that are left."""
+        self.cuts += [Cut(value, part.reason) for value in part.values]
+        rooms = [(value, self._room(value)) for value in part.values]
+        self._write([*rooms, *(target for target in targets if target[0] in part.done)])
+        self.sources.update(rooms)
+        return [target for target in targets if target[0] not in part.done]
 
-    def _split(self, targets: Sequence[tuple[int, Place]]) -> list[launch.Stage | Cut]:
+    def _split(self, targets: Sequence[tuple[int, Place]]) -> list[launch.Stage | Part]:
         """Kernels for ``targets``: one, or more where they are reduced over more sets of axes than one pass has."""
         try:
             return [self._stage(targets)]
@@ -128,7 +142,8 @@ class Stages:
             (end,) = (value for value, _ in targets)
             while not self._over(end):  # what is linear in it
                 (end,) = self._read(end)
-            return [Cut(self.graph.values[end].reads[0], "it is reduced over a part of the axes of a row, and others")]
+            value = self.graph.values[end].reads[0]
+            return [Part((value,), "it is reduced over a part of the axes of a row, and others")]
 
     def _room(self, value: int) -> Place:
         self.rooms.append(self.graph.count(self.graph.axes[value]))
@@ -140,6 +155,14 @@ class Stages:
         step = self.graph.values[value]
         return step if isinstance(step, Step) and value not in self.sources else None
 
+    def _reads(self, value: int) -> Sequence[int]:
+        """What ``value`` is computed from here; nothing if it is loaded."""
+        return self._read(value) if self._step(value) else ()
+
+    def _is_wide(self, value: int) -> bool:
+        """Whether a value differs among elements, so that it takes a register for each."""
+        return bool(self.graph.axes[value])
+
     def _over(self, value: int) -> Axes:
         """The axes that are reduced to ``value`` here."""
         step = self._step(value)
@@ -150,23 +173,64 @@ class Stages:
         values = self.graph.needed([value], self.sources)
         return NO_AXES.union(*(self.graph.axes[i] | self._over(i) for i in values))
 
-    def _stage(self, targets: Sequence[tuple[int, Place]]) -> launch.Stage | Cut:
+    def _stage(self, targets: Sequence[tuple[int, Place]]) -> launch.Stage | Part:
         """One kernel for ``targets``, or what has to be cut first. Raises TooManyGroups where they cannot share one."""
-        values = self.graph.needed([value for value, _ in targets], self.sources)
-        ends = self._ends(values, [value for value, _ in targets])
+        wanted = [value for value, _ in targets]
+        values = self.graph.needed(wanted, self.sources)
+        ends = self._ends(values, wanted)
         middle = [i for i in values if self._over(i) and i not in ends.values()]
         row = self._over(middle[0]) if middle else NO_AXES
         for i in middle:
             if self._over(i) != row:
-                return Cut(i, "it reduces other axes than the one before it")
+                return Part((i,), "it reduces other axes than the one before it")
+        most = len(values) if row else MOST_LIVE - len(ends)
+        reads = {i: self._reads(i) for i in values}.__getitem__
+        live, fits = self._walk(values, wanted, reads, most)
+        if len(fits) < len(values):
+            longest = sorted(wanted, key=lambda i: -len(self.graph.needed([i], self.sources)))
+            numbers = [i for i in values if isinstance(self.graph.values[i], Number)]
+            values = [*numbers, *in_order(longest, reads, lambda i: isinstance(self.graph.values[i], Step))]
+            live, fits = self._walk(values, wanted, reads, most)
+            part = len(fits) < len(values) and self._part(values[: len(fits)], fits, wanted, reads)
+            if part:
+                return part
         stage = self._describe(values, ends, targets, row)
+        if row:
+            return self._in_row(stage, values, middle[0])
+        return stage._replace(live=(live + len(ends)) * self.registers)
+
+    def _walk(self, order: Sequence[int], targets: Sequence[int], reads: Reads, most: int) -> tuple[int, list[frozenset[int]]]:
+        """How many values a kernel holds that computes these in order; and what is needed after each that it can."""
+        steps, live, later = 0, 0, []
+        for i, now in zip(order, held(order, targets, reads, self._is_wide)):
+            steps += self._step(i) is not None
+            if now.count > most or steps > MOST_STEPS:
+                break
+            live = max(live, now.count)
+            later.append(now.later)
+        return live, later
+
+    def _part(self, order: Sequence[int], later: Sequence[frozenset[int]], targets, reads: Reads) -> Part | None:
+        """What a kernel computes that gets no further than ``order``; None where it cannot be a part of it."""
+        end = best_end(order, later, targets, reads, MOST_LIVE * 2 // 3)
+        if end is None:
+            return None
+        values, last = end
+        why = f"a kernel computes {MOST_STEPS} values at most, and holds {MOST_LIVE} of each element"
+        return Part(tuple(values), why, frozenset(targets).intersection(order[: last + 1]))
+
+    def _in_row(self, stage: launch.Stage, values: Sequence[int], first: int) -> launch.Stage | Part:
+        """A stage that holds a row: what it reads again for every row it holds too or, to hold less, loads again."""
+        row = self._over(first)
         strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.results))
         layout = arrange(stage.shape, *strides, tuple(result.over for result in stage.results), stage.row)
-        live = self._live(values, row)
-        if not holds(layout, self.itemsize, live * self.registers):
-            n = self.graph.count(row)
-            return Cut(middle[0], f"registers do not hold {live} values for each of the {n} elements of a row")
-        return stage
+        for reloads in (False, True):
+            stage = stage._replace(reloads=reloads)
+            live = self._live(values, row, stage, layout)
+            if holds(layout, self.itemsize, live * self.registers):
+                return stage._replace(live=live * self.registers)
+        n = self.graph.count(row)
+        return Part((first,), f"registers do not hold {live} values for each of the {n} elements of a row")
 
     def _ends(self, values: Sequence[int], targets: Sequence[int]) -> dict[int, int]:
         """The targets that are reduced on their way out, and by which step: themselves, or one that they are linear in.
@@ -237,17 +301,23 @@ class Stages:
         place = self.sources[i]
         return launch.Operand(place.argument, _over_axes(place, axes), getattr(value, "name", f"cut{i}"))
 
-    def _live(self, values: Sequence[int], row: Axes) -> int:
-        """How many values for each element of a row a program holds at once: what it loads, from the start."""
+    def _live(self, values: Sequence[int], row: Axes, stage: launch.Stage, layout: Layout) -> int:
+        """How many values for each element of a row a program holds at once: what it loads, from the start.
+
+        While it goes through rows it also holds what it gathers of them, and what each of them reads again.
+        """
+        again = repeated(layout) if not stage.reloads else ()
+        arguments = {stage.operands[k].index for k in again}
         wide = {i for i in values if row <= self.graph.axes[i]}
+        always = {i for i in wide if i in self.sources and self.sources[i].argument in arguments}
         last = {j: i for i in values if (step := self._step(i)) for j in (i, *step.reads)}
         alive = {i for i in wide if not self._step(i)}
         most = len(alive)
         for i in values:
             if self._step(i):
                 most = max(most, len(alive | ({i} & wide)))
-                alive = {j for j in alive | ({i} & wide) if last.get(j, i) > i}
-        return most
+                alive = {j for j in alive | ({i} & wide) if last.get(j, i) > i or j in always}
+        return most + gathered(layout)
 
 
 def _positions(over: Axes, axes: Sequence[int]) -> frozenset[int]:

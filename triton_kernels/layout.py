@@ -32,6 +32,7 @@ MULTIPROCESSORS = 128  # of a large GPU, at least: so many programs share sums w
 SECTOR = 32  # bytes that memory moves at least
 ROW_WARPS = 16  # warps of a program that holds whole rows at most
 ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of ROW_WARPS warps, 96 in those of a thread
+THREAD_VALUES = 192  # values of 4 bytes in the registers of a thread, of 255 where warps are few
 ROW_WORDS = 2  # words of a row that a thread holds, of each value, until there are no more warps
 WASTE = 1.3  # most lanes, to elements, that a tile's width may cost
 
@@ -143,24 +144,36 @@ def _group(shape, folded: Sequence[frozenset[int]], row: frozenset[int]) -> list
 
 
 @lru_cache(maxsize=4096)
-def cut(layout: Layout, itemsize: int, share: bool = True) -> Tiling:
+def cut(layout: Layout, itemsize: int, share: bool = True, live: int = 1) -> Tiling:
     """Tiles of a layout whose narrowest element takes ``itemsize`` bytes; programs ``share`` sums where rows are few.
+
+    A program holds ``live`` values of 4 bytes for each element: fewer elements, or more threads, where these are many.
 
     A thread handles whole words, several of them; tiles shrink to one word for each thread of a warp before they
     leave multiprocessors idle.
     """
     word = WORD // itemsize
+    if layout.row is None:
+        word = min(word, _power_of_2_in(THREAD_VALUES // live))
     reads = sum(groups >= 0 for groups in layout.groups)
-    flight = max(1, min(FLIGHT // max(reads, 1), REGISTERS // word))
+    flight = max(1, min(FLIGHT // max(reads, 1), REGISTERS // word, THREAD_VALUES // (live * word)))
     cut_tiles = _cut_rows if layout.row is not None else _cut_map if len(layout.extents) == 2 else _cut_reduce
     room = LANES * WARPS * word * flight
     tiling = cut_tiles(layout, room, word)
     if not share:
-        return tiling._replace(chunk=layout.extents[LOOPED], parts=1)
+        return _spread(layout, tiling, live)._replace(chunk=layout.extents[LOOPED], parts=1)
     while prod(tiling.blocks) * tiling.parts < PROGRAMS // 2 and room > LANES * word:
         room //= 2
         tiling = cut_tiles(layout, room, word)
-    return tiling
+    return _spread(layout, tiling, live)
+
+
+def _spread(layout: Layout, tiling: Tiling, live: int) -> Tiling:
+    """With as many warps as hold a row, of so many values for each element."""
+    warps = tiling.warps
+    while layout.row is not None and warps < ROW_WARPS and prod(tiling.tile) * live > THREAD_VALUES * LANES * warps:
+        warps *= 2
+    return tiling._replace(warps=warps)
 
 
 def _cut_map(layout: Layout, room: int, word: int) -> Tiling:
@@ -231,15 +244,29 @@ def holds(layout: Layout, itemsize: int, live: int) -> bool:
     return layout.row is None or prod(_cut_rows(layout, 1, WORD // itemsize).tile) * live <= ROW_VALUES
 
 
-def traffic(layout: Layout, tiling: Tiling) -> tuple[list[int], list[int]]:
+def gathered(layout: Layout) -> int:
+    """How many outputs gather along the loop, in a tile each."""
+    return sum(folded >> LOOPED & 1 for folded in layout.folded) if len(layout.extents) == 3 else 0
+
+
+def repeated(layout: Layout) -> list[int]:
+    """The operands of which every step of the loop reads the same."""
+    loops = len(layout.extents) == 3
+    return [k for k, groups in enumerate(layout.groups) if loops and groups > 0 and not groups >> LOOPED & 1]
+
+
+def traffic(layout: Layout, tiling: Tiling, reloads: bool = False) -> tuple[list[int], list[int]]:
     """How many elements of each operand, then of each output, all programs load or store; and how many there are.
 
-    What two tiles both load counts twice, though a cache may have it the second time.
+    What two tiles both load counts twice, though a cache may have it the second time; so does what one program
+    ``reloads`` in every step of its loop.
     """
     tiles = list(tiling.blocks) if len(layout.extents) == 2 else [tiling.blocks[0], tiling.parts, tiling.blocks[1]]
     moved, floor = [], []
-    for groups in (*layout.operands, *layout.outputs):
-        walks = zip(layout.extents, tiles, groups, strict=True) if groups else ()
+    steps_of_loop = [*tiles[:1], -(-layout.extents[LOOPED] // tiling.tile[LOOPED]), *tiles[2:]] if reloads else tiles
+    again = repeated(layout) if reloads else ()
+    for k, groups in enumerate((*layout.operands, *layout.outputs)):
+        walks = zip(layout.extents, steps_of_loop if k in again else tiles, groups, strict=True) if groups else ()
         moved.append(prod(n if any(steps) else count for n, count, steps in walks))
         axes = chain.from_iterable(map(zip, layout.sizes, groups))
         floor.append(prod(n for n, step in axes if step))
@@ -299,6 +326,11 @@ def _span(shape: Sequence[int], strides: Strides) -> int:
 
 def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+def _power_of_2_in(n: int) -> int:
+    """The largest power of two up to ``n``, or 1."""
+    return 1 << max(n, 1).bit_length() - 1
 
 
 def _power_dividing(n: int) -> int:
