@@ -159,6 +159,10 @@ class Stages:
         """What ``value`` is computed from here; nothing if it is loaded."""
         return self._read(value) if self._step(value) else ()
 
+    def _is_own(self, value: int) -> bool:
+        """Whether the program computes a value, here or before."""
+        return isinstance(self.graph.values[value], Step)
+
     def _is_wide(self, value: int) -> bool:
         """Whether a value differs among elements, so that it takes a register for each."""
         return bool(self.graph.axes[value])
@@ -189,15 +193,15 @@ class Stages:
         if len(fits) < len(values):
             longest = sorted(wanted, key=lambda i: -len(self.graph.needed([i], self.sources)))
             numbers = [i for i in values if isinstance(self.graph.values[i], Number)]
-            values = [*numbers, *in_order(longest, reads, lambda i: isinstance(self.graph.values[i], Step))]
+            values = [*numbers, *in_order(longest, reads, self._is_own)]
             live, fits = self._walk(values, wanted, reads, most)
             part = len(fits) < len(values) and self._part(values[: len(fits)], fits, wanted, reads)
             if part:
                 return part
         stage = self._describe(values, ends, targets, row)
         if row:
-            return self._in_row(stage, values, middle[0])
-        return stage._replace(live=(live + len(ends)) * self.registers)
+            return self._in_row(stage, in_order(wanted, reads, self._is_own), middle[0])
+        return stage._replace(live=max(1, live + len(ends)) * self.registers)
 
     def _walk(self, order: Sequence[int], targets: Sequence[int], reads: Reads, most: int) -> tuple[int, list[frozenset[int]]]:
         """How many values a kernel holds that computes these in order; and what is needed after each that it can."""
@@ -227,7 +231,7 @@ class Stages:
         for reloads in (False, True):
             stage = stage._replace(reloads=reloads)
             live = self._live(values, row, stage, layout)
-            if holds(layout, self.itemsize, live * self.registers):
+            if holds(layout, self.itemsize, live, self.registers):
                 return stage._replace(live=live * self.registers)
         n = self.graph.count(row)
         return Part((first,), f"registers do not hold {live} values for each of the {n} elements of a row")
@@ -306,17 +310,16 @@ class Stages:
 
         While it goes through rows it also holds what it gathers of them, and what each of them reads again.
         """
-        again = repeated(layout) if not stage.reloads else ()
-        arguments = {stage.operands[k].index for k in again}
+        arguments = {stage.operands[k].index for k in repeated(layout)}
         wide = {i for i in values if row <= self.graph.axes[i]}
-        always = {i for i in wide if i in self.sources and self.sources[i].argument in arguments}
-        last = {j: i for i in values if (step := self._step(i)) for j in (i, *step.reads)}
-        alive = {i for i in wide if not self._step(i)}
+        again = {i for i in wide if i in self.sources and self.sources[i].argument in arguments}
+        last = {j: k for k, i in enumerate(values) for j in (i, *self._reads(i))}
+        alive = {i for i in wide if not self._step(i)} - (again if stage.reloads else set())
         most = len(alive)
-        for i in values:
-            if self._step(i):
-                most = max(most, len(alive | ({i} & wide)))
-                alive = {j for j in alive | ({i} & wide) if last.get(j, i) > i or j in always}
+        for k, i in enumerate(values):
+            alive |= wide.intersection((i, *self._reads(i))) if self._step(i) else set()
+            most = max(most, len(alive))
+            alive = {j for j in alive if last[j] > k or (j in again and not stage.reloads)}
         return most + gathered(layout)
 
 

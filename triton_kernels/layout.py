@@ -239,9 +239,21 @@ def _tiling(layout: Layout, tile: tuple[int, ...], side: int, word: int) -> Tili
     return Tiling(tile, (blocks[KEPT], blocks[TILED]), chunk, parts, warps, side, ragged)
 
 
-def holds(layout: Layout, itemsize: int, live: int) -> bool:
-    """Whether the registers of one program hold ``live`` values of 4 bytes for each element of its smallest tile."""
-    return layout.row is None or prod(_cut_rows(layout, 1, WORD // itemsize).tile) * live <= ROW_VALUES
+def holds(layout: Layout, itemsize: int, live: int, registers: int = 1) -> bool:
+    """Whether the registers of one program hold ``live`` values for each element of its smallest tile.
+
+    A value takes ``registers`` of 4 bytes. Where rows are looped over, most are not all alive at once, but doubles take
+    more, and so do the addresses of a ragged row, whose elements each thread loads one by one. (Measured for sm_90.)
+    """
+    if layout.row is None:
+        return True
+    word = WORD // itemsize
+    takes, most = live * registers, ROW_VALUES
+    if len(layout.extents) == 3:
+        most = ROW_VALUES * 7 // 6
+        ragged = _power_dividing(layout.extents[layout.row]) < word
+        takes += 2 * (registers - 1) + (max(1, word // 4) if ragged else 0)
+    return prod(_cut_rows(layout, 1, word).tile) * takes <= most
 
 
 def gathered(layout: Layout) -> int:
