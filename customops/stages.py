@@ -13,8 +13,8 @@ from .triton_kernels import launch
 from .triton_kernels.layout import Layout, Strides, TooManyGroups, arrange, dense, gathered, holds, repeated
 
 
-MOST_STEPS = 384  # values that a kernel computes: more compile for longer than in proportion
-MOST_LIVE = 48  # values that a thread without a row holds for each of 4 elements, in 255 registers
+MOST_STEPS = 384  # values that a kernel computes: compiling more takes longer than in proportion
+MOST_LIVE = 48  # values that a thread holds for each of 16 bytes of elements, in 255 registers, where it holds no row
 
 EXTREMA = ("amax", "amin")
 COMPARED = {  # which of its values a formula compares, if only later, when an extremum meets the elements that are it
@@ -93,11 +93,8 @@ class Stages:
         values = self.graph.needed([value for value, _ in targets], sources)
         steps = [step for i in values if i not in sources and isinstance(step := self.graph.values[i], Step)]
         compared = [i for step in steps if step.formula in COMPARED for i in step.reads[COMPARED[step.formula]]]
-        needed = [i for i in self.graph.needed(compared, sources) if i not in sources]
-        return [i for i in needed if getattr(self.graph.values[i], "over", None) and not self._is_extremum(i)]
-
-    def _is_extremum(self, value: int) -> bool:
-        return self.graph.values[value].formula in EXTREMA
+        needed = {i: self.graph.values[i] for i in self.graph.needed(compared, sources) if i not in sources}
+        return [i for i, step in needed.items() if isinstance(step, Step) and step.over and step.formula not in EXTREMA]
 
     def _write(self, targets: Sequence[tuple[int, Place]]) -> None:
         """Add the stages that write ``targets``: those computed over the same axes share one."""
@@ -187,10 +184,10 @@ class Stages:
         for i in middle:
             if self._over(i) != row:
                 return Part((i,), "it reduces other axes than the one before it")
-        most = len(values) if row else MOST_LIVE - len(ends)
         reads = {i: self._reads(i) for i in values}.__getitem__
+        most = len(values) if row else MOST_LIVE - len(ends)
         live, fits = self._walk(values, wanted, reads, most)
-        if len(fits) < len(values):
+        if row or len(fits) < len(values):
             longest = sorted(wanted, key=lambda i: -len(self.graph.needed([i], self.sources)))
             numbers = [i for i in values if isinstance(self.graph.values[i], Number)]
             values = [*numbers, *in_order(longest, reads, self._is_own)]
@@ -200,13 +197,13 @@ class Stages:
                 return part
         stage = self._describe(values, ends, targets, row)
         if row:
-            return self._in_row(stage, in_order(wanted, reads, self._is_own), middle[0])
+            return self._in_row(stage, values, middle[0])
         return stage._replace(live=max(1, live + len(ends)) * self.registers)
 
-    def _walk(self, order: Sequence[int], targets: Sequence[int], reads: Reads, most: int) -> tuple[int, list[frozenset[int]]]:
+    def _walk(self, order: Sequence[int], targets: Sequence[int], reads: Reads, most: int) -> tuple[int, list]:
         """How many values a kernel holds that computes these in order; and what is needed after each that it can."""
         steps, live, later = 0, 0, []
-        for i, now in zip(order, held(order, targets, reads, self._is_wide)):
+        for i, now in zip(order, held(order, targets, reads, self._is_wide), strict=False):
             steps += self._step(i) is not None
             if now.count > most or steps > MOST_STEPS:
                 break
