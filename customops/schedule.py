@@ -16,7 +16,7 @@ Reads = Callable[[int], Sequence[int]]  # what a value is computed from; nothing
 class Held(NamedTuple):
     """What a kernel holds while it computes a value: how many, and which computed ones are read after it."""
 
-    count: int
+    alive: int
     later: frozenset[int]
 
 

@@ -205,9 +205,9 @@ class Stages:
         steps, live, later = 0, 0, []
         for i, now in zip(order, held(order, targets, reads, self._is_wide), strict=False):
             steps += self._step(i) is not None
-            if now.count > most or steps > MOST_STEPS:
+            if now.alive > most or steps > MOST_STEPS:
                 break
-            live = max(live, now.count)
+            live = max(live, now.alive)
             later.append(now.later)
         return live, later
 
