@@ -8,8 +8,30 @@ from typing import NamedTuple
 
 from .axes import NO_AXES, Axes, Dims
 from .graphs import Again, Graph, Number, Step
+from .schedule import Reads, best_end, held, in_order
 from .triton_kernels import launch
-from .triton_kernels.layout import Strides, TooManyGroups, arrange, dense, holds
+from .triton_kernels.layout import (
+    THREAD_VALUES,
+    Layout,
+    Strides,
+    TooManyGroups,
+    arrange,
+    dense,
+    gathered,
+    holds,
+    repeated,
+)
+
+MOST_STEPS = 1024  # values that a kernel computes: it takes about a second to compile
+MOST_LIVE = 160  # values that a thread holds of each element where it holds no row, fewer if they are doubles
+
+EXTREMA = ("amax", "amin")
+COMPARED = {  # which of its values a formula compares, if only later, when an extremum meets the elements that are it
+    **dict.fromkeys(EXTREMA, slice(0, 1)),
+    "equal": slice(0, 2),
+    "maximum_dx": slice(1, 3),
+    "maximum_dy": slice(1, 3),
+}
 
 
 class Place(NamedTuple):
@@ -25,6 +47,14 @@ class Cut(NamedTuple):
 
     value: int
     reason: str
+
+
+class Part(NamedTuple):
+    """What kernels of its own have to compute before the rest: ``values``, for a reason, and targets ``done``."""
+
+    values: tuple[int, ...]
+    reason: str
+    done: frozenset[int] = frozenset()
 
 
 class Stages:
@@ -44,13 +74,37 @@ class Stages:
         ``sources`` has the places of the tensors given, ``numbers`` the arguments that numbers are; ``itemsize`` is
         that of the narrowest tensor, and a value takes ``registers`` of a thread. Room follows the other arguments.
         """
-        self.graph, self.sources, self.numbers = graph, dict(sources), numbers
+        self.graph, self.numbers = graph, numbers
         self.itemsize, self.registers = itemsize, registers
-        self.free = len(sources) + len(numbers) + len(targets)
+        self.most_live = min(MOST_LIVE, THREAD_VALUES // registers)
+        self._plan(sources, targets)
+        compared = self._sums_compared(sources, targets)
+        if len(self.stages) > 1 and compared:
+            self._plan(sources, targets, compared)
+
+    def _plan(self, sources: dict[int, Place], targets: Sequence[tuple[int, Place]], first: Sequence[int] = ()) -> None:
+        """Make the stages anew, those that compute the values ``first`` before all others."""
+        self.sources = dict(sources)
+        self.free = len(sources) + len(self.numbers) + len(targets)
         self.stages: list[launch.Stage] = []
         self.cuts: list[Cut] = []
         self.rooms: list[int] = []
+        for value in first:
+            if value not in self.sources:
+                self._cut(Part((value,), "several kernels compare what is computed from it"))
         self._write(targets)
+
+    def _sums_compared(self, sources: dict[int, Place], targets: Sequence[tuple[int, Place]]) -> list[int]:
+        """The sums from which values are computed that are compared with one another.
+
+        Another kernel may add in another order, and what was equal is equal no longer: all have to read one total. The
+        other formulas give the same bits in every kernel, and so does an extremum of the same bits.
+        """
+        values = self.graph.needed([value for value, _ in targets], sources)
+        steps = [step for i in values if i not in sources and isinstance(step := self.graph.values[i], Step)]
+        compared = [i for step in steps if step.formula in COMPARED for i in step.reads[COMPARED[step.formula]]]
+        needed = {i: self.graph.values[i] for i in self.graph.needed(compared, sources) if i not in sources}
+        return [i for i, step in needed.items() if isinstance(step, Step) and step.over and step.formula not in EXTREMA]
 
     def _write(self, targets: Sequence[tuple[int, Place]]) -> None:
         """Add the stages that write ``targets``: those computed over the same axes share one."""
@@ -60,11 +114,11 @@ class Stages:
             for value, place in targets:
                 together.setdefault(self._span(value), []).append((value, place))
             made = [one for group in together.values() for one in self._split(group)]
-            cut = next((one for one in made if isinstance(one, Cut)), None)
-            if cut is None:
+            part = next((one for one in made if isinstance(one, Part)), None)
+            if part is None:
                 self.stages += made
                 return
-            self._cut(cut)
+            targets = self._cut(part, targets)
 
     def _see_again(self, values: Sequence[int]) -> None:
         """Find what ``values`` see along other axes in memory, where it has to lie."""
@@ -73,17 +127,19 @@ class Stages:
             if isinstance(value, Again) and i not in self.sources:
                 source = value.reads[0]
                 if source not in self.sources:
-                    self._cut(Cut(source, "it meets itself along another axis"))
+                    self._cut(Part((source,), "it meets itself along another axis"))
                 place, renamed = self.sources[source], dict(zip(value.old, value.new, strict=True))
                 self.sources[i] = place._replace(dims=tuple(renamed.get(a) for a in place.dims))
 
-    def _cut(self, cut: Cut) -> None:
-        self.cuts.append(cut)
-        room = self._room(cut.value)
-        self._write([(cut.value, room)])
-        self.sources[cut.value] = room
+    def _cut(self, part: Part, targets: Sequence[tuple[int, Place]] = ()) -> list[tuple[int, Place]]:
+        """Compute ``part``; the targets that are left."""
+        self.cuts += [Cut(value, part.reason) for value in part.values]
+        rooms = [(value, self._room(value)) for value in part.values]
+        self._write([*rooms, *(target for target in targets if target[0] in part.done)])
+        self.sources.update(rooms)
+        return [target for target in targets if target[0] not in part.done]
 
-    def _split(self, targets: Sequence[tuple[int, Place]]) -> list[launch.Stage | Cut]:
+    def _split(self, targets: Sequence[tuple[int, Place]]) -> list[launch.Stage | Part]:
         """Kernels for ``targets``: one, or more where they are reduced over more sets of axes than one pass has."""
         try:
             return [self._stage(targets)]
@@ -93,7 +149,8 @@ class Stages:
             (end,) = (value for value, _ in targets)
             while not self._over(end):  # what is linear in it
                 (end,) = self._read(end)
-            return [Cut(self.graph.values[end].reads[0], "it is reduced over a part of the axes of a row, and others")]
+            value = self.graph.values[end].reads[0]
+            return [Part((value,), "it is reduced over a part of the axes of a row, and others")]
 
     def _room(self, value: int) -> Place:
         self.rooms.append(self.graph.count(self.graph.axes[value]))
@@ -105,6 +162,18 @@ class Stages:
         step = self.graph.values[value]
         return step if isinstance(step, Step) and value not in self.sources else None
 
+    def _reads(self, value: int) -> Sequence[int]:
+        """What ``value`` is computed from here; nothing if it is loaded."""
+        return self._read(value) if self._step(value) else ()
+
+    def _is_own(self, value: int) -> bool:
+        """Whether the program computes a value, here or before."""
+        return isinstance(self.graph.values[value], Step)
+
+    def _is_wide(self, value: int) -> bool:
+        """Whether a value differs among elements, so that it takes a register for each."""
+        return bool(self.graph.axes[value])
+
     def _over(self, value: int) -> Axes:
         """The axes that are reduced to ``value`` here."""
         step = self._step(value)
@@ -115,23 +184,64 @@ class Stages:
         values = self.graph.needed([value], self.sources)
         return NO_AXES.union(*(self.graph.axes[i] | self._over(i) for i in values))
 
-    def _stage(self, targets: Sequence[tuple[int, Place]]) -> launch.Stage | Cut:
+    def _stage(self, targets: Sequence[tuple[int, Place]]) -> launch.Stage | Part:
         """One kernel for ``targets``, or what has to be cut first. Raises TooManyGroups where they cannot share one."""
-        values = self.graph.needed([value for value, _ in targets], self.sources)
-        ends = self._ends(values, [value for value, _ in targets])
+        wanted = [value for value, _ in targets]
+        values = self.graph.needed(wanted, self.sources)
+        ends = self._ends(values, wanted)
         middle = [i for i in values if self._over(i) and i not in ends.values()]
         row = self._over(middle[0]) if middle else NO_AXES
         for i in middle:
             if self._over(i) != row:
-                return Cut(i, "it reduces other axes than the one before it")
+                return Part((i,), "it reduces other axes than the one before it")
+        reads = {i: self._reads(i) for i in values}.__getitem__
+        most = len(values) if row else self.most_live - len(ends)
+        live, fits = self._walk(values, wanted, reads, most)
+        if row or len(fits) < len(values):
+            longest = sorted(wanted, key=lambda i: -len(self.graph.needed([i], self.sources)))
+            numbers = [i for i in values if isinstance(self.graph.values[i], Number)]
+            values = [*numbers, *in_order(longest, reads, self._is_own)]
+            live, fits = self._walk(values, wanted, reads, most)
+            part = len(fits) < len(values) and self._part(values[: len(fits)], fits, wanted, reads)
+            if part:
+                return part
         stage = self._describe(values, ends, targets, row)
+        if row:
+            return self._in_row(stage, values, middle[0])
+        return stage._replace(live=max(1, live + len(ends)) * self.registers)
+
+    def _walk(self, order: Sequence[int], targets: Sequence[int], reads: Reads, most: int) -> tuple[int, list]:
+        """How many values a kernel holds that computes these in order; and what is needed after each that it can."""
+        steps, live, later = 0, 0, []
+        for i, now in zip(order, held(order, targets, reads, self._is_wide), strict=False):
+            steps += self._step(i) is not None
+            if now.alive > most or steps > MOST_STEPS:
+                break
+            live = max(live, now.alive)
+            later.append(now.later)
+        return live, later
+
+    def _part(self, order: Sequence[int], later: Sequence[frozenset[int]], targets, reads: Reads) -> Part | None:
+        """What a kernel computes that gets no further than ``order``; None where it cannot be a part of it."""
+        end = best_end(order, later, targets, reads, self.most_live * 2 // 3)
+        if end is None:
+            return None
+        values, last = end
+        why = f"a kernel computes {MOST_STEPS} values at most, and holds {self.most_live} of each element"
+        return Part(tuple(values), why, frozenset(targets).intersection(order[: last + 1]))
+
+    def _in_row(self, stage: launch.Stage, values: Sequence[int], first: int) -> launch.Stage | Part:
+        """A stage that holds a row: what it reads again for every row it holds too or, to hold less, loads again."""
+        row = self._over(first)
         strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.results))
         layout = arrange(stage.shape, *strides, tuple(result.over for result in stage.results), stage.row)
-        live = self._live(values, row)
-        if not holds(layout, self.itemsize, live * self.registers):
-            n = self.graph.count(row)
-            return Cut(middle[0], f"registers do not hold {live} values for each of the {n} elements of a row")
-        return stage
+        for reloads in (False, True):
+            stage = stage._replace(reloads=reloads)
+            live = self._live(values, row, stage, layout)
+            if holds(layout, self.itemsize, live, self.registers):
+                return stage._replace(live=live * self.registers)
+        n = self.graph.count(row)
+        return Part((first,), f"registers do not hold {live} values for each of the {n} elements of a row")
 
     def _ends(self, values: Sequence[int], targets: Sequence[int]) -> dict[int, int]:
         """The targets that are reduced on their way out, and by which step: themselves, or one that they are linear in.
@@ -202,17 +312,22 @@ class Stages:
         place = self.sources[i]
         return launch.Operand(place.argument, _over_axes(place, axes), getattr(value, "name", f"cut{i}"))
 
-    def _live(self, values: Sequence[int], row: Axes) -> int:
-        """How many values for each element of a row a program holds at once: what it loads, from the start."""
+    def _live(self, values: Sequence[int], row: Axes, stage: launch.Stage, layout: Layout) -> int:
+        """How many values for each element of a row a program holds at once: what it loads, from the start.
+
+        While it goes through rows it also holds what it gathers of them, and what each of them reads again.
+        """
+        arguments = {stage.operands[k].index for k in repeated(layout)}
         wide = {i for i in values if row <= self.graph.axes[i]}
-        last = {j: i for i in values if (step := self._step(i)) for j in (i, *step.reads)}
-        alive = {i for i in wide if not self._step(i)}
+        again = {i for i in wide if i in self.sources and self.sources[i].argument in arguments}
+        last = {j: k for k, i in enumerate(values) for j in (i, *self._reads(i))}
+        alive = {i for i in wide if not self._step(i)} - (again if stage.reloads else set())
         most = len(alive)
-        for i in values:
-            if self._step(i):
-                most = max(most, len(alive | ({i} & wide)))
-                alive = {j for j in alive | ({i} & wide) if last.get(j, i) > i}
-        return most
+        for k, i in enumerate(values):
+            alive |= wide.intersection((i, *self._reads(i))) if self._step(i) else set()
+            most = max(most, len(alive))
+            alive = {j for j in alive if last[j] > k or (j in again and not stage.reloads)}
+        return most + gathered(layout)
 
 
 def _positions(over: Axes, axes: Sequence[int]) -> frozenset[int]:

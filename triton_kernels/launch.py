@@ -20,7 +20,7 @@ from triton.runtime import driver
 
 from . import formulas
 from .formulas import INTERPRETED
-from .layout import LOOPED, PROGRAMS, Layout, Strides, Tiling, arrange, cut, dense, is_wide, traffic
+from .layout import LOOPED, PROGRAMS, Layout, Strides, Tiling, arrange, cut, dense, is_wide, repeated, traffic
 from .pointwise import map_kernel
 from .program import Fold, Geometry, Program, fold_of
 from .reduce import map_reduce_kernel
@@ -76,7 +76,8 @@ class Result(NamedTuple):
 class Stage(NamedTuple):
     """What one kernel computes over a box of ``shape``, which has elements.
 
-    Values are numbered: operands, then one for each step. Where steps fold, they do over the axes ``row``.
+    Values are numbered: operands, then one for each step. Where steps fold, they do over the axes ``row``. A program
+    holds ``live`` values of 4 bytes for each element; what every row reads it holds too, but where it ``reloads`` it.
     """
 
     shape: tuple[int, ...]
@@ -84,6 +85,8 @@ class Stage(NamedTuple):
     steps: tuple[Step, ...]
     results: tuple[Result, ...]
     row: frozenset[int] = frozenset()
+    live: int = 1
+    reloads: bool = False
 
 
 @cache
@@ -111,12 +114,17 @@ class Slot(NamedTuple):
 
 
 class Box(NamedTuple):
-    """The axes of a launch, those that each output is folded over, of how many elements, and those of the row."""
+    """The axes of a launch, those that each output is folded over, of how many elements, and those of the row.
+
+    Then what its programs hold, as in :class:`Stage`.
+    """
 
     shape: tuple[int, ...]
     over: tuple[frozenset[int], ...]
     counts: tuple[int, ...]
     row: frozenset[int] = frozenset()
+    live: int = 1
+    reloads: bool = False
 
     def lay_out(self, operands: Sequence[Slot], outputs: Sequence[Slot]) -> Layout:
         """The layout of these tensors over it."""
@@ -212,7 +220,8 @@ class Plan:
             _triton(self.accumulate),
         )
         over, counts = (tuple(getattr(result, name) for result in stage.results) for name in ("over", "count"))
-        self._add(program, Box(stage.shape, over, counts, stage.row), operands, outputs, _words(stage, names))
+        box = Box(stage.shape, over, counts, stage.row, stage.live, stage.reloads)
+        self._add(program, box, operands, outputs, _words(stage, names))
 
     def _slot(self, index: int, strides: Strides | None, name: str) -> Slot:
         memory = self.arguments[index]
@@ -226,7 +235,7 @@ class Plan:
     def _add(self, program: Program, box: Box, operands, outputs, words: str, share: bool = True) -> None:
         """One launch, and more for the outputs whose totals several programs share: one for all of a shape."""
         layout = box.lay_out(operands, outputs)
-        tiling = cut(layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype), share)
+        tiling = cut(layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype), share, box.live)
         if len(layout.extents) == 2:
             self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, words, self._pool))
             return
@@ -244,9 +253,8 @@ class Plan:
         steps = -(-tiling.chunk // tiling.tile[LOOPED])
         totals = tuple(slot.parts for slot in targets), steps, box.counts
         first = program._replace(ends=tuple(ends))
-        self.launches.append(
-            Launch(map_reduce_kernel, first, layout, tiling, operands, targets, words, self._pool, totals)
-        )
+        arguments = operands, targets, words, self._pool, totals, box.reloads
+        self.launches.append(Launch(map_reduce_kernel, first, layout, tiling, *arguments))
         for (count, kept), members in rest.items():
             self._add_totals(program, count, kept, box.counts, [(targets[i], outputs[i], i) for i in members])
 
@@ -297,6 +305,7 @@ class Launch:
         words: str,
         pool: dict,
         totals: tuple = (),
+        reloads: bool = False,
     ):
         """Compile ``kernel`` for the current device; ``totals`` is what the map-reduce kernel is told of its totals.
 
@@ -309,7 +318,7 @@ class Launch:
         self.words = _shared(words, _KERNELS)
         self.grid = prod(tiling.blocks) * tiling.parts
         slots = *operands, *outputs
-        moved, floor = traffic(layout, tiling)
+        moved, floor = traffic(layout, tiling, reloads)
         self.bytes_moved = sum(n * slot.dtype.itemsize for n, slot in zip(moved, slots, strict=True) if slot.dtype)
         entire = [slot.dtype.itemsize if slot.dtype and not slot.partial else 0 for slot in slots]
         self.bytes_floor = sum(map(mul, floor, entire))
@@ -329,6 +338,7 @@ class Launch:
             shapes,
             tiling.ragged,
             index,
+            tuple(repeated(layout)) if not reloads else (),
         )
         sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
         integers = _shared((layout.operands, layout.outputs, sizes, layout.extents, tiling.blocks, *totals), pool)

@@ -31,6 +31,7 @@ MULTIPROCESSORS = 128  # of a large GPU, at least: so many programs share sums w
 SECTOR = 32  # bytes that memory moves at least
 ROW_WARPS = 16  # warps of a program that holds whole rows at most
 ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of ROW_WARPS warps, 96 in those of a thread
+THREAD_VALUES = 192  # values of 4 bytes in the registers of a thread, of 255 where warps are few
 ROW_WORDS = 2  # words of a row that a thread holds, of each value, until there are no more warps
 WASTE = 1.3  # most lanes, to elements, that the widest tiles may cost; narrower ones cost less than 4
 NARROW = 8  # elements side by side in the narrowest tiles
@@ -145,23 +146,35 @@ def _group(shape, folded: Sequence[frozenset[int]], row: frozenset[int]) -> list
 
 
 @lru_cache(maxsize=64)
-def cut(layout: Layout, itemsize: int, share: bool = True) -> Tiling:
+def cut(layout: Layout, itemsize: int, share: bool = True, live: int = 1) -> Tiling:
     """Tiles of a layout whose narrowest element takes ``itemsize`` bytes; programs ``share`` sums where rows are few.
+
+    A program holds ``live`` values of 4 bytes for each element: fewer elements, or more threads, where these are many.
 
     A thread handles whole words, several of them; tiles shrink to one word for each thread of a warp before they
     leave multiprocessors idle. Each tile is a kernel to compile, so that there are few for all extents: they cost
     lanes without an element.
     """
     word = WORD // itemsize
+    if layout.row is None:
+        word = min(word, _power_of_2_in(THREAD_VALUES // live))
     reads = sum(groups >= 0 for groups in layout.groups)
-    flight = max(1, min(FLIGHT // max(reads, 1), REGISTERS // word))
+    flight = max(1, min(FLIGHT // max(reads, 1), REGISTERS // word, THREAD_VALUES // (live * word)))
     cut_tiles = _cut_rows if layout.row is not None else _cut_map if len(layout.extents) == 2 else _cut_reduce
     if not share:
         return _cut_totals(layout, word)
     tiling = cut_tiles(layout, LANES * WARPS * word * flight, word)
     if prod(tiling.blocks) * tiling.parts < PROGRAMS // 2:
-        return cut_tiles(layout, LANES * word, word)
-    return tiling
+        tiling = cut_tiles(layout, LANES * word, word)
+    return _spread(layout, tiling, live)
+
+
+def _spread(layout: Layout, tiling: Tiling, live: int) -> Tiling:
+    """With as many warps as hold a row, of so many values for each element."""
+    warps = tiling.warps
+    while layout.row is not None and warps < ROW_WARPS and prod(tiling.tile) * live > THREAD_VALUES * LANES * warps:
+        warps *= 2
+    return tiling._replace(warps=warps)
 
 
 def _cut_map(layout: Layout, room: int, word: int) -> Tiling:
@@ -237,21 +250,48 @@ def _tiling(layout: Layout, tile: tuple[int, ...], side: int, word: int) -> Tili
     return Tiling(tile, (blocks[KEPT], blocks[TILED]), chunk, parts, warps, side, ragged)
 
 
-def holds(layout: Layout, itemsize: int, live: int) -> bool:
-    """Whether the registers of one program hold ``live`` values of 4 bytes for each element of its smallest tile."""
-    return layout.row is None or prod(_cut_rows(layout, 1, WORD // itemsize).tile) * live <= ROW_VALUES
+def holds(layout: Layout, itemsize: int, live: int, registers: int = 1) -> bool:
+    """Whether the registers of one program hold ``live`` values for each element of its smallest tile.
+
+    A value takes ``registers`` of 4 bytes. Where rows are looped over, most are not all alive at once, but doubles take
+    more, and so do the addresses of a ragged row, whose elements each thread loads one by one. (Measured for sm_90.)
+    """
+    if layout.row is None:
+        return True
+    word = WORD // itemsize
+    takes, most = live * registers, ROW_VALUES
+    if len(layout.extents) == 3:
+        most = ROW_VALUES * 7 // 6
+        ragged = _power_dividing(layout.extents[layout.row]) < word
+        takes += 2 * (registers - 1) + (max(1, word // 4) if ragged else 0)
+    return prod(_cut_rows(layout, 1, word).tile) * takes <= most
 
 
-def traffic(layout: Layout, tiling: Tiling) -> tuple[list[int], list[int]]:
+def gathered(layout: Layout) -> int:
+    """How many outputs gather along the loop, in a tile each."""
+    return sum(folded >> LOOPED & 1 for folded in layout.folded) if len(layout.extents) == 3 else 0
+
+
+def repeated(layout: Layout) -> list[int]:
+    """The operands of which every step of the loop reads the same."""
+    loops = len(layout.extents) == 3
+    return [k for k, groups in enumerate(layout.groups) if loops and groups > 0 and not groups >> LOOPED & 1]
+
+
+def traffic(layout: Layout, tiling: Tiling, reloads: bool = False) -> tuple[list[int], list[int]]:
     """How many elements of each operand, then of each output, all programs load or store; and how many there are.
 
-    What two tiles both load counts twice, though a cache may have it the second time.
+    What two tiles both load counts twice, though a cache may have it the second time; so does what one program
+    ``reloads`` in every step of its loop.
     """
     tiles = tiling.blocks if len(layout.extents) == 2 else (tiling.blocks[0], tiling.parts, tiling.blocks[1])
     moved, floor = [], []
-    for groups in (*layout.operands, *layout.outputs):
+    steps_of_loop = (*tiles[:1], -(-layout.extents[LOOPED] // tiling.tile[LOOPED]), *tiles[2:]) if reloads else tiles
+    again = repeated(layout) if reloads else ()
+    for k, groups in enumerate((*layout.operands, *layout.outputs)):
         loads = elements = 1
-        for steps, n, count, sizes in zip(groups, layout.extents, tiles, layout.sizes):  # noqa: B905 - a number has none
+        walks = steps_of_loop if k in again else tiles
+        for steps, n, count, sizes in zip(groups, layout.extents, walks, layout.sizes):  # noqa: B905 - a number has none
             loads *= n if any(steps) else count
             for step, size in zip(steps, sizes, strict=True):
                 elements *= size if step else 1
@@ -360,6 +400,11 @@ def _furthest(sizes: Sequence[int], strides: Strides, last: int) -> int:
 
 def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+def _power_of_2_in(n: int) -> int:
+    """The largest power of two up to ``n``, or 1."""
+    return 1 << max(n, 1).bit_length() - 1
 
 
 def _power_dividing(n: int) -> int:

@@ -63,6 +63,7 @@ class Geometry(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]  # the tile of each output: 1 along the groups in which it does not change
     ragged: bool
     index: tl.dtype
+    held: tuple[int, ...]  # the operands that are loaded before the loop, and held through it
 
 
 def fold_of(name: str, dtype: tl.dtype) -> Fold:

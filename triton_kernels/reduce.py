@@ -31,7 +31,7 @@ def map_reduce_kernel(
 
     fixed = ()  # what does not change along the loop is loaded before it
     for i in tl.static_range(len(operands)):
-        if _changes(GEOMETRY.groups[i]):
+        if _changes(GEOMETRY.groups[i], i, GEOMETRY.held):
             fixed = fixed + (tl.full([], 0, tl.int32),)  # unused
         else:
             indices = (kept, kept, tiled)
@@ -84,7 +84,7 @@ def _step(
     indices = (kept, looped, tiled)
     values = ()
     for i in tl.static_range(len(operands)):
-        if _changes(GEOMETRY.groups[i]):
+        if _changes(GEOMETRY.groups[i], i, GEOMETRY.held):
             value = load(
                 operands[i],
                 operand_strides[i],
@@ -135,6 +135,6 @@ def _store_end(
 
 
 @triton.constexpr_function
-def _changes(groups):
-    """Whether an operand of these groups changes along the loop; a number, -1, does not."""
-    return groups != -1 and bool(groups >> LOOPED & 1)
+def _changes(groups, i, held):
+    """Whether operand i, of these groups, is loaded in every step of the loop; a number, -1, is not."""
+    return groups > 0 and i not in held
