@@ -11,7 +11,6 @@ from types import FunctionType, MethodType
 from typing import Any
 from weakref import ref
 
-import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
@@ -23,6 +22,7 @@ from .compute import recall, remember, spec_of
 from .dispatch import CLASSES, features, has_kernel, is_plain, is_watched, modes, saves_are_hooked, unwatched
 from .fusion import Composition, Fusion, obstacle
 from .graphs import Graph, build
+from .keys import TOLD_BY_REPR, Surroundings, is_fixed, is_told_by_value
 from .tracing import Trace, Traced, Traces, Untraceable
 
 __all__ = ["fuse"]
@@ -34,8 +34,9 @@ def fuse(function: Callable) -> Any:
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the pack's
     operators, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, devices,
     dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is given anything but
-    tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, it runs at every
-    call, on stand-ins: so what it reads of that may change at any time. What else it reads is taken for constant.
+    tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, or reads such a
+    thing in its module or where it was defined, it runs at every call, on stand-ins: so all it reads may change at any
+    time. What functions and modules that it uses read themselves is taken for constant otherwise.
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, as far as registers hold a row; where they do not, and between reductions over different axes,
@@ -83,7 +84,9 @@ class Fused:
         self.called = function
         self.function, self._first, self._named = _without_arguments(function)
         self._signature = _signature_of(self.function)
-        self._has_tensor_defaults = any(isinstance(p.default, Tensor) for p in self._signature.parameters.values())
+        defaults = [p.default for p in self._signature.parameters.values()]
+        self._fills_in = not all(map(is_fixed, defaults))  # tensors, or objects that may change
+        self._surroundings = Surroundings(self.function)
         self._traces = Traces()
         self._itself = ref(self)  # for keys, which keep nothing alive
 
@@ -113,7 +116,7 @@ class Fused:
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the function: by its kernels, or as it is."""
-        if self._first or self._named or self._has_tensor_defaults:
+        if self._first or self._named or self._fills_in:
             args, kwargs = self.all_arguments(args, kwargs)
         tensors, key = self._read(args, kwargs)
         found = features(tensors, recorded=True) if tensors else None
@@ -157,9 +160,9 @@ class Fused:
         print(*explain(self, args, kwargs, target), sep="\n")
 
     def all_arguments(self, args: Sequence, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Return the arguments that ``function`` gets: those bound before, these, and tensors that are defaults."""
+        """Return the arguments that ``function`` gets: those bound before, these, and defaults if they matter."""
         args, kwargs = (*self._first, *args), {**self._named, **kwargs}
-        if self._has_tensor_defaults:
+        if self._fills_in:
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             args, kwargs = bound.args, bound.kwargs
@@ -168,21 +171,22 @@ class Fused:
     def _read(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Tensor], tuple | None]:
         """Return the tensors among the arguments, none if one is a subclass's; and a key of all else they are.
 
-        The key is None where there is an argument of which it cannot be told whether it still is what it was.
+        The key is None where there is an argument, or something else the function reads, that may change unseen.
         """
         tensors: list[Tensor] = []
-        key: list[Any] | None = [self._itself, *modes()]
+        state = self._surroundings.state()
+        key: list[Any] | None = None if state is None else [self._itself, state, *modes()]
         for x in (*args, *kwargs.values()) if kwargs else args:
             kind = type(x)
             if kind in CLASSES:
                 tensors.append(x)
             elif kind is Traced or isinstance(x, Tensor):
                 return [], None
-            elif key is None or not _is_told_by_value(x, kind):
-                key = None
-                continue
-            else:
-                key.append(repr(x) if kind in _TOLD_BY_REPR else x)
+            elif key is not None:
+                if not is_told_by_value(x):
+                    key = None
+                    continue
+                key.append(repr(x) if kind in TOLD_BY_REPR else x)
             if key is not None:
                 key.append(kind)
         return tensors, None if key is None else (*key, *kwargs)
@@ -297,16 +301,3 @@ def _signature_of(function: Callable) -> inspect.Signature:
         return inspect.signature(function)
     except ValueError:  # some that are not written in Python have none
         return inspect.signature(lambda *args, **kwargs: None)
-
-
-def _is_told_by_value(x: Any, kind: type) -> bool:
-    """Whether what equals ``x``, or has its repr where keys hold that, is no other for a function that reads it."""
-    return kind in _TOLD_BY_VALUE or (kind in _TOLD_BY_REPR and (kind is not tuple or all(map(_is_part, x))))
-
-
-def _is_part(x: Any) -> bool:
-    return _is_told_by_value(x, type(x))
-
-
-_TOLD_BY_VALUE = frozenset({int, bool, str, type(None), torch.dtype, torch.device})
-_TOLD_BY_REPR = frozenset({float, complex, tuple, torch.Size})

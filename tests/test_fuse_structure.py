@@ -19,7 +19,7 @@ import customops
 from customops import compute, fuse, tracing
 
 from .compare import assert_equal
-from .conftest import DEVICE
+from .conftest import DEVICE, KERNELS
 from .test_fuse import draw
 
 
@@ -395,3 +395,54 @@ def test_there_is_no_program_of_what_is_not_traced(device):
 
 class Subclass(torch.Tensor):
     """What sees the calls made with it."""
+
+
+scale = 2.0
+held = Slotted()
+
+
+def reads_a_global(x):
+    """What stands in the module may change."""
+    return customops.exp(x) * scale
+
+
+def reads_an_object(x):
+    """And so may what an object there holds."""
+    return customops.exp(x) * held.by
+
+
+@pytest.mark.parametrize("values", [(3.0, 5.0), (0.0, -0.0), (1, 1.5, True)], ids=str)
+def test_what_a_function_reads_around_it_may_change(device, values, monkeypatch):
+    (x,), config, number = draw([(3,)], device), Slotted(), 1.0
+
+    def reads_closures(x):
+        return customops.exp(x) * number * config.by
+
+    def reads_inside(x):
+        scaled = lambda y: customops.exp(y) * number
+        return scaled(x)
+
+    def reads_default(x, config=config):
+        return customops.exp(x) * config.by
+
+    config.by = 1.0
+    functions = reads_a_global, reads_an_object, reads_closures, reads_inside, reads_default
+    fused = [fuse(function) for function in functions]
+    for value in values:
+        number, held.by, config.by = value, value, value
+        monkeypatch.setitem(globals(), "scale", value)
+        for function, mine in zip(functions, fused, strict=True):
+            want = function(x)
+            assert_equal(mine(x), want)
+            assert mine(x).signbit().equal(want.signbit())
+
+
+def test_what_stands_around_a_function_and_stays_is_not_looked_at_again(device, grown):
+    fused, (x,) = fuse(reads_a_global), draw([(3,)], device)
+    runs = []
+    made = fused.fused if hasattr(fused, "fused") else fused
+    made.function = lambda x: runs.append(x) or reads_a_global(x)
+    for _ in range(3):
+        fused(x)
+    assert len(grown) == 2
+    assert not KERNELS or len(runs) == 1  # by formulas it is called, too
