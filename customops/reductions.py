@@ -127,7 +127,8 @@ class Extremum(Reduction):
         z = z.view(kept_shape(shape, *dim))
         moved = torch.where(x == z, dx, 0)  # of an element that is not, even inf
         wide = COMPUTE[x.dtype]
-        return (f.sum(moved, *dim, dtype=wide) / f.sum(f.equal(x, z), *dim, dtype=wide)).to(x.dtype)
+        mean = f.sum(moved, *dim, dtype=wide) / f.sum(f.equal(x, z), *dim, dtype=wide)
+        return mean if wide == x.dtype else mean.to(f.sum(moved.new_zeros(())).dtype)  # under autocast that is wide
 
 
 class Sum(Reduction):
