@@ -23,11 +23,12 @@ _INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, i
 class Recorded(Function):
     """A Function that can be applied without the binding of arguments that only transforms need, by ``record``.
 
-    What may be fused also gives its value ``by_formula``.
+    What may be fused also gives its value ``by_formula``, and is ``applied`` as its function does it.
     """
 
     record: ClassVar[Callable[..., Any]]
     by_formula: ClassVar[Callable[..., Tensor]]
+    applied: ClassVar[Callable[..., Tensor]]
     generate_vmap_rule = True
 
     def __init_subclass__(cls):
@@ -80,6 +81,11 @@ class Operator(Recorded):
     def by_formula(cls, *inputs):
         """The value, by formula."""
         return cls.formula(*inputs)
+
+    @classmethod
+    def applied(cls, *inputs):
+        """Apply the operator, by kernel or formula, recorded where that is asked for."""
+        return call(cls, *inputs)
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):

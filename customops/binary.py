@@ -151,8 +151,9 @@ class Pow(Operator):
     def setup_context(cls, ctx, inputs, output):
         """Under hooks save z of two tensors even where it is not read, as torch does: see :class:`Composition`."""
         super().setup_context(ctx, inputs, output)
-        if saves_are_hooked() and all(isinstance(x, Tensor) for x in inputs) and len(ctx.to_save) < 3:
-            ctx.save_for_backward(*ctx.to_save, output)
+        if saves_are_hooked() and any(ctx.needs_input_grad) and all(isinstance(x, Tensor) for x in inputs):
+            saved = ctx.to_save or ()
+            ctx.save_for_backward(*saved, *(() if len(saved) == 3 else (output,)))
 
 
 class PowNumber(Operator):

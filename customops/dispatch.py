@@ -140,6 +140,7 @@ MODES = (
     "dispatch mode",
     "saved-tensor hooks",
     "forward mode",
+    "backend",
 )
 
 
@@ -155,6 +156,7 @@ def modes() -> tuple:
         _len_torch_dispatch_stack(),
         saves_are_hooked(),
         forward_ad._current_level,
+        _backend,
     )
 
 

@@ -122,16 +122,16 @@ class Fused:
         found = features(tensors, recorded=True) if tensors else None
         if found is None:
             return self._call_by_formula(tensors, key, args, kwargs)
-        fusion = recall((key, found)) if key else None
+        fusion, made = recall((key, found)) if key else None, None
         if fusion is None:
-            fusion = self._fusion(tensors, key, found, args, kwargs)
+            fusion, made = self._fusion(tensors, key, found, args, kwargs)
         if fusion and is_recorded():
             for x in tensors:
                 if x.requires_grad:
                     if any([x.is_inference() for x in tensors]):  # torch saves none of these
-                        return self.function(*args, **kwargs)
+                        return self._apply(made, tensors, args, kwargs)
                     return Composition.of(fusion, tensors)
-        return fusion(tensors) if fusion else self.function(*args, **kwargs)
+        return fusion(tensors) if fusion else self._apply(made, tensors, args, kwargs)
 
     def program(self, *args, **kwargs) -> Graph:
         """What is computed for these arguments: formulas of values over named axes.
@@ -223,8 +223,8 @@ class Fused:
             self.function(*args, **kwargs)
             raise
 
-    def _fusion(self, tensors: Sequence[Tensor], key: tuple | None, found: tuple, args, kwargs) -> Any:
-        """Return the kernels for arguments like these; False where the function is called as it is."""
+    def _fusion(self, tensors: Sequence[Tensor], key: tuple | None, found: tuple, args, kwargs) -> tuple[Any, Trace]:
+        """Return the kernels for arguments like these, False where operators are applied one by one; and the trace."""
         made = self.trace(tensors, args, kwargs)
         whole = made, found
         fusion = recall(whole)
@@ -232,26 +232,34 @@ class Fused:
             numbers = [x for node in made.nodes for x in node.inputs if isinstance(x, complex)]
             runs = has_kernel("fuse", [*tensors, *numbers]) and not obstacle(made, tensors)
             fusion = remember(whole, runs and self.fuse(made, tensors, args, kwargs).lower(tensors))
-        return remember((key, found), fusion) if key else fusion
+        return remember((key, found), fusion) if key else fusion, made
+
+    def _apply(self, made: Trace | None, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Apply the operators one by one: those of the trace that this call made, as none runs the function twice."""
+        if made is None:
+            return self.function(*args, **kwargs)
+        return made.apply(tensors)
 
     def _call_by_formula(self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]):
-        """Call the function as it is, traced all the same: what a GPU would refuse is refused everywhere.
+        """Apply the operators one by one, traced all the same: what a GPU would refuse is refused everywhere.
 
         What a checkpoint computes once by kernels, and once here under a mode, say, has to save the same both times:
         its derivative then is that of the kernels.
         """
         watched = is_watched()
         wanted = saves_are_hooked() and is_grad_enabled() and any([x.requires_grad for x in tensors])
-        seen = key and (key, *[(x.shape, x.dtype) for x in tensors])
-        if (wanted or not watched) and not (seen and not wanted and recall(seen)) and self.is_traceable(tensors):
-            with unwatched() if watched else nullcontext():
-                made = self.trace(tensors, args, kwargs)
-                fusion = self._fusion_by_formula(made, tensors, args, kwargs) if wanted else None
-            if fusion:
-                return Composition.of(fusion, tensors, made)
-            if seen:
-                remember(seen, True)
-        return self.function(*args, **kwargs)
+        seen = key and (key, *[(x.shape, x.dtype, x.device) for x in tensors])
+        known = watched or (seen and recall(seen))
+        if (known and not wanted) or not self.is_traceable(tensors):
+            return self.function(*args, **kwargs)
+        with unwatched() if watched else nullcontext():
+            made = self.trace(tensors, args, kwargs)
+            fusion = self._fusion_by_formula(made, tensors, args, kwargs) if wanted else None
+        if fusion:
+            return Composition.of(fusion, tensors, made)
+        if seen:
+            remember(seen, True)
+        return self._apply(made, tensors, args, kwargs)
 
     def _fusion_by_formula(self, made: Trace, tensors: Sequence[Tensor], args, kwargs) -> Fusion | None:
         """Return the fusion of a call that kernels would compute elsewhere; None of one that they never would."""
@@ -265,7 +273,8 @@ def fused_behind(function: Any) -> Fused | None:
     """Return what ``fuse`` made of this function, if it is one that it returned."""
     if isinstance(function, Fused):
         return function
-    return getattr(function, "fused", None) if type(function) is FunctionType else None
+    found = getattr(function, "fused", None)  # copied by functools.wraps, too
+    return found if isinstance(found, Fused) and found.called is getattr(function, "__wrapped__", None) else None
 
 
 def why_not(made: Trace, tensors: Sequence[Tensor]) -> str | None:

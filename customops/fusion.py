@@ -158,13 +158,12 @@ class Fusion:
         "kept",
         "likes",
         "lowered",
-        "packs",
-        "picks",
         "rooms",
+        "trace",
     )
 
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
-        self.graph, self.packs, self.picks = graph, trace.packs, trace.picks
+        self.trace, self.graph = trace, graph
         dtypes = trace.dtypes
         self.common = reduce(torch.promote_types, dtypes[trace.arity :])
         self.likes = _results(trace, graph, tensors)
@@ -189,7 +188,7 @@ class Fusion:
 
     def returned(self, results: Any) -> Any:
         """``results``, perhaps with rooms after them, as the function returns them."""
-        return self.packs(results[k] for k in self.picks) if self.packs else results[0]
+        return self.trace.returned(results)
 
     def gradient(self, wanted: tuple[int, ...], outputs: tuple[int, ...], keeps: bool = True) -> Gradient:
         """Of the tensors ``wanted``, for cotangents of ``outputs``; from inputs alone where nothing is kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from operator import is_
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -39,18 +40,17 @@ class Surroundings:
         self._globals: dict[str, Any] = getattr(function, "__globals__", {})
         self._names = tuple(dict.fromkeys(_names(code))) if code else ()
         self._cells = getattr(function, "__closure__", None) or ()
-        self._seen: tuple = ()
-        self._state: int | None = 0
-        self._changes = 0
+        self._seen: tuple[tuple, int | None] = (), 0  # of one moment: threads share it
+        self._changes = count(1)
 
     def state(self) -> int | None:
         """Return a number that is another after each change; None where an object among it may change unseen."""
         now = (*map(self._globals.get, self._names), *map(_content, self._cells))
-        if len(now) != len(self._seen) or not all(map(is_, now, self._seen)):
-            self._seen = now
-            self._changes += 1
-            self._state = self._changes if all(map(is_fixed, now)) else None
-        return self._state
+        seen, state = self._seen
+        if len(now) != len(seen) or not all(map(is_, now, seen)):
+            state = next(self._changes) if all(map(is_fixed, now)) else None
+            self._seen = now, state
+        return state
 
 
 def _names(code: CodeType) -> Iterator[str]:

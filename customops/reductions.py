@@ -50,6 +50,12 @@ class Reduction(Recorded):
         return cls.formula(x, *dim, **({} if dtype is None else {"dtype": dtype}))
 
     @classmethod
+    def applied(cls, x, dtype, *axes):
+        """Apply the operator, by kernel or formula, recorded where that is asked for."""
+        dim, keepdim = axes or (_UNSET, _UNSET)
+        return _call(cls, x, dim, keepdim, dtype, None)
+
+    @classmethod
     def setup_context(cls, ctx, inputs, output):
         """Keep what the call was, of x only what it looked like."""
         x = inputs[0]

@@ -66,6 +66,17 @@ class Trace:
         """Compute every value from these tensors, by torch's formulas."""
         return _replay(self.nodes, tensors)
 
+    def apply(self, tensors: Sequence[Tensor]) -> Any:
+        """Return what the function returns for these tensors, its operators applied one by one."""
+        values = list(tensors)
+        for operator, inputs in self.nodes:
+            values.append(operator.applied(*[values[x.value] if type(x) is Ref else x for x in inputs]))
+        return self.returned([values[ref.value] for ref in self.outputs])
+
+    def returned(self, results: Sequence) -> Any:
+        """Return ``results``, each given once, as the function returns them."""
+        return self.packs(results[k] for k in self.picks) if self.packs else results[0]
+
 
 class Branch:
     """A point in the tracing of a function: the value made last, by ``node``, and where operators applied next lead.

@@ -64,6 +64,13 @@ def test_an_operator_is_computed_again_under_another_mode(row, call, forward, ba
         assert_same_outcomes(got, want)
 
 
+def test_tangents_of_a_power_under_hooks_save_nothing(device):
+    x, y = draw([(3,), (3,)], device)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        tangents = [torch.func.jvp(lambda x, lib=lib: lib.pow(x, y), (x,), (x,))[1] for lib in (customops, torch)]
+    assert_equal(*tangents)
+
+
 @pytest.mark.parametrize("hooks", [True, False])
 def test_a_fused_call_saves_inputs_alone_under_hooks(hooks, device, monkeypatch, replan):
     """Not what was reduced between two kernels, which formulas do not know of."""

@@ -8,7 +8,8 @@ import io
 import pickle
 import sys
 import weakref
-from functools import partial
+from contextlib import nullcontext
+from functools import partial, wraps
 from typing import NamedTuple
 
 import numpy as np
@@ -435,6 +436,52 @@ def test_what_a_function_reads_around_it_may_change(device, values, monkeypatch)
             want = function(x)
             assert_equal(mine(x), want)
             assert mine(x).signbit().equal(want.signbit())
+
+
+class Counter:
+    """Counts its calls, which it reads."""
+
+    def __init__(self):
+        self.calls = 0
+
+    @fuse
+    def of_floats(self, x):
+        """e^x times the number of calls."""
+        self.calls += 1
+        return customops.exp(x) * self.calls
+
+    @fuse
+    def of_integers(self, x):
+        """What no kernel computes."""
+        self.calls += 1
+        return customops.relu(x) * self.calls
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+def test_no_call_runs_a_function_twice(device, hooks):
+    x, n = torch.ones(2, device=device, requires_grad=True), torch.ones(2, device=device, dtype=torch.int64)
+    counts = Counter(), Counter()
+    scaled = fuse(lambda x, numbers: [x := x * number for number in numbers][-1])
+    context = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t) if hooks else nullcontext()
+    with context:
+        for calls in (1, 2, 3):
+            assert_equal(counts[0].of_floats(x), x.exp() * calls)
+            assert counts[1].of_integers(n).eq(calls).all()
+            assert_equal(scaled(x, iter([2.0, 3.0])), x * 6)
+
+
+def test_a_function_that_wraps_a_fused_one_is_another(device):
+    def squared(function):
+        @wraps(function)
+        def call(x):
+            return function(x) * x
+
+        return call
+
+    (x,) = draw([(3,)], device)
+    outer = fuse(squared(triple))
+    assert_equal(outer(x), x * 3 * x)
+    assert len(str(outer.program(x)).splitlines()) == 3
 
 
 def test_what_stands_around_a_function_and_stays_is_not_looked_at_again(device, grown):

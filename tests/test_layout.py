@@ -148,6 +148,18 @@ def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, share):
     assert computed > 2**30 or not layout.is_wide(arranged, tiling)
 
 
+@given(enormous(), st.integers(1, 200))
+def test_tiles_and_warps_are_powers_of_2_whatever_a_program_holds(drawn, live):
+    arguments, itemsize = drawn
+    for row in (frozenset(), frozenset({len(arguments[0]) - 1})):
+        try:
+            arranged = layout.arrange(*arguments[:3], (frozenset(),) if row else arguments[3], row)
+        except layout.TooManyGroups:
+            continue
+        tiling = layout.cut(arranged, itemsize, True, live)
+        assert all(n & (n - 1) == 0 for n in (*tiling.tile, tiling.warps))
+
+
 @pytest.mark.parametrize("kept", [2**16 - 1, 2**16])
 def test_parts_past_31_bits_are_wide(kept):
     """Those of a total of so many elements, of which there are as many as programs along the loop."""

@@ -33,7 +33,7 @@ ROW_WARPS = 16  # warps of a program that holds whole rows at most
 ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of ROW_WARPS warps, 96 in those of a thread
 THREAD_VALUES = 192  # values of 4 bytes in the registers of a thread, of 255 where warps are few
 ROW_WORDS = 2  # words of a row that a thread holds, of each value, until there are no more warps
-WASTE = 1.3  # most lanes, to elements, that the widest tiles may cost; narrower ones cost less than 4
+WASTE = 1.3  # most lanes, to elements, that the widest tiles may cost
 NARROW = 8  # elements side by side in the narrowest tiles
 FEW = 32  # elements side by side in tiles of what does not fill the GPU
 WHOLE_ROWS = (64, 256, 1024, 4096)  # widths of tiles that hold rows of whole words, from there on all powers of two;
@@ -159,7 +159,7 @@ def cut(layout: Layout, itemsize: int, share: bool = True, live: int = 1) -> Til
     if layout.row is None:
         word = min(word, _power_of_2_in(THREAD_VALUES // live))
     reads = sum(groups >= 0 for groups in layout.groups)
-    flight = max(1, min(FLIGHT // max(reads, 1), REGISTERS // word, THREAD_VALUES // (live * word)))
+    flight = _power_of_2_in(min(FLIGHT // max(reads, 1), REGISTERS // word, THREAD_VALUES // (live * word)))
     cut_tiles = _cut_rows if layout.row is not None else _cut_map if len(layout.extents) == 2 else _cut_reduce
     if not share:
         return _cut_totals(layout, word)
@@ -170,7 +170,7 @@ def cut(layout: Layout, itemsize: int, share: bool = True, live: int = 1) -> Til
 
 
 def _spread(layout: Layout, tiling: Tiling, live: int) -> Tiling:
-    """With as many warps as hold a row, of so many values for each element."""
+    """Return the tiling with as many warps as it takes to hold a row, of ``live`` values for each element."""
     warps = tiling.warps
     while layout.row is not None and warps < ROW_WARPS and prod(tiling.tile) * live > THREAD_VALUES * LANES * warps:
         warps *= 2
@@ -370,7 +370,7 @@ def _side_by_side(layout: Layout) -> int:
 
 
 def _width(n: int, most: int) -> int:
-    """The width of tiles along ``n`` elements: a quarter of ``most`` or of that where wider ones waste many lanes."""
+    """Return the width of tiles along ``n`` elements: ``most``, divided by 4 while tiles of it waste many lanes."""
     if n <= NARROW:
         return NARROW
     width = most
