@@ -32,7 +32,7 @@ class Recorded(Function):
     generate_vmap_rule = True
 
     def __init_subclass__(cls):
-        """Give each subclass its ``record``: how C applies a twin, of its name, and whose nodes in a graph are its."""
+        """Give each subclass its ``record``: C's apply of a twin of its name, whose nodes name the subclass."""
         super().__init_subclass__()
         twin: Any = type(cls.__name__, (_Twin,), {"function": cls})
         twin._backward_cls._forward_cls = cls
@@ -49,7 +49,7 @@ class _Twin(Function):
 
     @classmethod
     def forward(cls, ctx, *inputs):
-        """The value; what is kept of it goes into ``ctx``."""
+        """Return the value, and keep in ``ctx`` what the function keeps."""
         output = cls.function.forward(*inputs)
         cls.function.setup_context(ctx, inputs, output)
         return output

@@ -198,9 +198,9 @@ class Fusion:
         return self._gradients[key]
 
     def recorded(self, needs: tuple[bool, ...], keeps: bool) -> Recording:
-        """What a call saves of which ``needs`` says what gradients are wanted: of nothing, then of each tensor.
+        """Return what a call saves; ``needs`` is its ``ctx.needs_input_grad``, of the Run, then of each tensor.
 
-        Where it ``keeps`` nothing that was reduced, that is inputs alone.
+        Unless it ``keeps`` what was reduced between kernels, it saves inputs alone.
         """
         key = needs, keeps
         if key not in self._recorded:
@@ -216,16 +216,13 @@ class Fusion:
 
 
 class Recording(NamedTuple):
-    """What a recorded call keeps: the tensors ``wanted``, the results that depend on them and the gradient by those.
+    """What autograd has to know of a call for one set of tensors that want gradients."""
 
-    Then which of the results, and of the rooms after them, do not depend on them; and which rooms the gradient reads.
-    """
-
-    wanted: tuple[int, ...]
-    outputs: list[int]
-    gradient: Gradient
-    fixed: list[int]
-    rooms: list[int]
+    wanted: tuple[int, ...]  # the tensors
+    outputs: list[int]  # the results that depend on them
+    gradient: Gradient  # of the tensors, for cotangents of those results
+    fixed: list[int]  # outputs of the Function that do not depend on them: other results, and rooms
+    rooms: list[int]  # outputs of the Function that the gradient reads
 
 
 def _results(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[Spec]:
@@ -311,14 +308,11 @@ def by_kernel(
 
 
 class Run(NamedTuple):
-    """One call that is recorded: of a fusion, by kernels; or by the operators of a trace, one by one.
-
-    It ``keeps`` what was reduced between two kernels, unless what is saved has to be the same without kernels.
-    """
+    """One call of a fusion that is recorded."""
 
     fusion: Fusion
-    keeps: bool
-    trace: Trace | None = None
+    keeps: bool  # whether it saves what was reduced between two kernels: not if that must be the same without kernels
+    trace: Trace | None = None  # whose operators are applied one by one, instead of the kernels
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The results, each once; and after them what is kept."""

@@ -21,10 +21,10 @@ class Held(NamedTuple):
 
 
 def in_order(targets: Sequence[int], reads: Reads, own: Callable[[int], bool]) -> list[int]:
-    """The values that ``targets`` are computed from, themselves included, each right before it is read.
+    """Return the values that ``targets`` are computed from, themselves included, each right before it is read.
 
-    One that takes the place of the program's ``own`` values, which nothing else is still to read, comes as soon as it
-    can: as the sum so far does, where a sum grows term by term.
+    A value that is the last to read one of the program's ``own`` values can take its register, and comes as soon as it
+    can: so a sum of many terms holds one sum so far, not the terms.
     """
     order: dict[int, None] = {}
     readers, left = _readers(targets, reads)
@@ -75,9 +75,10 @@ def _compute(value: int, order: dict[int, None], readers, left: Counter[int], re
 
 
 def held(order: Sequence[int], targets: Collection[int], reads: Reads, counts: Callable[[int], bool]) -> Iterator[Held]:
-    """What is held at each value of ``order``, of those that ``counts`` says; a target is, once it is computed.
+    """Yield what a kernel holds at each value of ``order``: of the values that ``counts`` is true of.
 
-    What is loaded is held from its first use on. As it can be loaded again, it is nothing that is needed later.
+    A target is held from when it is computed, what is loaded from its first use on. As that can be loaded again, it is
+    not among what is needed later.
     """
     ends: dict[int, list[int]] = {}
     for j, k in {j: k for k, i in enumerate(order) for j in (i, *reads(i))}.items():
@@ -130,9 +131,10 @@ def _steps_under(order: Sequence[int], reads: Reads) -> dict[int, int]:
 
 
 def _left_in_memory(later: Iterable[int], under: dict[int, int], progress: int) -> tuple[list[int], int]:
-    """Those of the values needed ``later`` that take many steps to compute again; and how many steps others take.
+    """Return the values needed ``later`` that take many steps to compute again, and how many steps the others take.
 
-    At least the one that takes most, where nothing else is any ``progress``.
+    If there are none, and no target was computed (``progress``), it returns the value that takes most steps: each
+    kernel has to bring the rest nearer.
     """
     again, left, deepest = 0, [], None
     for i in later:

@@ -69,7 +69,7 @@ class Stages:
         itemsize: int,
         registers: int,
     ):
-        """Of the values in ``targets`` each into its place.
+        """Find the stages that write each value of ``targets`` into its place.
 
         ``sources`` has the places of the tensors given, ``numbers`` the arguments that numbers are; ``itemsize`` is
         that of the narrowest tensor, and a value takes ``registers`` of a thread. Room follows the other arguments.

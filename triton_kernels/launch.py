@@ -375,12 +375,12 @@ class Launch:
 
 
 _NOTHING = nullcontext()
-_KERNELS: dict = {}  # what kernels are compiled for, and what they are called: the same for all lengths
-_SMALL: dict = {}  # tuples of what Python has once, of which there are few
+_KERNELS: dict = {}  # what kernels are compiled for, and the names and texts of launches: the same for all lengths
+_SMALL: dict = {}  # tuples of small integers, of which there are few
 
 
 def _shared(value: Any, pool: dict) -> Any:
-    """``value``, in each part the same object as an equal one of before."""
+    """Return ``value`` made of objects that the pool has, where it has equal ones; the pool gets the others."""
     if isinstance(value, tuple):
         value = tuple([_shared(item, pool) for item in value])
         if all(item in _SMALL if isinstance(item, tuple) else item in (0, 1) for item in value):

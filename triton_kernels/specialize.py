@@ -17,7 +17,8 @@ def specialize(operands: Sequence, outputs: Sequence, layout: Layout, integers: 
 
     Of a tensor that is its dtype and alignment. Of integers it is only what whole words need: which strides are 0 or
     1, and whether a word divides the other strides, the sizes that an offset is taken apart by, and the extents along
-    which elements lie side by side. And what is 1 for any lengths: extents without axes, and the one tile of a row.
+    which elements lie side by side. What is 1 for all lengths is fixed, too: extents without
+    axes, the one tile of a row.
     """
     fixed: dict[tuple[int, ...], Any] = {}
     divisors: dict[tuple[int, ...], int] = {}
