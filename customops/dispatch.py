@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -42,6 +42,10 @@ _LARGEST_HALF, _LARGEST_BYTE = 65504, 127
 CLASSES = frozenset({Tensor, Parameter})
 _STRIDED = torch.strided
 NUMBERS = frozenset({bool, int, float, complex})
+
+# The hooks that get what is saved for backward, if there are any: those of a checkpoint, which may compute it again,
+# among others. Called at every recorded power, without a Python frame.
+saves_are_hooked = partial(_top_saved_tensors_default_hooks, True)
 
 
 def _known(name: str, source: str) -> str:
@@ -154,15 +158,10 @@ def modes() -> tuple:
         _is_any_autocast_enabled() and _autocast(),
         _len_torch_function_stack() and _function_modes(),
         _len_torch_dispatch_stack(),
-        saves_are_hooked(),
+        saves_are_hooked() is not None,
         forward_ad._current_level,
         _backend,
     )
-
-
-def saves_are_hooked() -> bool:
-    """Whether hooks get what is saved for backward: those of a checkpoint, which may compute it again, among others."""
-    return _top_saved_tensors_default_hooks(True) is not None
 
 
 def _autocast() -> tuple:

@@ -247,7 +247,7 @@ class Fused:
         its derivative then is that of the kernels.
         """
         watched = is_watched()
-        wanted = saves_are_hooked() and is_grad_enabled() and any([x.requires_grad for x in tensors])
+        wanted = bool(saves_are_hooked()) and is_grad_enabled() and any([x.requires_grad for x in tensors])
         seen = key and (key, *[(x.shape, x.dtype, x.device) for x in tensors])
         known = watched or (seen and recall(seen))
         if (known and not wanted) or not self.is_traceable(tensors):
