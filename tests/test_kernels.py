@@ -42,7 +42,8 @@ def test_last_program_of_a_sum_of_nearly_2_31_elements_counts_its_own(monkeypatc
             monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda *_: None)
             monkeypatch.setattr(interpreter_builder, "grid_idx", (last, 0, 0), raising=False)
             real(launch, tensors)
-            chunk = launch.arguments[6]
+            steps, geometry = launch.arguments[6], launch.arguments[-1]
+            chunk = steps * geometry.tile[1]
             assert last * chunk < numel < 2**31 <= (last + 1) * chunk
             parts.append((tensors[launch.writes[0]][last].item(), numel - last * chunk))
 
