@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from math import prod
 from mmap import mmap
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from . import dispatch
 
+LARGE = 1 << 28  # bytes; to map less takes longer than to allocate it
 _PRIVATE_ANONYMOUS_NORESERVE = 0x4022  # Linux's flags, the last of which Python names from 3.13 on
 
 
 def empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a tensor whose elements are to be written; in a dry run, where none are, it takes no memory."""
-    if dispatch.target is None:
+    """Return a tensor whose elements are to be written; in a dry run, where none are, a large one takes no memory."""
+    if dispatch.target is None or prod(shape) * dtype.itemsize < LARGE:
         return torch.empty_strided(shape, strides, dtype=dtype, device=device)
     return unbacked(shape, strides, dtype)
 
