@@ -59,7 +59,7 @@ class Graph:
     All but the ``sizes`` of axes is the same for tensors of other shapes, and shared by :meth:`resized` graphs.
     """
 
-    __slots__ = ("_known", "axes", "derivatives", "results", "sizes", "values")
+    __slots__ = ("_known", "axes", "derivatives", "orders", "results", "sizes", "values")
 
     def __init__(self, sizes: dict[int, int]):
         self.sizes = sizes  # of each axis
@@ -67,6 +67,7 @@ class Graph:
         self.axes: list[Axes] = []
         self.results: list[tuple[int, Dims]] = []
         self.derivatives: dict[tuple, Any] = {}  # what ``derive`` made of it
+        self.orders: dict[tuple, list[int]] = {}  # in which kernels compute values, by what they are given
         self._known: dict[tuple, int] = {}
 
     def resized(self, sizes: dict[int, int]) -> Graph:

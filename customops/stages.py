@@ -196,11 +196,9 @@ class Stages:
                 return Part((i,), "it reduces other axes than the one before it")
         reads = {i: self._reads(i) for i in values}.__getitem__
         most = len(values) if row else self.most_live - len(ends)
-        live, fits = self._walk(values, wanted, reads, most)
+        live, fits = (0, []) if row else self._walk(values, wanted, reads, most)
         if row or len(fits) < len(values):
-            longest = sorted(wanted, key=lambda i: -len(self.graph.needed([i], self.sources)))
-            numbers = [i for i in values if isinstance(self.graph.values[i], Number)]
-            values = [*numbers, *in_order(longest, reads, self._is_own)]
+            values = self._in_order(values, wanted, reads)
             live, fits = self._walk(values, wanted, reads, most)
             part = len(fits) < len(values) and self._part(values[: len(fits)], fits, wanted, reads)
             if part:
@@ -209,6 +207,16 @@ class Stages:
         if row:
             return self._in_row(stage, values, middle[0])
         return stage._replace(live=max(1, live + len(ends)) * self.registers)
+
+    def _in_order(self, values: Sequence[int], targets: Sequence[int], reads: Reads) -> list[int]:
+        """Return ``values`` in a kernel's order; it is found once for graphs that differ in sizes alone."""
+        key = tuple(targets), frozenset(self.sources)
+        order = self.graph.orders.get(key)
+        if order is None:
+            longest = sorted(targets, key=lambda i: -len(self.graph.needed([i], self.sources)))
+            numbers = [i for i in values if isinstance(self.graph.values[i], Number)]
+            order = self.graph.orders[key] = [*numbers, *in_order(longest, reads, self._is_own)]
+        return order
 
     def _walk(self, order: Sequence[int], targets: Sequence[int], reads: Reads, most: int) -> tuple[int, list]:
         """How many values a kernel holds that computes these in order; and what is needed after each that it can."""
