@@ -43,9 +43,8 @@ is_forward_grad_enabled: Callable[[], bool] = _C._is_fwd_grad_enabled
 saved_tensor_hooks: Callable[[], Any] = partial(_autograd._top_saved_tensors_default_hooks, True)
 
 
-def forward_level() -> int:
-    """Return how deep the open ``forward_ad.dual_level`` is nested, -1 where there is none."""
-    return forward_ad._current_level
+# Return how deep the open ``forward_ad.dual_level`` is nested, -1 where there is none.
+forward_level: Callable[[], int] = partial(getattr, forward_ad, "_current_level")
 
 
 def function_modes() -> list[Any]:
