@@ -60,7 +60,7 @@ class Mul(Operator):
 
         dx = Σ g·y,   dy = Σ g·x
 
-    Saves y if x wants a gradient, x if y does.
+    Saves y if x needs a gradient, x if y does.
     """
 
     formula = staticmethod(f.mul)
@@ -82,7 +82,7 @@ class Div(Operator):
 
     @classmethod
     def jvp(cls, ctx, dx, dy):
-        """Both at once as torch has it, (dx - dy·z)/y: so inf and nan meet as there."""
+        """Return (dx - dy·z)/y, as torch computes it: inf and nan then meet as they do there."""
         if dx is None or dy is None:
             return super().jvp(ctx, dx, dy)
         y, x = (value.to(ctx.tangent_meta[2][1]) for value in ctx.saved_tensors)
@@ -179,17 +179,18 @@ class PowNumber(Operator):
 
 
 def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, out: Tensor | None = None) -> Tensor:
-    """``input + alpha * other``, broadcast; as :func:`torch.add`, gradients :class:`Add`.
+    """Return ``input + alpha * other``, broadcast, as :func:`torch.add`; gradients: :class:`Add`.
 
     Args:
-        input: a tensor, or a number, which does not widen the dtype of a tensor.
+        input: a tensor of any shape and dtype, or a number, which does not widen the dtype of a tensor.
         other: likewise; the two broadcast together.
-        alpha: a number of the result's kind: no float for an integer result.
-        out: written instead of a new tensor, resized to the broadcast shape.
+        alpha: a number that ``other`` is multiplied by; no float for an integer result.
+        out: a tensor to write the result to, resized to the broadcast shape.
 
     Raises:
-        RuntimeError: the shapes do not broadcast, ``alpha`` does not suit the dtype, or the result cannot be cast
-            to that of ``out``. TypeError: an argument is neither tensor nor number.
+        TypeError: an argument is neither a tensor nor a number.
+        RuntimeError: the shapes do not broadcast, ``alpha`` does not suit the dtype of the result, or the result
+            cannot be cast to the dtype of ``out``.
 
     >>> add(torch.tensor([1, 2]), 10, alpha=3)
     tensor([31, 32])
@@ -198,9 +199,18 @@ def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
 
 
 def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, out: Tensor | None = None) -> Tensor:
-    """``input - alpha * other``, broadcast; as :func:`torch.sub`, gradients :class:`Sub`.
+    """Return ``input - alpha * other``, broadcast, as :func:`torch.sub`; gradients: :class:`Sub`.
 
-    Args, errors: as :func:`add`; and RuntimeError where either is bool.
+    Args:
+        input: a tensor of any shape and dtype, or a number, which does not widen the dtype of a tensor.
+        other: likewise; the two broadcast together.
+        alpha: a number that ``other`` is multiplied by; no float for an integer result.
+        out: a tensor to write the result to, resized to the broadcast shape.
+
+    Raises:
+        TypeError: an argument is neither a tensor nor a number.
+        RuntimeError: an argument is bool, the shapes do not broadcast, ``alpha`` does not suit the dtype of the result,
+            or the result cannot be cast to the dtype of ``out``.
 
     >>> sub(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 2.0]))
     tensor([[ 0., -1.],
@@ -210,9 +220,16 @@ def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
 
 
 def mul(input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = None) -> Tensor:
-    """``input * other``, broadcast; as :func:`torch.mul`, gradients :class:`Mul`.
+    """Return ``input * other``, broadcast, as :func:`torch.mul`; gradients: :class:`Mul`.
 
-    Args, errors: as :func:`add`.
+    Args:
+        input: a tensor of any shape and dtype, or a number, which does not widen the dtype of a tensor.
+        other: likewise; the two broadcast together.
+        out: a tensor to write the result to, resized to the broadcast shape.
+
+    Raises:
+        TypeError: an argument is neither a tensor nor a number.
+        RuntimeError: the shapes do not broadcast, or the result cannot be cast to the dtype of ``out``.
 
     >>> mul(torch.tensor([1, 2]), 0.5)
     tensor([0.5000, 1.0000])
@@ -223,10 +240,18 @@ def mul(input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = 
 def div(
     input: Tensor | Number, other: Tensor | Number, *, rounding_mode: str | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """``input / other``, broadcast; as :func:`torch.div`, gradients :class:`Div`.
+    """Return ``input / other``, broadcast, as :func:`torch.div`; gradients: :class:`Div`.
 
-    Args, errors: as :func:`add`. Integers and bool give the default dtype. With a ``rounding_mode``, ``"trunc"`` or
-    ``"floor"``, torch's own operator answers, whose gradients are 0.
+    Args:
+        input: a tensor of any shape and dtype, or a number, which does not widen the dtype of a tensor.
+        other: likewise; the two broadcast together. Integers and bool give the default dtype.
+        rounding_mode: ``"trunc"`` or ``"floor"`` to round the quotient: torch's own operator then computes, with
+            gradients of 0.
+        out: a tensor to write the result to, resized to the broadcast shape.
+
+    Raises:
+        TypeError: an argument is neither a tensor nor a number.
+        RuntimeError: the shapes do not broadcast, or the result cannot be cast to the dtype of ``out``.
 
     >>> div(torch.tensor([1, -3]), 2)
     tensor([ 0.5000, -1.5000])
@@ -237,16 +262,16 @@ def div(
 
 
 def maximum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Return the larger of ``input`` and ``other``, broadcast; as :func:`torch.maximum`, gradients :class:`Maximum`.
+    """Return the larger of two elements, broadcast, as :func:`torch.maximum`; gradients: :class:`Maximum`.
 
     Args:
-        input: a tensor of any real dtype.
+        input: a tensor of any shape and real dtype.
         other: likewise; the two broadcast together.
-        out: written instead of a new tensor, resized to the broadcast shape.
+        out: a tensor to write the result to, resized to the broadcast shape.
 
     Raises:
         TypeError: an argument is not a tensor.
-        RuntimeError: one is complex, the shapes do not broadcast, or the result cannot be cast to that of ``out``.
+        RuntimeError: one is complex, the shapes do not broadcast, or the result cannot be cast to the dtype of ``out``.
 
     >>> maximum(torch.tensor([1.0, torch.nan]), torch.tensor([2.0, 0.0]))
     tensor([2., nan])
@@ -255,9 +280,16 @@ def maximum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tenso
 
 
 def minimum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Return the smaller of ``input`` and ``other``, broadcast; as :func:`torch.minimum`, gradients :class:`Minimum`.
+    """Return the smaller of two elements, broadcast, as :func:`torch.minimum`; gradients: :class:`Minimum`.
 
-    Args, errors: as :func:`maximum`.
+    Args:
+        input: a tensor of any shape and real dtype.
+        other: likewise; the two broadcast together.
+        out: a tensor to write the result to, resized to the broadcast shape.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        RuntimeError: one is complex, the shapes do not broadcast, or the result cannot be cast to the dtype of ``out``.
 
     >>> minimum(torch.tensor([[1], [3]]), torch.tensor([2, 4]))
     tensor([[1, 1],
@@ -267,10 +299,18 @@ def minimum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tenso
 
 
 def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None = None) -> Tensor:
-    """``input ** exponent``, broadcast; as :func:`torch.pow`, gradients :class:`Pow`.
+    """Return ``input ** exponent``, broadcast, as :func:`torch.pow`; gradients: :class:`Pow`, :class:`PowNumber`.
 
-    Args, errors: as :func:`add`; and TypeError where both are numbers, RuntimeError for an integer tensor to a
-    negative number, NotImplementedError for bool to bool.
+    Args:
+        input: a tensor of any shape and dtype, or a number, which does not widen the dtype of a tensor.
+        exponent: likewise; the two broadcast together.
+        out: a tensor to write the result to, resized to the broadcast shape.
+
+    Raises:
+        TypeError: both are numbers, or one is neither a tensor nor a number.
+        RuntimeError: the shapes do not broadcast, an integer tensor is raised to a negative number, or the result
+            cannot be cast to the dtype of ``out``.
+        NotImplementedError: both are tensors of bool.
 
     >>> pow(torch.tensor([1.0, 2.0, 3.0]), 2)
     tensor([1., 4., 9.])
@@ -281,36 +321,37 @@ def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None
 
 
 def add_(input: Tensor, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
-    """:func:`add`, written over ``input``; errors as :meth:`torch.Tensor.add_`."""
+    """Write ``input + alpha * other`` into ``input`` and return it; raises what :meth:`torch.Tensor.add_` raises."""
     return call_(Add, f.add_, input, other, as_scalar(alpha))
 
 
 def sub_(input: Tensor, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
-    """:func:`sub`, written over ``input``; errors as :meth:`torch.Tensor.sub_`."""
+    """Write ``input - alpha * other`` into ``input`` and return it; raises what :meth:`torch.Tensor.sub_` raises."""
     return call_(Sub, f.sub_, input, other, as_scalar(alpha))
 
 
 def mul_(input: Tensor, other: Tensor | Number) -> Tensor:
-    """:func:`mul`, written over ``input``; errors as :meth:`torch.Tensor.mul_`."""
+    """Write ``input * other`` into ``input`` and return it; raises what :meth:`torch.Tensor.mul_` raises."""
     return call_(Mul, torch.Tensor.mul_, input, other)
 
 
 def div_(input: Tensor, other: Tensor | Number, *, rounding_mode: str | None = None) -> Tensor:
-    """:func:`div`, written over ``input``; errors as :meth:`torch.Tensor.div_`."""
+    """Write ``input / other`` into ``input`` and return it; raises what :meth:`torch.Tensor.div_` raises."""
     if rounding_mode is not None:
         return torch.Tensor.div_(input, other, rounding_mode=rounding_mode)  # type: ignore[arg-type]
     return call_(Div, torch.Tensor.div_, input, other)
 
 
 def pow_(input: Tensor, exponent: Tensor | Number) -> Tensor:
-    """:func:`pow`, written over ``input``; errors as :meth:`torch.Tensor.pow_`."""
+    """Write ``input ** exponent`` into ``input`` and return it; raises what :meth:`torch.Tensor.pow_` raises."""
     return call_(_pow_operator(input, exponent), torch.Tensor.pow_, input, exponent)
 
 
 def _jvp_of_choice(ctx, chooses, dx, dy) -> Tensor:
-    """Return the tangent of x where ``chooses(x, y)``, half of each where they are equal, else of y: of a nan too.
+    """Return the tangent of x where ``chooses(x, y)``, half of each where the two are equal, else that of y.
 
-    Torch has it in this form, where inf and nan meet in tangents as nowhere in gradients.
+    Where one is nan, that is the tangent of y too. Torch computes it in this form, in which inf and nan meet otherwise
+    than in gradients.
     """
     *_, (shape, dtype) = ctx.tangent_meta
     y, x = ctx.saved_tensors
@@ -320,14 +361,15 @@ def _jvp_of_choice(ctx, chooses, dx, dy) -> Tensor:
 
 
 def _pow_operator(x, y) -> type[Operator]:
-    """Which of the two powers torch computes; its CPU kernel takes no roots in float16.
+    """Return which of the two powers computes x^y: :class:`PowNumber` where torch has products or roots for y.
 
-    To a compiler they are one: what y is goes unasked, so that one graph may serve all numbers. But torch before 2.15
-    fails to differentiate such a graph; where a gradient is wanted, y is asked there and becomes a constant.
+    Torch's CPU kernel takes no roots in float16. To a compiler the two are one: it does not ask for the value of y, so
+    that one graph may serve all numbers. But torch before 2.15 fails to differentiate such a graph; where x needs a
+    gradient, y is asked for there and becomes a constant.
     """
     if is_dynamo_compiling():
-        wanted = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
-        if is_exporting() or _TAKES_SYMBOLS or not wanted:
+        needs_grad = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
+        if is_exporting() or _TAKES_SYMBOLS or not needs_grad:
             return Pow
     if not isinstance(y, Number | np.generic) or y not in EXPONENTS:
         return Pow

@@ -92,7 +92,7 @@ class Reduction(CustomFunction):
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
-        """Return the same of the tangent, since the operator is linear."""
+        """Return the operator of the tangent: the operator is linear."""
         *_, (dtype, *dim) = ctx.saved_meta
         return cls.formula(dx, *dim, dtype=dtype)
 
@@ -122,7 +122,7 @@ class Extremum(Reduction):
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
-        """Save both for forward mode, too."""
+        """Save x and z for forward mode, too."""
         super().setup_context(ctx, inputs, output)
         ctx.save_for_forward(inputs[0], output)
 
@@ -194,19 +194,19 @@ def sum(
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Sum over axes; as :func:`torch.sum`, gradient :class:`Sum`.
+    """Return the sum over axes, as :func:`torch.sum`; gradient: :class:`Sum`.
 
     Args:
-        input: any shape and dtype. Integers and bool are summed in int64.
-        dim: axes to sum over, negative ones counted from the end; all of them for None, () or nothing.
-        keepdim: keep each axis, with size 1; goes with ``dim``.
-        dtype: cast ``input`` to this first.
-        out: written instead of a new tensor, resized; goes with ``dim``.
+        input: a tensor of any shape and dtype; integers and bool are summed in int64.
+        dim: the axes to sum over, negative ones counted from the end; all axes for None, () or nothing.
+        keepdim: whether to keep each of these axes, with size 1; needs ``dim``.
+        dtype: a dtype to cast ``input`` to first.
+        out: a tensor to write the result to, resized; needs ``dim``.
 
     Raises:
         IndexError: ``dim`` is out of range.
-        RuntimeError: an axis appears twice, or ``dtype`` is not that of ``out``.
-        TypeError: ``dim`` is no int, or ``keepdim`` no bool.
+        RuntimeError: an axis appears twice, or ``dtype`` is given and ``out`` has another.
+        TypeError: ``dim`` is not an int, or ``keepdim`` not a bool.
 
     >>> sum(torch.tensor([[1, 2], [3, 4]]), dim=0)
     tensor([4, 6])
@@ -222,10 +222,20 @@ def mean(
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Mean over axes; as :func:`torch.mean`, gradient :class:`Mean`. The mean of nothing is nan.
+    """Return the mean over axes, nan for that of nothing, as :func:`torch.mean`; gradient: :class:`Mean`.
 
-    Args, errors: as :func:`sum`, but that ``out`` goes without ``dim`` too; and RuntimeError for integers or bool
-    without a floating ``dtype``.
+    Args:
+        input: a tensor of any shape and of a floating or complex dtype, unless ``dtype`` is given.
+        dim: the axes to average over, negative ones counted from the end; all axes for None, () or nothing.
+        keepdim: whether to keep each of these axes, with size 1; needs ``dim``.
+        dtype: a floating or complex dtype to cast ``input`` to first.
+        out: a tensor to write the result to, resized.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        RuntimeError: ``input`` has integers or bool and no ``dtype`` is given, an axis appears twice, or ``dtype`` is
+            given and ``out`` has another.
+        TypeError: ``dim`` is not an int, or ``keepdim`` not a bool.
 
     >>> mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=(0, 1), keepdim=True)
     tensor([[2.5000]])
@@ -234,19 +244,19 @@ def mean(
 
 
 def amax(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
-    """Greatest value over axes, nan if there is one; as :func:`torch.amax`, gradient :class:`Amax`.
+    """Return the greatest value over axes, nan where there is one, as :func:`torch.amax`; gradient: :class:`Amax`.
 
     Args:
-        input: any shape and real dtype.
-        dim: axes to look along, negative ones counted from the end; all of them for None, () or nothing.
-        keepdim: keep each axis, with size 1.
-        out: written instead of a new tensor, resized.
+        input: a tensor of any shape and real dtype; the result has the same dtype.
+        dim: the axes to reduce, negative ones counted from the end; all axes for None, () or nothing.
+        keepdim: whether to keep each of these axes, with size 1.
+        out: a tensor to write the result to, resized.
 
     Raises:
         IndexError: ``dim`` is out of range, or an axis of size 0.
         NotImplementedError: ``input`` is complex.
         RuntimeError: an axis appears twice, ``out`` has another dtype, or ``input`` is empty and ``dim`` not given.
-        TypeError: ``dim`` is no int, or ``keepdim`` no bool.
+        TypeError: ``dim`` is not an int, or ``keepdim`` not a bool.
 
     >>> amax(torch.tensor([[1, 2], [4, 3]]), dim=0)
     tensor([4, 3])
@@ -255,9 +265,19 @@ def amax(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tens
 
 
 def amin(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
-    """Least value over axes, nan if there is one; as :func:`torch.amin`, gradient :class:`Amin`.
+    """Return the least value over axes, nan where there is one, as :func:`torch.amin`; gradient: :class:`Amin`.
 
-    Args, errors: as :func:`amax`.
+    Args:
+        input: a tensor of any shape and real dtype; the result has the same dtype.
+        dim: the axes to reduce, negative ones counted from the end; all axes for None, () or nothing.
+        keepdim: whether to keep each of these axes, with size 1.
+        out: a tensor to write the result to, resized.
+
+    Raises:
+        IndexError: ``dim`` is out of range, or an axis of size 0.
+        NotImplementedError: ``input`` is complex.
+        RuntimeError: an axis appears twice, ``out`` has another dtype, or ``input`` is empty and ``dim`` not given.
+        TypeError: ``dim`` is not an int, or ``keepdim`` not a bool.
 
     >>> amin(torch.tensor([[1.0, 2.0], [4.0, 3.0]]), dim=1, keepdim=True)
     tensor([[1.],

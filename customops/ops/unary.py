@@ -143,11 +143,11 @@ class Neg(Operator):
 
 
 def log(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Natural logarithm, elementwise; as :func:`torch.log`, gradient :class:`Log`.
+    """Return the natural logarithm of each element, as :func:`torch.log`; gradient: :class:`Log`.
 
     Args:
-        input: any shape and dtype; integers and bool become the default dtype.
-        out: written instead of a new tensor, resized to the shape of ``input``.
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
 
     Raises:
         TypeError: ``input`` is not a tensor.
@@ -160,9 +160,15 @@ def log(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def exp(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Exponential, elementwise; as :func:`torch.exp`, gradient :class:`Exp`.
+    """Return e to the power of each element, as :func:`torch.exp`; gradient: :class:`Exp`.
 
-    Args, errors: as :func:`log`.
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
 
     >>> exp(torch.tensor([0.0, -torch.inf]))
     tensor([1., 0.])
@@ -171,14 +177,15 @@ def exp(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def relu(input: Tensor) -> Tensor:
-    """Return the larger of ``input`` and 0, elementwise; as :func:`torch.relu`, gradient :class:`Relu`.
+    """Return the larger of each element and 0, as :func:`torch.relu`; gradient: :class:`Relu`.
 
     Args:
-        input: any shape, any real dtype but bool; the result has the same.
+        input: a tensor of any shape and any real dtype but bool; the result has the same dtype.
 
     Raises:
         TypeError: ``input`` is not a tensor.
-        RuntimeError: ``input`` is bool. NotImplementedError: it is complex.
+        RuntimeError: ``input`` is bool.
+        NotImplementedError: ``input`` is complex.
 
     >>> relu(torch.tensor([-2, 0, 3]))
     tensor([0, 0, 3])
@@ -187,9 +194,15 @@ def relu(input: Tensor) -> Tensor:
 
 
 def sigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Logistic function, elementwise, without overflow; as :func:`torch.sigmoid`, gradient :class:`Sigmoid`.
+    """Return 1 / (1 + e^-x) for each element x, as :func:`torch.sigmoid`; gradient: :class:`Sigmoid`.
 
-    Args, errors: as :func:`log`.
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
 
     >>> sigmoid(torch.tensor([0.0, -1000.0]))
     tensor([0.5000, 0.0000])
@@ -198,9 +211,15 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def tanh(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Hyperbolic tangent, elementwise; as :func:`torch.tanh`, gradient :class:`Tanh`.
+    """Return the hyperbolic tangent of each element, as :func:`torch.tanh`; gradient: :class:`Tanh`.
 
-    Args, errors: as :func:`log`.
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
 
     >>> tanh(torch.tensor([0.0, -1000.0]))
     tensor([ 0., -1.])
@@ -209,9 +228,15 @@ def tanh(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def sqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Square root, elementwise; as :func:`torch.sqrt`, gradient :class:`Sqrt`.
+    """Return the square root of each element, as :func:`torch.sqrt`; gradient: :class:`Sqrt`.
 
-    Args, errors: as :func:`log`.
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
 
     >>> sqrt(torch.tensor([4.0, -1.0]))
     tensor([2., nan])
@@ -220,9 +245,15 @@ def sqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def rsqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """One over the square root, elementwise; as :func:`torch.rsqrt`, gradient :class:`Rsqrt`.
+    """Return one over the square root of each element, as :func:`torch.rsqrt`; gradient: :class:`Rsqrt`.
 
-    Args, errors: as :func:`log`.
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
 
     >>> rsqrt(torch.tensor([4.0, 0.0]))
     tensor([0.5000,    inf])
@@ -231,15 +262,17 @@ def rsqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def abs(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Absolute value, elementwise; as :func:`torch.abs`, gradient :class:`Abs`.
+    """Return the absolute value of each element, as :func:`torch.abs`; gradient: :class:`Abs`.
 
     Args:
-        input: any shape, any dtype but bool; the result has the same, or that of the parts of complex numbers.
-        out: written instead of a new tensor, resized to the shape of ``input``.
+        input: a tensor of any shape and any dtype but bool; the result has the same dtype, or the real one of a
+            complex dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
 
     Raises:
         TypeError: ``input`` is not a tensor.
-        RuntimeError: ``input`` is bool, or the result cannot be cast to the dtype of ``out``.
+        NotImplementedError: ``input`` is bool.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
 
     >>> abs(torch.tensor([-2, 3]))
     tensor([2, 3])
@@ -248,15 +281,15 @@ def abs(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def neg(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """``-input``, elementwise; as :func:`torch.neg`, gradient :class:`Neg`.
+    """Return ``-input``, elementwise, as :func:`torch.neg`; gradient: :class:`Neg`.
 
     Args:
-        input: any shape, any dtype but bool; the result has the same, in which unsigned integers wrap.
-        out: written instead of a new tensor, resized to the shape of ``input``.
+        input: a tensor of any shape and any dtype but bool; the result has the same dtype. Unsigned integers wrap.
+        out: a tensor of that dtype to write the result to, resized to the shape of ``input``.
 
     Raises:
         TypeError: ``input`` is not a tensor.
-        RuntimeError: ``input`` is bool, or ``out`` of another dtype.
+        RuntimeError: ``input`` is bool, or ``out`` has another dtype.
 
     >>> neg(torch.tensor([-2.0, 0.0]))
     tensor([2., -0.])
@@ -267,45 +300,45 @@ def neg(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def log_(input: Tensor) -> Tensor:
-    """:func:`log`, written over ``input``; errors as :meth:`torch.Tensor.log_`."""
+    """Write ``log(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.log_` raises."""
     return call_(Log, torch.Tensor.log_, input)
 
 
 def exp_(input: Tensor) -> Tensor:
-    """:func:`exp`, written over ``input``; errors as :meth:`torch.Tensor.exp_`."""
+    """Write ``exp(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.exp_` raises."""
     return call_(Exp, torch.Tensor.exp_, input)
 
 
 def relu_(input: Tensor) -> Tensor:
-    """:func:`relu`, written over ``input``; errors as :meth:`torch.Tensor.relu_`."""
+    """Write ``relu(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.relu_` raises."""
     return call_(Relu, torch.Tensor.relu_, input)
 
 
 def sigmoid_(input: Tensor) -> Tensor:
-    """:func:`sigmoid`, written over ``input``; errors as :meth:`torch.Tensor.sigmoid_`."""
+    """Write ``sigmoid(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.sigmoid_` raises."""
     return call_(Sigmoid, torch.Tensor.sigmoid_, input)
 
 
 def tanh_(input: Tensor) -> Tensor:
-    """:func:`tanh`, written over ``input``; errors as :meth:`torch.Tensor.tanh_`."""
+    """Write ``tanh(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.tanh_` raises."""
     return call_(Tanh, torch.Tensor.tanh_, input)
 
 
 def sqrt_(input: Tensor) -> Tensor:
-    """:func:`sqrt`, written over ``input``; errors as :meth:`torch.Tensor.sqrt_`."""
+    """Write ``sqrt(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.sqrt_` raises."""
     return call_(Sqrt, torch.Tensor.sqrt_, input)
 
 
 def rsqrt_(input: Tensor) -> Tensor:
-    """:func:`rsqrt`, written over ``input``; errors as :meth:`torch.Tensor.rsqrt_`."""
+    """Write ``rsqrt(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.rsqrt_` raises."""
     return call_(Rsqrt, torch.Tensor.rsqrt_, input)
 
 
 def abs_(input: Tensor) -> Tensor:
-    """:func:`abs`, written over ``input``; errors as :meth:`torch.Tensor.abs_`. Complex numbers are refused."""
+    """Write ``abs(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.abs_` raises."""
     return call_(Abs, torch.Tensor.abs_, input)
 
 
 def neg_(input: Tensor) -> Tensor:
-    """:func:`neg`, written over ``input``; errors as :meth:`torch.Tensor.neg_`."""
+    """Write ``neg(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.neg_` raises."""
     return call_(Neg, torch.Tensor.neg_, input)
