@@ -12,7 +12,7 @@ from .._compat import active_driver, gpu_target
 from ..runtime.memory import empty
 from .machine_code import resources
 
-TARGETS = {
+TARGETS = {  # by name: backend, architecture, threads of a warp
     "cuda:80": ("cuda", 80, 32),
     "cuda:90": ("cuda", 90, 32),
     "cuda:100": ("cuda", 100, 32),
@@ -21,45 +21,46 @@ TARGETS = {
 
 
 class LaunchRecord(NamedTuple):
-    """A launch that was not made."""
+    """A launch that a GPU would have made."""
 
-    name: str  # of the kernel
-    program: str  # the formulas that it evaluates, in words
-    operands: tuple[str, ...]  # what they read, in the order of the kernel's
-    grid: tuple[int, int, int]
-    num_warps: int
+    name: str  # the name of the kernel
+    program: str  # the formulas that the kernel evaluates, as ``mul(x, y)``
+    operands: tuple[str, ...]  # the names of the tensors that it reads, in the order of its argument ``operands``
+    grid: tuple[int, int, int]  # the number of programs along each axis of the grid
+    num_warps: int  # the number of warps of each program
     compiled: Any  # Triton's CompiledKernel; its ``asm`` holds every stage of the code by name
-    bytes_moved: int  # what all its programs load and store together
-    bytes_floor: int  # its operands and outputs, once each; partial sums are neither
+    bytes_moved: int  # the bytes that all programs together load and store
+    bytes_floor: int  # the bytes of the operands and outputs, once each; partial sums are neither
 
     @property
     def registers(self) -> int:
-        """Registers of a thread."""
+        """Return the number of registers of a thread."""
         return resources(self.compiled).registers
 
     @property
     def spills(self) -> int:
-        """Bytes of a thread that its registers do not hold."""
+        """Return the bytes of a thread that are spilled from registers to memory."""
         return resources(self.compiled).spills
 
 
 class RecordingDriver:
-    """What Triton asks of a driver to compile; it answers for a GPU that is not there, and loads and launches nothing.
+    """A driver that lets Triton compile for a GPU that is not there: it loads nothing, and records each launch.
 
-    What a driver loads, the one that is active when it is freed unloads: that may be a GPU's.
+    It loads nothing because what one driver loads is unloaded by the driver that is active when it is freed, which may
+    be a real GPU's.
     """
 
     def __init__(self, name: str):
-        self.device = -1 - list(TARGETS).index(name)  # no other driver's: kernels are kept by device
+        self.device = -1 - list(TARGETS).index(name)  # no GPU has it: Triton caches kernels by device
         self.target = gpu_target(*TARGETS[name])
         self.records: list[LaunchRecord] = []
 
     def empty(self, size, dtype, device):
-        """Return memory between launches."""
+        """Allocate a scratch buffer of ``size`` elements for use between launches."""
         return empty([size], [1], dtype, device)
 
     def recorder(self, launch):
-        """What runs instead of ``launch``."""
+        """Return the function that is called in place of ``launch``."""
         compiled = launch.compiled
         record = LaunchRecord(
             name=compiled.name,
@@ -71,22 +72,22 @@ class RecordingDriver:
             bytes_moved=launch.bytes_moved,
             bytes_floor=launch.bytes_floor,
         )
-        return partial(self.keep, record)
+        return partial(self.record, record)
 
-    def keep(self, record, *_):
-        """Record a launch."""
+    def record(self, record, *_):
+        """Append ``record``, at each call of the launch that it describes."""
         self.records.append(record)
 
     def get_current_target(self):
-        """The GPU to compile for."""
+        """Return the GPU to compile for."""
         return self.target
 
     def get_current_device(self):
-        """Its index."""
+        """Return the index that stands for that GPU."""
         return self.device
 
     def get_current_stream(self, _device):
-        """Any stream."""
+        """Return a stream, though none is used."""
         return 0
 
 
@@ -95,13 +96,18 @@ def dry_run(target: str = "cuda:90") -> Iterator[list[LaunchRecord]]:
     """Record what a GPU would launch, instead of computing.
 
     Inside the block tensors on the CPU take the kernels' path in every thread, unless the backend is ``torch``. Each
-    kernel is compiled for ``target``, one of ``cuda:80``, ``cuda:90``, ``cuda:100`` and ``hip:gfx942``; nothing is
-    launched, so **tensors made inside hold no values**. Yields the list that the launches are added to, in order: see
-    :class:`Record`. Blocks may be nested, in one thread.
+    kernel is compiled for ``target``; nothing is launched, so **tensors made inside hold no values**. Blocks may be
+    nested, in one thread.
+
+    Args:
+        target: the GPU, one of ``cuda:80``, ``cuda:90``, ``cuda:100`` and ``hip:gfx942``.
+
+    Yields:
+        A list, to which each launch is added as a :class:`LaunchRecord`, in order.
 
     Raises:
-        ValueError: ``target`` is none of those. RuntimeError: Triton is not installed, or interprets its kernels; or
-            another thread has a dry run open.
+        ValueError: ``target`` is none of those.
+        RuntimeError: Triton is not installed, or interprets its kernels; or another thread has a dry run open.
 
     >>> import customops, torch
     >>> with customops.dry_run("cuda:90") as records:
@@ -127,4 +133,4 @@ def dry_run(target: str = "cuda:90") -> Iterator[list[LaunchRecord]]:
         config.dry_run_lock.release()
 
 
-_driver = cache(RecordingDriver)  # plans keep the one they were made under
+_driver = cache(RecordingDriver)  # one for each target: a cached plan holds the driver that it was built with

@@ -21,12 +21,12 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     name: getattr(module, name)
     for module in (unary, binary, reductions)
     for name in module.__all__
-    if not name.endswith("_")  # in-place twins
+    if not name.endswith("_")  # in-place variants
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What :func:`run` reads."""
+    """Add the options that :func:`run` reads."""
     parser.add_argument("op", metavar="OP", choices=OPERATORS, help=", ".join(OPERATORS))
     parser.add_argument("--shape", required=True, help="of the input, as 4096,4096; '' has no axis")
     second = parser.add_mutually_exclusive_group()
@@ -41,15 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the call would launch; the exit code, 2 where torch rejects it or there is no kernel."""
+    """Print what the call would launch; return the exit code, 2 where torch rejects the call or it has no kernel."""
     try:
         operands, options = _arguments(args)
         phases = launches(OPERATORS[args.op], operands, options, args.target, args.backward)
     except (RuntimeError, ValueError, IndexError, OverflowError) as error:
         print(f"kernels: {reason(error)}", file=sys.stderr)
         return 2
-    words = [*map(label, operands), *(f"{name}={value}" for name, value in options.items())]
-    print(f"{args.op}({', '.join(words)}) on {args.target}", *_report(phases), sep="\n")
+    labels = [*map(label, operands), *(f"{name}={value}" for name, value in options.items())]
+    print(f"{args.op}({', '.join(labels)}) on {args.target}", *_report(phases), sep="\n")
     if args.ptx:
         print(*_code(record for records in phases.values() for record in records), sep="\n")
     return 0
@@ -58,27 +58,27 @@ def run(args: argparse.Namespace) -> int:
 def launches(
     function: Callable[..., Tensor], operands: Sequence[Any], options: dict[str, Any], target: str, backward: bool
 ) -> dict[str, list[LaunchRecord]]:
-    """The launches of each phase of ``function(*operands, **options)``, and of its gradients with ``backward``.
+    """Return the launches of ``function(*operands, **options)`` by phase: forward, and ``backward`` if asked for.
 
     Raises:
-        RuntimeError: there is no kernel for the dtype, or no Triton; and whatever torch raises.
+        RuntimeError: there is no kernel for the dtype, or no Triton; and whatever torch raises for such a call.
     """
     with dry_run(target) as records, backend("triton"):  # which refuses what only a formula can compute
         z = function(*operands, **options)
         forward = len(records)
         if backward:
-            wanted = [x for x in operands if isinstance(x, Tensor) and x.requires_grad]
-            torch.autograd.grad(z, wanted, torch.empty_like(z))
+            needed = [x for x in operands if isinstance(x, Tensor) and x.requires_grad]
+            torch.autograd.grad(z, needed, torch.empty_like(z))
     phases = {"forward": records[:forward]}
     return phases | {"backward": records[forward:]} if backward else phases
 
 
 def _arguments(args: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
-    """The operands that ``args`` describe, of which no memory is ever touched, and the named arguments."""
+    """Return the operands that ``args`` describe, whose memory is never touched, and the named arguments."""
     parameters = inspect.signature(OPERATORS[args.op]).parameters
     takes_two = sum(p.default is p.empty for p in parameters.values()) == 2
-    for name, taken in {"other": takes_two, "number": takes_two, "dim": "dim" in parameters}.items():
-        if not taken and getattr(args, name) is not None:
+    for name, applies in {"other": takes_two, "number": takes_two, "dim": "dim" in parameters}.items():
+        if not applies and getattr(args, name) is not None:
             raise ValueError(f"--{name} is not for {args.op}({', '.join(parameters)})")
     shapes = [integers("shape", args.shape)]
     if takes_two and args.number is None:
@@ -90,6 +90,7 @@ def _arguments(args: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _number(text: str) -> int | float:
+    """Return the number that ``--number`` was given, an int where it is written as one."""
     try:
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
@@ -97,15 +98,16 @@ def _number(text: str) -> int | float:
 
 
 def _report(phases: dict[str, list[LaunchRecord]]) -> Iterator[str]:
+    """Yield the lines that describe every launch, and their total."""
     for phase, records in phases.items():
         yield from describe(phase, records)
-    every = [record for records in phases.values() for record in records]
-    moved, floor = sum(record.bytes_moved for record in every), sum(record.bytes_floor for record in every)
-    yield f"{'total':10}launches {len(every)}  {traffic(moved, floor)}"
+    launched = [record for records in phases.values() for record in records]
+    moved, floor = sum(record.bytes_moved for record in launched), sum(record.bytes_floor for record in launched)
+    yield f"{'total':10}launches {len(launched)}  {traffic(moved, floor)}"
 
 
 def _code(records: Iterable[LaunchRecord]) -> Iterator[str]:
-    """The machine code of each kernel once."""
+    """Yield the machine code of each kernel, once for all launches of it."""
     for record in {record.compiled.hash: record for record in records}.values():
         stage = "amdgcn" if record.compiled.metadata.target.backend == "hip" else "ptx"
         yield f"\n// {record.name}  {record.program}\n{record.compiled.asm[stage].strip()}"

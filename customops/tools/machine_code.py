@@ -1,4 +1,4 @@
-"""What a compiled Triton kernel became: its registers, its spills, and how wide it reads and writes each pointer."""
+"""Read a compiled Triton kernel: its registers, its spills, and how wide it loads and stores through each pointer."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from .._compat import triton
 Leaf = tuple[str | int, ...]  # where an argument stands: ("x",), or ("operands", 1) inside a tuple
 
 INSTRUCTION = re.compile(r"(?<![\w.$%])([a-z]\w*(?:[.:]+\w+)*)\s+([^;\n]*);")
-WORD = re.compile(r"%?\w+")
+TOKEN = re.compile(r"%?\w+")
 AMD_ACCESS = re.compile(r"^\s*(?:global|buffer|flat)_(load|store)_(?:lds_)?(\w+)", re.MULTILINE)
 
 
 class Resources(NamedTuple):
-    """Registers per thread, and bytes per thread in memory instead, each store and load counted on CUDA."""
+    """The registers and spills of a compiled kernel."""
 
-    registers: int
-    spills: int
+    registers: int  # of each thread
+    spills: int  # bytes that each thread keeps in memory instead; on CUDA those of every store and every load
 
 
 class Access(NamedTuple):
-    """One load or store instruction of global memory; ``parameter`` is None where its pointer is not known."""
+    """One load or store instruction of global memory."""
 
     kind: str  # "load" or "store"
-    bits: int  # moved per thread
-    parameter: Leaf | None
+    bits: int  # moved by each thread
+    parameter: Leaf | None  # the argument that is the pointer, None where that is not known
 
 
 def resources(compiled: Any) -> Resources:
-    """Registers and spills of a Triton ``CompiledKernel``, functions that it calls included.
+    """Return the registers and spills of a Triton ``CompiledKernel``, with the functions that it calls.
 
-    For CUDA ptxas is run once more, which takes as long as it took to compile, and the answer is remembered. A stack
-    (which ``cuobjdump -res-usage`` and the driver report) is no proof of a spill: a slow path of ``sin`` has one.
+    For CUDA ptxas is run once more, which takes as long as compiling did; the answer is cached. A stack (which
+    ``cuobjdump -res-usage`` and the driver report) is no proof of a spill: a slow path of ``sin`` has one.
 
     Raises:
         RuntimeError: ptxas makes other code than the kernel's, because its options have changed since.
@@ -50,15 +50,15 @@ def resources(compiled: Any) -> Resources:
 
 
 def accesses(compiled: Any) -> tuple[Access, ...]:
-    """The loads and stores of global memory in the PTX or AMD assembly of a kernel, in its order; no atomics, no TMA.
+    """Return the loads and stores of global memory in a kernel's PTX or AMD assembly, in order.
 
-    The binary has the same widths, but not as many of each: ptxas unrolls loops and drops repeated loads. An address
-    that several pointers lead to, as by ``tl.where``, counts for each of them. Where a pointer passed through memory
-    or into a function that is not inlined, and everywhere on AMD, the parameter is None.
+    Atomics and TMA are left out. The binary has the same widths, but not as many of each: ptxas unrolls loops and drops
+    repeated loads. An address that several pointers lead to, as by ``tl.where``, counts for each of them. Where a
+    pointer passed through memory or into a function that is not inlined, and everywhere on AMD, the parameter is None.
     """
     if compiled.metadata.target.backend == "hip":
-        found = AMD_ACCESS.findall(compiled.asm["amdgcn"])
-        return tuple(Access(kind, _amd_bits(width), None) for kind, width in found)
+        instructions = AMD_ACCESS.findall(compiled.asm["amdgcn"])
+        return tuple(Access(kind, _amd_bits(width), None) for kind, width in instructions)
     pointers = {
         f"{compiled.metadata.name}_param_{i}": leaf
         for i, (leaf, dtype) in enumerate(parameters(compiled))
@@ -69,7 +69,10 @@ def accesses(compiled: Any) -> tuple[Access, ...]:
 
 
 def widest(compiled: Any) -> dict[Leaf | None, int]:
-    """The bits of the widest load or store of each pointer parameter that is used, None standing for unknown ones."""
+    """Return the bits of the widest load or store of each pointer parameter that is used.
+
+    The key None stands for accesses whose pointer is not known.
+    """
     bits: dict[Leaf | None, int] = {}
     for access in accesses(compiled):
         bits[access.parameter] = max(access.bits, bits.get(access.parameter, 0))
@@ -77,7 +80,7 @@ def widest(compiled: Any) -> dict[Leaf | None, int]:
 
 
 def parameters(compiled: Any) -> tuple[tuple[Leaf, str], ...]:
-    """Where each parameter of the machine code stands among the arguments, and its type, as ``"*fp32"``.
+    """Return each parameter of the machine code: where it stands among the arguments, and its type, as ``"*fp32"``.
 
     Tuples are flattened and constants are gone. Scratch pointers, which Triton appends, are not listed.
     """
@@ -99,7 +102,7 @@ def parameters(compiled: Any) -> tuple[tuple[Leaf, str], ...]:
 
 
 def _nvidia_resources(compiled: Any) -> Resources:
-    """From the log of ptxas, run by Triton itself and so with the options that the kernel was compiled with."""
+    """Read the log of ptxas, which Triton itself runs with the options that the kernel was compiled with."""
     target = compiled.metadata.target
     log = io.StringIO()
     with triton().knobs.nvidia.scope(), redirect_stdout(log):
@@ -109,26 +112,27 @@ def _nvidia_resources(compiled: Any) -> Resources:
         )
     if _code(cubin) != _code(compiled.asm["cubin"]):
         raise RuntimeError(f"ptxas does not reproduce the code of {compiled.name}: have its options changed?")
-    used = re.findall(r"Used (\d+) registers", log.getvalue())
-    spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
-    return Resources(max(map(int, used)), sum(map(int, spilled)))
+    registers = re.findall(r"Used (\d+) registers", log.getvalue())
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
+    return Resources(max(map(int, registers)), sum(map(int, spills)))
 
 
 def _code(cubin: bytes) -> list[bytes]:
-    """The executable sections of an ELF file; its debug information holds when the source was last written."""
+    """Return the executable sections of an ELF file, whose debug information holds when the source was last written."""
     (table,), (size, count) = unpack_from("<Q", cubin, 40), unpack_from("<HH", cubin, 58)
     sections = [unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
     return [cubin[start : start + length] for _, _, flags, _, start, length in sections if flags & 4]
 
 
 def _amd_resources(compiled: Any) -> Resources:
-    """Of vector registers alone: scalar ones spill to lanes of a vector register, not to memory."""
+    """Return the resources in vector registers: a scalar one spills to a vector register, not to memory."""
     counts = {name: int(n) for name, n in re.findall(r"\.(\w+_count): +(\d+)", compiled.asm["amdgcn"])}
     return Resources(counts["vgpr_count"], 4 * counts["vgpr_spill_count"])
 
 
 def _ptx_accesses(body: str, pointers: dict[str, Leaf]) -> Iterator[Access]:
-    instructions = [(found[1].split("."), found[2]) for found in INSTRUCTION.finditer(re.sub(r"//.*", "", body))]
+    """Yield the accesses of one function in PTX, whose ``pointers`` are parameters by their name there."""
+    instructions = [(match[1].split("."), match[2]) for match in INSTRUCTION.finditer(re.sub(r"//.*", "", body))]
     origins = _origins(instructions, pointers)
     for opcode, operands in instructions:
         if opcode[0] in ("ld", "st", "cp") and "global" in opcode and "bulk" not in opcode:
@@ -139,16 +143,16 @@ def _ptx_accesses(body: str, pointers: dict[str, Leaf]) -> Iterator[Access]:
 
 
 def _origins(instructions: list[tuple[list[str], str]], pointers: dict[str, Leaf]) -> dict[str, set[Leaf]]:
-    """The pointer parameters that the value of each register is computed from."""
+    """Return, for each register, the pointer parameters that its value is computed from."""
     origins: dict[str, set[Leaf]] = {name: {leaf} for name, leaf in pointers.items()}
     definitions = []
     for opcode, operands in instructions:
         written, _, read = operands.partition("}" if operands.startswith("{") else ",")
         if not written.startswith("[") and opcode[0] != "setp":
-            # what an address in brackets leads to is another value, but for a parameter
-            definitions.append((WORD.findall(written), read if "param" in opcode else re.sub(r"\[[^]]*\]", "", read)))
-    known = -1
-    while known != (known := sum(map(len, origins.values()))):  # again while a loop carries something back
+            # a load from an address in brackets gives another value, except where it loads a parameter
+            definitions.append((TOKEN.findall(written), read if "param" in opcode else re.sub(r"\[[^]]*\]", "", read)))
+    count = -1
+    while count != (count := sum(map(len, origins.values()))):  # again while a loop carries an origin back
         for registers, operands in definitions:
             leaves = _origins_of(operands, origins)
             for register in registers if leaves else ():
@@ -157,18 +161,20 @@ def _origins(instructions: list[tuple[list[str], str]], pointers: dict[str, Leaf
 
 
 def _origins_of(operands: str, origins: dict[str, set[Leaf]]) -> set[Leaf]:
-    return {leaf for word in WORD.findall(operands) for leaf in origins.get(word, ())}
+    """Return the pointer parameters that the registers named in ``operands`` are computed from."""
+    return {leaf for token in TOKEN.findall(operands) for leaf in origins.get(token, ())}
 
 
 def _ptx_bits(opcode: list[str], operands: str) -> int:
+    """Return the bits that one instruction moves for a thread."""
     if opcode[0] == "cp":
         return 8 * int(operands.split("]")[2].split(",")[1], 0)  # cp.async [to], [from], bytes
-    lanes = next((int(part[1:]) for part in opcode if re.fullmatch(r"v\d", part)), 1)
+    lanes = next((int(modifier[1:]) for modifier in opcode if re.fullmatch(r"v\d", modifier)), 1)
     return lanes * int(opcode[-1][1:])
 
 
 def _amd_bits(width: str) -> int:
-    """Of dwordx4, ubyte, short_d16_hi, b128."""
-    found = re.search(r"(dword|short|byte|[bui](?=\d))x?(\d*)", width)
-    assert found, width
-    return {"dword": 32, "short": 16, "byte": 8}.get(found[1], 1) * int(found[2] or 1)
+    """Return the bits of a width as AMD writes it: dwordx4, ubyte, short_d16_hi, b128."""
+    match = re.search(r"(dword|short|byte|[bui](?=\d))x?(\d*)", width)
+    assert match, width
+    return {"dword": 32, "short": 16, "byte": 8}.get(match[1], 1) * int(match[2] or 1)

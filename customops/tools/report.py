@@ -1,4 +1,4 @@
-"""How launches are printed, and arguments of the commands read."""
+"""Print launches, and read the arguments of the commands."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "
 
 
 def integers(name: str, text: str) -> tuple[int, ...]:
-    """Those that an option of this name was given, as ``4096,4096``."""
+    """Return the integers that the option ``name`` was given, as ``4096,4096``."""
     if not re.fullmatch(r"(-?\d{1,18}(,-?\d{1,18})*)?", text):
         raise ValueError(f"--{name}: expected integers, as 4096,4096, got {text!r}")
     return tuple(map(int, text.split(","))) if text else ()
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """What ``--dtype`` names."""
+    """Return the dtype that ``--dtype`` names."""
     dtype = SHORT.get(name, getattr(torch, name, None))
     if not isinstance(dtype, torch.dtype) or dtype not in KERNEL_DTYPES:
         known = sorted(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
@@ -33,21 +33,22 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a line; torch's own words for too large a tensor speak of its source."""
-    refused = re.search(r"tried to allocate (\d+) bytes", str(error))
-    if refused:
-        return f"no room for {int(refused[1]):,} bytes, though none is touched: take a smaller shape"
+    """Return why a call failed, on one line; torch's message about too large a tensor speaks of its source."""
+    allocation = re.search(r"tried to allocate (\d+) bytes", str(error))
+    if allocation:
+        return f"no room for {int(allocation[1]):,} bytes, though none is touched: take a smaller shape"
     return " ".join(str(error).split())
 
 
 def describe(phase: str, records: Sequence[LaunchRecord]) -> Iterator[str]:
-    """What a phase launches, in lines."""
+    """Yield the lines that describe the launches of a phase."""
     yield from (line for record in records for line in _lines(phase, record))
     if not records:
         yield f"{phase:10}launches nothing"
 
 
 def _lines(phase: str, record: LaunchRecord) -> Iterator[str]:
+    """Yield the lines that describe one launch."""
     yield f"{phase:10}{record.name}  {record.program}"
     yield f"{'':10}grid {record.grid}  warps {record.num_warps}  registers {record.registers}  spills {record.spills}"
     yield f"{'':10}{traffic(record.bytes_moved, record.bytes_floor)}"
@@ -56,12 +57,12 @@ def _lines(phase: str, record: LaunchRecord) -> Iterator[str]:
 
 
 def traffic(moved: int, floor: int) -> str:
-    """A launch that only adds up partial sums has no floor."""
+    """Return the bytes moved beside their floor; a launch that only adds up partial sums has none."""
     return f"bytes moved {moved:,}  floor {floor:,}  ratio {f'{moved / floor:.3f}' if floor else '-'}"
 
 
 def _widest(record: LaunchRecord) -> dict[str, dict[str, int]]:
-    """The bits of the widest load and store of each operand and output; on AMD it is not known which it is."""
+    """Return the bits of the widest load and store of each operand and output; on AMD all count as ``any``."""
     widths: dict[str, dict[str, int]] = {"load": {}, "store": {}}
     for kind, bits, leaf in accesses(record.compiled):
         name = _name(leaf, record.operands)
@@ -70,13 +71,14 @@ def _widest(record: LaunchRecord) -> dict[str, dict[str, int]]:
 
 
 def _name(leaf: tuple | None, operands: Sequence[str]) -> str:
+    """Return the name of the operand or output that an access goes to."""
     if leaf is None:
         return "any"
     return operands[leaf[1]] if leaf[0] == "operands" else f"out{leaf[1]}"
 
 
 def label(operand: Any) -> str:
-    """``bfloat16[4096, 4096]``, or a number."""
+    """Return an operand as ``bfloat16[4096, 4096]``, or a number as it is written."""
     if not isinstance(operand, Tensor):
         return str(operand)
     return f"{str(operand.dtype).removeprefix('torch.')}{list(operand.shape)}"
