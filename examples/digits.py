@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Digits(Training):
-    """Handwritten digits: 64 pixels, a gated layer, a normalisation, ten classes."""
+    """A classifier of handwritten digits: 64 pixels, a gated layer, a normalisation, ten classes."""
 
     title = "digits, ten operators"
     scored = "test accuracy"
     operators = OPERATORS
     full = Schedule(steps=600, batch=64, width=64, floor=0.9)
     short = Schedule(steps=24, batch=32, width=32, floor=0.7)
-    tested = 360  # digits, of 1797
+    tested = 360  # digits are held out, of 1797
     pixels: Tensor
     labels: Tensor
 
@@ -35,11 +35,11 @@ class Digits(Training):
         self.classes, self.classes_bias = parameter(width, 10), parameter(10)
 
     def optimizer(self):
-        """Stochastic gradient descent with momentum."""
+        """Return stochastic gradient descent with momentum."""
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Give the logits of the ten classes."""
+        """Return the logits of the ten classes."""
         ops = self.ops
         gate = ops.sigmoid(ops.add(pixels @ self.gate, self.gate_bias))
         hidden = ops.mul(gate, ops.relu(ops.add(pixels @ self.hidden, self.hidden_bias)))
@@ -54,12 +54,12 @@ class Digits(Training):
         return ops.add(ops.mul(unit, ops.pow(2, self.log2_gain)), self.shift)
 
     def draw(self, size):
-        """Pixels and labels of digits that are not tested."""
+        """Draw pixels and labels of digits that are not held out."""
         chosen = torch.randint(self.tested, len(self.labels), (size,), device=self.labels.device)
         return self.pixels[chosen], self.labels[chosen]
 
     def objectives(self, batch):
-        """Average the cross-entropy, log Σ exp(logits) - logits[label]."""
+        """Yield the mean cross-entropy, log Σ exp(logits) - logits[label]."""
         pixels, labels = batch
         ops, logits = self.ops, self(pixels)
         logits = ops.sub(logits, logits.detach().amax(-1, keepdim=True))  # so that exp cannot overflow
@@ -67,7 +67,7 @@ class Digits(Training):
         yield ops.mean(ops.sub(ops.log(ops.sum(ops.exp(logits), -1)), chosen)), list(self.parameters())
 
     def score(self):
-        """The share of test digits that it gets right."""
+        """Return the fraction of the held-out digits that are classified right."""
         return (self(self.pixels[: self.tested]).argmax(-1) == self.labels[: self.tested]).double().mean()
 
 

@@ -42,24 +42,24 @@ import customops
 COMMAND = "python -m torch.distributed.run --standalone --nproc-per-node 2 examples/distributed_digits.py"
 FULL = Digits.full._replace(steps=100)
 SHORT = Digits.short._replace(steps=4, floor=0.25)  # for the interpreter
-SECONDS = 120.0  # after which a process that others wait for is taken to hang
+SECONDS = 120.0  # that a process may keep others waiting before it is taken to hang
 
 
 class Loss(nn.Module):
-    """The loss of a network as a forward pass, which is what DDP wraps."""
+    """A network's loss as a forward pass, which is what DDP wraps."""
 
     def __init__(self, network: Training):
         super().__init__()
         self.network = network
 
     def forward(self, *batch: Tensor) -> Tensor:
-        """The one loss there is."""
+        """Return the network's only loss."""
         ((loss, _),) = self.network.objectives(batch)
         return loss
 
 
 class DDP(SingleProcess):
-    """All parameters on every process, which takes its rows of a batch; gradients are averaged."""
+    """Every process has all parameters and takes its rows of a batch; gradients are averaged."""
 
     title: ClassVar[str] = "DDP"
 
@@ -69,11 +69,11 @@ class DDP(SingleProcess):
         self.forward = self.shard(Loss(network))
 
     def shard(self, loss: Loss) -> nn.Module:
-        """The loss, on parameters that are spread over the mesh."""
+        """Return ``loss`` as a module that trains on all processes; its parameters are sharded, or copied to each."""
         return DistributedDataParallel(loss, process_group=self.mesh.get_group())
 
     def local_batch(self, x: Tensor) -> Tensor:
-        """What this process takes of a batch."""
+        """Return what this process takes of a batch."""
         return x.chunk(self.mesh.size())[self.mesh.get_rank()]
 
     def differentiate(self, batch):
@@ -86,17 +86,17 @@ class DDP(SingleProcess):
         return [mean]
 
     def gradients(self):
-        """Of each parameter all of its gradient."""
+        """Return the full gradient of each parameter."""
         parameters = self.network.parameters()
         return [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad) for p in parameters]
 
     def score(self):
-        """How well the task is solved."""
+        """Measure how well the task is solved."""
         return full_tensor(self.network.score()).item()
 
 
 class FSDP2(DDP):
-    """Rows of each parameter on each process, gathered to compute with."""
+    """Every process has some rows of each parameter, which are gathered to compute."""
 
     title = "FSDP2"
 
@@ -107,48 +107,51 @@ class FSDP2(DDP):
 
 
 class TensorParallel(DDP):
-    """Units of the hidden layers on each process, which takes the whole batch; all is DTensors."""
+    """Units of the hidden layer are sharded, and every process takes the whole batch; all tensors are DTensors."""
 
     title = "tensor parallel"
-    columns: ClassVar = ("hidden", "gate")
-    rows: ClassVar = ("hidden_bias", "gate_bias", "log2_gain", "shift", "classes")
+    columns: ClassVar = ("hidden", "gate")  # parameters that are sharded along axis 1
+    rows: ClassVar = ("hidden_bias", "gate_bias", "log2_gain", "shift", "classes")  # along axis 0
 
     def shard(self, loss):
-        """Shard the parameters of the units, and repeat all else."""
+        """Shard the parameters of the units, and replicate the others."""
         distribute_module(loss.network, self.mesh, self.shard_units)
-        loss.network.ops = joined(loss.network.ops)
+        loss.network.ops = with_full_sums(loss.network.ops)
         return loss
 
     def shard_units(self, _: str, network: nn.Module, mesh: DeviceMesh) -> None:
-        """Shard them in place."""
+        """Replace the parameters of the units by shards, in place."""
         for name in (*self.columns, *self.rows):
             parameter = distribute_tensor(network.get_parameter(name), mesh, [Shard(int(name in self.columns))])
             network.register_parameter(name, nn.Parameter(parameter))
 
     def local_batch(self, x):
-        """All rows."""
+        """Return the whole batch, as a replicated DTensor."""
         return DTensor.from_local(x, self.mesh, [Replicate()])
 
 
 ENGINES = (DDP, FSDP2, TensorParallel)
 
 
-def joined(ops: Any) -> SimpleNamespace:
-    """Let the operators add up partial sums first: DTensor would go on with them, over the whole width."""
+def with_full_sums(ops: Any) -> SimpleNamespace:
+    """Return ``ops`` whose operators first add up the partial sums that an argument consists of.
 
-    def join(x):
+    DTensor would go on computing with the partial sums, over the whole width.
+    """
+
+    def full(x):
         if not isinstance(x, DTensor) or not any(p.is_partial() for p in x.placements):
             return x
         return DTensor.from_local(x.full_tensor(), x.device_mesh, [Replicate()])
 
-    def joining(operator):
-        return lambda *args, **kwargs: operator(*map(join, args), **kwargs)
+    def wrap(operator):
+        return lambda *args, **kwargs: operator(*map(full, args), **kwargs)
 
-    return SimpleNamespace(**{name: joining(getattr(ops, name)) for name in OPERATORS})
+    return SimpleNamespace(**{name: wrap(getattr(ops, name)) for name in OPERATORS})
 
 
 def full_tensor(x: Tensor) -> Tensor:
-    """All of a tensor that may be spread."""
+    """Return all of a tensor that may be sharded."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
@@ -163,18 +166,18 @@ def run(
     if not (dist.is_torchelastic_launched() and {"WORLD_SIZE", "LOCAL_WORLD_SIZE"} <= {*os.environ}):
         return _refuse(f"torchrun has to start it: {COMMAND}")
     size = int(os.environ["WORLD_SIZE"])
-    name, device, words, slow = choose(backend, int(os.environ["LOCAL_WORLD_SIZE"]))
-    schedule = schedule or (SHORT if slow else FULL)
+    choice = choose(backend, int(os.environ["LOCAL_WORLD_SIZE"]))
+    schedule = schedule or (SHORT if choice.is_slow else FULL)
     if schedule.batch % size or schedule.width % size:
         return _refuse(f"{size} processes cannot evenly split a batch of {schedule.batch} and width {schedule.width}")
     with (
-        group(device, seconds) as mesh,
-        customops.backend(name),
+        group(choice.device, seconds) as mesh,
+        customops.backend(choice.backend),
         np.errstate(all="ignore"),
     ):  # the interpreter computes both sides of a where
         reports = {engine.title: run_engine(engine, library, schedule, mesh) for engine in ENGINES}
         what = f"{schedule.steps} steps of {schedule.batch}, width {schedule.width}"
-        _print(f"{Digits.title}: {what}, by {words}, processes: {size}\n\n{table(reports)}")
+        _print(f"{Digits.title}: {what}, by {choice.description}, processes: {size}\n\n{table(reports)}")
         reasons = [(engine, failure(Digits, report, schedule.floor)) for engine, report in reports.items()]
         failed = [f"{engine}: {reason}" for engine, reason in reasons if reason]
         for reason in failed:
@@ -186,29 +189,30 @@ def run(
 
 @contextmanager
 def group(device: str, seconds: float) -> Iterator[DeviceMesh]:
-    """Form a group of all processes; who is done waits for the others.
+    """Form a group of all processes; one that is done waits for the others.
 
-    torchrun kills those that have not printed why when the first exits, and gloo may abort one whose peer has left.
+    When the first process exits, torchrun kills those that have not printed why they failed, and gloo may abort one
+    whose peer has left.
     """
     torch.set_num_threads(1)
-    here = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else None
-    if here:
-        torch.cuda.set_device(here)
-    dist.init_process_group("nccl" if here else "gloo", timeout=timedelta(seconds=seconds), device_id=here)
+    gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else None
+    if gpu:
+        torch.cuda.set_device(gpu)
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=seconds), device_id=gpu)
     yield init_device_mesh(device, (dist.get_world_size(),))
     dist.barrier()
     dist.destroy_process_group()
 
 
 def run_engine(engine: type[DDP], library: Any, schedule: Schedule, mesh: DeviceMesh) -> Report:
-    """Train by ``engine`` in lockstep with one process; the worst that any process found."""
+    """Train by ``engine`` in lockstep with one process; return the worst that any process found."""
     title = engine.title if mesh.get_rank() == 0 else None
     report = train(Digits, library, schedule, mesh.device_type, partial(engine, mesh), title)
     reports = [report] * mesh.size()
     dist.all_gather_object(reports, report)
-    gaps = torch.tensor([list(each.gaps.values()) for each in reports], dtype=DTYPE).amax(0)  # a nan stays
-    scores = torch.tensor([each.scores for each in reports], dtype=DTYPE).amin(0)
-    calls = reduce(and_, [each.calls for each in reports])
+    gaps = torch.tensor([list(r.gaps.values()) for r in reports], dtype=DTYPE).amax(0)  # a nan stays
+    scores = torch.tensor([r.scores for r in reports], dtype=DTYPE).amin(0)
+    calls = reduce(and_, [r.calls for r in reports])
     return Report(report.losses, scores.tolist(), dict(zip(report.gaps, gaps.tolist(), strict=True)), calls)
 
 
@@ -222,13 +226,13 @@ def table(reports: dict[str, Report]) -> str:
 
 
 def _refuse(reason: str) -> int:
-    """Print why, on every process: torchrun ends all with the first."""
+    """Print the reason on every process, because torchrun ends all with the first; return the exit code."""
     print(f"distributed: {reason}", file=sys.stderr)
     return 2
 
 
 def _print(*words: str, **options: Any) -> None:
-    """Print, on one process only."""
+    """Print on one process only."""
     if os.environ.get("RANK", "0") == "0":
         print(*words, **options)
 

@@ -25,29 +25,26 @@ OPERATORS = ("log", "exp", "relu", "sigmoid", "add", "sub", "mul", "pow", "mean"
 DTYPE = torch.float64  # rounding alone drives two correct trainings apart: in float32 by 1e-4 of a gradient
 TOLERANCE = 1e-10  # in float64 by 1e-13 of a gradient in 600 steps
 BACKENDS = ("auto", "torch", "triton")
-PACKAGES = {"sklearn": "scikit-learn"}  # by the module's name, where it is another
+PACKAGES = {"sklearn": "scikit-learn"}  # names to install by, of modules that are imported by another
 
 
 class Schedule(NamedTuple):
-    """How long to train how wide a network, and the score that it has to reach."""
+    """How long to train, how wide a network, and the score that it has to reach."""
 
-    steps: int
-    batch: int
-    width: int
-    floor: float
+    steps: int  # of the optimizer
+    batch: int  # examples in each step
+    width: int  # units of the hidden layer
+    floor: float  # the least score that counts as solving the task
 
 
 class Training(nn.Module):
-    """A network, what it learns from, and what it minimises.
+    """A network, the batches that it learns from, and the losses that it minimises."""
 
-    ``short`` is for Triton's interpreter, which takes a second a step.
-    """
-
-    title: ClassVar[str]
-    scored: ClassVar[str]  # what ``score`` measures, more being better
-    operators: ClassVar[tuple[str, ...]]  # which a gradient must flow through
+    title: ClassVar[str]  # what the printed table is headed with
+    scored: ClassVar[str]  # what ``score`` measures; more is better
+    operators: ClassVar[tuple[str, ...]]  # names of those that a gradient must flow through
     full: ClassVar[Schedule]
-    short: ClassVar[Schedule]
+    short: ClassVar[Schedule]  # for Triton's interpreter, which takes a second a step
 
     def __init__(self, ops: Any, width: int, device: str):
         super().__init__()
@@ -60,7 +57,7 @@ class Training(nn.Module):
         raise NotImplementedError
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """What takes the steps."""
+        """Return the optimizer that takes the steps."""
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
     def draw(self, size: int) -> tuple[Tensor, ...]:
@@ -68,21 +65,30 @@ class Training(nn.Module):
         raise NotImplementedError
 
     def objectives(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
-        """Each loss, with the parameters that are to lower it."""
+        """Yield each loss, with the parameters that are to lower it."""
         raise NotImplementedError
 
     def score(self) -> Tensor:
-        """How well the task is solved."""
+        """Measure how well the task is solved."""
         raise NotImplementedError
 
 
 class Report(NamedTuple):
-    """What two trainings came to, and the largest gaps between them: absolute, and relative."""
+    """The results of two trainings, torch's copy first, and how far apart the two came."""
 
-    losses: list[float]
-    scores: list[float]
-    gaps: dict[str, list[float]]
-    calls: Counter[str]
+    losses: list[float]  # of the last batch, for each copy
+    scores: list[float]  # after the last step, for each copy
+    gaps: dict[str, list[float]]  # of "loss" and "gradient": the largest absolute and the largest relative difference
+    calls: Counter[str]  # of each operator of ours, those that a gradient flows back through
+
+
+class Choice(NamedTuple):
+    """The backend that ``--backend`` chose on this machine."""
+
+    backend: Any  # as :func:`customops.backend` takes it
+    device: str  # "cuda" or "cpu"
+    description: str  # both, as they are printed
+    is_slow: bool  # whether the interpreter computes, so that the short schedule is due
 
 
 def main(training: type[Training]) -> int:
@@ -119,20 +125,21 @@ def run(
     training: type[Training], backend: str = "auto", schedule: Schedule | None = None, library: Any = customops
 ) -> int:
     """Train, print the table, and return 1, the reason on stderr, where the two copies disagree."""
-    name, device, words, slow = choose(backend)
-    schedule = schedule or (training.short if slow else training.full)
+    choice = choose(backend)
+    schedule = schedule or (training.short if choice.is_slow else training.full)
     torch.set_num_threads(1)  # on busy cores a second thread made it ten times slower
-    with customops.backend(name), np.errstate(all="ignore"):  # the interpreter computes both sides of a where
-        report = train(training, library, schedule, device)
+    with customops.backend(choice.backend), np.errstate(all="ignore"):  # the interpreter computes both sides of a where
+        report = train(training, library, schedule, choice.device)
     reason = failure(training, report, schedule.floor)
-    print(f"{training.title}: {schedule.steps} steps of {schedule.batch}, width {schedule.width}, by {words}\n")
+    size = f"{schedule.steps} steps of {schedule.batch}, width {schedule.width}"
+    print(f"{training.title}: {size}, by {choice.description}\n")
     print(table(training, report))
     print(f"they differ: {reason}" if reason else "\nThe two agree.", file=sys.stderr if reason else sys.stdout)
     return 1 if reason else 0
 
 
 class SingleProcess:
-    """A network that is trained in one process."""
+    """One copy of a network, trained in one process."""
 
     def __init__(self, network: Training):
         self.network = network
@@ -148,29 +155,29 @@ class SingleProcess:
         return losses
 
     def gradients(self) -> list[Tensor]:
-        """What :meth:`differentiate` gave."""
+        """Return the gradients that :meth:`differentiate` gave."""
         return [p.grad for p in self.network.parameters() if p.grad is not None]
 
     def score(self) -> float:
-        """How well the task is solved."""
+        """Measure how well the task is solved."""
         return self.network.score().item()
 
 
-def choose(backend: str, processes: int = 1) -> tuple[Any, str, str, bool]:
-    """Read ``--backend`` for this machine: backend, device, what that is in words, and whether it is slow.
+def choose(backend: str, processes: int = 1) -> Choice:
+    """Return what ``--backend`` means on this machine.
 
-    Without a GPU for each of ``processes`` it is as if there were none.
+    It is taken to have no GPU unless it has one for each of ``processes``.
     """
     gpus = torch.cuda.is_available() and (processes == 1 or torch.cuda.device_count() >= processes)
     gpu = gpus and has_triton() and not is_interpreted()
     if gpu and backend != "torch":
-        return "triton", "cuda", f"Triton kernels on {torch.cuda.get_device_name()}", False
+        return Choice("triton", "cuda", f"Triton kernels on {torch.cuda.get_device_name()}", False)
     if backend != "triton":
-        return "torch", "cpu", "torch formulas on the CPU", False
+        return Choice("torch", "cpu", "torch formulas on the CPU", False)
     if not has_triton():
         raise ModuleNotFoundError("No module named 'triton'", name="triton")
     os.environ["TRITON_INTERPRET"] = "1"
-    return "triton", "cpu", "Triton kernels in the interpreter", True
+    return Choice("triton", "cpu", "Triton kernels in the interpreter", True)
 
 
 def train(
@@ -183,7 +190,7 @@ def train(
 ) -> Report:
     """Train torch's copy and that of ``library`` on the same batches, comparing every loss and gradient.
 
-    ``engine`` trains the second; ``title`` stands before the progress, None for no progress.
+    ``engine`` trains the second; ``title`` is printed before the progress bar, None for no bar.
     """
     from tqdm import tqdm  # noqa: PLC0415 - a missing package is named by main
 
@@ -191,21 +198,21 @@ def train(
     calls: Counter[str] = Counter()
     copies = [training(ops, schedule.width, device) for ops in (torch, counted(library, calls))]
     copies[1].load_state_dict(copies[0].state_dict())
-    runs = [SingleProcess(copies[0]), engine(copies[1])]
+    trainers = [SingleProcess(copies[0]), engine(copies[1])]
     optimizers = [copy.optimizer() for copy in copies]
     gaps = []
     for _ in tqdm(range(schedule.steps), title, unit="step", disable=title is None):
         batch = copies[0].draw(schedule.batch)
-        losses = [one.differentiate(batch) for one in runs]
-        gaps.append(torch.stack([_gap(*losses), _gap(*(one.gradients() for one in runs))]))
+        losses = [trainer.differentiate(batch) for trainer in trainers]
+        gaps.append(torch.stack([_gap(*losses), _gap(*(trainer.gradients() for trainer in trainers))]))
         if not all(calls[name] for name in training.operators):
             break  # DDP would wait for a gradient that never comes
         for optimizer in optimizers:
             optimizer.step()
     with torch.no_grad():
-        scores = [one.score() for one in runs]
+        scores = [trainer.score() for trainer in trainers]
     largest = dict(zip(("loss", "gradient"), torch.stack(gaps).amax(0).tolist(), strict=True))
-    return Report([float(sum(each)) for each in losses], scores, largest, calls)
+    return Report([float(sum(of_copy)) for of_copy in losses], scores, largest, calls)
 
 
 def counted(library: Any, calls: Counter[str]) -> SimpleNamespace:
@@ -250,7 +257,7 @@ def failure(training: type[Training], report: Report, floor: float) -> str | Non
 
 
 def _gap(theirs: list, ours: list) -> Tensor:
-    """Find the largest difference: absolute, and relative to the largest entry of its tensor. A nan stays."""
+    """Return the largest difference: absolute, and relative to the largest entry of its tensor. A nan stays."""
     absolute = torch.stack([(a - b).abs().max() for a, b in zip(theirs, ours, strict=True)])
     largest = torch.stack([a.abs().max() for a in theirs])
     return torch.stack([absolute, absolute / largest], -1).amax(0)

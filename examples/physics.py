@@ -28,17 +28,17 @@ class Physics(Training):
         self.inner, self.bias, self.outer = parameter(1, width), parameter(width), parameter(width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1 - x²)·N(x), which is 0 at both ends whatever N is."""
+        """Return (1 - x²)·N(x), which is 0 at both ends for every N."""
         ops = self.ops
         within = ops.sub(1, ops.pow(x, 2))
         return ops.mul(within, ops.sigmoid(ops.add(x @ self.inner, self.bias, alpha=2)) @ self.outer)
 
     def draw(self, size):
-        """Points between -1 and 1."""
+        """Draw points between -1 and 1."""
         return (torch.rand(size, 1, dtype=DTYPE, device=self.bias.device) * 2 - 1,)
 
     def objectives(self, batch):
-        """Average (u'' + π² sin πx)²."""
+        """Yield the mean of (u'' + π² sin πx)²."""
         ops, x = self.ops, batch[0].clone().requires_grad_()
         (slope,) = grad(ops.sum(self(x)), x, create_graph=True)
         (curvature,) = grad(ops.sum(slope), x, create_graph=True)
@@ -46,7 +46,7 @@ class Physics(Training):
         yield ops.mean(ops.pow(ops.add(curvature, source), 2)), list(self.parameters())
 
     def score(self):
-        """One less the largest error; the solution is sin πx."""
+        """Return 1 less the largest error; the solution is sin πx."""
         x = torch.linspace(-1, 1, 201, dtype=DTYPE, device=self.bias.device)[:, None]
         return 1 - (self(x) - torch.sin(math.pi * x)).abs().max()
 
