@@ -21,58 +21,58 @@ import torch
 
 from . import host, machine
 from .cases import KINDS, LAYER, Case, cases
-from .measure import PHASES, measure, told
+from .measure import PHASES, measure, one_line
 from .progress import bar, write
 from .targets import verdicts
 from .timing import keep_memory
 
 
 def main(argv=None) -> int:
-    """Measure, print, write what is whole; 1 if ours failed, or a result of it differs from eager's."""
+    """Measure, print, and write a complete run; return 1 if ours failed or a result of it differs from eager's."""
     options = _parser().parse_args(argv)
     torch.set_num_threads(options.threads)
     keep_memory()
     facts = machine.where(options.device)
     print(*[f"{name}: {fact}" for name, fact in facts.items()], "", sep="\n")
     hosts = [] if options.numel else list(bar(host.measure(options.device, options.ops), "host"))
-    rows, failed, left_out = ([], [], []) if options.host else _measure(options)
-    found = [*(verdicts(options.device, rows) if rows else ()), *(host.verdicts(hosts) if hosts else ())]
-    print("", *found, *failed, *[f"no time left for {case}" for case in left_out], sep="\n")
+    results, failed, left_out = ([], [], []) if options.host else _measure(options)
+    judged = [*(verdicts(options.device, results) if results else ()), *(host.verdicts(hosts) if hosts else ())]
+    print("", *judged, *failed, *[f"no time left for {case}" for case in left_out], sep="\n")
     if not (options.quick or options.ops or options.numel or options.host):
         facts |= {
             "date": f"{datetime.date.today()}",
             "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         }
-        document = {"where": facts, "kind": options.device, "verdicts": found, "failed": failed, "left_out": left_out}
-        _write(machine.folder(facts), {**document, "host": hosts, "rows": rows})
-    wrong = [fault for row in rows for fault in row["faults"] if fault.startswith("ours differs")]
+        document = {"where": facts, "kind": options.device, "verdicts": judged, "failed": failed, "left_out": left_out}
+        _write(machine.folder(facts), {**document, "host": hosts, "rows": results})
+    wrong = [fault for result in results for fault in result["faults"] if fault.startswith("ours differs")]
     return int(bool(wrong) or any(failure.startswith("ours or eager") for failure in failed))
 
 
 def _measure(options: argparse.Namespace) -> tuple[list[dict], list[str], list[str]]:
-    """A row for each phase of each case, printed as it comes; what failed; and the cases there was no time for."""
+    """Return the result of each phase of each case, what failed, and the cases left out; print each as it comes."""
     cache = 0
     if options.device == "cuda":
         cache = torch.cuda.get_device_properties().L2_cache_size
         torch.cuda.set_stream(torch.cuda.Stream())  # graphs cannot be captured on the default one
     print(f"{'':<58}{'ms of ours':>11}{'eager':>9}{'GB/s':>7}{'% copy':>8}   ratio to eager")
-    rows, failed, left_out = [], [], []
-    until = time.monotonic() + 60 * options.minutes
+    results, failed, left_out = [], [], []
+    deadline = time.monotonic() + 60 * options.minutes
     for case in bar(list(cases(options.device, options.quick, options.ops, options.numel)), "cases"):
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             left_out.append(str(case))
             continue
-        chosen = case.numel == KINDS[options.device] and (case.is_standard or case.row is LAYER)
+        compared = case.numel == KINDS[options.device] and (case.is_standard or case.row is LAYER)
         for phase in PHASES:
             try:
-                row = measure(case, phase, options.device, cache, compiles=chosen and not options.quick)
-            except Exception as error:  # no memory left, say: what else was measured is not to be lost
-                failed.append(f"ours or eager, {case}, {phase}: {told(error)}")
+                result = measure(case, phase, options.device, cache, compiles=compared and not options.quick)
+            except Exception as error:  # such as no memory left: what else was measured must not be lost
+                failed.append(f"ours or eager, {case}, {phase}: {one_line(error)}")
                 continue
-            failed += row.pop("failed")
-            rows.append(row)
-            write(_line(case, row))
-    return rows, failed, left_out
+            failed += result.pop("failed")
+            results.append(result)
+            write(_line(case, result))
+    return results, failed, left_out
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,17 +88,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _line(case: Case, row: dict) -> str:
-    ours, eager = (row["times"][name][1] for name in ("ours", "eager"))
-    speed, copy = row["bytes"] / ours / 1e6, row["copy_bytes"] / row["copy"][1] / 1e6
+def _line(case: Case, result: dict) -> str:
+    """Return the printed line of one result, and its faults below."""
+    ours, eager = (result["times"][name][1] for name in ("ours", "eager"))
+    speed, copy = result["bytes"] / ours / 1e6, result["copy_bytes"] / result["copy"][1] / 1e6
     figures = f"{ours:>11.3f}{eager:>9.3f}{speed:>7.1f}{100 * speed / copy:>8.0f}   "
-    ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
-    faults = "".join(f"\n    {fault}" for fault in row["faults"])
-    return f"{f'{case}, ' + row['phase']:<58}{figures}{ratios}{faults}"
+    ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items())
+    faults = "".join(f"\n    {fault}" for fault in result["faults"])
+    return f"{f'{case}, ' + result['phase']:<58}{figures}{ratios}{faults}"
 
 
 def _write(folder: Path, document: dict) -> None:
-    """As JSON, a line for each row; no figure with more digits than its noise leaves."""
+    """Write ``document`` as JSON, a line for each result, with no more digits than the noise leaves."""
     document = json.loads(json.dumps(document), parse_float=lambda digits: float(f"{float(digits):.4g}"))
     text = re.sub(r'(\{"(?:operator|call)": )', r"\n\1", json.dumps(document))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is timed: the calls of the tests' rows, on patterns of operands, dtypes and sizes. No measuring here."""
+"""List what is timed: the calls of the tests' rows, on patterns of operands, dtypes and sizes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import Tensor
 import customops
 from tests.cases import CALLS, LAYOUTS, Call, Row
 
-DRAWN = 1 << 20  # so many elements are drawn, and repeated beyond
-KINDS = {"cpu": 1 << 22, "cuda": 1 << 26}  # the elements of an input where patterns and dtypes are compared
-SIZES = (1 << 10, 1 << 15, 1 << 20, 1 << 22, 1 << 26)
+DRAWN = 1 << 20  # elements that are drawn; a larger operand repeats them
+KINDS = {"cpu": 1 << 22, "cuda": 1 << 26}  # elements of an input where patterns and dtypes are compared
+SIZES = (1 << 10, 1 << 15, 1 << 20, 1 << 22, 1 << 26)  # elements of an input where sizes are compared
 
 
 def square(numel: int) -> tuple[int, int]:
-    """The sides of a matrix of a power of two elements, rows no more than columns."""
+    """Return the sides of a matrix of ``numel`` elements, a power of two, with no more rows than columns."""
     rows = 1 << (numel.bit_length() - 1) // 2
     return rows, numel // rows
 
 
 def _image(numel: int) -> tuple[int, ...]:
+    """Return the shape of a batch of images of ``numel`` elements: batch, channels, height, width."""
     rows, columns = square(numel)
     channels = min(64, rows)
     return rows // channels, channels, *square(columns)
@@ -51,7 +52,7 @@ _fused = customops.fuse(_rms_norm)
 
 
 def rms_norm(library, x: Tensor, weight: Tensor) -> Tensor:
-    """A layer as a composition, for what other libraries have as one kernel; ours is fused."""
+    """Compute a layer as a composition, for what other libraries have as one kernel; ours is fused."""
     return (_fused if library is customops else _rms_norm)(library, x, weight)
 
 
@@ -68,29 +69,29 @@ STANDARD = [
 
 
 class Case(NamedTuple):
-    """A call on operands of ``numel`` elements or what broadcasts with them, after ``pattern``, in ``dtype``."""
+    """A call, and the operands that it is timed on."""
 
-    row: Row
-    call: Call
-    pattern: str
-    numel: int
-    dtype: torch.dtype
+    row: Row  # the operator, which knows the domain to draw from
+    call: Call  # the function, and how many tensors it takes
+    pattern: str  # a key of ``SHAPES``: the operands' shapes and strides
+    numel: int  # elements of the largest operand
+    dtype: torch.dtype  # of every operand
 
     def __str__(self):
         return f"{self.call}, {self.pattern}, {self.numel}, {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the operands."""
+        """Return the shapes of the operands."""
         return SHAPES[self.pattern](self.numel)[: self.call.arity]
 
     @property
     def is_standard(self) -> bool:
-        """Whether the targets are about it, at the size of its device."""
+        """Return whether the targets are about this case, at the size of its device."""
         return (self.call.name, self.pattern) in STANDARD and self.dtype == torch.float32
 
     def draw(self, device: str, seed: int) -> list[Tensor]:
-        """Operands in the domain of the operator."""
+        """Draw operands in the domain of the operator."""
         layout = LAYOUTS.get(self.pattern, LAYOUTS["contiguous"])
         return [layout(self._draw(shape, device, 2 * seed + i)) for i, shape in enumerate(self.shapes)]
 
@@ -101,7 +102,7 @@ class Case(NamedTuple):
 
 
 def largest(device: str) -> int:
-    """The power of two elements in float32 of which 48 tensors fit."""
+    """Return the largest power of two of float32 elements of which 48 tensors fit in memory."""
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
     else:
@@ -110,11 +111,12 @@ def largest(device: str) -> int:
 
 
 def cases(device: str, quick: bool, ops: list[str] | None = None, numel: list[int] | None = None) -> Iterator[Case]:
-    """What to time, the most telling first; only the standard cases if ``quick``."""
+    """Yield what to time, the most telling first; only the standard cases if ``quick``."""
     main = KINDS[device]
     sizes = numel or [main]
-    found = {call.name: (row, call) for row, call in CALLS if not ops or row.name in ops}
-    named = [(*found[name], pattern) for name, pattern in (*STANDARD, ("pow(x, y)", "[M, N], [N]")) if name in found]
+    calls = {call.name: (row, call) for row, call in CALLS if not ops or row.name in ops}
+    compared = ((name, pattern) for name, pattern in (*STANDARD, ("pow(x, y)", "[M, N], [N]")) if name in calls)
+    named = [(*calls[name], pattern) for name, pattern in compared]
     yield from (Case(*each, size, torch.float32) for size in sizes for each in named)
     if quick:
         return
@@ -123,12 +125,12 @@ def cases(device: str, quick: bool, ops: list[str] | None = None, numel: list[in
         yield from (Case(LAYER, LAYER.calls[0], "[M, N], [N]", main, dtype) for dtype in (torch.float32, *halves))
     others = sorted({*SIZES, largest(device)} - {main}) if not numel else []
     yield from (Case(*each, size, torch.float32) for size in others[::-1] for each in named)
-    firsts = [found[name] for name in FIRST if name in found]
+    firsts = [calls[name] for name in FIRST if name in calls]
     yield from (Case(*each, "contiguous", main, dtype) for dtype in halves for each in firsts)
     for row, call in firsts:
         patterns = STRIDED if call.arity == 1 else STRIDED + BROADCASTS
         yield from (Case(row, call, p, main, torch.float32) for p in patterns if (row, call, p) not in named)
     timed = {name for name, pattern in STANDARD if pattern == "contiguous"}
     timed.add("pow(x, 0)")  # its gradient reads nothing, so that no bytes can be set against its time
-    rest = [each for name, each in found.items() if name not in timed]
+    rest = [each for name, each in calls.items() if name not in timed]
     yield from (Case(*each, "contiguous", main, torch.float32) for each in rest if each[1].rank < 3)

@@ -1,4 +1,4 @@
-"""On what, with what and from which commit something was measured."""
+"""Say on what machine, with what versions and from which commit something was measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def where(device: str) -> dict[str, str]:
-    """Each fact by its name, the processor or GPU first."""
+    """Return each fact by its name, the processor or GPU first."""
     commit = _output("git", "rev-parse", "--short=12", "HEAD") or os.environ.get("GIT_COMMIT") or "unknown"
     changed = " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
     return {
@@ -28,12 +28,12 @@ def where(device: str) -> dict[str, str]:
 
 
 def folder(facts: dict[str, str]) -> Path:
-    """Where results of this machine lie."""
+    """Return the folder that holds results of this machine."""
     return RESULTS / slug(facts["device"])
 
 
 def slug(name: str) -> str:
-    """A name in lower-case letters, digits and dashes."""
+    """Return ``name`` in lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -77,9 +77,9 @@ def _read(path: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints; nothing where it is missing or fails."""
+    """Return what a command prints, nothing where it is missing or fails."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
+    return process.stdout.strip()

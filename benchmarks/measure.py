@@ -1,4 +1,4 @@
-"""One case: every contestant's times, memory and results, held against eager's."""
+"""Measure one case: every contestant's times, memory and results, compared with eager's."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .peers import peers
 from .timing import in_turns, prepared
 
 PHASES = ("forward", "backward", "both")
-DRAWS, LARGE = 3, 1 << 28  # where tensors lie in memory matters: so many draws even that out, in so many bytes
-PAST_CACHE = 4  # operands are drawn until they fill the cache so many times
-MOST_DRAWS = 64
+DRAWS, LARGE = 3, 1 << 28  # draws that even out where tensors lie in memory, and the bytes that they may take together
+PAST_CACHE = 4  # times that the operands of all draws fill the cache
+MOST_DRAWS = 64  # whatever the cache
 ROUNDING = 32  # torch.compile's sums on a CPU, in no tree, are ten times as far from float64 as eager's
-FASTER_THAN_COPY = {"cuda": 1.3, "cpu": 2}  # what only reads may be, by less; a CPU reads what it is about to write
+FASTER_THAN_COPY = {"cuda": 1.3, "cpu": 2}  # times a copy's speed: more is a fault; a CPU reads what it will write
 
 
 def phases(function: Callable, xs: list[Tensor], g: Tensor) -> dict[str, Callable[[], Callable]]:
-    """How to set up each phase of ``function(*xs)``, as a function of nothing that returns results and gradients."""
+    """Return, for each phase of ``function(*xs)``, what sets it up and returns a function of nothing that runs it."""
     leaves = [x.detach().requires_grad_() for x in xs]
     return {
         "forward": lambda: lambda: function(*xs),
@@ -39,15 +39,15 @@ def phases(function: Callable, xs: list[Tensor], g: Tensor) -> dict[str, Callabl
 
 
 def cotangent(z: Tensor) -> Tensor:
-    """A gradient for ``z``, always the same."""
+    """Return a gradient for ``z``, always the same."""
     generator = torch.Generator(z.device).manual_seed(0)
     return torch.rand(z.shape, generator=generator, dtype=z.dtype, device=z.device)
 
 
 def measure(case: Case, phase: str, device: str, cache: int = 0, draws: int = 0, compiles: bool = False) -> dict:
-    """A row of the results.
+    """Measure one phase of a case on every contestant.
 
-    Operands are drawn until they fill a cache of so many bytes several times, or ``draws`` times, and used in turn.
+    Operands are drawn ``draws`` times, or until they fill a cache of ``cache`` bytes several times, and used in turn.
     """
     functions, failed = _functions(case, phase, compiles)
     xs = case.draw(device, 0)
@@ -63,7 +63,7 @@ def measure(case: Case, phase: str, device: str, cache: int = 0, draws: int = 0,
         except Exception as error:
             if name in ("ours", "eager"):
                 raise
-            failed.append(f"{name}, {case}, {phase}: {told(error)}")
+            failed.append(f"{name}, {case}, {phase}: {one_line(error)}")
         else:
             contestants[name] = calls
     times = in_turns(runs)
@@ -72,8 +72,8 @@ def measure(case: Case, phase: str, device: str, cache: int = 0, draws: int = 0,
         return phases(functions["eager"], [x.double() for x in operands[i]], gs[i].double())[phase]()()
 
     least = _least_bytes(functions["ours"], xs, gs[0], phase)
-    row: dict[str, Any] = {
-        **_named(case, phase),
+    result: dict[str, Any] = {
+        **_description(case, phase),
         "bytes": least,
         "copy": _quantiles(times.pop("copy")),
         "copy_bytes": 2 * widest.numel() * widest.element_size(),
@@ -86,18 +86,18 @@ def measure(case: Case, phase: str, device: str, cache: int = 0, draws: int = 0,
     }
     if phase == "both":
         recorded = {name: phases(functions[name], xs, gs[0])["recorded"]() for name in contestants}
-        row["saved"] = {name: memory.saved(call) for name, call in recorded.items()}
-    row["faults"] += _cache_hits(row, FASTER_THAN_COPY[device])
-    return row
+        result["saved"] = {name: memory.saved(call) for name, call in recorded.items()}
+    result["faults"] += _cache_hits(result, FASTER_THAN_COPY[device])
+    return result
 
 
-def told(error: Exception) -> str:
-    """In a line."""
+def one_line(error: Exception) -> str:
+    """Return an error in one line."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _functions(case: Case, phase: str, compiles: bool) -> tuple[dict[str, Callable], list[str]]:
-    """The call in every library that has it, and which of those cannot be imported."""
+    """Return the call in every library that has it, and an error for those that cannot be imported."""
     functions = {"ours": partial(case.call.function, customops), "eager": partial(case.call.function, torch)}
     if compiles:
         if phase == PHASES[0]:
@@ -106,10 +106,11 @@ def _functions(case: Case, phase: str, compiles: bool) -> tuple[dict[str, Callab
     try:
         return functions | peers(case.call, phase), []
     except Exception as error:
-        return functions, [f"peers of {case}, {phase}: {told(error)}"]
+        return functions, [f"peers of {case}, {phase}: {one_line(error)}"]
 
 
-def _named(case: Case, phase: str) -> dict[str, Any]:
+def _description(case: Case, phase: str) -> dict[str, Any]:
+    """Return what tells one result from another."""
     return {
         "operator": case.row.name,
         "call": case.call.name,
@@ -123,7 +124,7 @@ def _named(case: Case, phase: str) -> dict[str, Any]:
 
 
 def ratios(times: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each contestant's times over eager's in the same round."""
+    """Return the median of each contestant's times over eager's in the same round."""
     return {
         name: statistics.median(mine / theirs for mine, theirs in zip(samples, times["eager"], strict=True))
         for name, samples in times.items()
@@ -132,12 +133,12 @@ def ratios(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def _draws(size: int, cache: int) -> int:
-    """How often operands of so many bytes are drawn: once where they are large, else as the constants above say."""
+    """Return how often operands of ``size`` bytes are drawn: once where they are large, else by the constants above."""
     return max(1, min(DRAWS, LARGE // size), min(MOST_DRAWS, math.ceil(PAST_CACHE * cache / size)))
 
 
 def _copies(x: Tensor, cache: int) -> list[Callable]:
-    """Copies of as many bytes as ``x`` has, from and to memory that no other copy touches."""
+    """Return copies of as many bytes as ``x`` has, from and to memory that no other copy touches."""
     n = _draws(x.numel() * x.element_size(), cache)
     sources, targets = torch.empty((2, n, x.numel()), dtype=x.dtype, device=x.device).unbind()
     sources.fill_(1)
@@ -145,7 +146,7 @@ def _copies(x: Tensor, cache: int) -> list[Callable]:
 
 
 def _least_bytes(function: Callable, xs: list[Tensor], g: Tensor, phase: str) -> int:
-    """What has to be moved at least: operands and result once, or the gradients, and what was saved for them.
+    """Return the bytes to be moved at least: operands and result once, or the gradients and what was saved for them.
 
     A gradient that is g itself is no work.
     """
@@ -153,31 +154,32 @@ def _least_bytes(function: Callable, xs: list[Tensor], g: Tensor, phase: str) ->
     if phase == "forward":
         return forward
     setups = phases(function, xs, g)
-    made = [grad for grad in setups["both"]()() if grad.untyped_storage().data_ptr() != g.untyped_storage().data_ptr()]
-    backward = memory.footprint([g, *made]) + memory.saved(setups["recorded"]()) if made else 0
+    storage = g.untyped_storage().data_ptr()
+    grads = [grad for grad in setups["both"]()() if grad.untyped_storage().data_ptr() != storage]
+    backward = memory.footprint([g, *grads]) + memory.saved(setups["recorded"]()) if grads else 0
     return backward + (forward if phase == "both" else 0)
 
 
 def _quantiles(samples: list[float]) -> list[float]:
-    """Those that ``triton.testing`` shows: the median between 20 % and 80 %."""
+    """Return the quantiles that ``triton.testing`` shows: the median between 20 % and 80 %."""
     fifths = statistics.quantiles(samples, n=5, method="inclusive")
     return [fifths[0], statistics.median(samples), fifths[3]]
 
 
 def _disagreements(contestants: dict[str, list[Callable]], exact: Callable[[int], Any], case: Case) -> list[str]:
-    """Who computes something else than eager, on the very tensors that were timed.
+    """Return a fault for each contestant whose result differs from eager's, on the very tensors that were timed.
 
-    Some other rounding is none: who is not ``ROUNDING`` times as far as eager from ``exact``, the results in float64.
+    Other rounding is no fault: a result may be ``ROUNDING`` times as far as eager's from ``exact``, that in float64.
     """
-    found = []
+    faults = []
     for name in contestants.keys() - {"eager"}:
         for i, (call, eager) in enumerate(zip(contestants[name], contestants["eager"], strict=True)):
             got, want = _tensors(call()), _tensors(eager())
             difference = _difference(got, want, case)
             if difference and not _is_as_exact(got, want, _tensors(exact(i))):
-                found.append(f"{name} differs from eager: {difference}")
+                faults.append(f"{name} differs from eager: {difference}")
                 break
-    return found
+    return faults
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -185,7 +187,7 @@ def _tensors(result: Any) -> list[Tensor]:
 
 
 def _difference(got: list[Tensor], want: list[Tensor], case: Case) -> str:
-    """Where the two are further apart than an elementwise operator's rounding."""
+    """Return where the two are further apart than an elementwise operator's rounding, nothing where they agree."""
     for mine, theirs in zip(got, want, strict=True):
         try:
             torch.testing.assert_close(mine, theirs, **TOLERANCE[case.dtype])
@@ -195,17 +197,18 @@ def _difference(got: list[Tensor], want: list[Tensor], case: Case) -> str:
 
 
 def _is_as_exact(got: list[Tensor], want: list[Tensor], exact: list[Tensor]) -> bool:
+    """Return whether ``got`` is at most ``ROUNDING`` times as far from ``exact`` as ``want``."""
     return all(
         mine.shape == theirs.shape and (mine - true).abs().max() <= ROUNDING * (theirs - true).abs().max()
         for mine, theirs, true in zip(got, want, exact, strict=True)
     )
 
 
-def _cache_hits(row: dict, most: float) -> list[str]:
-    """Who moves bytes faster than a copy can, though they should have to come from memory."""
-    if row["cached"]:
+def _cache_hits(result: dict, most: float) -> list[str]:
+    """Return a fault for each contestant that moves bytes faster than a copy can, though not from the cache."""
+    if result["cached"]:
         return []
-    copy = row["copy_bytes"] / row["copy"][1] / 1e6
-    speeds = {name: row["bytes"] / quantiles[1] / 1e6 for name, quantiles in row["times"].items()}
+    copy = result["copy_bytes"] / result["copy"][1] / 1e6
+    speeds = {name: result["bytes"] / quantiles[1] / 1e6 for name, quantiles in result["times"].items()}
     fast = [name for name, speed in speeds.items() if speed > most * copy]
     return [f"{name} is faster than memory: {speeds[name]:.0f} GB/s, where a copy has {copy:.0f}" for name in fast]

@@ -1,4 +1,4 @@
-"""The memory that a call takes: at its highest point, and kept for backward."""
+"""Measure the memory of a call: its peak, and what it saves for backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def peak(function: Callable, device: str) -> int:
-    """Bytes allocated at the highest point of a call, above where it began."""
+    """Return the bytes allocated at the highest point of a call, above where it began."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -28,26 +28,26 @@ def peak(function: Callable, device: str) -> int:
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     changes = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == 0]
-    highest = now = 0
+    highest = allocated = 0
     for change in sorted(changes, key=lambda e: e["ts"]):
-        now += change["args"]["Bytes"]
-        highest = max(highest, now)
+        allocated += change["args"]["Bytes"]
+        highest = max(highest, allocated)
     return highest
 
 
 def saved(function: Callable) -> int:
-    """Bytes that ``function`` keeps for its backward."""
-    kept: dict[int, int] = {}
+    """Return the bytes that ``function`` saves for its backward."""
+    sizes: dict[int, int] = {}
 
     def pack(x: Tensor) -> None:
-        kept[x.data_ptr()] = x.numel() * x.element_size()
+        sizes[x.data_ptr()] = x.numel() * x.element_size()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
         function()
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def footprint(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the elements of ``tensors`` in memory, each stretch once: an expanded tensor has few."""
-    stretches = {x.data_ptr(): min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in tensors}
-    return sum(stretches.values())
+    """Return the bytes of ``tensors`` in memory, those at one address once: an expanded tensor has few."""
+    ranges = {x.data_ptr(): min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in tensors}
+    return sum(ranges.values())

@@ -1,4 +1,4 @@
-"""FlagGems, Liger-Kernel and quack beside us on a GPU, each where it is installed, imported only when asked for.
+"""Call FlagGems, Liger-Kernel and quack on a GPU, each where it is installed; they are imported only when asked for.
 
 Written against the sources of flag_gems 5.0.2, liger-kernel 0.8.5 and quack-kernels 0.6.5.
 """
@@ -20,10 +20,10 @@ EPS = 1e-6
 
 
 def peers(call: Call, phase: str) -> dict[str, Callable]:
-    """By name, each installed peer that has ``call``, as a function of its tensors.
+    """Return each installed peer that has ``call``, by name, as a function of its tensors.
 
-    Past "forward" only those with a backward of their own. To be timed in CUDA graphs, without the host: FlagGems
-    overrides torch's operators for the length of a call, which takes milliseconds.
+    For phases other than "forward" these are the peers with a backward of their own. They are to be timed in CUDA
+    graphs, without the host: FlagGems overrides torch's operators during a call, which takes milliseconds.
     """
     installed = {name: peer(call, phase) for name, (module, peer) in PEERS.items() if find_spec(module)}
     return {name: function for name, function in installed.items() if function}
@@ -46,7 +46,7 @@ def _flag_gems(call: Call, phase: str) -> Callable | None:
 
 
 class _Recorded(torch.autograd.Function):
-    """z = forward(x), dx = vjp(g, z): what autograd calls under the override, which ends before backward."""
+    """z = forward(x), dx = vjp(g, z): autograd calls the vjp outside the override, which ends before backward."""
 
     @staticmethod
     def forward(ctx, x, forward, vjp):

@@ -1,4 +1,4 @@
-"""The plots of a machine's results, and the rows that each shows."""
+"""Draw the plots of a machine's results, and choose the results that each shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARKERS = {  # blue, vermilion and grey: the colour-blind tell them apart too
     "eager": {"color": "0.35", "marker": "s", "label": "eager", "markerfacecolor": "white", "zorder": 3},
     "copy": {"color": "0.8", "linewidth": 4, "label": "copy, the roof", "zorder": 2},
 }
-ALONE = {  # ours where there is no eager
+ALONE = {  # styles of ours where eager was not timed
     "forward": {"marker": "^", "label": "ours, forward"},
     "recorded": {"marker": "x", "label": "ours, recorded"},
     "both": {"marker": "D", "label": "ours, forward + backward"},
@@ -23,24 +23,24 @@ SIZES = {10**4: "10 kB", 10**6: "1 MB", 10**8: "100 MB", 10**10: "10 GB"}
 
 
 def main_size(machine: dict) -> int:
-    """The number of elements that most rows have."""
+    """Return the number of elements that most results have."""
     counts = Counter(row["numel"] for row in machine["rows"])
     return max(counts, key=lambda n: (counts[n], n), default=0)
 
 
 def sound(machine: dict) -> list[dict]:
-    """The float32 rows without a fault of ours: what means and plots are made of."""
+    """Return the float32 results without a fault of ours, of which means and plots are made."""
     rows = [row for row in machine["rows"] if row["dtype"] == "float32"]
     return [row for row in rows if not any(fault.startswith("ours") for fault in row["faults"])]
 
 
 def standard(machine: dict) -> list[dict]:
-    """The rows that targets are about."""
+    """Return the results that targets are about."""
     return [row for row in sound(machine) if row["standard"] and row["numel"] == main_size(machine)]
 
 
 def shown(machine: dict) -> dict[str, list[dict]]:
-    """What each plot shows: the standard cases, contiguous forwards of several sizes, the host's figures."""
+    """Return what each plot shows: the standard cases, contiguous forwards of several sizes, the host's figures."""
     ratios = [r for r in standard(machine) if r["phase"] != "backward"]
     forward = [r for r in sound(machine) if r["phase"] == "forward" and r["pattern"] == "contiguous" and r["bytes"]]
     sizes = Counter(row["call"] for row in forward)
@@ -67,7 +67,7 @@ def save(machine: dict) -> None:
 
 
 def draw_ratios(figure, rows: Sequence[dict]) -> str:
-    """Time over eager's, a line for each call and pattern, on an axis that ends at a factor of 2 at most."""
+    """Draw time over eager's, a line for each call and pattern, on an axis that ends at a factor of 2 at most."""
     operators = {_name(row): row["operator"] for row in rows}
     names = list(operators)
     borders = [y - 0.5 for y in range(1, len(names)) if operators[names[y]] != operators[names[y - 1]]]
@@ -100,7 +100,7 @@ def _mark(ax, points: Sequence[tuple[float, int]], end: float, inward: float, st
 
 
 def draw_roofline(figure, rows: Sequence[dict]) -> str:
-    """GB/s against bytes, a panel for each call, under what a copy reaches."""
+    """Draw GB/s against bytes, a panel for each call, under what a copy reaches."""
     names = list(dict.fromkeys(map(_name, rows)))
     across = min(4, len(names))
     down = -(-len(names) // across)
@@ -125,14 +125,14 @@ def draw_roofline(figure, rows: Sequence[dict]) -> str:
 
 
 def draw_host(figure, rows: Sequence[dict]) -> str:
-    """Microseconds of a call at 8 elements: beside eager's, a panel for each phase; alone, all phases in one."""
+    """Draw microseconds of a call at 8 elements: beside eager's a panel for each phase, without eager one panel."""
     names = list(dict.fromkeys(row["call"] for row in rows))
     panels: dict[str, list[dict]] = {}
     for row in rows:
         title = f"{row['where']}, {PHASES[row['phase']]}" if "eager" in row["times"] else row["where"]
         panels.setdefault(title, []).append(row)
-    for ax, (title, shared) in zip(_panels(figure, names, len(panels)), panels.items(), strict=True):
-        for row in shared:
+    for ax, (title, rows_of_panel) in zip(_panels(figure, names, len(panels)), panels.items(), strict=True):
+        for row in rows_of_panel:
             y, ours, eager = names.index(row["call"]), row["times"]["ours"], row["times"].get("eager")
             if eager:
                 ax.plot([eager, ours], [y, y], color="0.7")
@@ -143,7 +143,7 @@ def draw_host(figure, rows: Sequence[dict]) -> str:
 
 
 def _panels(figure, names: Sequence[str], count: int) -> Sequence:
-    """Panels side by side, a line for each name, from the top."""
+    """Return panels side by side, with a line for each name, from the top."""
     figure.set_size_inches(10, max(3, 1.6 + 0.24 * len(names)))
     axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
     axes[0].set_yticks(range(len(names)), names)
@@ -152,4 +152,5 @@ def _panels(figure, names: Sequence[str], count: int) -> Sequence:
 
 
 def _name(row: dict) -> str:
+    """Return the label of a result: its call, and its pattern unless that is contiguous."""
     return row["call"] + f"  {row['pattern']}" * (row["pattern"] != "contiguous")

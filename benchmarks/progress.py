@@ -1,4 +1,4 @@
-"""A progress bar where tqdm is installed: a machine with a GPU may have torch and nothing else."""
+"""Show a progress bar where tqdm is installed: a machine with a GPU may have torch and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ except ImportError:
 
 
 def bar(items: Iterable, name: str) -> Iterable:
-    """``items``, and how far they have come."""
+    """Return ``items``, whose progress is shown as they are taken."""
     return tqdm(items, name, unit="") if tqdm else items
 
 

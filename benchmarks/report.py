@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: the page and its plots, from the JSON of every machine and nothing else.
+"""``python -m benchmarks.report``: make the page and its plots, from the JSON of every machine and nothing else.
 
 Reads each ``results/<machine>/benchmark.json``, draws the plots beside it, and writes the page beside ``results``.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from .plots import PHASES, main_size, save, shown, standard
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = {"compile": "torch.compile"}  # others as in the JSON
-LOSS, CLEAR_LOSS = 1.02, 1.08  # times eager's: what is set in bold, what the summary counts
+NAMES = {"compile": "torch.compile"}  # on the page; other libraries are named as in the JSON
+LOSS, CLEAR_LOSS = 1.02, 1.08  # ratios to eager above which one is set in bold, and counted in the summary
 INTRO = """\
 # Benchmarks
 
@@ -41,7 +41,7 @@ is all of the kernels' path but the launch."""
 
 
 def load(results: Path = RESULTS) -> list[dict]:
-    """The results of every machine, GPUs first, the newest of a kind first; each row with its ``rates`` in GB/s."""
+    """Return the results of every machine, GPUs first, the newest of a kind first, with ``rates`` in GB/s in each."""
     machines = [json.loads(p.read_text()) | {"folder": p.parent} for p in sorted(results.glob("*/benchmark.json"))]
     for machine in machines:
         machine["rows"] = in_order(machine["rows"])
@@ -54,14 +54,14 @@ def load(results: Path = RESULTS) -> list[dict]:
 
 
 def in_order(rows: Sequence[dict]) -> list[dict]:
-    """Rows of an operator, call, pattern and dtype together, whichever came first first; the sizes upwards."""
+    """Sort results by operator, call, pattern and dtype, each in the order of its first appearance, then by size."""
     keys = ("operator", "call", "pattern", "dtype")
     first = {key: list(dict.fromkeys(row[key] for row in rows)) for key in keys}
     return sorted(rows, key=lambda row: (*(first[key].index(row[key]) for key in keys), row["numel"]))
 
 
 def page(results: Path = RESULTS) -> str:
-    """The page, in Markdown."""
+    """Return the page, in Markdown."""
     machines = load(results)
     blocks = [INTRO]
     for m in machines:
@@ -76,7 +76,7 @@ def page(results: Path = RESULTS) -> str:
 
 
 def about(machine: dict, at: str) -> list[str]:
-    """What it ran on, and the files beside the plots."""
+    """Return the heading of a machine, what it is, and links to the files beside the plots."""
     lines = [f"{key}: {code(text) if key == 'command' else text}" for key, text in machine["where"].items()]
     files = {"benchmark.json": "every figure, as JSON", "accuracy.md": "the largest errors, in ulp"}
     lines += [f"[{title}]({at}/{file})" for file, title in files.items() if (machine["folder"] / file).exists()]
@@ -84,23 +84,23 @@ def about(machine: dict, at: str) -> list[str]:
 
 
 def targets(machine: dict) -> list[str]:
-    """What was set out to be reached."""
+    """Return the list of targets, with their verdicts."""
     return ["Targets:", bullets(machine["verdicts"])] if machine["verdicts"] else []
 
 
 def summary(machine: dict) -> list[str]:
-    """Means over the standard cases, the best and the worst, by phase and library."""
+    """Return means over the standard cases, the best and the worst, by phase and library."""
     rows, lines = standard(machine), []
     for phase, who in product(PHASES, libraries(rows)):
         timed = [row for row in rows if row["phase"] == phase and who in row["ratios"]]
         if timed:
-            lines.append({"phase": PHASES[phase], "library": NAMES.get(who, who)} | standing(timed, who))
+            lines.append({"phase": PHASES[phase], "library": NAMES.get(who, who)} | summary_line(timed, who))
     text = f"Ratios to eager at {main_size(machine):,} elements, float32; the means are geometric."
     return [text, table(lines)] if lines else []
 
 
-def standing(rows: Sequence[dict], who: str) -> dict[str, str]:
-    """How a library does on some rows, and ours on the same."""
+def summary_line(rows: Sequence[dict], who: str) -> dict[str, str]:
+    """Return how a library does on some results, and how ours does on the same."""
     ratios = {name: [row["ratios"][name] for row in rows] for name in ("ours", who)}
     mean, ours = (ratio(statistics.geometric_mean(ratios[name])) for name in (who, "ours"))
     ends = [end(rows, key=lambda row: row["ratios"][who]) for end in (min, max)]
@@ -110,7 +110,7 @@ def standing(rows: Sequence[dict], who: str) -> dict[str, str]:
 
 
 def troubles(machine: dict) -> list[str]:
-    """What failed, and what there was no time for."""
+    """Return what failed, and what was left out for lack of time."""
     failed = [
         code(f"{row['call']}, {row['pattern']}, {row['dtype']}, {shapes(row)}, {PHASES[row['phase']]}: {fault}")
         for row in machine["rows"]
@@ -126,7 +126,7 @@ def troubles(machine: dict) -> list[str]:
 
 
 def every_row(machine: dict) -> list[str]:
-    """A folded table for each operator."""
+    """Return a table for each operator, which unfolds on a click."""
     blocks = []
     for operator in dict.fromkeys(row["operator"] for row in machine["rows"]):
         rows = [row for row in machine["rows"] if row["operator"] == operator]
@@ -136,8 +136,8 @@ def every_row(machine: dict) -> list[str]:
     return ["### Every row", *blocks] if blocks else []
 
 
-def cells(row: dict, whos: Sequence[str]) -> dict[str, str]:
-    """A row of the long tables."""
+def cells(row: dict, names: Sequence[str]) -> dict[str, str]:
+    """Return a row of the long tables."""
     rates = row["rates"]
     return {
         "call": code(row["call"]) + " (faulty)" * bool(row["faults"]),
@@ -147,7 +147,7 @@ def cells(row: dict, whos: Sequence[str]) -> dict[str, str]:
         "phase": PHASES[row["phase"]],
         "ours, ms": number(row["times"]["ours"][1]),
         "eager, ms": number(row["times"]["eager"][1]),
-        **{"ratio" if who == "ours" else NAMES.get(who, who): ratio(row["ratios"].get(who)) for who in whos},
+        **{"ratio" if who == "ours" else NAMES.get(who, who): ratio(row["ratios"].get(who)) for who in names},
         "GB/s": number(rates.get("ours")),
         "% of copy": f"{100 * rates['ours'] / rates['copy']:.0f}" if "ours" in rates else "",
         "peak MB, ours / eager": megabytes(row.get("peak")),
@@ -156,7 +156,7 @@ def cells(row: dict, whos: Sequence[str]) -> dict[str, str]:
 
 
 def host(machine: dict) -> list[dict[str, str]]:
-    """The rows of the host's table, one for each call; the geometric means of the ratios at its foot."""
+    """Return the rows of the host's table, one for each call, and the geometric means of the ratios at its foot."""
     lines: dict[str, dict[str, str]] = {}
     ratios: dict[str, list[float]] = {}
     for row in machine["host"]:
@@ -171,12 +171,12 @@ def host(machine: dict) -> list[dict[str, str]]:
 
 
 def libraries(rows: Sequence[dict]) -> list[str]:
-    """The libraries that have ratios, ours first."""
+    """Return the libraries that have ratios, ours first."""
     return sorted({who for row in rows for who in row["ratios"]}, key=lambda who: (who != "ours", who))
 
 
 def table(lines: Sequence[dict[str, str]]) -> str:
-    """A Markdown table without the columns that are empty; numbers stand to the right."""
+    """Return a Markdown table without the columns that are empty; numbers stand to the right."""
     columns = {key: [line.get(key, "") for line in lines] for line in lines for key in line}
     columns = {key: column for key, column in columns.items() if any(column)}
     rules = ["---:" if re.fullmatch(r"[\d.e*/ -]*", "".join(column)) else "---" for column in columns.values()]
@@ -184,37 +184,37 @@ def table(lines: Sequence[dict[str, str]]) -> str:
 
 
 def bullets(texts: Sequence[str]) -> str:
-    """A Markdown list."""
+    """Return a Markdown list."""
     return "\n".join(f"- {text}" for text in texts)
 
 
 def code(text: str) -> str:
-    """Text as code, on one line."""
+    """Return ``text`` as code, on one line."""
     return f"`{' '.join(text.split()).replace('`', chr(39))}`"
 
 
 def shapes(row: dict) -> str:
-    """The shapes of the inputs, each once."""
+    """Return the shapes of the inputs, each once."""
     return ", ".join(dict.fromkeys("x".join(map(str, shape)) for shape in row["shapes"]))
 
 
 def number(x: float | None) -> str:
-    """Three digits, or all before the point."""
+    """Return a number in three digits, or in all before the point."""
     return "" if x is None else f"{x:.0f}" if x >= 1000 else f"{x:.3g}"
 
 
 def is_loss(x: float) -> bool:
-    """Whether a ratio, as it is written, is a loss."""
+    """Return whether a ratio, as it is written, is a loss."""
     return round(x, 2) > LOSS
 
 
 def ratio(x: float | None) -> str:
-    """A ratio in two decimals, a loss in bold."""
+    """Return a ratio in two decimals, a loss in bold."""
     return "" if x is None else f"**{x:.2f}**" if is_loss(x) else f"{x:.2f}"
 
 
 def megabytes(sizes: dict | None) -> str:
-    """The bytes of ours and of eager."""
+    """Return the megabytes of ours and of eager."""
     return f"{number(sizes['ours'] / 1e6)} / {number(sizes['eager'] / 1e6)}" if sizes else ""
 
 

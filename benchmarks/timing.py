@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-ROUND = 1e-3  # seconds that a contestant's part of a round takes at least
+ROUND = 1e-3  # seconds that a contestant takes in a round at least
 SECONDS = 0.7  # that all rounds take together, unless there are too few or too many
 LEAST_ROUNDS, MOST_ROUNDS = 5, 15
 HEAD_START = 200_000  # GPU cycles, about 0.1 ms, in which the host puts a graph behind the first event
@@ -19,7 +19,7 @@ Run = Callable[[], float]
 
 
 def prepared(functions: Sequence[Callable], device: str = "cpu", repeats: int = 0) -> Run:
-    """Something to be run in turn with others, that returns the milliseconds of one call.
+    """Return a function to be run in turn with others, which returns the milliseconds of one call.
 
     ``functions`` do the same on different tensors. A run calls them all, ``repeats`` times or for a millisecond; on a
     GPU it replays a graph of them.
@@ -31,7 +31,7 @@ def prepared(functions: Sequence[Callable], device: str = "cpu", repeats: int = 
 
 
 def in_turns(runs: Mapping[str, Run]) -> dict[str, list[float]]:
-    """The milliseconds of each contestant in each of some rounds, in which they take turns at random."""
+    """Return the milliseconds of each contestant in each of some rounds, in which they take turns at random."""
     start = time.perf_counter()
     for run in runs.values():
         run()
@@ -55,6 +55,8 @@ def keep_memory() -> None:
 
 
 def _loop(functions: Sequence[Callable], repeats: int) -> Run:
+    """Return a run that calls all functions in a loop and reads the host's clock."""
+
     def run() -> float:
         start = time.perf_counter()
         for _ in range(repeats):
@@ -66,7 +68,7 @@ def _loop(functions: Sequence[Callable], repeats: int) -> Run:
 
 
 def _graph(functions: Sequence[Callable]) -> Run:
-    """A graph of all calls, replayed between two events: no time of the host's is in it."""
+    """Return a run that replays a graph of all calls between two events, so that no time of the host's is in it."""
     for function in functions:
         function()
     torch.cuda.synchronize()

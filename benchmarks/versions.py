@@ -25,30 +25,30 @@ from .targets import judged
 from .timing import in_turns
 
 LIBRARIES = {"ours": customops, "eager": torch}
-MOST = 1.1  # of any call of ours
-SERVE = "--serve"  # what a process is told that is to measure what its standard input names
+MOST = 1.1  # the largest ratio that a call of ours may have
+SERVE = "--serve"  # the argument of a process that measures what its standard input names
 
 
 def main(argv=None) -> int:
-    """Print a row for each phase of each call, their means, and the target; 1 where that is missed."""
+    """Print a line for each phase of each call, their means, and the target; return 1 where that is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=__doc__)
     parser.add_argument("other", help="a Python with another torch")
     parser.add_argument("--ops", nargs="+", help="operators, by default all")
     options = parser.parse_args(argv)
     with _Process(sys.executable) as mine, _Process(options.other) as other:
         print(f"{'microseconds, ours, torch':<30}{mine.version:>14}{other.version:>14}{'ratio':>7}{'eager':>7}")
-        rows = list(_measure(mine, other, options.ops))
+        results = list(_measure(mine, other, options.ops))
     for phase in BUDGET:
-        means = [statistics.geometric_mean(row[name] for row in rows if row["phase"] == phase) for name in LIBRARIES]
+        means = [statistics.geometric_mean(r[name] for r in results if r["phase"] == phase) for name in LIBRARIES]
         print("{}, geometric mean of ratios: {:.2f}, of eager {:.2f}".format(phase, *means))
-    worst = max(rows, key=lambda row: row["ours"])
+    worst = max(results, key=lambda result: result["ours"])
     met = worst["ours"] <= MOST
     print(judged(f"none above {MOST}: {worst['ours']:.2f} of {worst['call']}, {worst['phase']}", met))
     return int(not met)
 
 
 def _measure(mine: _Process, other: _Process, ops: list[str] | None) -> Iterator[dict]:
-    """Ratios of ours and of eager, for each phase of each call; printed as they come."""
+    """Yield the ratios of ours and of eager, for each phase of each call, and print them as they come."""
     for call, phase in [(call, phase) for row, call in CALLS if not ops or row.name in ops for phase in BUDGET]:
         ratios, medians = {}, {}
         for library in LIBRARIES:
@@ -62,10 +62,10 @@ def _measure(mine: _Process, other: _Process, ops: list[str] | None) -> Iterator
 
 
 class _Process:
-    """A Python that measures; called with a line that names library, call and phase, it returns its milliseconds."""
+    """A Python process that measures: called with library, call and phase in a line, it returns the milliseconds."""
 
     def __init__(self, python: str):
-        """Start it."""
+        """Start the process."""
         command = [python, "-m", __spec__.name, SERVE]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.version = self._answer()

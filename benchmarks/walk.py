@@ -124,12 +124,12 @@ def main() -> None:
     parser.add_argument("--counts", action="store_true", help="print the table of counts alone")
     parser.add_argument("--kernels", action="store_true", help="print the frames of kernels, too")
     options = parser.parse_args()
-    found = list(walks())
-    for walk in () if options.counts else found:
+    walked = list(walks())
+    for walk in () if options.counts else walked:
         print(walk.name, *_lines((walk if options.kernels else walk.host()).frames), "", sep="\n")
     print(f"{'':<36}{'on the host':>24}{'with kernels':>24}")
     print(f"{'a repeated call':<36}" + f"{'frames':>8}{'changes':>9}{'files':>7}" * 2)
-    for walk in found:
+    for walk in walked:
         print(
             f"{walk.name:<36}" + "".join(f"{len(w.frames):>8}{w.changes:>9}{w.files:>7}" for w in (walk.host(), walk))
         )
