@@ -79,6 +79,37 @@ def test_the_readme_is_short_and_says_the_status_first():
     assert "No GPU has run it yet" in "\n".join(lines[:10])
 
 
+def test_imports_go_along_the_one_rule():
+    """The rule stands in the page of the architecture: a package imports itself and what is left of it."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    order = re.search(r"^    (triton_kernels <- .*)$", page, re.MULTILINE)[1].split(" <- ")  # type: ignore[index]
+    alone = re.search(r"^(.*) import none of them", page, re.MULTILINE)[1]  # type: ignore[index]
+    below = {package: {*order[: i + 1]} for i, package in enumerate(order)}
+    below |= {module: set() for module in re.findall(r"`(\w+)`", alone)}
+    assert len(below) == len(order) + 3
+    for package in below:
+        assert imported(package) <= below[package] | (below.keys() - {*order}), package
+    for file in (ROOT / "examples").glob("*.py"):
+        assert not re.search(r"customops\.\w+ import|import customops\.", file.read_text()), file
+
+
+@by_formula
+def test_the_page_of_the_architecture_names_every_module():
+    rows = re.findall(r"^\| (`.*?`) \| (.*) \|$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    named = {
+        folder: {*re.findall(r"`(\w+)\.py`", cell)}
+        for where, cell in rows
+        for folder in re.findall(r"`([\w/]+/)`", where)
+    }
+    packages = [
+        file.parent for folder in ("customops", "triton_kernels") for file in (ROOT / folder).rglob("__init__.py")
+    ]
+    for package in packages:
+        modules = {file.stem for file in package.glob("[a-z]*.py")} - {"formulas"}
+        if package.name != "customops":
+            assert named[f"{package.relative_to(ROOT)}/"] - {"formulas"} == modules
+
+
 @by_formula
 def test_what_the_page_says_is_refused_is_refused():
     """Each row of the table is a function that raises, and where code stands beside it, that is traced."""
@@ -270,6 +301,24 @@ def check_message(message: str) -> None:
     """Check that a message is put together of what stands in the source; an ellipsis is what varies."""
     for piece in re.split(r"…|: |(?<=kernel for )", message):
         assert piece.strip() in sources(), piece
+
+
+def imported(package: str) -> set[str]:
+    """Return the packages and modules of ours that those of ``package`` import, wherever in a file."""
+    top = ROOT / (package if package == "triton_kernels" else f"customops/{package}")
+    found = set()
+    for file in top.glob("*.py") if top.is_dir() else [top.with_suffix(".py")]:
+        here = ("customops", package, file.stem) if top.is_dir() else ("customops", package)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                base = [*here[: len(here) - node.level], *filter(None, [node.module])] if node.level else [node.module]
+                names = [f"{'.'.join(base)}.{alias.name}".split(".") for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name.split(".") for alias in node.names]
+            else:
+                continue
+            found |= {name[1] for name in names if name[0] == "customops" and len(name) > 1}
+    return found - {package}
 
 
 @cache
