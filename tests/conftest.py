@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import customops
-from customops import compute
+from customops import config
 
 from . import accuracy, recorder
 from .features import CHECKS
@@ -113,9 +113,9 @@ def tally(request):
 @pytest.fixture
 def replan():
     """Forget the plans of earlier calls, for a test that changes what they are made of; and again after it."""
-    compute._calls.clear()
-    yield compute._calls.clear
-    compute._calls.clear()
+    config.plans.clear()
+    yield config.plans.clear
+    config.plans.clear()
 
 
 @pytest.fixture

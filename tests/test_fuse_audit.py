@@ -16,10 +16,10 @@ from .programs import PROGRAMS, Program
 why = "the interpreter's functions do not compile" if INTERPRETED else "what a GPU compiles, a dry run compiles too"
 pytestmark = pytest.mark.skipif(KERNELS, reason=why)
 pytest.importorskip("triton", reason="without Triton there are no kernels")
-from customops.triton_kernels import launch  # noqa: E402
+from customops.triton_kernels import launch, plan  # noqa: E402
 
-from customops import machine_code  # noqa: E402
-from customops.explain import Findings, Phase, examine  # noqa: E402
+from customops.fusion.explain import Findings, Phase, examine  # noqa: E402
+from customops.tools import machine_code  # noqa: E402
 
 
 class Expected(NamedTuple):
@@ -94,8 +94,8 @@ def test_fused_programs_move_fewer_bytes_than_their_operators(program):
 
 
 def test_audit_sees_narrow_words(monkeypatch):
-    real = launch.Plan._slot
-    monkeypatch.setattr(launch.Plan, "_slot", lambda *args: real(*args)._replace(aligned=False))
+    real = plan.Plan._slot
+    monkeypatch.setattr(plan.Plan, "_slot", lambda *args: real(*args)._replace(aligned=False))
     assert "forward: operand 0 moves in 16 bits, expected 128" in faults(program("gelu"), torch.bfloat16)
     assert "backward: output 0 moves in 16 bits, expected 128" in faults(program("gelu"), torch.bfloat16)
 
@@ -107,7 +107,7 @@ def test_audit_sees_bytes_moved_twice(monkeypatch):
 
 
 def test_audit_sees_rows_that_do_not_fit(monkeypatch):
-    monkeypatch.setattr("customops.stages.holds", lambda layout, *_: layout.row is None)
+    monkeypatch.setattr("customops.compiler.partition.holds", lambda layout, *_: layout.row is None)
     found = "\n".join(faults(program("softmax"), torch.bfloat16))
     assert "forward: 2 cuts, expected 0" in found
     assert "kernels, expected 1" in found

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import customops
-from customops.dry_run import TARGETS
+from customops.tools.dry_run import TARGETS
 
 from .cases import CALLS, ids
 from .conftest import INTERPRETED, KERNELS
@@ -20,7 +20,7 @@ why = "the interpreter's functions do not compile" if INTERPRETED else "on a GPU
 pytestmark = pytest.mark.skipif(KERNELS, reason=why)
 pytest.importorskip("triton", reason="without Triton there are no kernels")
 
-DTYPES = sorted(customops.dispatch.KERNEL_DTYPES, key=str)
+DTYPES = sorted(customops.runtime.paths.KERNEL_DTYPES, key=str)
 SHAPES = {
     "whole": ((32, 64), (32, 64)),
     "row": ((32, 64), (64,)),
