@@ -1,5 +1,6 @@
-"""Write the pages that follow from the source: ``python docs/generate.py`` makes derivations.md and api.md.
+"""Write the pages that follow from the source: ``python docs/generate.py``.
 
+These are derivations.md, api.md, and the walk in architecture.md; the rest of that page stays as it is.
 ``tests/test_docs.py`` fails where a committed page is not what this writes.
 """
 
@@ -7,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -85,7 +88,18 @@ def api() -> str:
     return "\n".join([API, *(f"## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in sections.items())])
 
 
-PAGES: dict[str, Callable[[], str]] = {"derivations.md": derivations, "api.md": api}
+def architecture() -> str:
+    """Return architecture.md with the walk as it is now."""
+    command = [sys.executable, "-m", "benchmarks.walk"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    walk = subprocess.run(command, env=environment, cwd=DOCS.parent, check=True, capture_output=True, text=True).stdout
+    before, after = re.split(WALK, (DOCS / "architecture.md").read_text(), flags=re.DOTALL)
+    return f"{before}```text\n{walk}```{after}"
+
+
+WALK = r"```text\nmul by formulas.*?```"
+
+PAGES: dict[str, Callable[[], str]] = {"derivations.md": derivations, "api.md": api, "architecture.md": architecture}
 
 
 def _operators() -> Iterator[Any]:
@@ -174,7 +188,8 @@ def _signature(value: Any) -> str:
 
 
 def _written(annotation: Any) -> Any:
-    return _Written(annotation) if isinstance(annotation, str) else annotation
+    text = getattr(annotation, "__forward_arg__", annotation)  # of a named tuple's fields
+    return _Written(text) if isinstance(text, str) else annotation
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import io
 import re
 import runpy
 import shlex
+import sys
 import tomllib
 from functools import cache
 from importlib import import_module
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 import customops
+from benchmarks import walk
 from customops.__main__ import main
 
 from .conftest import DEVICE, INTERPRETED, KERNELS
@@ -73,6 +75,13 @@ def test_links_and_paths_lead_somewhere(page):
 def test_pages_are_what_the_source_generates(name):
     page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"][name]()
     assert page == (ROOT / "docs" / name).read_text(), "run: python docs/generate.py"
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="half of the walk is by kernels")
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other versions of Python have frames of their own")
+def test_the_walk_is_what_a_call_runs(capsys):
+    walk.main([])
+    assert f"```text\n{capsys.readouterr().out}```" in (ROOT / "docs/architecture.md").read_text()
 
 
 @by_formula
