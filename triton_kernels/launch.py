@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from functools import cache
 from math import prod
 from operator import mul
-from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from triton import knobs
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
+from .._compat import interpreting
 from . import formulas
 from .formulas import INTERPRETED
 from .layout import LOOPED, PROGRAMS, Layout, Strides, Tiling, arrange, cut, dense, is_wide, repeated, traffic
@@ -27,8 +27,6 @@ from .reduce import map_reduce_kernel
 from .specialize import specialize
 
 ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int64}
-
-ONE_THREAD = RLock()  # it patches triton.language while it runs
 
 
 class Memory(NamedTuple):
@@ -190,7 +188,7 @@ class Plan:
         for i in self.numbers:
             tensors[i] = _as_integer(tensors[i], self.common)
         if INTERPRETED:
-            with ONE_THREAD:
+            with interpreting():
                 for launch in self.launches:
                     launch.interpret(tensors)
             return tensors[self.given :]
