@@ -7,7 +7,8 @@ is a repeated call: what a training step runs.
 A frame is a call of a Python function whose code lies in the package. Python 3.11 gives each comprehension one, too:
 these are counted, but not printed. A change of file is a frame whose file is not that of the frame before it, in the
 order of calls; returns do not count. Frames of kernels are counted apart: the interpreter runs their source as Python,
-a GPU does not. ``--counts`` prints the counts alone, ``--kernels`` the kernels' frames, too.
+a GPU does not. What else runs for the interpreter alone is left out. ``--counts`` prints the counts alone,
+``--kernels`` the kernels' frames, too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby, pairwise
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -97,7 +99,7 @@ def recorded() -> Iterator[list[Frame]]:
     frames: list[Frame] = []
 
     def note(frame, event, _):
-        if event == "call" and frame.f_code.co_filename.startswith(FOLDERS):
+        if event == "call" and frame.f_code.co_filename.startswith(FOLDERS) and not _serves_interpreter(frame):
             file = Path(frame.f_code.co_filename).relative_to(ROOT).with_suffix("")
             frames.append(Frame(str(file), frame.f_code.co_qualname))
 
@@ -106,6 +108,18 @@ def recorded() -> Iterator[list[Frame]]:
         yield frames
     finally:
         sys.setprofile(None)
+
+
+def _serves_interpreter(frame: FrameType) -> bool:
+    """Return whether a frame is neither a kernel's nor one that a launch on a GPU would run."""
+    above: FrameType | None = frame
+    while above:
+        if above.f_code.co_qualname == "interpreting":
+            return True
+        if above.f_code.co_qualname == "Launch.interpret":
+            return not frame.f_code.co_filename.startswith(FOLDERS[1])
+        above = above.f_back
+    return False
 
 
 def _lines(frames: Iterable[Frame]) -> Iterator[str]:
