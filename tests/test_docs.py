@@ -234,8 +234,9 @@ def check_command(command: str) -> None:
     program = program.rpartition("/")[2]
     options = [word.partition("=")[0] for word in rest if word.startswith("--")]
     if program == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert {*rest} <= {*targets}
+        makefile = (ROOT / "Makefile").read_text()
+        known = {*re.findall(r"^([\w-]+):", makefile, re.MULTILINE), *re.findall(r"\$\((\w+)\)", makefile)}
+        assert {word.partition("=")[0] for word in rest} <= known
     elif program == "pip":
         known = {re.split(r"[><;=\s]", name)[0] for name in PROJECT["dependencies"]} | {"."}
         known |= {f".[{extra}]" for extra in PROJECT["optional-dependencies"]}
