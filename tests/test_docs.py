@@ -28,7 +28,7 @@ from .conftest import DEVICE, INTERPRETED, KERNELS
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 GENERATED = "derivations.md", "api.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
