@@ -4,10 +4,11 @@ It walks ``mul`` forward and backward by formulas, then a fused RMSNorm forward 
 interpreter, on tensors so small that one program computes all. Each is called twice beforehand, so that what is printed
 is a repeated call: what a training step runs.
 
-A frame is a call of a Python function whose code lies in the package; Python 3.11 gives each comprehension one, too. A
-change of file is a frame whose file is not that of the frame before it, in the order of calls; returns do not count.
-Frames of kernels are counted apart: the interpreter runs their source as Python, a GPU does not. ``--counts`` prints
-the counts alone, ``--kernels`` the kernels' frames, too.
+A frame is a call of a Python function whose code lies in the package. Python 3.11 gives each comprehension one, too:
+these are counted, but not printed. A change of file is a frame whose file is not that of the frame before it, in the
+order of calls; returns do not count. Frames of kernels are counted apart: the interpreter runs their source as Python,
+a GPU does not. What else runs for the interpreter alone is left out. ``--counts`` prints the counts alone,
+``--kernels`` the kernels' frames, too.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby, pairwise
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 import torch
 
@@ -99,7 +99,7 @@ def recorded() -> Iterator[list[Frame]]:
     frames: list[Frame] = []
 
     def note(frame, event, _):
-        if event == "call" and frame.f_code.co_filename.startswith(FOLDERS):
+        if event == "call" and frame.f_code.co_filename.startswith(FOLDERS) and not _serves_interpreter(frame):
             file = Path(frame.f_code.co_filename).relative_to(ROOT).with_suffix("")
             frames.append(Frame(str(file), frame.f_code.co_qualname))
 
@@ -110,20 +110,34 @@ def recorded() -> Iterator[list[Frame]]:
         sys.setprofile(None)
 
 
+def _serves_interpreter(frame: FrameType) -> bool:
+    """Return whether a frame is neither a kernel's nor one that a launch on a GPU would run."""
+    above: FrameType | None = frame
+    while above:
+        if above.f_code.co_qualname == "interpreting":
+            return True
+        if above.f_code.co_qualname == "Launch.interpret":
+            return not frame.f_code.co_filename.startswith(FOLDERS[1])
+        above = above.f_back
+    return False
+
+
 def _lines(frames: Iterable[Frame]) -> Iterator[str]:
     """Yield a line for each run of frames in one file: the file, and its functions in order, repetitions counted."""
-    for file, run in groupby(frames, lambda frame: frame.file):
+    shown = [frame for frame in frames if not frame.function.endswith(("<listcomp>", "<genexpr>"))]
+    for file, run in groupby(shown, lambda frame: frame.file):
         functions = [(name, len(list(same))) for name, same in groupby(frame.function for frame in run)]
         called = ", ".join(name if times == 1 else f"{name} x{times}" for name, times in functions)
         yield f"  {file:<32}{called}"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the walks and a table of their counts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.walk", description=__doc__.partition("\n")[0])
     parser.add_argument("--counts", action="store_true", help="print the table of counts alone")
     parser.add_argument("--kernels", action="store_true", help="print the frames of kernels, too")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported, at the first kernel
     walked = list(walks())
     for walk in () if options.counts else walked:
         print(walk.name, *_lines((walk if options.kernels else walk.host()).frames), "", sep="\n")
