@@ -1,33 +1,37 @@
-"""The body of both kernels: load the operands, evaluate formulas on them, store the results.
+"""What both kernels do on a tile: load the operands, evaluate formulas on them, store the outputs.
 
-What is loaded once stays in registers from formula to formula. Legend of the kernels:
+A value stays in registers from formula to formula. Legend of the kernels:
 
-The iteration space has one dimension for each group of axes: rows and columns of ``map_kernel``; outer, looped and
-tiled of ``map_reduce_kernel``. It is cut into tiles. The program ``pid`` of map_kernel has one tile; of
-map_reduce_kernel it has a chunk of the looped group, which it walks tile by tile, from left to right:
+The iteration space has one dimension for each group of axes: rows and columns for ``map_kernel``; outer, looped and
+tiled for ``map_reduce_kernel``. It is cut into tiles. A program of map_kernel has one tile. A program of
+map_reduce_kernel has a chunk along the looped group, which it walks tile by tile:
 
-      map_kernel                         map_reduce_kernel, one of the tile_counts[1] = 1 layers of its tiled group
-             columns                                looped: splits x chunk
-            +-------+-------+                     +---+---+---+---+---+---+
-      rows  | pid 0 | pid 1 |              outer  | pid 0 > > | pid 2 > > |   a chunk is ``steps`` tiles
-            +-------+-------+                     +---+---+---+---+---+---+
-            | pid 2 | pid 3 |                     | pid 1 > > | pid 3 > > |
-            +-------+-------+                     +---+---+---+---+---+---+
+    map_kernel                      map_reduce_kernel (one layer; tile_counts[1] of these lie along the tiled group)
 
-    operands, outputs   a pointer, or a number, for each operand; a pointer for each output
-    operand_strides     [operand][group][axis] in elements; () for a number. output_strides likewise
-    sizes               [group][axis]: elements along the axis; the outermost is never read, and 1
-    extents             [group]: elements along the group
-    tile_counts         tiles along rows and columns; along the outer and the tiled group
-    partial_strides     [output][group] in elements: from a program's partial to that of the next along the group
-    steps               tiles in a chunk
-    counts              [output]: the elements that one reduced element is made of
-    BODY, GEOMETRY      the formulas, and what else the kernel is compiled for: the records below
+              columns                               looped
+           +-------+-------+                +---+---+---+---+---+---+
+     rows  | pid 0 | pid 1 |         outer  | pid 0 > > | pid 2 > > |   tile_counts[0] = 2, splits = 2
+           +-------+-------+                +---+---+---+---+---+---+
+           | pid 2 | pid 3 |                | pid 1 > > | pid 3 > > |   steps = 3, chunk = 3 tiles
+           +-------+-------+                +---+---+---+---+---+---+
 
-An index is a block that counts the elements of a group, in the order of its axes; ``indices`` has one for each group.
-A set of groups is an integer, and group i is in it if ``groups >> i & 1``. UNMASKED is the group along which no index
-of this tile is past the end, so that it takes no mask; None where there is no such group. A *partial* is what a
-program contributes to an output that other programs contribute to: another launch combines them.
+    operands, outputs       [operand], [output]: a pointer; for an operand that is a number, an integer
+    operand_strides         [operand][group][axis], in elements; () for a number
+    output_strides          [output][group][axis], in elements
+    sizes                   [group][axis]: elements along the axis, but 1 for the outermost, which is never read
+    extents                 [group]: elements along the group
+    tile_counts             [rows, columns] or [outer, tiled]: tiles along the group
+    partial_strides         [output][group], in elements: from the partial of a program to that of the next
+    steps                   tiles in a chunk
+    counts                  [output]: how many elements one reduced element is made of
+    BODY, GEOMETRY          what the kernel is compiled for: the records below
+
+    bit 0, 1, 2             in a set of groups, which is an integer: rows, columns; or outer, looped, tiled
+    indices                 [group]: a block with the index of each lane, which counts the group's elements in order
+    UNMASKED                the group along which no lane of this tile is past the end; None: all groups are masked
+
+A *partial* is what one program contributes to an output element that others contribute to: it goes to a scratch buffer,
+and another launch combines the partials.
 """
 
 from __future__ import annotations
@@ -80,7 +84,7 @@ class Geometry(NamedTuple):
     """What else a kernel is compiled for: see :class:`layout.Layout` and :class:`tiling.Tiling`."""
 
     tile: tuple[int, ...]  # of each group: the elements of a tile along it
-    vector_group: int  # the group along which elements lie side by side
+    vector_group: int  # the group along which threads load vectors: of elements side by side, or of a row
     operand_groups: tuple[int, ...]  # of each operand: the set of groups that it has strides in; -1 for a number
     cast_on_load: tuple[bool, ...]  # of each operand: whether it is cast to the common dtype, then to the compute dtype
     constant_along: tuple[int, ...]  # of each output: the set of groups with axes in which it has no strides

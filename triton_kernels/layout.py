@@ -24,7 +24,7 @@ VECTOR_BYTES = 16  # bytes that one instruction loads at most
 
 
 class TooManyGroups(ValueError):
-    """A kernel's axes are in three groups, and outputs are reduced over more sets of axes."""
+    """The error where outputs are reduced over more sets of axes than a kernel has groups."""
 
 
 class Layout(NamedTuple):
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     operand_groups: tuple[int, ...]  # of each operand: the set of groups that it has strides in; -1 for a number
     constant_along: tuple[int, ...]  # of each output: the set of groups with axes in which it has no strides
     reduced_over: tuple[int, ...]  # of each output: the set of groups that it is reduced over
-    row_group: int | None  # the group that every tile has whole, because ops reduce over it; None where none does
+    row_group: int | None  # the group that ops reduce over, of which every tile has all elements; None where no op does
 
 
 def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> Strides:
@@ -96,9 +96,8 @@ def _shares_operand_among_rows(shape, operands: Sequence[Strides | None], row_ax
 def _group(shape, reduced_axes: Sequence[frozenset[int]], row_axes: frozenset[int]) -> list[frozenset[int]]:
     """Return the axes of each group: outer, looped and tiled.
 
-    The same outputs are reduced over all axes of a group. No output is reduced over the outer axes, but where each axis
-    is reduced by some output, so that these are one more group to use. Where ops alone reduce, the loop goes from row
-    to row.
+    The same outputs are reduced over all axes of a group. The outer axes are those that no output is reduced over;
+    where there are none, they are one more group to use. Where ops alone reduce, the loop goes from row to row.
     """
     by_outputs: dict[tuple[int, ...], set[int]] = {}
     for a in (a for a in range(len(shape)) if shape[a] != 1):

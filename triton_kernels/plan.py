@@ -51,9 +51,9 @@ class Domain(NamedTuple):
     shape: tuple[int, ...]  # elements along each axis
     reduced_axes: tuple[frozenset[int], ...]  # of each output: the axes that it is reduced over
     reduced_counts: tuple[int, ...]  # of each output: the elements that one reduced element is made of
-    row_axes: frozenset[int] = frozenset()  # as in :class:`stage.Stage`, like what follows
-    live_values: int = 1
-    reloads: bool = False
+    row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program holds whole rows along them
+    live_values: int = 1  # values of 4 bytes that a program holds at once for each element
+    reloads: bool = False  # whether the operands that all rows share are loaded again for each row, not held
 
     def lay_out(self, operands: Sequence[LaunchArgument], outputs: Sequence[LaunchArgument]) -> Layout:
         """Return the layout of these tensors over the domain."""

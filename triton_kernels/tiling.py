@@ -1,4 +1,4 @@
-"""Choose tiles, and count what they move: integers only, no tensor and no Triton.
+"""Choose tiles and count what they move: integers only, no tensor and no Triton.
 
 A *vector* is what one instruction loads: 16 bytes, here counted in elements. A *width* is a number of elements that lie
 side by side in memory. A *lane* is one place of a tile; where a tile reaches past the end of an axis, lanes are idle.
@@ -47,7 +47,7 @@ class Tiling(NamedTuple):
     chunk: int  # elements of the looped group that one program walks, a multiple of the tile's; 0 for a map kernel
     splits: int  # programs along the looped group, each with a chunk; 1 for a map kernel
     warps: int  # warps of a program
-    vector_group: int  # the group along which elements lie side by side
+    vector_group: int  # the group along which threads load vectors: of elements side by side, or of a row
     has_tail: bool  # whether the last vector along that group is not full
 
 
