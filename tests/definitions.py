@@ -7,7 +7,7 @@ from typing import NamedTuple
 import sympy
 
 from customops.ops import binary, unary
-from customops.ops.elementwise import Operator
+from customops.ops.function import Operator
 from customops.runtime.paths import EXPONENTS
 
 x, y, g, alpha = sympy.symbols("x y g alpha", real=True)

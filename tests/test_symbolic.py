@@ -19,7 +19,7 @@ import pytest
 
 from customops import formulas
 from customops.ops import binary, reductions, unary
-from customops.ops.elementwise import Operator
+from customops.ops.function import Operator
 
 pytest.importorskip("sympy", reason="the proofs need SymPy")
 import sympy

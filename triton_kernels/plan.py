@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 from triton.runtime import driver
 
-from .. import config
+from .._compat import interpreting
 from . import formulas
 from .body import KernelBody, Reducer, reducer_of
 from .formulas import INTERPRETED
@@ -127,7 +127,7 @@ class Plan:
         for i in self.number_positions:
             tensors[i] = _as_integer(tensors[i], self.common_dtype)
         if INTERPRETED:
-            with config.interpreter_lock:
+            with interpreting():
                 for launch in self.launches:
                     launch.interpret(tensors)
             return tensors[self.first_scratch :]

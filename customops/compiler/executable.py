@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..runtime.memory import empty
-from ..runtime.paths import has_kernel
-from ..runtime.plans import kernels, plan_key, recall, remember
+from ..runtime.paths import has_kernel, plan_key
+from ..runtime.plans import kernels, recall, remember
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
 from ..triton_kernels.layout import VECTOR_BYTES
 from ..triton_kernels.stage import Argument

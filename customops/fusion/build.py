@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..compiler.axes import AxisUnion, Dims
 from ..compiler.graph import Constant, Graph, Input, Op, Renamed
-from ..ops.elementwise import Operator
+from ..ops.function import Operator
 from ..runtime.reduction import reduced_axes
 from .proxy import Ref
 from .trace import Trace

@@ -17,10 +17,9 @@ from torch.compiler import is_dynamo_compiling
 
 from .._compat import forward_level, saved_tensor_hooks, transforms_active, without_modes
 from ..compiler.graph import Graph
-from ..ops.recording import is_recorded
-from ..runtime.modes import is_intercepted, modes
-from ..runtime.paths import CLASSES, is_dense_tensor
-from ..runtime.plans import plan_key, recall, remember
+from ..runtime.modes import modes
+from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, is_recorded, plan_key
+from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import build
 from .cache_key import TOLD_BY_REPR, Surroundings, is_fixed, is_told_by_value

@@ -11,8 +11,7 @@ from torch import Tensor
 from ..compiler.executable import Executable
 from ..compiler.graph import Graph
 from ..runtime.memory import unbacked, unbacked_like
-from ..runtime.modes import is_intercepted
-from ..runtime.paths import CLASSES, is_strided
+from ..runtime.paths import CLASSES, is_intercepted, is_strided
 from ..tools.dry_run import LaunchRecord, dry_run
 from ..tools.report import describe, label, traffic
 from ..triton_kernels.layout import VECTOR_BYTES

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from .._compat import saved_tensor_hooks
+from .._compat import apply_without_binding, saved_tensor_hooks
 from ..compiler.evaluate import evaluate
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.gradient import differentiate
 from ..compiler.graph import Graph, Op
-from ..ops.elementwise import Operator
-from ..ops.function import CustomFunction
+from ..ops.function import Operator
 from ..runtime.paths import kernel_blocker, refuse_if_required
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
 from .trace import Trace
@@ -200,8 +200,8 @@ class FusedCall(NamedTuple):
         return tuple([values[ref.value] for ref in self.trace.outputs])
 
 
-class FusedFunction(CustomFunction):
-    """A fused composition: ``forward`` is one graph, ``backward`` the one derived from it by the operators' rules.
+class FusedFunction(Function):
+    """A fused call: ``forward`` is one graph, ``backward`` the one derived from it by the operators' rules.
 
     Saves the inputs that the gradients read, and what was reduced between two kernels. Differentiated twice, gradients
     are computed from the inputs alone: so that stays right. Under hooks only inputs are saved: a checkpoint computes
@@ -210,26 +210,22 @@ class FusedFunction(CustomFunction):
 
     @classmethod
     def of(cls, fusion: Fusion, tensors: Sequence[Tensor], trace: Trace | None = None) -> Any:
-        """What the function returns, recorded; by the operators of its ``trace``, if that is given."""
+        """Return what the function returns, recorded; by the operators of its ``trace``, if that is given."""
         run = FusedCall(fusion, not saved_tensor_hooks(), trace)
-        return fusion.returned(cls.record(run, *tensors))
+        return fusion.returned(_record(run, *tensors))
 
     @staticmethod
-    def forward(run, *tensors):
-        """The results; and what is kept."""
-        return run(tensors)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        """Keep what all gradients wanted read."""
-        run, *tensors = inputs
+    def forward(ctx, run, *tensors):
+        """Return the results, and after them what is saved besides inputs; save what all gradients needed read."""
         recording = run.fusion.recorded(ctx.needs_input_grad, run.keeps)
+        ctx.kept = run, recording
+        ctx.set_materialize_grads(False)
+        output = run(tensors)
         if recording.fixed:
             ctx.mark_non_differentiable(*[output[i] for i in recording.fixed])
-        ctx.kept = run, recording
         reads = recording.gradient.reads
         ctx.save_for_backward(*[tensors[i] for i in reads], *[output[i] for i in recording.rooms])
-        ctx.set_materialize_grads(False)
+        return output
 
     @staticmethod
     def backward(ctx, *gs):
@@ -246,3 +242,6 @@ class FusedFunction(CustomFunction):
         for i, grad in zip(wanted, gradient((*gs, *saved)), strict=True):
             every[i + 1] = grad
         return tuple(every)
+
+
+_record = apply_without_binding(FusedFunction)  # no transform is ever open around it

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.function import CustomFunction
+from ..ops.call import call
+from ..ops.function import CustomFunction, Operator
+from ..ops.reductions import call_reduction
 from ..runtime.modes import MODES, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import on_meta, spec_of
@@ -54,7 +56,8 @@ class Trace:
         """Return what the function returns for these tensors, its operators applied one by one."""
         values = list(tensors)
         for operator, inputs in self.nodes:
-            values.append(operator.applied(*[values[x.value] if type(x) is Ref else x for x in inputs]))
+            apply = call if issubclass(operator, Operator) else call_reduction
+            values.append(apply(operator, *[values[x.value] if type(x) is Ref else x for x in inputs]))
         return self.returned([values[ref.value] for ref in self.outputs])
 
     def returned(self, results: Sequence) -> Any:

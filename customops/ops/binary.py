@@ -14,9 +14,12 @@ from torch.compiler import is_dynamo_compiling
 from .. import formulas as f
 from .._compat import is_exporting, saved_tensor_hooks
 from ..runtime.paths import CLASSES, EXPONENTS
-from .elementwise import Operator, as_scalar, call, call_
+from ..runtime.rules import tuple_getter
+from .call import as_scalar, call, call_
+from .function import Operator
 
 Number = bool | int | float | complex
+_Y_X_Z = tuple_getter((1, 0, 2))  # out of (x, y, z), in the order in which torch saves them
 _TAKES_SYMBOLS = torch.__version__ >= (2, 15)  # type: ignore[operator]  # whether torch differentiates a power whose exponent is one
 
 __all__ = ["add", "add_", "div", "div_", "maximum", "minimum", "mul", "mul_", "pow", "pow_", "sub", "sub_"]
@@ -82,7 +85,7 @@ class Div(Operator):
         """Both at once as torch has it, (dx - dy·z)/y: so inf and nan meet as there."""
         if dx is None or dy is None:
             return super().jvp(ctx, dx, dy)
-        y, x = (value.to(ctx.moved[2][1]) for value in ctx.saved_tensors)
+        y, x = (value.to(ctx.tangent_meta[2][1]) for value in ctx.saved_tensors)
         return (dx - dy * (x / y)) / y
 
 
@@ -105,7 +108,7 @@ class Maximum(Operator):
 
     @classmethod
     def jvp(cls, ctx, dx, dy):
-        """That of :func:`_jvp_of_choice`."""
+        """Return the tangent of whichever was chosen: see :func:`_jvp_of_choice`."""
         return _jvp_of_choice(ctx, torch.gt, dx, dy)
 
 
@@ -127,7 +130,7 @@ class Minimum(Operator):
 
     @classmethod
     def jvp(cls, ctx, dx, dy):
-        """That of :func:`_jvp_of_choice`."""
+        """Return the tangent of whichever was chosen: see :func:`_jvp_of_choice`."""
         return _jvp_of_choice(ctx, torch.lt, dx, dy)
 
 
@@ -149,12 +152,15 @@ class Pow(Operator):
     derivatives = (f.pow_dx, f.pow_dy)
 
     @classmethod
-    def setup_context(cls, ctx, inputs, output):
-        """Under hooks save z of two tensors even where it is not read, as torch does: see :class:`Composition`."""
-        super().setup_context(ctx, inputs, output)
+    def prepare(cls, ctx, inputs):
+        """Under hooks save z of two tensors even where it is not read, as torch does.
+
+        A checkpoint pairs by position what two passes saved, one of which torch's operator may have computed.
+        """
+        pick = super().prepare(ctx, inputs)
         if saved_tensor_hooks() and any(ctx.needs_input_grad) and all(isinstance(x, Tensor) for x in inputs):
-            saved = ctx.to_save or ()
-            ctx.save_for_backward(*saved, *(() if len(saved) == 3 else (output,)))
+            return _Y_X_Z
+        return pick
 
 
 class PowNumber(Operator):
@@ -231,7 +237,7 @@ def div(
 
 
 def maximum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """The larger of ``input`` and ``other``, broadcast; as :func:`torch.maximum`, gradients :class:`Maximum`.
+    """Return the larger of ``input`` and ``other``, broadcast; as :func:`torch.maximum`, gradients :class:`Maximum`.
 
     Args:
         input: a tensor of any real dtype.
@@ -249,7 +255,7 @@ def maximum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tenso
 
 
 def minimum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """The smaller of ``input`` and ``other``, broadcast; as :func:`torch.minimum`, gradients :class:`Minimum`.
+    """Return the smaller of ``input`` and ``other``, broadcast; as :func:`torch.minimum`, gradients :class:`Minimum`.
 
     Args, errors: as :func:`maximum`.
 
@@ -302,11 +308,11 @@ def pow_(input: Tensor, exponent: Tensor | Number) -> Tensor:
 
 
 def _jvp_of_choice(ctx, chooses, dx, dy) -> Tensor:
-    """The tangent of x where ``chooses(x, y)``, half of either where they are equal, else that of y: of a nan too.
+    """Return the tangent of x where ``chooses(x, y)``, half of each where they are equal, else of y: of a nan too.
 
     Torch has it in this form, where inf and nan meet in tangents as nowhere in gradients.
     """
-    *_, (shape, dtype) = ctx.moved
+    *_, (shape, dtype) = ctx.tangent_meta
     y, x = ctx.saved_tensors
     dx, dy = (0 if tangent is None else tangent.to(dtype) for tangent in (dx, dy))
     share = torch.where(x == y, 0.5, chooses(x, y).to(dtype))

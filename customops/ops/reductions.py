@@ -18,14 +18,25 @@ from .. import formulas as f
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.graph import Graph, Input, Op
 from ..runtime.elementwise import HALVES, cast, pointwise
-from ..runtime.paths import is_by_formula
+from ..runtime.paths import is_by_formula, is_ordinary, is_recorded
 from ..runtime.reduction import keepdim_shape, reduce, reduced_axes
+from ..runtime.rules import tuple_getter
+from .call import differentiates, tracing_hook
 from .function import CustomFunction
-from .recording import differentiates, is_ordinary, is_recorded, tracing_hook
 
 Axes = int | Sequence[int] | None
+
+
+class _NotGiven:
+    """The default of an argument that has none."""
+
+    def __repr__(self):
+        return "..."
+
+
 DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
-_UNSET: Any = object()  # torch tells dim=None from no dim
+_UNSET: Any = _NotGiven()  # torch tells dim=None from no dim
+_FIRST_AND_LAST = tuple_getter((0, -1))  # x and z, out of all inputs and the output
 
 __all__ = ["amax", "amin", "mean", "sum"]
 
@@ -33,7 +44,7 @@ __all__ = ["amax", "amin", "mean", "sum"]
 class Reduction(CustomFunction):
     """An operator over axes: its ``formula``, and its ``derivative``, None where each slope is 1.
 
-    Takes x, a dtype, and what ``reduce`` takes as ``dim``. Saves shapes only, unless it says otherwise.
+    Takes x, a dtype or None, and what ``reduce`` takes as ``dim``. Saves shapes only, unless it says otherwise.
     """
 
     formula: ClassVar[Callable]
@@ -41,54 +52,48 @@ class Reduction(CustomFunction):
 
     @classmethod
     def forward(cls, x, dtype, *dim):
-        """The value, by kernel or formula."""
+        """Return the value, by kernel or formula."""
         if dtype is None and is_by_formula(x):
             return cls.formula(x, *dim)
         return reduce(cls.formula, x, *dim, dtype=dtype)
 
     @classmethod
     def by_formula(cls, x, dtype, *dim):
-        """The value, by formula."""
+        """Return the value, by formula."""
         return cls.formula(x, *dim, **({} if dtype is None else {"dtype": dtype}))
 
     @classmethod
-    def applied(cls, x, dtype, *axes):
-        """Apply the operator, by kernel or formula, recorded where that is asked for."""
-        dim, keepdim = axes or (_UNSET, _UNSET)
-        return _call(cls, x, dim, keepdim, dtype, None)
-
-    @classmethod
-    def setup_context(cls, ctx, inputs, output):
-        """Keep what the call was, of x only what it looked like."""
-        x = inputs[0]
-        ctx.kept = cls.formula.__name__, cls.derivative, x.shape, x.dtype, inputs[1:]
+    def prepare(cls, ctx, inputs):
+        """Keep the arguments, and of x only shape and dtype; save no tensor."""
+        x, *arguments = inputs
+        ctx.saved_meta = x.shape, x.dtype, arguments
         ctx.set_materialize_grads(False)
 
-    @staticmethod
-    def backward(ctx, g):
-        """``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written.
+    @classmethod
+    def backward(cls, ctx, g):
+        """Return ``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written.
 
         Differentiated again, the view is a sum: of a half type it is taken, and scaled, in what kernels compute in.
         """
-        _, derivative, shape, dtype, (_, *dim) = ctx.kept
+        shape, dtype, (_, *dim) = ctx.saved_meta
         if g is None:
             return None, *[None] * (1 + len(dim))
         again = dtype in HALVES and is_grad_enabled()
         if again:
             g = g.to(torch.promote_types(g.dtype, COMPUTE[dtype]))
-        if derivative and (count := shape.numel() // max(g.numel(), 1)):
-            g = pointwise(derivative, g, count)
+        if cls.derivative and (count := shape.numel() // max(g.numel(), 1)):
+            g = pointwise(cls.derivative, g, count)
         if g.dtype != dtype and not again:
             g = cast(g, dtype)
-        if dim and g.shape != (kept := keepdim_shape(shape, *dim)):
-            g = g.view(kept)
+        if dim and g.shape != (keepdim := keepdim_shape(shape, *dim)):
+            g = g.view(keepdim)
         g = g.expand(shape)
         return cast(g, dtype) if again else g, *[None] * (1 + len(dim))
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
-        """Linear: the same of the tangent."""
-        *_, (dtype, *dim) = ctx.kept
+        """Return the same of the tangent, since the operator is linear."""
+        *_, (dtype, *dim) = ctx.saved_meta
         return cls.formula(dx, *dim, dtype=dtype)
 
 
@@ -110,33 +115,38 @@ class Extremum(Reduction):
     derivative = staticmethod(f.extremum_dx)
 
     @classmethod
+    def prepare(cls, ctx, inputs):
+        """Save x and z, too."""
+        super().prepare(ctx, inputs)
+        return _FIRST_AND_LAST
+
+    @classmethod
     def setup_context(cls, ctx, inputs, output):
-        """Keep x and z, too."""
+        """Save both for forward mode, too."""
         super().setup_context(ctx, inputs, output)
-        ctx.save_for_backward(inputs[0], output)
         ctx.save_for_forward(inputs[0], output)
 
-    @staticmethod
-    def backward(ctx, g):
-        """``g`` in equal parts to the elements that are the output."""
-        name, _, shape, _, (_, *dim) = ctx.kept
+    @classmethod
+    def backward(cls, ctx, g):
+        """Return ``g`` in equal parts for the elements that are the output."""
+        shape, _, (_, *dim) = ctx.saved_meta
         others = [None] * (1 + len(dim))
         if g is None:
             return None, *others
         x, z = ctx.saved_tensors
-        kept = keepdim_shape(shape, *dim)
-        return _share(name, g.view(kept), x, z.view(kept), *dim[:1]), *others
+        keepdim = keepdim_shape(shape, *dim)
+        return _share(cls.formula.__name__, g.view(keepdim), x, z.view(keepdim), *dim[:1]), *others
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
-        """The mean of the tangents of the elements that are the output."""
-        _, _, shape, _, (_, *dim) = ctx.kept
+        """Return the mean of the tangents of the elements that are the output."""
+        shape, _, (_, *dim) = ctx.saved_meta
         x, z = ctx.saved_tensors
         z = z.view(keepdim_shape(shape, *dim))
-        moved = torch.where(x == z, dx, 0)  # of an element that is not, even inf
+        tangents = torch.where(x == z, dx, 0)  # of an element that is not the output, even inf
         wide = COMPUTE[x.dtype]
-        mean = f.sum(moved, *dim, dtype=wide) / f.sum(f.equal(x, z), *dim, dtype=wide)
-        return mean if wide == x.dtype else mean.to(f.sum(moved.new_zeros(())).dtype)  # under autocast that is wide
+        mean = f.sum(tangents, *dim, dtype=wide) / f.sum(f.equal(x, z), *dim, dtype=wide)
+        return mean if wide == x.dtype else mean.to(f.sum(tangents.new_zeros(())).dtype)  # under autocast it is wide
 
 
 class Sum(Reduction):
@@ -201,7 +211,7 @@ def sum(
     >>> sum(torch.tensor([[1, 2], [3, 4]]), dim=0)
     tensor([4, 6])
     """
-    return _call(Sum, input, dim, keepdim, dtype, out)
+    return call_reduction(Sum, input, dtype, dim, keepdim, out)
 
 
 def mean(
@@ -220,7 +230,7 @@ def mean(
     >>> mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=(0, 1), keepdim=True)
     tensor([[2.5000]])
     """
-    return _call(Mean, input, dim, keepdim, dtype, out)
+    return call_reduction(Mean, input, dtype, dim, keepdim, out)
 
 
 def amax(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
@@ -241,7 +251,7 @@ def amax(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tens
     >>> amax(torch.tensor([[1, 2], [4, 3]]), dim=0)
     tensor([4, 3])
     """
-    return _call(Amax, input, _or_all(dim, keepdim), keepdim, None, out)
+    return call_reduction(Amax, input, None, _or_all(dim, keepdim), keepdim, out)
 
 
 def amin(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
@@ -253,34 +263,36 @@ def amin(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tens
     tensor([[1.],
             [3.]])
     """
-    return _call(Amin, input, _or_all(dim, keepdim), keepdim, None, out)
+    return call_reduction(Amin, input, None, _or_all(dim, keepdim), keepdim, out)
 
 
 def _or_all(dim: Any, keepdim: Any) -> Any:
-    """``dim``; every axis where only ``keepdim`` is given, which torch takes by itself for these."""
+    """Return ``dim``, or every axis where only ``keepdim`` is given, which torch takes by itself for these."""
     return () if dim is _UNSET and keepdim is not _UNSET else dim
 
 
 def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
-    """``g`` in equal parts to the elements of x that are z; in one kernel where registers hold what is reduced."""
-    over = reduced_axes(x.dim(), *dim)
-    grads = by_kernel(name, (_share, *over), (g, x, z), lambda _: _lower_share(g, x, z, over))
+    """Return ``g`` in equal parts for the elements of x that are z; one kernel does it where registers hold a row."""
+    reduced = reduced_axes(x.dim(), *dim)
+    grads = by_kernel(name, (_share, *reduced), (g, x, z), lambda _: _compile_share(g, x, z, reduced))
     if grads is not None:
         return grads[0]
     return f.extremum_dx(g, x, z, f.sum(f.equal(x, z), *dim or ((),), True, dtype=COMPUTE[x.dtype]))
 
 
-def _lower_share(g: Tensor, x: Tensor, z: Tensor, over: set[int]) -> Executable:
+def _compile_share(g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Executable:
+    """Return the kernels of :func:`_share` for this layout; ``g`` and ``z`` have size 1 where x is reduced."""
     dims = tuple(None if n == 1 else a for a, n in enumerate(x.shape))
-    kept = tuple(None if a in over else axis for a, axis in enumerate(dims))
+    keepdim = tuple(None if a in reduced else axis for a, axis in enumerate(dims))
     graph = Graph(dict(enumerate(x.shape)))
-    g_, x_, z_ = graph.add(Input("g", kept)), graph.add(Input("x", dims)), graph.add(Input("z", kept))
-    ties = graph.fold("sum", graph.add(Op("equal", (x_, z_))), frozenset(over & set(dims)))
+    g_, x_, z_ = graph.add(Input("g", keepdim)), graph.add(Input("x", dims)), graph.add(Input("z", keepdim))
+    ties = graph.fold("sum", graph.add(Op("equal", (x_, z_))), frozenset(reduced & set(dims)))
     graph.results = [(graph.add(Op("extremum_dx", (g_, x_, z_, ties))), dims)]
     return Executable(graph, {g_: g, x_: x, z_: z}, [gradient_spec(x)], x.dtype)
 
 
-def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
+def call_reduction(operator: type[Reduction], x, dtype, dim=_UNSET, keepdim=_UNSET, out=None) -> Tensor:
+    """Apply ``operator``, and let autograd record it where a derivative can be asked for."""
     if dim is _UNSET and keepdim is not _UNSET:
         return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
     axes: tuple = ()
@@ -299,7 +311,7 @@ def _call(operator: type[Reduction], x, dim, keepdim, dtype, out) -> Tensor:
 
 
 def _as_ints(dim: Any) -> Any:
-    """``dim`` in Python's integers, and not the caller's list, which may change before backward."""
+    """Return ``dim`` in Python's integers, and not the caller's list, which may change before backward."""
     if isinstance(dim, list | tuple):
         return tuple([axis if type(axis) is int else _as_ints(axis) for axis in dim])
     if isinstance(dim, Tensor) and is_dynamo_compiling():

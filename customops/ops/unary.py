@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import formulas as f
-from .elementwise import Operator, call, call_
+from .call import call, call_
+from .function import Operator
 
 __all__ = ["abs", "abs_", "exp", "exp_", "log", "log_", "neg", "neg_", "relu", "relu_", "rsqrt", "rsqrt_"]
 __all__ += ["sigmoid", "sigmoid_", "sqrt", "sqrt_", "tanh", "tanh_"]
@@ -170,7 +171,7 @@ def exp(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def relu(input: Tensor) -> Tensor:
-    """The larger of ``input`` and 0, elementwise; as :func:`torch.relu`, gradient :class:`Relu`.
+    """Return the larger of ``input`` and 0, elementwise; as :func:`torch.relu`, gradient :class:`Relu`.
 
     Args:
         input: any shape, any real dtype but bool; the result has the same.

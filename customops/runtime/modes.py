@@ -1,10 +1,9 @@
-"""The modes of torch that an operator heeds, and what observes its calls."""
+"""The modes of torch that an operator heeds."""
 
 from __future__ import annotations
 
 import torch
 from torch import get_default_dtype, is_grad_enabled, is_inference_mode_enabled
-from torch.compiler import is_dynamo_compiling
 
 from .. import config
 from .._compat import (
@@ -15,22 +14,8 @@ from .._compat import (
     is_any_autocast_enabled,
     is_default_device,
     is_deterministic,
-    is_tracing,
     saved_tensor_hooks,
 )
-
-
-def is_intercepted() -> bool:
-    """Whether something sees the calls to torch, or replaces them: ``torch.compile``, a tracer, a mode."""
-    if is_dynamo_compiling() or dispatch_mode_count() > 0 or is_tracing():
-        return True
-    return function_mode_count() > 0 and _is_overridden()
-
-
-def _is_overridden() -> bool:
-    """Whether a function mode wants to see calls; that of a default device only cares where tensors are made."""
-    return not all(map(is_default_device, function_modes()))
-
 
 MODES = (
     "inference mode",

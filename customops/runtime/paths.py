@@ -1,11 +1,11 @@
 """Kernel or formula: the four rules that decide it, in the README's order, one function each.
 
-1. :func:`~.modes.is_intercepted`: something sees or replaces the calls.
+1. :func:`is_intercepted`: something sees or replaces the calls.
 2. :func:`is_differentiated`: autograd records what is done, or tangents move along.
 3. :func:`tensors_key`: a tensor is not torch's own, dense, with elements in memory.
 4. :func:`has_kernel`: no kernel has the dtypes or runs on the devices.
 
-:func:`.plans.plan_key` asks the first three at every call, and whoever makes a plan the fourth.
+:func:`plan_key` asks the first three at every call, and whoever makes a plan the fourth, once for each key.
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, is_grad_enabled
+from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from .. import config
-from .._compat import forward_level, is_forward_grad_enabled, transforms_active
+from .._compat import (
+    dispatch_mode_count,
+    forward_level,
+    function_mode_count,
+    function_modes,
+    is_default_device,
+    is_forward_grad_enabled,
+    is_tracing,
+    transforms_active,
+)
 from ..triton_kernels.layout import VECTOR_BYTES
-from .modes import is_intercepted
 
 KERNEL_DTYPES = frozenset(
     {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -32,6 +41,48 @@ EXPONENTS = frozenset({-2, -1, -0.5, 0.5, 1.5, 2, 3})  # kernels are compiled fo
 _STRIDED = torch.strided
 _SPECIAL = EXPONENTS | {1}
 _LARGEST_HALF, _LARGEST_BYTE = 65504, 127
+
+
+def plan_key(args: Sequence, recorded: bool = False) -> tuple | None:
+    """Return all that a kernel's plan depends on of ``args``; None where the formula computes, by rules 1 to 3.
+
+    A call that a Function of ours records is ``recorded``. Rule 4 is asked once for each key: :func:`has_kernel`.
+    """
+    if config.cpu_by_formula:
+        for x in args:
+            if type(x) in CLASSES and x.is_cuda:  # a subclass would see what is asked of it
+                break
+        else:
+            return None
+    if config.current_backend == "torch" or is_intercepted() or is_differentiated(args, recorded):
+        return None
+    key = tensors_key(args)
+    if key is None:
+        return None
+    setting = config.current_backend, config.dry_run_target, torch.get_default_dtype(), torch.is_autocast_enabled()
+    return *setting, *key
+
+
+def is_intercepted() -> bool:
+    """Return whether something sees or replaces the calls to torch, ``torch.compile``, a tracer, a mode: rule 1.
+
+    A default device does not: it only cares where tensors are made.
+    """
+    if is_dynamo_compiling() or dispatch_mode_count() > 0 or is_tracing():
+        return True
+    return function_mode_count() > 0 and not all(map(is_default_device, function_modes()))
+
+
+def is_recorded() -> bool:
+    """Return whether autograd records what is done to tensors that require a gradient, by our rule."""
+    return is_grad_enabled() and not is_intercepted() and not is_inference_mode_enabled()
+
+
+def is_ordinary(x: Any) -> bool:
+    """Return whether ``x`` is a tensor of torch's own class with elements in strides, under no transform."""
+    if forward_level() >= 0 or transforms_active():
+        return False
+    return type(x) in CLASSES and is_strided(x)
 
 
 def is_by_formula(x: Tensor) -> bool:

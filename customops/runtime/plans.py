@@ -12,8 +12,6 @@ from .. import config
 from ..triton_kernels.layout import VECTOR_BYTES, expand
 from ..triton_kernels.stage import Argument, KernelOp, Operand, Output, Stage
 from .memory import empty
-from .modes import is_intercepted
-from .paths import CLASSES, is_differentiated, tensors_key
 from .rules import parameters
 from .specs import TensorSpec, strides_of
 
@@ -25,26 +23,6 @@ def kernels() -> Any:
     from ..triton_kernels import plan  # noqa: PLC0415
 
     return plan
-
-
-def plan_key(args: Sequence, recorded: bool = False) -> tuple | None:
-    """Return all that a kernel's plan depends on of ``args``; None where the formula computes, by rules 1 to 3.
-
-    A call that a Function of ours records is ``recorded``. Rule 4 is asked once for each key: :func:`has_kernel`.
-    """
-    if config.cpu_by_formula:
-        for x in args:
-            if type(x) in CLASSES and x.is_cuda:  # a subclass would see what is asked of it
-                break
-        else:
-            return None
-    if config.current_backend == "torch" or is_intercepted() or is_differentiated(args, recorded):
-        return None
-    key = tensors_key(args)
-    if key is None:
-        return None
-    setting = config.current_backend, config.dry_run_target, torch.get_default_dtype(), torch.is_autocast_enabled()
-    return *setting, *key
 
 
 class Execution(NamedTuple):
@@ -73,32 +51,35 @@ def remember(key: tuple, call: Any) -> Any:
 
 
 def make_plan(
-    formulas: Sequence[Callable], values: dict[str, Any], outputs: Sequence, spec: TensorSpec, fold=("sum", 1)
-):
-    """A plan of the kernels: ``formulas`` over ``spec.shape`` in ``spec.dtype``, folded where an output broadcasts.
+    formulas: Sequence[Callable],
+    values: dict[str, Any],
+    outputs: Sequence,
+    spec: TensorSpec,
+    reduction: tuple[str, int] = ("sum", 1),
+) -> Any:
+    """Plan the kernels that compute ``formulas`` of ``values`` over ``spec.shape``, in ``spec.dtype``.
 
-    By default summed; ``fold`` names a reduction, and of how many elements. Without formulas, of the only value.
+    Args:
+        formulas: one for each output; none for a reduction of the only value.
+        values: tensors and numbers, by the names that formulas have for them.
+        outputs: a tensor or its spec for each; one that lacks an axis of ``spec.shape`` is reduced over it.
+        spec: shape, dtype and device of what is computed for each element.
+        reduction: the name of the reduction, and how many elements one reduced element is made of.
     """
-
-    def memory(x):
-        if isinstance(x, Tensor):  # a 0-dim CPU tensor among GPU tensors is a number
-            return Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0) if x.device == spec.device else None
-        return Argument(x.dtype) if isinstance(x, TensorSpec) else None
-
     shape = tuple(spec.shape)
-    arguments = [memory(x) for x in (*values.values(), *outputs)]
-    fixed = {name for f in formulas if (name := kernels().constexpr_parameter(f.__name__))}
-    read = {name for f in formulas for name in parameters(f)} - fixed or set(values)
+    arguments = [_argument(x, spec.device) for x in (*values.values(), *outputs)]
+    constants = {name for f in formulas if (name := kernels().constexpr_parameter(f.__name__))}
+    read = {name for f in formulas for name in parameters(f)} - constants or set(values)
     operands = [
         Operand(i, expand(shape, x.shape, strides_of(x)) if arguments[i] else None, name)
         for i, (name, x) in enumerate(values.items())
         if name in read
     ]
-    where = {operand.name: i for i, operand in enumerate(operands)}
-    steps = [
+    positions = {operand.name: i for i, operand in enumerate(operands)}
+    ops = [
         KernelOp(
             f.__name__,
-            tuple(where[name] for name in parameters(f) if name not in fixed),
+            tuple(positions[name] for name in parameters(f) if name not in constants),
             values.get(kernels().constexpr_parameter(f.__name__)),
         )
         for f in formulas
@@ -106,8 +87,16 @@ def make_plan(
     results = []
     for i, z in enumerate(outputs):
         strides = expand(shape, z.shape, strides_of(z))
-        over = frozenset(a for a, n in enumerate(shape) if n != 1 and strides[a] == 0)
-        value = len(operands) + i if steps else 0
-        results.append(Output(value, len(values) + i, strides, fold[0] if over else None, over, fold[1]))
-    stage = Stage(shape, tuple(operands), tuple(steps), tuple(results))
+        reduced = frozenset(a for a, n in enumerate(shape) if n != 1 and strides[a] == 0)
+        value = len(operands) + i if ops else 0
+        name, count = reduction
+        results.append(Output(value, len(values) + i, strides, name if reduced else None, reduced, count))
+    stage = Stage(shape, tuple(operands), tuple(ops), tuple(results))
     return kernels().Plan([stage], arguments, spec.dtype, spec.device)
+
+
+def _argument(x: Any, device: torch.device) -> Argument | None:
+    """Return what a plan knows of an argument; None of a number, as a 0-dim CPU tensor among GPU tensors is one."""
+    if isinstance(x, Tensor):
+        return Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0) if x.device == device else None
+    return Argument(x.dtype) if isinstance(x, TensorSpec) else None

@@ -13,27 +13,26 @@ from torch import Tensor
 
 
 class VjpRule(NamedTuple):
-    """Derivatives that are taken in one pass, and the names of what they read: g, then tensors, then numbers.
+    """Derivatives that are taken in one pass, and what they read: g, then tensors, then numbers.
 
     Tensors come in the order in which torch saves them, y first: a checkpoint pairs by it what two passes saved, one of
-    which may have run under a mode, where torch's operator answers.
-    ``steps`` has with each derivative the positions of its arguments among those values.
+    which may have run under a mode, where torch's operator computes.
     """
 
     derivatives: tuple[Callable, ...]
-    names: tuple[str, ...]
-    steps: tuple[tuple[Callable, tuple[int, ...]], ...]
+    names: tuple[str, ...]  # of the values that they read
+    steps: tuple[tuple[Callable, Callable[[Sequence], Sequence]], ...]  # each, and what picks its arguments out of them
 
     @classmethod
     def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> VjpRule:
-        """The rule of these derivatives, where what ``numbers`` names are numbers."""
+        """Return the rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
         names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
-        return cls(derivatives, names, tuple((d, tuple(map(names.index, parameters(d)))) for d in derivatives))
+        return cls(derivatives, names, tuple((d, tuple_getter(map(names.index, parameters(d)))) for d in derivatives))
 
 
 def tuple_getter(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:
-    """What picks these positions out of a tuple, as a tuple, without a Python frame."""
+    """Return what picks these positions out of a sequence, several as a tuple, without a Python frame."""
     positions = tuple(positions)
     if len(positions) > 1:
         return itemgetter(*positions)
@@ -41,7 +40,7 @@ def tuple_getter(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:
 
 
 def is_identity(derivative: Callable, others: Sequence) -> bool:
-    """Whether ``derivative`` of g and ``others``, in the order of its parameters, returns g itself, whatever g is."""
+    """Return whether ``derivative`` of g and ``others``, in the order of its parameters, is g itself, whatever g is."""
     if any(isinstance(value, Tensor) for value in others):
         return False
     one = torch.ones((), device="cpu")
@@ -49,13 +48,13 @@ def is_identity(derivative: Callable, others: Sequence) -> bool:
 
 
 def other_values(derivative: Callable, named: dict[str, Any]) -> list:
-    """What ``derivative`` reads but g."""
+    """Return the values that ``derivative`` reads, in the order of its parameters, without g."""
     return [named[name] for name in parameters(derivative) if name != "g"]
 
 
 @cache
 def parameters(formula: Callable) -> tuple[str, ...]:
-    """The names of what a formula reads, in order, ``out`` not among them."""
+    """Return the names of what a formula reads, in order, ``out`` not among them."""
     return tuple(name for name, p in inspect.signature(formula).parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -11,17 +12,15 @@ from torch import Tensor
 
 GradientSpec = tuple[torch.Size, torch.dtype]
 
-
-def gradient_spec_of(x: Tensor) -> GradientSpec:
-    """What a gradient has to know of ``x``."""
-    return x.shape, x.dtype
+# Return what a gradient has to know of a tensor: a GradientSpec, without a Python frame.
+gradient_spec_of: Callable[[Tensor], GradientSpec] = attrgetter("shape", "dtype")
 
 
 class TensorSpec(NamedTuple):
-    """A tensor without its memory."""
+    """What a tensor is but for its memory."""
 
     shape: torch.Size
-    strides: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
     dtype: torch.dtype
     device: torch.device
 
@@ -32,7 +31,7 @@ def strides_of(x: Tensor | TensorSpec) -> tuple[int, ...]:
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a tensor of this shape whose elements lie in order."""
+    """Return the strides of a tensor of this shape whose elements lie in order."""
     strides, step = [1] * len(shape), 1
     for i in range(len(shape) - 1, -1, -1):
         strides[i] = step
@@ -41,9 +40,9 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def ask_torch(formula: Callable, args: tuple, **options) -> TensorSpec:
-    """What torch would return for these arguments, raising what torch would raise.
+    """Return what torch would return for these arguments; raise what torch would raise.
 
-    Runs ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape.
+    It runs ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape.
     """
 
     def single(spec: TensorSpec) -> Tensor:
@@ -61,7 +60,7 @@ def ask_torch(formula: Callable, args: tuple, **options) -> TensorSpec:
 
 
 def infer_on_meta(formula: Callable, args: tuple, options: dict[str, Any]) -> TensorSpec | None:
-    """The shape and strides of what torch would return; None where it refuses, as it will say itself."""
+    """Return the shape and strides of what torch would return; None where it refuses, as it will say itself."""
     try:
         return spec_of(_on_stand_ins(on_meta, formula, args, options))
     except (RuntimeError, IndexError, TypeError, NotImplementedError, ValueError):
@@ -71,16 +70,16 @@ def infer_on_meta(formula: Callable, args: tuple, options: dict[str, Any]) -> Te
 def _on_stand_ins(
     make: Callable[[TensorSpec], Tensor], formula: Callable, args: tuple, options: dict[str, Any]
 ) -> Tensor:
-    """``formula`` on other tensors, that ``make`` makes of the specs of those given."""
-    given = [make(spec_of(arg)) if isinstance(arg, Tensor) else arg for arg in args]
-    return formula(*given, **{k: make(spec_of(v)) if isinstance(v, Tensor) else v for k, v in options.items()})
+    """Evaluate ``formula`` on stand-ins that ``make`` makes of the specs of the tensors."""
+    stand_ins = [make(spec_of(arg)) if isinstance(arg, Tensor) else arg for arg in args]
+    return formula(*stand_ins, **{k: make(spec_of(v)) if isinstance(v, Tensor) else v for k, v in options.items()})
 
 
 def on_meta(spec: TensorSpec) -> Tensor:
-    """A tensor like it that has no memory."""
+    """Return a meta tensor like ``spec``."""
     return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta")
 
 
 def spec_of(x: Tensor) -> TensorSpec:
-    """What ``x`` is but for its memory."""
+    """Return what ``x`` is but for its memory."""
     return TensorSpec(x.shape, x.stride(), x.dtype, x.device)
