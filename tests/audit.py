@@ -250,8 +250,8 @@ def _launches(run: Callable):
     launch = Launch.__call__
 
     def listen(self, arguments, *rest):
-        slots = [("operands", *slot) for slot in enumerate(self.reads)]
-        slots += [("outputs", *slot) for slot in enumerate(self.writes)]
+        slots = [("operands", *slot) for slot in enumerate(self.operand_positions)]
+        slots += [("outputs", *slot) for slot in enumerate(self.output_positions)]
         given.append({(side, i): _address(arguments[index]) for side, i, index in slots})
         launch(self, arguments, *rest)
 

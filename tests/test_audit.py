@@ -94,19 +94,19 @@ def test_audit_sees_a_formula_that_spills(change):
 
 
 def test_audit_sees_a_launch_that_forgets_alignment(change):
-    change(plan.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=False))
+    change(plan.Plan, "_launch_argument", lambda real: lambda *args: real(*args)._replace(aligned=False))
     found = faults_of("mul(x, y)")
     for name in ("forward: x", "forward: y", "forward: z", "backward: g", "backward: dx", "backward: dy"):
         assert f"{name} moves in 32 bits, expected 128" in found
 
 
 def test_audit_sees_an_alignment_that_is_not_there(change):
-    change(plan.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=True))
+    change(plan.Plan, "_launch_argument", lambda real: lambda *args: real(*args)._replace(aligned=True))
     assert "x moves in 128 bits, but starts at an odd multiple of 32" in faults_of("relu(x)", "unaligned")
 
 
 def test_audit_sees_a_mask_along_the_words(change):
-    change(plan, "choose_tiling", lambda real: lambda *args: real(*args)._replace(ragged=False))
+    change(plan, "choose_tiling", lambda real: lambda *args: real(*args)._replace(has_tail=False))
     assert "x moves in 32 bits, expected 128" in faults_of("relu(x)", "ragged end")
 
 
@@ -128,5 +128,5 @@ def test_audit_sees_a_formula_in_place_of_a_kernel():
 def test_summary_tells_what_is_wrong(change):
     case = CASES["relu(x), float32, small"]
     assert audit.table({case: audit.audit(case)}).endswith("1 operators x 1 dtypes x 1 layouts: 1 calls, 0 faults")
-    change(plan.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=False))
+    change(plan.Plan, "_launch_argument", lambda real: lambda *args: real(*args)._replace(aligned=False))
     assert f"{case}: forward: z moves in 32 bits, expected 128" in audit.table({case: audit.audit(case)})

@@ -49,7 +49,7 @@ def launches(ranks, engine):
 def step(engine):
     """Take one; with it its launches, by whether they were made in the backward pass and what they compute."""
     with pytest.MonkeyPatch.context() as patch:
-        made = record_launches(patch, lambda launch: (torch._C._current_graph_task_id() >= 0, launch.words))
+        made = record_launches(patch, lambda launch: (torch._C._current_graph_task_id() >= 0, launch.summary))
         steps = train(engine, "customops", steps=1)
     return Counter(made), steps
 

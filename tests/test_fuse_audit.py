@@ -94,8 +94,8 @@ def test_fused_programs_move_fewer_bytes_than_their_operators(program):
 
 
 def test_audit_sees_narrow_words(monkeypatch):
-    real = plan.Plan._slot
-    monkeypatch.setattr(plan.Plan, "_slot", lambda *args: real(*args)._replace(aligned=False))
+    real = plan.Plan._launch_argument
+    monkeypatch.setattr(plan.Plan, "_launch_argument", lambda *args: real(*args)._replace(aligned=False))
     assert "forward: operand 0 moves in 16 bits, expected 128" in faults(program("gelu"), torch.bfloat16)
     assert "backward: output 0 moves in 16 bits, expected 128" in faults(program("gelu"), torch.bfloat16)
 
@@ -107,7 +107,7 @@ def test_audit_sees_bytes_moved_twice(monkeypatch):
 
 
 def test_audit_sees_rows_that_do_not_fit(monkeypatch):
-    monkeypatch.setattr("customops.compiler.partition.holds", lambda layout, *_: layout.row is None)
+    monkeypatch.setattr("customops.compiler.partition.fits_registers", lambda layout, *_: layout.row_group is None)
     found = "\n".join(faults(program("softmax"), torch.bfloat16))
     assert "forward: 2 cuts, expected 0" in found
     assert "kernels, expected 1" in found
@@ -144,13 +144,13 @@ def faults(program: Program, dtype: torch.dtype) -> list[str]:
 def words(phase: Phase) -> Iterator[tuple[str, int]]:
     """Each access of a launch to a tensor that is as large as any: which, and its widest word in bits."""
     plan = phase.lowered.plan
-    first = plan.given - len(phase.lowered.written)
+    first = plan.first_scratch - len(phase.lowered.written)
     sizes = dict(enumerate(x.numel() for x in phase.given))
     sizes |= {first + i: like.shape.numel() for i, like in enumerate(phase.lowered.written)}
     for one in plan.launches:
         for leaf, bits in machine_code.widest(one.compiled).items():
             assert leaf, "a pointer cannot be told"
             side, i = leaf
-            index = (one.reads if side == "operands" else one.writes)[i]
+            index = (one.operand_positions if side == "operands" else one.output_positions)[i]
             if sizes.get(index) == max(sizes.values()):
                 yield f"{side.removesuffix('s')} {i}", bits

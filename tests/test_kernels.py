@@ -45,7 +45,7 @@ def test_last_program_of_a_sum_of_nearly_2_31_elements_counts_its_own(monkeypatc
             steps, geometry = launch.arguments[6], launch.arguments[-1]
             chunk = steps * geometry.tile[1]
             assert last * chunk < numel < 2**31 <= (last + 1) * chunk
-            parts.append((tensors[launch.writes[0]][last].item(), numel - last * chunk))
+            parts.append((tensors[launch.output_positions[0]][last].item(), numel - last * chunk))
 
     monkeypatch.setattr(Launch, "interpret", run_last)
     customops.sum(torch.ones(1, dtype=torch.int8).expand(numel))

@@ -1,4 +1,4 @@
-"""The integers behind every launch: folded indices reach the same elements, tiles cover all of them, once."""
+"""The integers behind every launch: coalesced axes reach the same elements, tiles cover all of them, once."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from . import test_hypothesis  # noqa: F401 - loads the profile
 layout = pytest.importorskip("customops.triton_kernels.layout", reason="needs Triton")
 tile_rules = pytest.importorskip("customops.triton_kernels.tiling", reason="needs Triton")
 
-NONE = (frozenset[int](),)  # the only output is folded over no axis
+NONE = (frozenset[int](),)  # the only output is reduced over no axis
 
 
 @st.composite
 def strided(draw):
-    """A shape, operands with any strides, and outputs folded over up to two separate sets of axes."""
+    """A shape, operands with any strides, and outputs reduced over up to two separate sets of axes."""
     shape = tuple(draw(st.lists(st.integers(1, 4), max_size=4)))
     any_strides = st.tuples(*(st.sampled_from((0, 1, 2, 3, 4, 6, 8, 12, 24)) for _ in shape))
     operands = draw(st.lists(st.none() | any_strides, min_size=1, max_size=3))
     group = [draw(st.integers(0, 2)) for _ in shape]
-    outputs, folded = [], []
+    outputs, reduced_axes = [], []
     for summed in draw(st.lists(st.integers(0, 2), min_size=1, max_size=2, unique=True)):
         kept = [n if g != summed or not summed else 1 for n, g in zip(shape, group, strict=True)]
         outputs.append(layout.expand(shape, kept, torch.empty(kept).stride()))
-        folded.append(frozenset(a for a, n in enumerate(shape) if n != kept[a]))
-    return shape, tuple(operands), tuple(outputs), tuple(folded)
+        reduced_axes.append(frozenset(a for a, n in enumerate(shape) if n != kept[a]))
+    return shape, tuple(operands), tuple(outputs), tuple(reduced_axes)
 
 
 @given(strided())
-def test_folded_indices_reach_the_same_elements(drawn):
+def test_indices_over_coalesced_axes_reach_the_same_elements(drawn):
     shape, operands, outputs, _ = drawn
-    folded = layout.arrange(*drawn)
+    arranged = layout.arrange(*drawn)
     tensors = [s for s in (*outputs, *operands) if s is not None]
     want = Counter(
         tuple(sum(i * s for i, s in zip(index, strides, strict=True)) for strides in tensors)
         for index in product(*map(range, shape))
     )
-    groups = [*folded.outputs, *filter(None, folded.operands)]
+    groups = [*arranged.output_strides, *filter(None, arranged.operand_strides)]
     got = Counter(
-        tuple(sum(_offset(i, n, g) for i, n, g in zip(index, folded.sizes, group, strict=True)) for group in groups)
-        for index in product(*map(range, folded.extents))
+        tuple(sum(_offset(i, n, g) for i, n, g in zip(index, arranged.sizes, group, strict=True)) for group in groups)
+        for index in product(*map(range, arranged.extents))
     )
     assert got == want
 
@@ -57,7 +57,7 @@ ITEMSIZES = st.sampled_from((1, 2, 4, 8))
 
 
 @given(st.tuples(st.integers(1, 5000), st.integers(2, 5000), st.integers(1, 5000)), st.integers(0, 2), ITEMSIZES)
-def test_tiles_cover_the_box_within_their_room(shape, fast, itemsize):
+def test_tiles_cover_the_iteration_space_within_their_budget(shape, fast, itemsize):
     order = [a for a in range(3) if a != fast] + [fast]
     strides = [0, 0, 0]
     step = 1
@@ -68,39 +68,39 @@ def test_tiles_cover_the_box_within_their_room(shape, fast, itemsize):
     arranged = layout.arrange(shape, (tuple(strides),), outputs, (frozenset({1}),))
     tiling = tile_rules.choose_tiling(arranged, itemsize)
     _check(arranged, tiling, itemsize)
-    assert tiling.parts * tiling.chunk >= shape[1] > (tiling.parts - 1) * tiling.chunk
+    assert tiling.splits * tiling.chunk >= shape[1] > (tiling.splits - 1) * tiling.chunk
     assert tiling.chunk % tiling.tile[1] == 0
-    boxes = zip(tiling.blocks, tiling.tile[::2], arranged.extents[::2], strict=True)
+    boxes = zip(tiling.tile_counts, tiling.tile[::2], arranged.extents[::2], strict=True)
     assert all(n * size >= extent for n, size, extent in boxes)
 
 
 @given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.sampled_from(("row", "column", "across")), ITEMSIZES)
-def test_flat_tiles_cover_rows_and_columns_within_their_room(shape, second, itemsize):
+def test_flat_tiles_cover_rows_and_columns_within_their_budget(shape, second, itemsize):
     rows, columns = shape
     other = {"row": (0, 1), "column": (1, 0), "across": (1, rows)}[second]
     arranged = layout.arrange(shape, ((columns, 1), other), ((columns, 1),), NONE)
     tiling = tile_rules.choose_tiling(arranged, itemsize)
     _check(arranged, tiling, itemsize)
-    for n, size, extent in zip(tiling.blocks, tiling.tile, arranged.extents, strict=True):
+    for n, size, extent in zip(tiling.tile_counts, tiling.tile, arranged.extents, strict=True):
         assert n * size >= extent > (n - 1) * size
 
 
 def _check(arranged, tiling, itemsize):
     assert all(t & (t - 1) == 0 for t in tiling.tile)
-    word = layout.VECTOR_BYTES // itemsize
+    vector = layout.VECTOR_BYTES // itemsize
     assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * max(
-        word, tile_rules.MAX_THREAD_ELEMENTS
+        vector, tile_rules.MAX_THREAD_ELEMENTS
     )
-    assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * tile_rules.LOADS_IN_FLIGHT * word
+    assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * tile_rules.LOADS_IN_FLIGHT * vector
     assert 1 <= tiling.warps <= tile_rules.MAX_WARPS
-    assert tiling.ragged == (arranged.extents[tiling.side] % (layout.VECTOR_BYTES // itemsize) != 0)
+    assert tiling.has_tail == (arranged.extents[tiling.vector_group] % (layout.VECTOR_BYTES // itemsize) != 0)
 
 
 @pytest.mark.parametrize("numel", [1 << n for n in range(14, 31)])
 def test_grid_fills_a_large_gpu(numel):
-    """As soon as there is a word for every thread of one warp on each of 132 multiprocessors."""
+    """As soon as there is a vector for every thread of one warp on each of 132 multiprocessors."""
     arranged = layout.arrange((numel,), ((1,),), ((1,),), NONE)
-    blocks = prod(tile_rules.choose_tiling(arranged, 4).blocks)
+    blocks = prod(tile_rules.choose_tiling(arranged, 4).tile_counts)
     assert blocks >= 132 or numel // blocks == tile_rules.WARP_THREADS * layout.VECTOR_BYTES // 4
 
 
@@ -110,20 +110,21 @@ def test_grid_fills_a_large_gpu(numel):
     ids=("row", "column", "transposed", "channel"),
 )
 def test_columns_are_one_axis_so_that_no_element_costs_a_division(shape, strides):
-    dense = layout.dense(shape, (1,) * len(shape))
+    dense = layout.dense_strides(shape, (1,) * len(shape))
     arranged = layout.arrange(shape, (dense, strides), (dense,), NONE)
     assert len(arranged.sizes[layout.COLUMNS]) == 1
 
 
-def test_folds_over_more_sets_of_axes_than_a_kernel_has_groups_are_refused():
-    """Each axis by itself is three sets; a fourth that is kept, or folded by all, is one too many."""
+def test_reductions_over_more_sets_of_axes_than_a_kernel_has_groups_are_refused():
+    """Each axis by itself is three sets; a fourth that no output is reduced over, or all are, is one too many."""
     outputs = ((0, 0, 1), (1, 0, 0))
-    assert layout.arrange((2, 2, 2), ((4, 2, 1),), outputs, (frozenset({0, 1}), frozenset({1, 2}))).folded == (6, 5)
+    arranged = layout.arrange((2, 2, 2), ((4, 2, 1),), outputs, (frozenset({0, 1}), frozenset({1, 2})))
+    assert arranged.reduced_over == (6, 5)
     with pytest.raises(ValueError, match="not the groups"):
         layout.arrange((2,) * 4, ((8, 4, 2, 1),), ((0, 0, 1, 1), (1, 0, 0, 1)), (frozenset({0, 1}), frozenset({1, 2})))
 
 
-def test_contiguous_operands_fold_to_one_axis():
+def test_axes_of_contiguous_operands_coalesce_to_one():
     assert layout.arrange((4, 5, 6), ((30, 6, 1),) * 2, ((30, 6, 1),), NONE).sizes == ((), (120,))
 
 
@@ -132,20 +133,20 @@ def enormous(draw):
     """The arguments of ``arrange`` for boxes of up to 2^37 elements with gaps, and so many bytes an element takes."""
     shape = tuple(draw(st.lists(st.integers(1, 8) | st.integers(1, 2**19) | st.just(2**15), min_size=1, max_size=4)))
     steps = st.tuples(*(st.sampled_from((0, 1, 3, 2**10, 2**24, 2**30)) for _ in shape))
-    dense = layout.dense(shape, (1,) * len(shape))
+    dense = layout.dense_strides(shape, (1,) * len(shape))
     operands = draw(st.lists(steps | st.just(dense), min_size=1, max_size=2))
     over = frozenset(a for a in range(len(shape)) if draw(st.booleans()) and shape[a] > 1)
     kept = [1 if a in over else n for a, n in enumerate(shape)]
-    output = layout.expand(shape, kept, layout.dense(kept, (1,) * len(kept)))
+    output = layout.expand(shape, kept, layout.dense_strides(kept, (1,) * len(kept)))
     return (shape, tuple(operands), (output,), (over,)), draw(ITEMSIZES)
 
 
 @given(enormous(), st.booleans())
 @settings(max_examples=1000)
-def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, share):
+def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, may_split):
     arguments, itemsize = drawn
     arranged = layout.arrange(*arguments)
-    tiling = tile_rules.choose_tiling(arranged, itemsize, share or len(arranged.extents) == 2)
+    tiling = tile_rules.choose_tiling(arranged, itemsize, may_split or len(arranged.extents) == 2)
     computed = max(_integers(arranged, tiling))
     assert tile_rules.needs_int64(arranged, tiling) or computed < 2**31
     assert computed > 2**30 or not tile_rules.needs_int64(arranged, tiling)
@@ -164,10 +165,10 @@ def test_tiles_and_warps_are_powers_of_2_whatever_a_program_holds(drawn, live):
 
 
 @pytest.mark.parametrize("kept", [2**16 - 1, 2**16])
-def test_parts_past_31_bits_are_wide(kept):
+def test_partials_past_31_bits_take_int64(kept):
     """Those of a total of so many elements, of which there are as many as programs along the loop."""
     arranged = layout.arrange((2, 2**20), ((0, 0),), ((0, 1),), (frozenset({0}),))
-    tiling = tile_rules.choose_tiling(arranged, 4)._replace(parts=2**15 + 1)
+    tiling = tile_rules.choose_tiling(arranged, 4)._replace(splits=2**15 + 1)
     assert not tile_rules.needs_int64(arranged, tiling)
     assert tile_rules.needs_int64(arranged, tiling, [(0, kept, 0)]) == (kept == 2**16)
 
@@ -183,13 +184,13 @@ def test_offsets_are_wide_past_31_bits():
 def _integers(arranged, tiling):
     """What the first and the last program along each group compute, step by step, of indices and offsets."""
     if len(tiling.tile) == 2:
-        starts = [{i * size for i in (0, n - 1)} for n, size in zip(tiling.blocks, tiling.tile, strict=True)]
+        starts = [{i * size for i in (0, n - 1)} for n, size in zip(tiling.tile_counts, tiling.tile, strict=True)]
         yield from (start + size for pair, size in zip(starts, tiling.tile, strict=True) for start in pair)
     else:
-        kept, tiled = tiling.blocks
+        kept, tiled = tiling.tile_counts
         looped = set()
-        for part in (0, tiling.parts - 1):
-            first = part * tiling.chunk
+        for split in (0, tiling.splits - 1):
+            first = split * tiling.chunk
             yield first + tiling.chunk
             last = min(first + tiling.chunk, arranged.extents[layout.LOOPED])
             walk = range(first, last, tiling.tile[layout.LOOPED])
@@ -201,7 +202,7 @@ def _integers(arranged, tiling):
     lanes = [{start + lane for start in group for lane in (0, size // 2, size - 1)} for group, size in pairs]
     for index in product(*lanes):
         yield from index
-        for groups in (*arranged.operands, *arranged.outputs):
+        for groups in (*arranged.operand_strides, *arranged.output_strides):
             if groups:
                 yield sum(_offset(i, n, g) for i, n, g in zip(index, arranged.sizes, groups, strict=True))
 

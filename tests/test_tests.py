@@ -104,12 +104,12 @@ def test_comparison_sees_swapped_strides(monkeypatch, replan, device):
 
     row, call = ROW["mul"], CALL["mul(x, y)"]
     test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
-    real = plan.Plan._slot
+    real = plan.Plan._launch_argument
 
     def swap(self, index, strides, name):
         return real(self, index, strides[::-1] if name and strides and all(strides) else strides, name)
 
-    monkeypatch.setattr(plan.Plan, "_slot", swap)
+    monkeypatch.setattr(plan.Plan, "_launch_argument", swap)
     replan()
     with pytest.raises(AssertionError):
         test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)

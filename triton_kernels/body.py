@@ -1,4 +1,38 @@
-"""A program: operators wired together, evaluated on values that are loaded once and stay in registers."""
+"""What both kernels do on a tile: load the operands, evaluate formulas on them, store the outputs.
+
+A value stays in registers from formula to formula. Legend of the kernels:
+
+The iteration space has one dimension for each group of axes: rows and columns for ``map_kernel``; outer, looped and
+tiled for ``map_reduce_kernel``. It is cut into tiles. A program of map_kernel has one tile. A program of
+map_reduce_kernel has a chunk along the looped group, which it walks tile by tile:
+
+    map_kernel                      map_reduce_kernel (one layer; tile_counts[1] of these lie along the tiled group)
+
+              columns                               looped
+           +-------+-------+                +---+---+---+---+---+---+
+     rows  | pid 0 | pid 1 |         outer  | pid 0 > > | pid 2 > > |   tile_counts[0] = 2, splits = 2
+           +-------+-------+                +---+---+---+---+---+---+
+           | pid 2 | pid 3 |                | pid 1 > > | pid 3 > > |   steps = 3, chunk = 3 tiles
+           +-------+-------+                +---+---+---+---+---+---+
+
+    operands, outputs       [operand], [output]: a pointer; for an operand that is a number, an integer
+    operand_strides         [operand][group][axis], in elements; () for a number
+    output_strides          [output][group][axis], in elements
+    sizes                   [group][axis]: elements along the axis, but 1 for the outermost, which is never read
+    extents                 [group]: elements along the group
+    tile_counts             [rows, columns] or [outer, tiled]: tiles along the group
+    partial_strides         [output][group], in elements: from the partial of a program to that of the next
+    steps                   tiles in a chunk
+    counts                  [output]: how many elements one reduced element is made of
+    BODY, GEOMETRY          what the kernel is compiled for: the records below
+
+    bit 0, 1, 2             in a set of groups, which is an integer: rows, columns; or outer, looped, tiled
+    indices                 [group]: a block with the index of each lane, which counts the group's elements in order
+    UNMASKED                the group along which no lane of this tile is past the end; None: all groups are masked
+
+A *partial* is what one program contributes to an output element that others contribute to: it goes to a scratch buffer,
+and another launch combines the partials.
+"""
 
 from __future__ import annotations
 
@@ -12,131 +46,122 @@ from .formulas import INTERPRETED
 
 
 class Reducer(NamedTuple):
-    """How values along an axis become one: from ``start``, by ``combine`` of two, or ``across`` an axis of a tile.
+    """How values along an axis become one."""
 
-    ``finish(total, count)`` is what is left to do to a total of so many; None in a part of a total.
-    """
-
-    start: float
-    combine: Any
-    across: Any
-    finish: Any
+    identity: float  # what a reduction starts with: ``combine(identity, x)`` is x
+    combine: Any  # the JIT function that makes one value of two
+    reduce_tile: Any  # the JIT function that reduces a tile along an axis of it, which then has size 1
+    finalize: Any  # the JIT function of a result and the count of its elements, run last; None for a partial
 
 
 class KernelBody(NamedTuple):
-    """``formulas[i]`` reads the values at ``wires[i]`` and appends its own; ``results`` says which are the outputs.
+    """The formulas that a kernel evaluates on each element.
 
-    Operands come first among the values, then one value per formula. The last parameter of a formula may be
-    ``constants[i]``, a number that the kernel is compiled for. A formula that has ``folds[i]`` folds what it reads
-    along the row, which is a tile's last axis and lies in one tile. An output that has ``ends[j]`` is folded on its way
-    out. Values are rounded to ``common`` as they are loaded, most of them, and held in ``compute``.
+    Its values are numbered: first the operands, then one for each formula.
     """
 
-    formulas: tuple
-    wires: tuple[tuple[int, ...], ...]
-    results: tuple[int, ...]
-    constants: tuple[float | None, ...]
-    folds: tuple[Reducer | None, ...]
-    ends: tuple[Reducer | None, ...]
-    common: tl.dtype
-    compute: tl.dtype
+    formulas: tuple  # the JIT function of each formula, in the order of evaluation
+    inputs: tuple[tuple[int, ...], ...]  # of each formula: the values that it reads, by number
+    outputs: tuple[int, ...]  # of each output: the value that it stores, by number
+    constants: tuple[float | None, ...]  # of each formula: its last argument, where that is compiled in
+    reducers: tuple[Reducer | None, ...]  # of each formula: how it reduces along the row, if it does
+    epilogue: tuple[Reducer | None, ...]  # of each output: how it is reduced on its way out; None where it is not
+    common_dtype: tl.dtype  # the dtype that operands are cast to as they are loaded: see ``Geometry.cast_on_load``
+    compute_dtype: tl.dtype  # the dtype of all values
 
     @property
     def cache_key(self) -> str:
-        """What Triton mixes into the key of the kernel: by itself it keys JIT functions in a tuple by name alone.
+        """Return what Triton mixes into the key of the kernel.
 
-        Editing a formula would leave the old kernel running.
+        By itself it keys JIT functions in a tuple by name alone: editing a formula would leave the old kernel running.
         """
-        functions = [*self.formulas, *(f for fold in (*self.folds, *self.ends) if fold for f in fold[1:] if f)]
+        reducers = [reducer for reducer in (*self.reducers, *self.epilogue) if reducer]
+        functions = [*self.formulas, *(f for reducer in reducers for f in reducer[1:] if f)]
         return "-".join([*(f.cache_key for f in functions), str(self[1:])])
 
 
 class Geometry(NamedTuple):
-    """What a kernel is compiled for but the program: see ``layout.Layout`` and ``layout.Tiling``."""
+    """What else a kernel is compiled for: see :class:`layout.Layout` and :class:`tiling.Tiling`."""
 
-    tile: tuple[int, ...]
-    side: int
-    groups: tuple[int, ...]
-    rounded: tuple[bool, ...]  # of each operand: whether it is rounded to the common dtype
-    lacking: tuple[int, ...]
-    folded: tuple[int, ...]
-    shapes: tuple[tuple[int, ...], ...]  # the tile of each output: 1 along the groups in which it does not change
-    ragged: bool
-    index: tl.dtype
-    held: tuple[int, ...]  # the operands that are loaded before the loop, and held through it
+    tile: tuple[int, ...]  # of each group: the elements of a tile along it
+    vector_group: int  # the group along which threads load vectors: of elements side by side, or of a row
+    operand_groups: tuple[int, ...]  # of each operand: the set of groups that it has strides in; -1 for a number
+    cast_on_load: tuple[bool, ...]  # of each operand: whether it is cast to the common dtype, then to the compute dtype
+    constant_along: tuple[int, ...]  # of each output: the set of groups with axes in which it has no strides
+    reduced_over: tuple[int, ...]  # of each output: the set of groups that it is reduced over
+    output_tiles: tuple[tuple[int, ...], ...]  # of each output: the tile, but 1 along groups without an axis of it
+    has_tail: bool  # whether the last vector along the vector group is not full
+    index_dtype: tl.dtype  # the dtype of indices and offsets, int32 or int64
+    hoisted: tuple[int, ...]  # the operands that are loaded once before the loop, by position
 
 
 def reducer_of(name: str, dtype: tl.dtype) -> Reducer:
-    """How the reduction called ``name`` folds values of ``dtype``."""
-    least, combine, across = formulas.FOLDS[name]
-    return Reducer(least(dtype), combine, across, getattr(formulas, name))
+    """Return how the reduction called ``name`` reduces values of ``dtype``."""
+    identity, combine, reduce_tile = formulas.REDUCERS[name]
+    return Reducer(identity(dtype), combine, reduce_tile, getattr(formulas, name))
 
 
 @triton.jit
-def evaluate(values, inside, count, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr):
-    """Append the value of each formula to ``values``; a row has ``count`` elements, those ``inside``."""
-    for i in tl.static_range(len(PROGRAM.formulas)):
+def evaluate(values, in_row, row_length, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Append the value of each formula to ``values``; a row has ``row_length`` elements, the lanes ``in_row``."""
+    for i in tl.static_range(len(BODY.formulas)):
         arguments = ()
-        for j in tl.static_range(len(PROGRAM.wires[i])):
-            arguments = arguments + (values[PROGRAM.wires[i][j]],)
-        if PROGRAM.folds[i] is not None:
-            row = tl.where(inside, tl.broadcast_to(arguments[0], GEOMETRY.tile), PROGRAM.folds[i].start)
-            total = PROGRAM.folds[i].across(row, len(GEOMETRY.tile) - 1)
-            values = values + (PROGRAM.folds[i].finish(total, tl.cast(count, PROGRAM.compute)),)
-        elif PROGRAM.constants[i] is None:
-            values = values + (PROGRAM.formulas[i](*arguments),)
+        for j in tl.static_range(len(BODY.inputs[i])):
+            arguments = arguments + (values[BODY.inputs[i][j]],)
+        if BODY.reducers[i] is not None:
+            row = tl.where(in_row, tl.broadcast_to(arguments[0], GEOMETRY.tile), BODY.reducers[i].identity)
+            total = BODY.reducers[i].reduce_tile(row, len(GEOMETRY.tile) - 1)
+            values = values + (BODY.reducers[i].finalize(total, tl.cast(row_length, BODY.compute_dtype)),)
+        elif BODY.constants[i] is None:
+            values = values + (BODY.formulas[i](*arguments),)
         else:
-            values = values + (PROGRAM.formulas[i](*arguments, PROGRAM.constants[i]),)
+            values = values + (BODY.formulas[i](*arguments, BODY.constants[i]),)
     return values
 
 
 @triton.jit
 def load(
     operand, strides, sizes, extents, indices,
-    i: tl.constexpr, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+    i: tl.constexpr, UNMASKED: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Operand i at ``indices``, one per group of folded axes, as a value of the program.
+    """Load operand i at ``indices``, as a value in the compute dtype.
 
-    Bit j of its groups says that it has strides in group j. No index of group WHOLE is past its end. The groups of a
-    number are -1. That comes as an integer: its own value where the program computes in integers, else the bits of
-    a float64, since Triton would round a Python float to float32.
+    A number comes as an integer: its own value where the kernel computes in integers, else the bits of a float64, since
+    Triton would round a Python float to float32.
     """
-    if GEOMETRY.groups[i] == -1:
-        if PROGRAM.compute.is_floating():
-            return tl.cast(operand, tl.int64).to(tl.float64, bitcast=True).to(PROGRAM.compute)
+    if GEOMETRY.operand_groups[i] == -1:
+        if BODY.compute_dtype.is_floating():
+            return tl.cast(operand, tl.int64).to(tl.float64, bitcast=True).to(BODY.compute_dtype)
         else:
-            return tl.cast(operand, PROGRAM.compute)
+            return tl.cast(operand, BODY.compute_dtype)
     else:
         offset = 0
         mask = True
         for j in tl.static_range(len(indices)):
-            if (GEOMETRY.groups[i] >> j) & 1:
+            if (GEOMETRY.operand_groups[i] >> j) & 1:
                 offset += _offset(indices[j], sizes[j], strides[j])
-                if j != WHOLE:
+                if j != UNMASKED:
                     mask = mask & (indices[j] < extents[j])
-        if (GEOMETRY.groups[i] >> GEOMETRY.side) & 1:
-            # each thread loads whole words of what it works on; loaded once for all rows, as anything else is, a row
+        if (GEOMETRY.operand_groups[i] >> GEOMETRY.vector_group) & 1:
+            # each thread loads whole vectors of what it works on; loaded once for all rows, as anything else is, a row
             # would come in small pieces and reach the threads through shared memory
             offset = tl.broadcast_to(offset, GEOMETRY.tile)
         value = tl.load(operand + offset, mask=mask)
-        if GEOMETRY.rounded[i]:
-            value = _convert(value, PROGRAM.common)
-        return _convert(value, PROGRAM.compute)
+        if GEOMETRY.cast_on_load[i]:
+            value = _convert(value, BODY.common_dtype)
+        return _convert(value, BODY.compute_dtype)
 
 
 @triton.jit
-def store(output, strides, sizes, extents, indices, value, LACKING: tl.constexpr, WHOLE: tl.constexpr):
-    """Write ``value`` at ``indices`` but for the groups that it lacks, bits of LACKING; none past an end.
-
-    No index of group WHOLE is past its end.
-    """
+def store(output, strides, sizes, extents, indices, value, CONSTANT_ALONG: tl.constexpr, UNMASKED: tl.constexpr):
+    """Write ``value`` at ``indices``, but for the groups that the output is constant along; nothing past an end."""
     offset = tl.zeros(_ones(indices), tl.int32)
     mask = True
     for i in tl.static_range(len(indices)):
-        if not (LACKING >> i) & 1:
+        if not (CONSTANT_ALONG >> i) & 1:
             # the product with 0 makes a block of the value's shape, also where the group has no axis
             offset += _offset(indices[i], sizes[i], strides[i]) + indices[i] * 0
-            if i != WHOLE:
+            if i != UNMASKED:
                 mask = mask & (indices[i] < extents[i])
     tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
 
@@ -160,11 +185,11 @@ def _convert(value, DTYPE: tl.constexpr):
 
 @triton.jit
 def _offset(index, sizes, strides):
-    """Σ coordinate·stride over the axes of a group; ``index`` counts its elements, the last axis fastest."""
+    """Return Σ coordinate·stride over the axes of a group; ``index`` counts its elements, the last axis fastest."""
     offset = 0
     for i in tl.static_range(len(sizes) - 1, -1, -1):
         if i == 0:
-            coordinate = index  # no % for the outermost axis: it would cost the wide loads
+            coordinate = index  # no % for the outermost axis: it would cost the loads of whole vectors
         else:
             coordinate = index % sizes[i]
             index = index // sizes[i]

@@ -1,8 +1,8 @@
-"""Every formula and derivative, spelled in Triton: the twin of ``customops/formulas.py``.
+"""Every formula and derivative, spelled in Triton: the counterpart of ``customops/formulas.py``.
 
-Same names, same argument names, same order. Arguments arrive in the compute dtype (float32 for half types), as
-blocks that broadcast or as scalars. The kernel itself folds: ``sum``, ``mean``, ``amax`` and ``amin`` are what is left
-to do to the total of ``count`` values.
+Names, argument names and order are the same. Arguments arrive in the compute dtype (float32 for half types), as
+blocks that broadcast or as scalars. The kernel itself reduces: ``sum``, ``mean``, ``amax`` and ``amin`` finalize what
+it made of ``count`` values.
 """
 
 import triton
@@ -276,7 +276,7 @@ def equal(x, z):
 
 @triton.jit
 def _divide(x, y):
-    """The quotient to the nearest; Triton's own float32 division is off by up to 2 ulp."""
+    """Return the quotient, rounded to nearest; Triton's own float32 division is off by up to 2 ulp."""
     x, y = tl.broadcast(x, y)
     if y.dtype.is_fp32():
         return tl.div_rn(x.to(tl.float32), y)
@@ -286,7 +286,7 @@ def _divide(x, y):
 
 @triton.jit
 def _root(x):
-    """The square root to the nearest; Triton's own in float32 is approximate."""
+    """Return the square root, rounded to nearest; Triton's own in float32 is approximate."""
     if x.dtype.is_fp32():
         return tl.sqrt_rn(x)
     else:
@@ -295,7 +295,7 @@ def _root(x):
 
 @triton.jit
 def _portable_tanh(x):
-    """The same to a few ulp from exp and log, for the interpreter; tanh |x| = -m / (2 + m), m = e^(-2|x|) - 1."""
+    """Return tanh x to a few ulp, for the interpreter: tanh |x| = -m / (2 + m), where m = e^(-2|x|) - 1."""
     y = tl.abs(x) * -2
     e = tl.exp(y)
     m = tl.where(e > 0.5, (e - 1) * _divide(y, tl.log(e)), e - 1)  # Kahan: the errors of e in both factors cancel
@@ -306,7 +306,7 @@ def _portable_tanh(x):
 
 @triton.jit
 def _integer_pow(x, y):
-    """Square and multiply, wrapping as torch wraps; a negative exponent leaves only the powers of 1 and -1."""
+    """Square and multiply, wrapping as torch wraps; with a negative exponent only powers of 1 and -1 are not 0."""
     z = x * 0 + y * 0 + 1
     base = x + y * 0
     rest = y + x * 0
@@ -322,7 +322,7 @@ def _integer_pow(x, y):
 
 @triton.jit
 def _portable_pow(x, y):
-    """C's pow from exp2 and log2, in float64, for the interpreter."""
+    """Return what C's pow does, by exp2 and log2 in float64, for the interpreter."""
     a, b = tl.broadcast(x.to(tl.float64), y.to(tl.float64))
     infinity = float("inf")
     size = tl.exp2(b * tl.log2(tl.abs(a)))
@@ -341,23 +341,23 @@ def _plus(x, y):
 
 
 @triton.jit
-def _sum_across(x, axis):
+def _sum_tile(x, axis):
     return tl.sum(x, axis=axis, keep_dims=True)
 
 
 @triton.jit
-def _max_across(x, axis):
+def _max_tile(x, axis):
     return _or_nan(tl.max(x, axis=axis, keep_dims=True), x, axis)
 
 
 @triton.jit
-def _min_across(x, axis):
+def _min_tile(x, axis):
     return _or_nan(tl.min(x, axis=axis, keep_dims=True), x, axis)
 
 
 @triton.jit
 def _or_nan(z, x, axis):
-    """``z``, or nan where there is one in x along the axis: tl.max and tl.min pass over them."""
+    """Return ``z``, but nan where x has one along the axis: tl.max and tl.min pass over them."""
     if x.dtype.is_floating():
         z = tl.where(tl.max(tl.where(tl.abs(x) >= 0, 0, 1), axis=axis, keep_dims=True) > 0, float("nan"), z)
     return z
@@ -373,11 +373,11 @@ def _highest(dtype):
     return float("inf") if dtype.is_floating() else (1 << dtype.int_bitwidth - dtype.is_int_signed()) - 1
 
 
-# How each reduction folds the values along an axis: what it starts from, of two values one, of a tile's axis one.
-_SUM = (lambda _dtype: 0, _plus, _sum_across)
-FOLDS = {
+# How each reduction makes one value of those along an axis, as in ``body.Reducer``; the identity depends on the dtype.
+_SUM = (lambda _dtype: 0, _plus, _sum_tile)
+REDUCERS = {
     "sum": _SUM,
     "mean": _SUM,
-    "amax": (_lowest, maximum, _max_across),
-    "amin": (_highest, minimum, _min_across),
+    "amax": (_lowest, maximum, _max_tile),
+    "amin": (_highest, minimum, _min_tile),
 }

@@ -18,102 +18,123 @@ from triton.runtime import driver
 from .. import config
 from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
-from .layout import Layout, repeated
-from .specialize import specialize
-from .stage import Stage
+from .layout import Layout, loop_invariants
+from .specialize import Specialization, specialize
 from .tiling import Tiling, needs_int64, traffic
 
 
 class Launch:
     """One launch of a kernel: compiled, with every argument but the pointers.
 
-    ``bytes_moved`` is what its programs load and store together, ``bytes_floor`` its operands and outputs once each,
-    without partial sums.
+    A call or :meth:`interpret` gets the tensors and numbers of the plan; *positions* count among these.
     """
 
     __slots__ = (
-        *("arguments", "bytes_floor", "bytes_moved", "compiled", "fixed", "grid", "kernel", "launches"),
-        *("names", "reads", "run", "words", "writes"),
+        "arguments",  # the kernel's arguments after the pointers: integers, then KernelBody and Geometry
+        "bytes_floor",  # bytes of its operands and outputs once each, scratch buffers not counted
+        "bytes_moved",  # bytes that its programs load and store together
+        "compiled",  # Triton's CompiledKernel; like the next three, it is not set where kernels are interpreted
+        "function_and_metadata",  # the GPU's handle of the compiled kernel, and what Triton packs for its launcher
+        "grid",  # how many programs run
+        "is_dry_run",  # whether ``run`` only records the launch
+        "kernel",  # the JIT function
+        "operand_names",  # of each operand, for printing
+        "operand_positions",  # of each operand
+        "output_positions",  # of each output
+        "run",  # Triton's launcher of the compiled kernel, or what records instead; not set where it is interpreted
+        "summary",  # the formulas that it evaluates, for printing
     )
 
     def __init__(
         self,
         kernel,
-        program: KernelBody,
+        body: KernelBody,
         layout: Layout,
         tiling: Tiling,
         operands,
         outputs,
-        words: str,
+        summary: str,
         pool: dict,
-        totals: tuple = (),
+        reduction: tuple = (),
         reloads: bool = False,
     ):
-        """Compile ``kernel`` for the current device; ``totals`` is what the map-reduce kernel is told of its totals.
+        """Compile ``kernel`` for the current device.
 
-        ``pool`` has what other launches of the plan have too.
+        ``operands`` and ``outputs`` are :class:`plan.LaunchArgument`. ``pool`` has equal objects of other launches of
+        the plan. ``reduction`` are the arguments that map-reduce alone takes: partial strides, steps and counts.
         """
         self.kernel = kernel
-        self.reads = _interned(tuple(slot.index for slot in operands), config.small_tuples)
-        self.writes = _interned(tuple(slot.index for slot in outputs), config.small_tuples)
-        self.names = _interned(tuple(slot.name for slot in operands), config.kernel_constants)
-        self.words = _interned(words, config.kernel_constants)
-        self.grid = prod(tiling.blocks) * tiling.parts
-        slots = *operands, *outputs
-        moved, floor = traffic(layout, tiling, reloads)
-        self.bytes_moved = sum(n * slot.dtype.itemsize for n, slot in zip(moved, slots, strict=True) if slot.dtype)
-        entire = [slot.dtype.itemsize if slot.dtype and not slot.is_scratch else 0 for slot in slots]
-        self.bytes_floor = sum(map(mul, floor, entire))
-        index = tl.int64 if needs_int64(layout, tiling, *totals[:1]) else tl.int32
-        shapes = tuple(
-            tuple(1 if lacking & ~folded & 1 << i else n for i, n in enumerate(tiling.tile))
-            for lacking, folded in zip(layout.lacking, layout.folded, strict=True)
-        )
-        rounded = tuple(not slot.is_scratch for slot in operands)
-        geometry = Geometry(
-            tiling.tile,
-            tiling.side,
-            layout.groups,
-            rounded,
-            layout.lacking,
-            layout.folded,
-            shapes,
-            tiling.ragged,
-            index,
-            tuple(repeated(layout)) if not reloads else (),
-        )
+        self.operand_positions = _interned(tuple(x.position for x in operands), config.small_tuples)
+        self.output_positions = _interned(tuple(x.position for x in outputs), config.small_tuples)
+        self.operand_names = _interned(tuple(x.name for x in operands), config.kernel_constants)
+        self.summary = _interned(summary, config.kernel_constants)
+        self.grid = prod(tiling.tile_counts) * tiling.splits
+        self.bytes_moved, self.bytes_floor = _bytes_moved(layout, tiling, (*operands, *outputs), reloads)
+        index_dtype = tl.int64 if needs_int64(layout, tiling, *reduction[:1]) else tl.int32
+        geometry = _geometry(layout, tiling, operands, index_dtype, reloads)
         sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
-        integers = _interned((layout.operands, layout.outputs, sizes, layout.extents, tiling.blocks, *totals), pool)
-        constants = config.kernel_constants.setdefault((program, geometry), (program, geometry))
+        integers = layout.operand_strides, layout.output_strides, sizes, layout.extents, tiling.tile_counts, *reduction
+        integers = _interned(integers, pool)
+        constants = config.kernel_constants.setdefault((body, geometry), (body, geometry))
         self.arguments = (*integers, *constants)
-        if INTERPRETED:
-            return
-        special = specialize(operands, outputs, layout, integers, constants)
-        self.compiled = _compile(kernel, *special, tiling.warps, driver.active.get_current_device())
-        recorder = getattr(driver.active, "recorder", None)  # a dry run's
-        self.launches = not recorder
+        if not INTERPRETED:
+            self._compile(specialize(operands, outputs, layout, integers, constants), tiling.warps)
+
+    def _compile(self, specialization: Specialization, warps: int) -> None:
+        self.compiled = _compile(self.kernel, *specialization, warps, driver.active.get_current_device())
+        recorder = getattr(driver.active, "recorder", None)  # a dry run's driver has one
+        self.is_dry_run = recorder is not None
         self.run = recorder(self) if recorder else self.compiled.run
-        self.fixed = self.compiled.function, self.compiled.packed_metadata
+        self.function_and_metadata = self.compiled.function, self.compiled.packed_metadata
 
     def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
         """Launch on tensors and numbers, as Triton itself does."""
-        given = [tensors[i] for i in self.reads]
-        reads = tuple([x if type(x) is int else x.data_ptr() for x in given])
-        writes = tuple([tensors[i].data_ptr() for i in self.writes])
+        operands = [tensors[i] for i in self.operand_positions]
+        inputs = tuple([x if type(x) is int else x.data_ptr() for x in operands])
+        outputs = tuple([tensors[i].data_ptr() for i in self.output_positions])
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-        listens = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
-        if listens and self.launches:  # a profiler, for whom Triton loads the kernel
+        compiled = self.function_and_metadata
+        has_hooks = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
+        if has_hooks and not self.is_dry_run:  # a profiler's, for whom Triton loads the kernel
             grid = self.grid, 1, 1
-            metadata = self.compiled.launch_metadata(grid, stream, reads, writes, *self.arguments)
-            self.run(*grid, stream, *self.fixed, metadata, enter, leave, reads, writes, *self.arguments)
+            metadata = self.compiled.launch_metadata(grid, stream, inputs, outputs, *self.arguments)
+            self.run(*grid, stream, *compiled, metadata, enter, leave, inputs, outputs, *self.arguments)
         else:
-            grid = self.grid
-            self.run(grid, 1, 1, stream, *self.fixed, None, None, None, reads, writes, *self.arguments)
+            self.run(self.grid, 1, 1, stream, *compiled, None, None, None, inputs, outputs, *self.arguments)
 
     def interpret(self, tensors: Sequence[torch.Tensor | int]) -> None:
         """Launch on tensors and numbers in Triton's interpreter."""
-        reads, writes = (tuple(tensors[i] for i in slots) for slots in (self.reads, self.writes))
-        self.kernel[(self.grid,)](reads, writes, *self.arguments)
+        inputs, outputs = (
+            tuple(tensors[i] for i in positions) for positions in (self.operand_positions, self.output_positions)
+        )
+        self.kernel[(self.grid,)](inputs, outputs, *self.arguments)
+
+
+def _bytes_moved(layout: Layout, tiling: Tiling, arguments: Sequence, reloads: bool) -> tuple[int, int]:
+    """Return the bytes that all programs move, and those of each tensor once but for scratch buffers."""
+    moved, floor = traffic(layout, tiling, reloads)
+    itemsizes = [x.dtype.itemsize if x.dtype else 0 for x in arguments]
+    lasting = [0 if x.is_scratch else itemsize for x, itemsize in zip(arguments, itemsizes, strict=True)]
+    return sum(map(mul, moved, itemsizes)), sum(map(mul, floor, lasting))
+
+
+def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: tl.dtype, reloads: bool) -> Geometry:
+    output_tiles = tuple(
+        tuple(1 if constant & ~reduced & 1 << i else n for i, n in enumerate(tiling.tile))
+        for constant, reduced in zip(layout.constant_along, layout.reduced_over, strict=True)
+    )
+    return Geometry(
+        tile=tiling.tile,
+        vector_group=tiling.vector_group,
+        operand_groups=layout.operand_groups,
+        cast_on_load=tuple(not x.is_scratch for x in operands),
+        constant_along=layout.constant_along,
+        reduced_over=layout.reduced_over,
+        output_tiles=output_tiles,
+        has_tail=tiling.has_tail,
+        index_dtype=index_dtype,
+        hoisted=() if reloads else tuple(loop_invariants(layout)),
+    )
 
 
 def _interned(value: Any, pool: dict) -> Any:
@@ -125,33 +146,14 @@ def _interned(value: Any, pool: dict) -> Any:
     return pool.setdefault(value, value)
 
 
-def summary(stage: Stage, names: Sequence[str]) -> str:
-    """``sigmoid(x)``, ``mul_dx(g, y), Σ mul_dy(g, x)``, ``mean(x)``; values that others read have names, ``a = …``."""
-    values, lines = list(names), []
-    read = {i for op in stage.ops for i in op.inputs}
-    for i, step in enumerate(stage.ops, len(names)):
-        arguments = [values[j] for j in step.inputs] + ([] if step.constant is None else [str(step.constant)])
-        word = f"{step.formula}({', '.join(arguments)})"
-        values.append(f"v{len(lines)}" if i in read else word)
-        if i in read:
-            lines.append(f"{values[i]} = {word}")
-    for result in stage.outputs:
-        value = values[result.value]
-        if result.reduction:
-            lines.append(f"Σ {value}" if result.reduction == "sum" and stage.ops else f"{result.reduction}({value})")
-        else:
-            lines.append(value if stage.ops else f"copy({value})")
-    return ", ".join(lines)
-
-
 @cache
-def _compile(kernel, types: tuple, fixed: tuple, divisors: tuple, warps: int, _device: int):
-    """Compile for the current device, which each have their own copy.
+def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int, _device: int):
+    """Compile for the current device: each device has its own copy.
 
     x·y + z is rounded twice, as by torch: whether a compiler contracts it depends on what else is in a kernel, and two
     kernels that compute one value have to agree on it. Triton 3.10 has this as default; 3.9 wants it said.
     """
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
-    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(fixed), attributes)
+    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(constants), attributes)
     options = {"num_warps": warps, "enable_fp_fusion": False}
     return triton.compile(source, driver.active.get_current_target(), options)

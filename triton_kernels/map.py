@@ -1,4 +1,4 @@
-"""The map kernel: a program over elements."""
+"""The map kernel: each element by itself. Its parameters are in the legend of ``body.py``."""
 
 import triton
 import triton.language as tl
@@ -11,28 +11,28 @@ _COLUMNS = tl.constexpr(COLUMNS)
 
 @triton.jit
 def map_kernel(
-    operands, outputs, operand_strides, output_strides, sizes, extents, blocks,
-    PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+    operands, outputs, operand_strides, output_strides, sizes, extents, tile_counts,
+    BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Each tile of rows x columns: load the operands, evaluate the program, store its results.
+    """Load the operands of a tile of rows x columns, evaluate the body, store its outputs.
 
-    Where the program folds along the row, a tile has all of its columns.
+    Where an op reduces along the row, a tile has all of its columns.
     """
-    program = tl.program_id(0).to(GEOMETRY.index)
-    row = program // blocks[1] * GEOMETRY.tile[0]
-    column = program % blocks[1] * GEOMETRY.tile[1]
-    rows = (row + tl.arange(0, GEOMETRY.tile[0]))[:, None]
-    columns = (column + tl.arange(0, GEOMETRY.tile[1]))[None, :]
+    pid = tl.program_id(0).to(GEOMETRY.index_dtype)
+    first_row = pid // tile_counts[1] * GEOMETRY.tile[0]
+    first_column = pid % tile_counts[1] * GEOMETRY.tile[1]
+    rows = (first_row + tl.arange(0, GEOMETRY.tile[0]))[:, None]
+    columns = (first_column + tl.arange(0, GEOMETRY.tile[1]))[None, :]
     memory = (operands, outputs, operand_strides, output_strides, sizes, extents)
-    if GEOMETRY.ragged and column + GEOMETRY.tile[1] <= extents[1]:
-        # a mask along the columns would break up the wide loads of a tile that needs none
-        _map_tile(memory, (rows, columns), _COLUMNS, PROGRAM, GEOMETRY)
+    if GEOMETRY.has_tail and first_column + GEOMETRY.tile[1] <= extents[1]:
+        # a mask along the columns would break up the vectors of a tile that needs none
+        _map_tile(memory, (rows, columns), _COLUMNS, BODY, GEOMETRY)
     else:
-        _map_tile(memory, (rows, columns), None, PROGRAM, GEOMETRY)
+        _map_tile(memory, (rows, columns), None, BODY, GEOMETRY)
 
 
 @triton.jit
-def _map_tile(memory, indices, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr):
+def _map_tile(memory, indices, UNMASKED: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
     operands, outputs, operand_strides, output_strides, sizes, extents = memory
     values = ()
     for i in tl.static_range(len(operands)):
@@ -43,12 +43,12 @@ def _map_tile(memory, indices, WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOME
             extents,
             indices,
             i,
-            WHOLE,
-            PROGRAM,
+            UNMASKED,
+            BODY,
             GEOMETRY,
         )
         values = values + (operand,)
-    values = evaluate(values, indices[1] < extents[1], extents[1], PROGRAM, GEOMETRY)
+    values = evaluate(values, indices[1] < extents[1], extents[1], BODY, GEOMETRY)
     for j in tl.static_range(len(outputs)):
-        value = values[PROGRAM.results[j]]
-        store(outputs[j], output_strides[j], sizes, extents, indices, value, GEOMETRY.lacking[j], WHOLE)
+        value = values[BODY.outputs[j]]
+        store(outputs[j], output_strides[j], sizes, extents, indices, value, GEOMETRY.constant_along[j], UNMASKED)

@@ -1,4 +1,4 @@
-"""The map-reduce kernel: a program over elements, some of its results folded over axes on the way out."""
+"""The map-reduce kernel: some outputs are reduced on their way out. Its parameters are in the legend of ``body.py``."""
 
 import triton
 import triton.language as tl
@@ -7,34 +7,34 @@ from .body import evaluate, load, store
 from .layout import LOOPED
 
 _LOOPED = tl.constexpr(LOOPED)
-_LOOP = tl.constexpr(1 << LOOPED)
+_LOOPED_SET = tl.constexpr(1 << LOOPED)  # the set of groups that has this one alone
 
 
 @triton.jit
 def map_reduce_kernel(
-    operands, outputs, operand_strides, output_strides, sizes, extents, blocks, part_strides, steps, counts,
-    PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+    operands, outputs, operand_strides, output_strides, sizes, extents, tile_counts, partial_strides, steps, counts,
+    BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Elements form a box of kept x looped x tiled axes, cut into tiles; a program takes ``steps`` of them in a loop.
+    """Walk a chunk of the looped group, tile by tile, and evaluate the body on each; reduce what is reduced, store.
 
-    An output folded over the looped axes gathers in a tile of registers that is folded at the end, any other is stored
-    tile by tile; over the kept and tiled axes an output is folded within the tile. Where several programs share a
-    total, each writes its part along ``part_strides``. The order of every sum is fixed by the layout alone. Where the
-    program folds along the row, that is the tiled axes, and a tile has all of it.
+    An output that is reduced over the looped group accumulates in a tile of registers, which is reduced at the end; any
+    other is stored in every step. Over the outer and the tiled group an output is reduced within the tile. Where
+    several programs contribute to one element, each writes its partial. The layout alone fixes the order of every sum.
+    Where an op reduces along the row, that is the tiled group, and a tile has all of it.
     """
-    program = tl.program_id(0).to(GEOMETRY.index)
-    tile = program // blocks[0] % blocks[1]
-    part = program // (blocks[0] * blocks[1])
-    kept = (program % blocks[0] * GEOMETRY.tile[0] + tl.arange(0, GEOMETRY.tile[0]))[:, None, None]
-    tiled = (tile * GEOMETRY.tile[2] + tl.arange(0, GEOMETRY.tile[2]))[None, None, :]
+    pid = tl.program_id(0).to(GEOMETRY.index_dtype)
+    tiled_tile = pid // tile_counts[0] % tile_counts[1]
+    split = pid // (tile_counts[0] * tile_counts[1])
+    outer = (pid % tile_counts[0] * GEOMETRY.tile[0] + tl.arange(0, GEOMETRY.tile[0]))[:, None, None]
+    tiled = (tiled_tile * GEOMETRY.tile[2] + tl.arange(0, GEOMETRY.tile[2]))[None, None, :]
     memory = (operands, outputs, operand_strides, output_strides, sizes, extents)
 
-    fixed = ()  # what does not change along the loop is loaded before it
+    hoisted = ()  # what does not change along the loop is loaded before it
     for i in tl.static_range(len(operands)):
-        if _varies_along_loop(GEOMETRY.groups[i], i, GEOMETRY.held):
-            fixed = fixed + (tl.full([], 0, tl.int32),)  # unused
+        if _varies_along_loop(GEOMETRY.operand_groups[i], i, GEOMETRY.hoisted):
+            hoisted = hoisted + (tl.full([], 0, tl.int32),)  # unused
         else:
-            indices = (kept, kept, tiled)
+            indices = (outer, outer, tiled)
             value = load(
                 operands[i],
                 operand_strides[i],
@@ -43,48 +43,49 @@ def map_reduce_kernel(
                 indices,
                 i,
                 None,
-                PROGRAM,
+                BODY,
                 GEOMETRY,
             )
-            fixed = fixed + (value,)
+            hoisted = hoisted + (value,)
 
     totals = ()
     for j in tl.static_range(len(outputs)):
-        if _LOOP & GEOMETRY.folded[j]:
-            totals = totals + (tl.full(GEOMETRY.shapes[j], PROGRAM.ends[j].start, PROGRAM.compute),)
+        if _LOOPED_SET & GEOMETRY.reduced_over[j]:
+            totals = totals + (tl.full(GEOMETRY.output_tiles[j], BODY.epilogue[j].identity, BODY.compute_dtype),)
         else:
-            totals = totals + (tl.zeros([1, 1, 1], PROGRAM.compute),)  # unused: a loop carries a tuple of fixed length
+            # unused: a loop carries a tuple of fixed length
+            totals = totals + (tl.zeros([1, 1, 1], BODY.compute_dtype),)
 
-    parts = (part_strides, (program % blocks[0], part, tile), counts)
-    chunk = tl.cast(steps, GEOMETRY.index) * GEOMETRY.tile[1]
-    first = part * chunk
-    last = tl.minimum(first + chunk, extents[1])
-    whole = first
-    if GEOMETRY.ragged:  # a mask along the loop would break up the wide loads of tiles that need none
-        whole = first + (last - first) // GEOMETRY.tile[1] * GEOMETRY.tile[1]
-        for start in range(first, whole, GEOMETRY.tile[1]):
-            totals = _reduce_tile(memory, kept, start, tiled, parts, fixed, totals, _LOOPED, PROGRAM, GEOMETRY)
-    for start in range(whole, last, GEOMETRY.tile[1]):
-        totals = _reduce_tile(memory, kept, start, tiled, parts, fixed, totals, None, PROGRAM, GEOMETRY)
+    partials = (partial_strides, (pid % tile_counts[0], split, tiled_tile), counts)
+    chunk = tl.cast(steps, GEOMETRY.index_dtype) * GEOMETRY.tile[1]
+    chunk_start = split * chunk
+    chunk_end = tl.minimum(chunk_start + chunk, extents[1])
+    unmasked_end = chunk_start
+    if GEOMETRY.has_tail:  # a mask along the loop would break up the vectors of tiles that need none
+        unmasked_end = chunk_start + (chunk_end - chunk_start) // GEOMETRY.tile[1] * GEOMETRY.tile[1]
+        for start in range(chunk_start, unmasked_end, GEOMETRY.tile[1]):
+            totals = _reduce_tile(memory, outer, start, tiled, partials, hoisted, totals, _LOOPED, BODY, GEOMETRY)
+    for start in range(unmasked_end, chunk_end, GEOMETRY.tile[1]):
+        totals = _reduce_tile(memory, outer, start, tiled, partials, hoisted, totals, None, BODY, GEOMETRY)
 
     for j in tl.static_range(len(outputs)):
-        if _LOOP & GEOMETRY.folded[j]:
-            total = PROGRAM.ends[j].across(totals[j], _LOOPED)
-            _store_output(memory, (kept, kept, tiled), parts, total, j, None, PROGRAM, GEOMETRY)
+        if _LOOPED_SET & GEOMETRY.reduced_over[j]:
+            total = BODY.epilogue[j].reduce_tile(totals[j], _LOOPED)
+            _store_output(memory, (outer, outer, tiled), partials, total, j, None, BODY, GEOMETRY)
 
 
 @triton.jit
 def _reduce_tile(
-    memory, kept, start, tiled, parts, fixed, totals,
-    WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+    memory, outer, start, tiled, partials, hoisted, totals,
+    UNMASKED: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Evaluate one tile, store what is not folded over the loop, return the totals with the rest combined."""
+    """Evaluate one tile, store what is not reduced over the loop, and return the totals with the others combined."""
     operands, outputs, operand_strides, _, sizes, extents = memory
-    looped = (tl.cast(start, GEOMETRY.index) + tl.arange(0, GEOMETRY.tile[1]))[None, :, None]
-    indices = (kept, looped, tiled)
+    looped = (tl.cast(start, GEOMETRY.index_dtype) + tl.arange(0, GEOMETRY.tile[1]))[None, :, None]
+    indices = (outer, looped, tiled)
     values = ()
     for i in tl.static_range(len(operands)):
-        if _varies_along_loop(GEOMETRY.groups[i], i, GEOMETRY.held):
+        if _varies_along_loop(GEOMETRY.operand_groups[i], i, GEOMETRY.hoisted):
             value = load(
                 operands[i],
                 operand_strides[i],
@@ -92,49 +93,49 @@ def _reduce_tile(
                 extents,
                 indices,
                 i,
-                WHOLE,
-                PROGRAM,
+                UNMASKED,
+                BODY,
                 GEOMETRY,
             )
             values = values + (value,)
         else:
-            values = values + (fixed[i],)
-    values = evaluate(values, tiled < extents[2], extents[2], PROGRAM, GEOMETRY)
-    gathered = ()
+            values = values + (hoisted[i],)
+    values = evaluate(values, tiled < extents[2], extents[2], BODY, GEOMETRY)
+    new_totals = ()
     for j in tl.static_range(len(outputs)):
-        value = tl.broadcast_to(values[PROGRAM.results[j]], GEOMETRY.shapes[j])
-        if _LOOP & GEOMETRY.folded[j]:
-            if WHOLE != _LOOPED:
-                value = tl.where(looped < extents[1], value, PROGRAM.ends[j].start)  # past the end there is rubbish
-            gathered = gathered + (PROGRAM.ends[j].combine(totals[j], value),)
+        value = tl.broadcast_to(values[BODY.outputs[j]], GEOMETRY.output_tiles[j])
+        if _LOOPED_SET & GEOMETRY.reduced_over[j]:
+            if UNMASKED != _LOOPED:
+                value = tl.where(looped < extents[1], value, BODY.epilogue[j].identity)  # past the end there is rubbish
+            new_totals = new_totals + (BODY.epilogue[j].combine(totals[j], value),)
         else:
-            gathered = gathered + (totals[j],)
-            _store_output(memory, indices, parts, value, j, WHOLE, PROGRAM, GEOMETRY)
-    return gathered
+            new_totals = new_totals + (totals[j],)
+            _store_output(memory, indices, partials, value, j, UNMASKED, BODY, GEOMETRY)
+    return new_totals
 
 
 @triton.jit
 def _store_output(
-    memory, indices, parts, value, j: tl.constexpr,
-    WHOLE: tl.constexpr, PROGRAM: tl.constexpr, GEOMETRY: tl.constexpr,
+    memory, indices, partials, value, j: tl.constexpr,
+    UNMASKED: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Fold ``value`` over the groups of output j but for the looped one, finish it, and store it where it belongs."""
+    """Reduce ``value`` over the groups of output j but the looped one, finalize it, and store it where it belongs."""
     _, outputs, _, output_strides, sizes, extents = memory
-    part_strides, position, counts = parts
+    partial_strides, position, counts = partials
     output = outputs[j]
     for i in tl.static_range(len(indices)):
-        if (GEOMETRY.folded[j] >> i) & 1:
-            output += position[i] * part_strides[j][i]
+        if (GEOMETRY.reduced_over[j] >> i) & 1:
+            output += position[i] * partial_strides[j][i]
             if i != _LOOPED:
-                value = tl.where(indices[i] < extents[i], value, PROGRAM.ends[j].start)
-                value = PROGRAM.ends[j].across(value, i)
-    if PROGRAM.ends[j] is not None:  # noqa: SIM102 - of a constant None Triton must not look further
-        if PROGRAM.ends[j].finish is not None:
-            value = PROGRAM.ends[j].finish(value, tl.cast(counts[j], PROGRAM.compute))
-    store(output, output_strides[j], sizes, extents, indices, value, GEOMETRY.lacking[j], WHOLE)
+                value = tl.where(indices[i] < extents[i], value, BODY.epilogue[j].identity)
+                value = BODY.epilogue[j].reduce_tile(value, i)
+    if BODY.epilogue[j] is not None:  # noqa: SIM102 - of a constant None Triton must not look further
+        if BODY.epilogue[j].finalize is not None:
+            value = BODY.epilogue[j].finalize(value, tl.cast(counts[j], BODY.compute_dtype))
+    store(output, output_strides[j], sizes, extents, indices, value, GEOMETRY.constant_along[j], UNMASKED)
 
 
 @triton.constexpr_function
-def _varies_along_loop(groups, i, held):
-    """Whether operand i, of these groups, is loaded in every step of the loop; a number, -1, is not."""
-    return groups > 0 and i not in held
+def _varies_along_loop(groups, i, hoisted):
+    """Return whether operand i, of these groups, is loaded in every step of the loop; a number, -1, is not."""
+    return groups > 0 and i not in hoisted

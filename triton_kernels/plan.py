@@ -17,55 +17,48 @@ from .._compat import interpreting
 from . import formulas
 from .body import KernelBody, Reducer, reducer_of
 from .formulas import INTERPRETED
-from .launch import Launch, summary
-from .layout import LOOPED, Layout, Strides, arrange, dense
+from .launch import Launch
+from .layout import LOOPED, Layout, Strides, arrange, dense_strides
 from .map import map_kernel
 from .map_reduce import map_reduce_kernel
-from .stage import ACCUMULATE, Argument, Stage
-from .tiling import FULL_GRID, choose_tiling
+from .stage import ACCUMULATE, Argument, Stage, summarize
+from .tiling import FULL_GRID_PROGRAMS, choose_tiling
 
 
 @cache
 def constexpr_parameter(formula: str) -> str | None:
-    """The last parameter of the formula of this name, where that is a number that kernels are compiled for."""
+    """Return the last parameter of ``formula`` if kernels are compiled for its value, which is a number; else None."""
     function = getattr(formulas, formula)
     kinds = function.fn.__annotations__
     return next((p for p in function.arg_names[-1:] if kinds.get(p) is tl.constexpr), None)
 
 
-class Slot(NamedTuple):
-    """An argument of a plan as an operand or output of one launch.
+class LaunchArgument(NamedTuple):
+    """An argument of a plan as an operand or an output of one launch."""
 
-    ``index`` counts operands, outputs, then room. A number has no ``dtype``; ``parts`` are the strides between the
-    parts of totals that an output holds; ``is_scratch`` is what only passes from one launch to another.
-    """
-
-    index: int
-    dtype: torch.dtype | None = None
-    aligned: bool = True
-    strides: Strides | None = None
-    parts: tuple[int, int, int] = (0, 0, 0)
-    is_scratch: bool = False
-    name: str = ""
+    position: int  # among the tensors and numbers of a call: operands, outputs, then scratch buffers
+    dtype: torch.dtype | None = None  # None for a number
+    aligned: bool = True  # whether it starts at a multiple of 16 bytes
+    strides: Strides | None = None  # in elements, one for each axis of the domain; None for a number
+    partial_strides: tuple[int, int, int] = (0, 0, 0)  # in elements: from a program's partial to the next, by group
+    is_scratch: bool = False  # whether it only passes from one launch to another
+    name: str = ""  # what printed programs call it
 
 
 class Domain(NamedTuple):
-    """The axes of a launch, those that each output is folded over, of how many elements, and those of the row.
+    """The iteration space of a launch, what is reduced over it, and what its programs hold."""
 
-    Then what its programs hold, as in :class:`Stage`.
-    """
+    shape: tuple[int, ...]  # elements along each axis
+    reduced_axes: tuple[frozenset[int], ...]  # of each output: the axes that it is reduced over
+    reduced_counts: tuple[int, ...]  # of each output: the elements that one reduced element is made of
+    row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program holds whole rows along them
+    live_values: int = 1  # values of 4 bytes that a program holds at once for each element
+    reloads: bool = False  # whether the operands that all rows share are loaded again for each row, not held
 
-    shape: tuple[int, ...]
-    over: tuple[frozenset[int], ...]
-    counts: tuple[int, ...]
-    row: frozenset[int] = frozenset()
-    live: int = 1
-    reloads: bool = False
-
-    def lay_out(self, operands: Sequence[Slot], outputs: Sequence[Slot]) -> Layout:
-        """The layout of these tensors over it."""
-        strides = (tuple(slot.strides for slot in slots) for slots in (operands, outputs))
-        return arrange(self.shape, *strides, self.over, self.row)
+    def lay_out(self, operands: Sequence[LaunchArgument], outputs: Sequence[LaunchArgument]) -> Layout:
+        """Return the layout of these tensors over the domain."""
+        strides = (tuple(x.strides for x in arguments) for arguments in (operands, outputs))
+        return arrange(self.shape, *strides, self.reduced_axes, self.row_axes)
 
 
 class Plan:
@@ -76,160 +69,196 @@ class Plan:
     """
 
     __slots__ = (
-        *("_pool", "accumulate", "arguments", "common", "device"),
-        *("given", "index", "launches", "numbers", "rooms"),
+        "_arguments",  # what is known of each operand, output and scratch buffer, while the plan is made
+        "_pool",  # what several launches have in common, while the plan is made
+        "accumulate_dtype",  # the dtype in which kernels compute and reduce, and of scratch buffers
+        "common_dtype",  # the dtype that operands are cast to as they are loaded
+        "device",  # of the tensors
+        "device_index",  # the number of the device among those of Triton's driver; None in the interpreter
+        "first_scratch",  # how many operands and outputs a call has: scratch buffers follow them
+        "launches",  # in order
+        "number_positions",  # of the operands that are numbers
+        "scratch_sizes",  # elements of each scratch buffer
     )
 
     def __init__(
         self,
         stages: Sequence[Stage],
         arguments: Sequence[Argument | None],
-        common: torch.dtype,
+        common_dtype: torch.dtype,
         device: torch.device,
-        rooms: Sequence[int] = (),
+        scratch_sizes: Sequence[int] = (),
     ):
-        """Plan to compute ``stages``, one after the other.
+        """Compile the kernels of ``stages``, which run one after the other.
 
-        ``arguments`` are operands and outputs, None for a number; they are followed by room that one stage writes and
-        another reads: ``rooms`` says how many elements. Values are rounded to ``common`` as they are loaded, but for
-        partial ones, computed and folded in its accumulation dtype, in which room is too, and rounded once, to the
-        dtype of the output.
+        ``arguments`` are operands and outputs, None for a number; scratch buffers of these sizes, in elements, follow
+        them. Values are cast to ``common_dtype`` as they are loaded, but for those of scratch buffers. They are
+        computed and reduced in its accumulation dtype, which scratch buffers have, and rounded once, to the output's.
         """
-        self.common, self.accumulate = common, ACCUMULATE.get(common, common)
-        self.arguments = [*arguments, *[Argument(self.accumulate, is_scratch=True)] * len(rooms)]
-        self.given = len(arguments)
-        self.rooms: list[int] = list(rooms)
+        self.common_dtype, self.accumulate_dtype = common_dtype, ACCUMULATE.get(common_dtype, common_dtype)
+        scratch = Argument(self.accumulate_dtype, is_scratch=True)
+        self._arguments = [*arguments, *[scratch] * len(scratch_sizes)]
+        self.first_scratch = len(arguments)
+        self.scratch_sizes: list[int] = list(scratch_sizes)
         self._pool: dict = {}
         self.launches: list[Launch] = []
         self.device = device
-        self.numbers = [i for i, memory in enumerate(arguments) if memory is None]
+        self.number_positions = [i for i, argument in enumerate(arguments) if argument is None]
         with self._on_device():
-            self.index = None if INTERPRETED else driver.active.get_current_device()
+            self.device_index = None if INTERPRETED else driver.active.get_current_device()
             for stage in stages:
                 self._add_stage(stage)
-        del self.arguments, self._pool
+        del self._arguments, self._pool
 
     def __call__(
         self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
-        """Launch on these tensors and numbers, on the current stream of their device; return the rooms."""
-        if INTERPRETED or driver.active.get_current_device() == self.index:
+        """Launch on these tensors and numbers, on the current stream of their device; return the scratch buffers."""
+        if INTERPRETED or driver.active.get_current_device() == self.device_index:
             return self._launch(operands, outputs)
         with torch.cuda.device(self.device):
             return self._launch(operands, outputs)
 
     def _launch(self, operands, outputs) -> Sequence[torch.Tensor]:
         tensors = [*operands, *outputs]
-        if self.rooms:
+        if self.scratch_sizes:
             empty = torch.empty if INTERPRETED else getattr(driver.active, "empty", torch.empty)  # a dry run's
-            tensors += [empty(size, dtype=self.accumulate, device=self.device) for size in self.rooms]
-        for i in self.numbers:
-            tensors[i] = _as_integer(tensors[i], self.common)
+            tensors += [empty(n, dtype=self.accumulate_dtype, device=self.device) for n in self.scratch_sizes]
+        for i in self.number_positions:
+            tensors[i] = _as_integer(tensors[i], self.common_dtype)
         if INTERPRETED:
             with interpreting():
                 for launch in self.launches:
                     launch.interpret(tensors)
-            return tensors[self.given :]
-        stream = driver.active.get_current_stream(self.index)
+            return tensors[self.first_scratch :]
+        stream = driver.active.get_current_stream(self.device_index)
         for launch in self.launches:
             launch(tensors, stream)
-        return tensors[self.given :]
+        return tensors[self.first_scratch :]
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else _NOTHING
 
     def _add_stage(self, stage: Stage) -> None:
-        operands, outputs = (
-            [self._slot(x.argument, x.strides, getattr(x, "name", "")) for x in xs]
-            for xs in (stage.operands, stage.outputs)
+        operands = [self._launch_argument(x.argument, x.strides, x.name) for x in stage.operands]
+        outputs = [self._launch_argument(x.argument, x.strides, "") for x in stage.outputs]
+        domain = Domain(
+            stage.shape,
+            tuple(output.reduced_axes for output in stage.outputs),
+            tuple(output.reduced_count for output in stage.outputs),
+            stage.row_axes,
+            stage.live_values,
+            stage.reloads,
         )
-        names = [x.name for x in stage.operands]
-        ends = tuple(self._reducer(output.reduction) for output in stage.outputs)
-        program = KernelBody(
-            tuple(getattr(formulas, op.formula) for op in stage.ops),
-            tuple(op.inputs for op in stage.ops),
-            tuple(output.value for output in stage.outputs),
-            tuple(op.constant for op in stage.ops),
-            tuple(self._reducer(op.formula if op.reduces else None) for op in stage.ops),
-            ends,
-            triton_dtype(self.common),
-            triton_dtype(self.accumulate),
-        )
-        reduced = tuple(output.reduced_axes for output in stage.outputs)
-        counts = tuple(output.reduced_count for output in stage.outputs)
-        box = Domain(stage.shape, reduced, counts, stage.row_axes, stage.live_values, stage.reloads)
-        self._add(program, box, operands, outputs, summary(stage, names))
+        self._add(self._body(stage), domain, operands, outputs, summarize(stage))
 
-    def _slot(self, index: int, strides: Strides | None, name: str) -> Slot:
-        memory = self.arguments[index]
-        if memory is None:
-            return Slot(index, name=name)
-        return Slot(index, memory.dtype, memory.aligned, strides, is_scratch=memory.is_scratch, name=name)
+    def _launch_argument(self, position: int, strides: Strides | None, name: str) -> LaunchArgument:
+        argument = self._arguments[position]
+        if argument is None:
+            return LaunchArgument(position, name=name)
+        return LaunchArgument(
+            position, argument.dtype, argument.aligned, strides, is_scratch=argument.is_scratch, name=name
+        )
+
+    def _body(self, stage: Stage) -> KernelBody:
+        return KernelBody(
+            formulas=tuple(getattr(formulas, op.formula) for op in stage.ops),
+            inputs=tuple(op.inputs for op in stage.ops),
+            outputs=tuple(output.value for output in stage.outputs),
+            constants=tuple(op.constant for op in stage.ops),
+            reducers=tuple(self._reducer(op.formula if op.reduces else None) for op in stage.ops),
+            epilogue=tuple(self._reducer(output.reduction) for output in stage.outputs),
+            common_dtype=triton_dtype(self.common_dtype),
+            compute_dtype=triton_dtype(self.accumulate_dtype),
+        )
 
     def _reducer(self, name: str | None) -> Reducer | None:
-        return name and reducer_of(name, triton_dtype(self.accumulate))
+        return name and reducer_of(name, triton_dtype(self.accumulate_dtype))
 
-    def _add(self, program: KernelBody, box: Domain, operands, outputs, words: str, share: bool = True) -> None:
-        """One launch, and more for the outputs whose totals several programs share: one for all of a shape."""
-        layout = box.lay_out(operands, outputs)
-        tiling = choose_tiling(
-            layout, min(slot.dtype.itemsize for slot in (*operands, *outputs) if slot.dtype), share, box.live
-        )
+    def _add(self, body: KernelBody, domain: Domain, operands, outputs, summary: str, may_split: bool = True) -> None:
+        """Add a launch; if it splits reductions among programs, also the launches that finalize them."""
+        layout = domain.lay_out(operands, outputs)
+        itemsize = min(x.dtype.itemsize for x in (*operands, *outputs) if x.dtype)
+        tiling = choose_tiling(layout, itemsize, may_split, domain.live_values)
         if len(layout.extents) == 2:
-            self.launches.append(Launch(map_kernel, program, layout, tiling, operands, outputs, words, self._pool))
+            self.launches.append(Launch(map_kernel, body, layout, tiling, operands, outputs, summary, self._pool))
             return
-        programs = (tiling.blocks[0], tiling.parts, tiling.blocks[1])
-        targets, ends, rest = [], [], {}
-        for i, (output, folded, end) in enumerate(zip(outputs, layout.folded, program.ends, strict=True)):
-            shared = [n if folded >> group & 1 else 1 for group, n in enumerate(programs)]
-            if prod(shared) > 1:
-                output, end = self._set_aside(box.shape, output, shared), end._replace(finish=None)
-                kept = tuple(n if stride else 1 for n, stride in zip(box.shape, output.strides, strict=True))
-                rest.setdefault((prod(shared), kept), []).append(i)
-            targets.append(output)
-            ends.append(end)
-        layout = box.lay_out(operands, targets)
+        programs = tiling.tile_counts[0], tiling.splits, tiling.tile_counts[1]
+        splits = [tuple(n if groups >> i & 1 else 1 for i, n in enumerate(programs)) for groups in layout.reduced_over]
+        targets = [
+            output if prod(split) == 1 else self._reserve_partials(domain.shape, output, split)
+            for output, split in zip(outputs, splits, strict=True)
+        ]
+        epilogue = tuple(
+            reducer if prod(split) == 1 else reducer._replace(finalize=None)
+            for reducer, split in zip(body.epilogue, splits, strict=True)
+        )
+        layout = domain.lay_out(operands, targets)
         steps = -(-tiling.chunk // tiling.tile[LOOPED])
-        totals = tuple(slot.parts for slot in targets), steps, box.counts
-        first = program._replace(ends=tuple(ends))
-        arguments = operands, targets, words, self._pool, totals, box.reloads
+        reduction = tuple(x.partial_strides for x in targets), steps, domain.reduced_counts
+        arguments = operands, targets, summary, self._pool, reduction, domain.reloads
+        first = body._replace(epilogue=epilogue)
         self.launches.append(Launch(map_reduce_kernel, first, layout, tiling, *arguments))
-        for (count, kept), members in rest.items():
-            self._add_totals(program, count, kept, box.counts, [(targets[i], outputs[i], i) for i in members])
+        self._add_finalize(body, domain, outputs, targets, splits)
 
-    def _add_totals(self, program: KernelBody, count: int, kept, counts, pairs) -> None:
-        """One launch that folds ``count`` parts of each of these totals."""
-        dtype = triton_dtype(self.accumulate)
-        ends, n = tuple(program.ends[i] for *_, i in pairs), len(pairs)
-        copy = KernelBody((), (), tuple(range(n)), (), (), ends, dtype, dtype)
-        parts = [t._replace(strides=(min(filter(None, t.parts)), *t.strides), parts=(0, 0, 0)) for t, *_ in pairs]
-        totals = [output._replace(strides=(0, *output.strides)) for _, output, _ in pairs]
-        box = Domain((count, *kept), (frozenset({0}),) * n, tuple(counts[i] for *_, i in pairs))
-        words = ", ".join(f"{end.finish.__name__}(part)" for end in ends)
-        self._add(copy, box, parts, totals, words, count > FULL_GRID)
+    def _reserve_partials(self, shape, output: LaunchArgument, split: Sequence[int]) -> LaunchArgument:
+        """Reserve a scratch buffer for the partials of an output, of which ``split`` has the number along each group.
 
-    def _set_aside(self, shape, output: Slot, shared: Sequence[int]) -> Slot:
-        """Room for the parts of an output's total, so many in each group, in the accumulation dtype."""
-        size = prod(n for n, stride in zip(shape, output.strides, strict=True) if stride)
-        strides, step = [0, 0, 0], size
-        for group, n in enumerate(shared):
+        They are in the accumulation dtype.
+        """
+        strides, size = [0, 0, 0], prod(n for n, stride in zip(shape, output.strides, strict=True) if stride)
+        for group, n in enumerate(split):
             if n > 1:
-                strides[group], step = step, step * n
-        self.rooms.append(step)
-        self.arguments.append(Argument(self.accumulate, is_scratch=True))
-        dense_strides = dense(shape, output.strides)
-        return Slot(len(self.arguments) - 1, self.accumulate, True, dense_strides, tuple(strides), True, "part")
+                strides[group], size = size, size * n
+        self.scratch_sizes.append(size)
+        self._arguments.append(Argument(self.accumulate_dtype, is_scratch=True))
+        return LaunchArgument(
+            position=len(self._arguments) - 1,
+            dtype=self.accumulate_dtype,
+            strides=dense_strides(shape, output.strides),
+            partial_strides=tuple(strides),
+            is_scratch=True,
+            name="partial",
+        )
+
+    def _add_finalize(self, body: KernelBody, domain: Domain, outputs, targets, splits) -> None:
+        """Add the launches that combine partials: one for all outputs of one shape with as many partials."""
+        together: dict[tuple, list[int]] = {}
+        for i, (partials, split) in enumerate(zip(targets, splits, strict=True)):
+            if prod(split) > 1:
+                shape = tuple(n if stride else 1 for n, stride in zip(domain.shape, partials.strides, strict=True))
+                together.setdefault((prod(split), *shape), []).append(i)
+        for shape, members in together.items():
+            self._add_finalize_launch(body, domain, shape, [(targets[i], outputs[i], i) for i in members])
+
+    def _add_finalize_launch(self, body: KernelBody, domain: Domain, shape: tuple[int, ...], members) -> None:
+        """Add a launch that reduces the first axis of ``shape``, along which the partials of each output lie."""
+        dtype = triton_dtype(self.accumulate_dtype)
+        epilogue, n = tuple(body.epilogue[i] for *_, i in members), len(members)
+        copy = KernelBody((), (), tuple(range(n)), (), (), epilogue, dtype, dtype)
+        operands = [_along_first_axis(partials) for partials, *_ in members]
+        outputs = [output._replace(strides=(0, *output.strides)) for _, output, _ in members]
+        counts = tuple(domain.reduced_counts[i] for *_, i in members)
+        summary = ", ".join(f"{reducer.finalize.__name__}(partial)" for reducer in epilogue)
+        over_partials = Domain(shape, (frozenset({0}),) * n, counts)
+        self._add(copy, over_partials, operands, outputs, summary, shape[0] > FULL_GRID_PROGRAMS)
+
+
+def _along_first_axis(partials: LaunchArgument) -> LaunchArgument:
+    """Return the partials with one more axis in front, along which they lie: they are contiguous."""
+    strides = min(filter(None, partials.partial_strides)), *partials.strides
+    return partials._replace(strides=strides, partial_strides=(0, 0, 0))
 
 
 _NOTHING = nullcontext()
 
 
-def _as_integer(value: torch.Tensor | float, common: torch.dtype) -> int:
-    """A number, which a 0-dim CPU tensor among GPU tensors counts as, as ``program.load`` expects it."""
+def _as_integer(value: torch.Tensor | float, common_dtype: torch.dtype) -> int:
+    """Return a number, which a 0-dim CPU tensor among GPU tensors counts as, in the form that ``body.load`` expects."""
     number = value.item() if isinstance(value, torch.Tensor) else value
-    if common.is_floating_point:
+    if common_dtype.is_floating_point:
         return struct.unpack("<q", struct.pack("<d", number))[0]
-    return int(bool(number) if common == torch.bool else number)
+    return int(bool(number) if common_dtype == torch.bool else number)
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ class KernelOp(NamedTuple):
     formula: str  # its name in ``formulas.py``
     inputs: tuple[int, ...]  # the values that it reads, by number
     constant: float | None = None  # the number that the kernel is compiled for, if the formula takes one
-    reduces: bool = False  # whether it is a reduction of its only input over the stage's row
+    reduces: bool = False  # whether it is a reduction of its only input over the stage's ``row_axes``
 
 
 class Output(NamedTuple):
@@ -54,10 +55,38 @@ class Stage(NamedTuple):
     Its values are numbered: first the operands, then one for each op.
     """
 
-    shape: tuple[int, ...]  # the sizes of the axes of the iteration space, which has elements
-    operands: tuple[Operand, ...]
-    ops: tuple[KernelOp, ...]
-    outputs: tuple[Output, ...]
-    row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program holds whole rows of them
+    shape: tuple[int, ...]  # elements along each axis of the iteration space
+    operands: tuple[Operand, ...]  # the values that it loads
+    ops: tuple[KernelOp, ...]  # the values that it computes, each after those that it reads
+    outputs: tuple[Output, ...]  # the values that it stores
+    row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program holds whole rows along them
     live_values: int = 1  # values of 4 bytes that a program holds at once for each element
-    reloads: bool = False  # whether what all rows read is loaded again for each, instead of held
+    reloads: bool = False  # whether the operands that all rows share are loaded again for each row, not held
+
+
+def summarize(stage: Stage) -> str:
+    """Return what the stage computes as one line: ``sigmoid(x)``, ``mul_dx(g, y), Σ mul_dy(g, x)``, ``mean(x)``.
+
+    A value that another op reads gets a name first: ``v0 = exp(x), Σ v0``.
+    """
+    values = [operand.name for operand in stage.operands]
+    lines: list[str] = []
+    read = {i for op in stage.ops for i in op.inputs}
+    for i, op in enumerate(stage.ops, len(stage.operands)):
+        arguments = [values[j] for j in op.inputs] + ([] if op.constant is None else [str(op.constant)])
+        expression = f"{op.formula}({', '.join(arguments)})"
+        values.append(f"v{len(lines)}" if i in read else expression)
+        if i in read:
+            lines.append(f"{values[i]} = {expression}")
+    return ", ".join([*lines, *_output_summaries(stage, values)])
+
+
+def _output_summaries(stage: Stage, values: Sequence[str]) -> list[str]:
+    lines = []
+    for output in stage.outputs:
+        value = values[output.value]
+        if output.reduction:
+            lines.append(f"Σ {value}" if output.reduction == "sum" and stage.ops else f"{output.reduction}({value})")
+        else:
+            lines.append(value if stage.ops else f"copy({value})")
+    return lines

@@ -7,9 +7,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..runtime.plans import kernels
-from ..triton_kernels.layout import Layout, Strides, TooManyGroups, arrange, dense, gathered, repeated
+from ..triton_kernels.layout import (
+    Layout,
+    Strides,
+    TooManyGroups,
+    accumulator_count,
+    arrange,
+    dense_strides,
+    loop_invariants,
+)
 from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
-from ..triton_kernels.tiling import MAX_THREAD_VALUES, holds
+from ..triton_kernels.tiling import MAX_THREAD_VALUES, fits_registers
 from .axes import NO_AXES, Axes, Dims
 from .graph import Constant, Graph, Op, Renamed
 from .schedule import Reads, best_end, held, in_order
@@ -242,7 +250,7 @@ class Partition:
         for reloads in (False, True):
             stage = stage._replace(reloads=reloads)
             live = self._live(values, row, stage, layout)
-            if holds(layout, self.itemsize, live, self.registers):
+            if fits_registers(layout, self.itemsize, live, self.registers):
                 return stage._replace(live_values=live * self.registers)
         n = self.graph.count(row)
         return SubPartition((first,), f"registers do not hold {live} values for each of the {n} elements of a row")
@@ -321,7 +329,7 @@ class Partition:
 
         While it goes through rows it also holds what it gathers of them, and what each of them reads again.
         """
-        arguments = {stage.operands[k].argument for k in repeated(layout)}
+        arguments = {stage.operands[k].argument for k in loop_invariants(layout)}
         wide = {i for i in values if row <= self.graph.axes[i]}
         again = {i for i in wide if i in self.sources and self.sources[i].argument in arguments}
         last = {j: k for k, i in enumerate(values) for j in (i, *self._reads(i))}
@@ -331,7 +339,7 @@ class Partition:
             alive |= wide.intersection((i, *self._reads(i))) if self._step(i) else set()
             most = max(most, len(alive))
             alive = {j for j in alive if last[j] > k or (j in again and not stage.reloads)}
-        return most + gathered(layout)
+        return most + accumulator_count(layout)
 
 
 def _positions(over: Axes, axes: Sequence[int]) -> frozenset[int]:
@@ -342,7 +350,7 @@ def _positions(over: Axes, axes: Sequence[int]) -> frozenset[int]:
 def scratch_binding(graph: Graph, value: int, argument: int) -> Binding:
     """Where ``value`` lies in room of its size, which is this argument: its axes in order."""
     axes = tuple(sorted(graph.axes[value]))
-    return Binding(argument, axes, dense([graph.sizes[a] for a in axes], (1,) * len(axes)))
+    return Binding(argument, axes, dense_strides([graph.sizes[a] for a in axes], (1,) * len(axes)))
 
 
 def _over_axes(place: Binding, axes: Sequence[int]) -> Strides:

@@ -44,7 +44,7 @@ class Phase(NamedTuple):
     def floor(self) -> int:
         """Bytes of the tensors given that are read, and of those made, each once."""
         launched = self.lowered.plan.launches if self.lowered.plan else []
-        read = {i for launch in launched for i in launch.reads}
+        read = {i for launch in launched for i in launch.operand_positions}
         memory = {x.data_ptr(): filled(x) for i, x in enumerate(self.given) if i in read}
         given = {x.data_ptr() for x in self.given}
         memory |= {x.data_ptr(): filled(x) for x in self.made if x.data_ptr() not in given}
@@ -53,7 +53,7 @@ class Phase(NamedTuple):
     def report(self) -> Iterator[str]:
         """Its launches, and what passes between them, in lines."""
         yield from describe(self.name, self.records)
-        itemsize = self.lowered.plan.accumulate.itemsize if self.lowered.plan else 0
+        itemsize = self.lowered.plan.accumulate_dtype.itemsize if self.lowered.plan else 0
         for value, why in self.lowered.cuts:
             size = self.graph.count(self.graph.axes[value]) * itemsize
             yield f"{'cut':10}{self.graph.word(value)} passes through memory, {size:,} bytes: {why}"

@@ -64,8 +64,8 @@ class RecordingDriver:
         compiled = launch.compiled
         record = LaunchRecord(
             name=compiled.name,
-            program=launch.words,
-            operands=launch.names,
+            program=launch.summary,
+            operands=launch.operand_names,
             grid=(launch.grid, 1, 1),
             num_warps=compiled.metadata.num_warps,
             compiled=compiled,
