@@ -1,4 +1,8 @@
-"""The ``autograd.Function`` of a fused call: what it computes, what it saves, and its gradients."""
+"""The ``autograd.Function`` of a fused call: what it computes, what it saves, and its gradients.
+
+Four kinds of indices occur here, all of them counted from 0. In a gradient's graph the value i of the fusion's graph is
+value ``offset + i``, as cotangents come first.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,11 @@ from ..ops.function import CustomFunction
 from ..runtime.paths import kernel_blocker, refuse_if_required
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
 from .trace import Trace
+
+InputIndex = int  # of a tensor that the fused function is called with; in the graph it is the same value
+ValueIndex = int  # of a value of the fusion's graph: inputs first
+ResultIndex = int  # of a result, each counted once, and of its cotangent
+OutputIndex = int  # of an output of the autograd.Function: results first, then saved intermediates
 
 
 def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False) -> str | None:
@@ -44,158 +53,180 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
 
 
 class Fusion:
-    """A trace on tensors in one layout, and the gradients of its results.
+    """A trace compiled for tensors in one layout, and the gradients of its results.
 
-    What had to be reduced in a kernel before, ``kept``, is small and saved for the gradients, in its room.
+    Values that forward reduced and spilled, ``saved_intermediates``, are small: they are saved for the gradients.
     """
 
     __slots__ = (
         "_gradients",
-        "_recorded",
+        "_recordings",
         "common",
+        "executable",
+        "gradient_specs",
         "graph",
-        "inputs",
-        "kept",
-        "likes",
-        "lowered",
-        "rooms",
+        "result_specs",
+        "saved_intermediates",
+        "saved_scratch",
         "trace",
     )
 
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
-        self.trace, self.graph = trace, graph
-        dtypes = trace.dtypes
-        self.common = reduce(torch.promote_types, dtypes[trace.arity :])
-        self.likes = _results(trace, graph, tensors)
-        self.inputs = [gradient_spec(x) for x in tensors]
-        self.kept: dict[int, int] = {}
-        self.rooms: list[int] = []
+        self.trace = trace
+        self.graph = graph  # of the trace, for tensors of these shapes
+        self.common = reduce(torch.promote_types, trace.dtypes[trace.arity :])  # the dtype that kernels round to
+        self.result_specs = _result_specs(trace, graph, tensors)  # of each result
+        self.gradient_specs = [gradient_spec(x) for x in tensors]  # of each input
+        self.executable: Any = None  # the kernels of forward; none before ``compile``
+        self.saved_intermediates: list[ValueIndex] = []
+        self.saved_scratch: list[int] = []  # for each of these, the position of its scratch buffer
         self._gradients: dict[tuple, Gradient] = {}
-        self._recorded: dict[tuple, Recording] = {}
+        self._recordings: dict[tuple, Recording] = {}
 
-    def lower(self, tensors: Sequence[Tensor]) -> Fusion:
+    def compile(self, tensors: Sequence[Tensor]) -> Fusion:
         """Make the kernels for tensors in this layout; return itself."""
-        self.lowered = Executable(self.graph, dict(enumerate(tensors)), self.likes, self.common, apart=True)
-        cut = {cut.value: room for room, cut in enumerate(self.lowered.cuts)}
-        steps = {i: step for i in cut if isinstance(step := self.graph.values[i], Op)}
-        self.kept = {i: cut[i] for i, step in steps.items() if step.over}
-        self.rooms = list(self.kept.values())
+        tensors_by_value = dict(enumerate(tensors))
+        self.executable = Executable(self.graph, tensors_by_value, self.result_specs, self.common, distinct=True)
+        scratch = {spill.value: k for k, spill in enumerate(self.executable.spills)}
+        reduced = [i for i in scratch if isinstance(op := self.graph.values[i], Op) and op.reduced]
+        self.saved_intermediates, self.saved_scratch = reduced, [scratch[i] for i in reduced]
         return self
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        """What the function returns."""
-        return self.returned(self.lowered(tensors))
+        """Return what the function returns."""
+        return self.trace.pack(self.executable(tensors))
 
-    def returned(self, results: Any) -> Any:
-        """``results``, perhaps with rooms after them, as the function returns them."""
-        return self.trace.returned(results)
+    def gradient(
+        self, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saves_intermediates: bool = True
+    ) -> Gradient:
+        """Return the gradient of the inputs ``needed``, for cotangents of ``outputs``.
 
-    def gradient(self, wanted: tuple[int, ...], outputs: tuple[int, ...], keeps: bool = True) -> Gradient:
-        """Of the tensors ``wanted``, for cotangents of ``outputs``; from inputs alone where nothing is kept."""
-        key = wanted, outputs, keeps
+        Unless the call ``saves_intermediates``, it is computed from inputs alone.
+        """
+        key = needed, outputs, saves_intermediates
         if key not in self._gradients:
-            self._gradients[key] = Gradient(self, wanted, outputs, self.kept if keeps else {})
+            saved = self.saved_intermediates if saves_intermediates else ()
+            self._gradients[key] = Gradient(self, needed, outputs, saved)
         return self._gradients[key]
 
-    def recorded(self, needs: tuple[bool, ...], keeps: bool) -> Recording:
-        """Return what a call saves; ``needs`` is its ``ctx.needs_input_grad``, of the Run, then of each tensor.
+    def recording(self, needs_grad: tuple[bool, ...], saves_intermediates: bool) -> Recording:
+        """Return what a call saves.
 
-        Unless it ``keeps`` what was reduced between kernels, it saves inputs alone.
+        Args:
+            needs_grad: the call's ``ctx.needs_input_grad``: of the FusedCall, then of each tensor.
+            saves_intermediates: whether it saves more than inputs.
         """
-        key = needs, keeps
-        if key not in self._recorded:
-            wanted = tuple(i for i, need in enumerate(needs[1:]) if need)
-            outputs = tuple(range(len(self.likes)))
-            moved = [i for i in outputs if set(wanted) & set(self.graph.needed([self.graph.results[i][0]]))]
-            gradient = self.gradient(wanted, tuple(moved), keeps)
-            kept = self.kept if keeps else {}
-            rooms = dict(zip(kept, range(len(outputs), len(outputs) + len(kept)), strict=True))
-            fixed = [*(i for i in outputs if i not in moved), *rooms.values()]
-            self._recorded[key] = Recording(wanted, moved, gradient, fixed, [rooms[i] for i in gradient.kept])
-        return self._recorded[key]
+        key = needs_grad, saves_intermediates
+        if key not in self._recordings:
+            needed = tuple(i for i, needs in enumerate(needs_grad[1:]) if needs)
+            self._recordings[key] = self._record(needed, saves_intermediates)
+        return self._recordings[key]
+
+    def _record(self, needed: tuple[InputIndex, ...], saves_intermediates: bool) -> Recording:
+        results = range(len(self.result_specs))
+        differentiable = [
+            i for i in results if not set(needed).isdisjoint(self.graph.ancestors([self.graph.results[i][0]]))
+        ]
+        gradient = self.gradient(needed, tuple(differentiable), saves_intermediates)
+        saved = self.saved_intermediates if saves_intermediates else ()
+        outputs = {value: len(results) + k for k, value in enumerate(saved)}
+        non_differentiable = [*(i for i in results if i not in differentiable), *outputs.values()]
+        saved_outputs = [outputs[i] for i in gradient.saved_intermediates]
+        return Recording(needed, differentiable, gradient, non_differentiable, saved_outputs)
 
 
 class Recording(NamedTuple):
-    """What autograd has to know of a call for one set of tensors that want gradients."""
+    """What autograd has to know of a call, for one set of inputs that need gradients."""
 
-    wanted: tuple[int, ...]  # the tensors
-    outputs: list[int]  # the results that depend on them
-    gradient: Gradient  # of the tensors, for cotangents of those results
-    fixed: list[int]  # outputs of the Function that do not depend on them: other results, and rooms
-    rooms: list[int]  # outputs of the Function that the gradient reads
+    needed: tuple[InputIndex, ...]  # the inputs that need gradients
+    differentiable: list[ResultIndex]  # the results that depend on them
+    gradient: Gradient  # of these inputs, for cotangents of these results
+    non_differentiable: list[OutputIndex]  # the other results, and all saved intermediates
+    saved_outputs: list[OutputIndex]  # the saved intermediates that the gradient reads
 
 
-def _results(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[TensorSpec]:
-    """What torch's results are.
+def _result_specs(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[TensorSpec]:
+    """Return what torch's results are.
 
     Where they are contiguous for contiguous tensors, they are for others that have size 1 in the same places.
     """
     shapes = [torch.Size(1 if a is None else graph.sizes[a] for a in dims) for _, dims in graph.results]
     dense = [contiguous(shape) for shape in shapes]
-    usual = all(x.stride() == contiguous(x.shape) for x in tensors)
+    inputs_are_dense = all(x.stride() == contiguous(x.shape) for x in tensors)
     strides = dense
-    if not (usual and trace.keeps_dense):
+    if not (inputs_are_dense and trace.is_dense_if_inputs_are):
         meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
         strides = [_strides(trace, ref.value, meta) for ref in trace.outputs]
-        trace.keeps_dense = usual and strides == dense
-    dtypes = trace.dtypes
+        trace.is_dense_if_inputs_are = inputs_are_dense and strides == dense
     return [
-        TensorSpec(shape, steps, dtypes[ref.value], trace.device)
-        for shape, steps, ref in zip(shapes, strides, trace.outputs, strict=True)
+        TensorSpec(shape, each, trace.dtypes[ref.value], trace.device)
+        for shape, each, ref in zip(shapes, strides, trace.outputs, strict=True)
     ]
 
 
-def _strides(trace: Trace, index: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
-    """Those of torch's result; a reduction's is contiguous, which a meta tensor may not be."""
-    z = meta[index]
-    node = trace.nodes[index - trace.arity]
+def _strides(trace: Trace, value: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return the strides of torch's result: of a reduction contiguous, which a meta tensor may not be."""
+    z = meta[value]
+    node = trace.nodes[value - trace.arity]
     return z.stride() if issubclass(node.operator, Operator) else contiguous(z.shape)
 
 
 class Gradient:
-    """The gradients of a fusion: what they read of its inputs, ``reads``, and of its values ``kept``, and how."""
+    """The gradients of a fusion for one set of inputs that need them, and of results that cotangents arrive from.
 
-    __slots__ = ("common", "first", "graph", "kept", "likes", "reads", "which")
+    It is called with the cotangents, then the inputs ``saved_inputs``, then the values ``saved_intermediates``.
+    """
 
-    def __init__(self, fusion: Fusion, wanted: tuple[int, ...], outputs: tuple[int, ...], kept: Iterable[int]):
-        self.graph, self.which = differentiate(fusion.graph, wanted, outputs)
-        self.first, self.common = len(outputs), fusion.common
-        self.reads = [i - self.first for i in self.graph.given() if i >= self.first]
-        kept = {self.first + i: i for i in kept}
-        needed = self.graph.needed([value for value, _ in self.graph.results], kept)
-        self.kept = [kept[i] for i in needed if i in kept]
-        self.likes = [fusion.inputs[i] for i, at in zip(wanted, self.which, strict=True) if at is not None]
+    __slots__ = ("common", "graph", "offset", "result_index", "saved_inputs", "saved_intermediates", "specs")
 
-    def __call__(self, values: Sequence[Tensor]) -> list[Tensor | None]:
-        """The gradient of each input wanted, for cotangents, then inputs, then what was kept."""
-        grads = by_kernel("fuse", self, values, self.lower)
+    def __init__(
+        self,
+        fusion: Fusion,
+        needed: tuple[InputIndex, ...],
+        outputs: tuple[ResultIndex, ...],
+        saved: Iterable[ValueIndex],
+    ):
+        """Differentiate; the values ``saved`` need not be computed again."""
+        self.graph, self.result_index = differentiate(fusion.graph, needed, outputs)  # the latter for each needed input
+        self.offset = len(outputs)  # from the fusion's graph to this one
+        self.common = fusion.common
+        self.saved_inputs: list[InputIndex] = [i - self.offset for i in self.graph.inputs() if i >= self.offset]
+        shifted = {self.offset + i: i for i in saved}
+        ancestors = self.graph.ancestors([value for value, _ in self.graph.results], shifted)
+        self.saved_intermediates: list[ValueIndex] = [shifted[i] for i in ancestors if i in shifted]
+        self.specs = [  # of each result of this graph
+            fusion.gradient_specs[i] for i, at in zip(needed, self.result_index, strict=True) if at is not None
+        ]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the gradient of each input that needs one, None if it is zero."""
+        grads = by_kernel("fuse", self, tensors, self.compile)
         if grads is None:
-            grads = evaluate(self.graph, self._numbered(values), COMPUTE[self.common])
-            grads = [grad.to(like.dtype, copy=True) for grad, like in zip(grads, self.likes, strict=True)]
-        return [None if at is None else grads[at] for at in self.which]
+            grads = evaluate(self.graph, self._by_value(tensors), COMPUTE[self.common])
+            grads = [grad.to(spec.dtype, copy=True) for grad, spec in zip(grads, self.specs, strict=True)]
+        return [None if at is None else grads[at] for at in self.result_index]
 
-    def lower(self, values: Sequence[Tensor]) -> Executable:
-        """The kernels for tensors in this layout."""
-        return Executable(self.graph, self._numbered(values), self.likes, self.common)
+    def compile(self, tensors: Sequence[Tensor]) -> Executable:
+        """Return the kernels for tensors in this layout."""
+        return Executable(self.graph, self._by_value(tensors), self.specs, self.common)
 
-    def _numbered(self, values: Sequence[Tensor]) -> dict[int, Tensor]:
-        return dict(
-            zip([*range(self.first), *(self.first + i for i in (*self.reads, *self.kept))], values, strict=True)
-        )
+    def _by_value(self, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
+        saved = [self.offset + i for i in (*self.saved_inputs, *self.saved_intermediates)]
+        return dict(zip([*range(self.offset), *saved], tensors, strict=True))
 
 
 class FusedCall(NamedTuple):
     """One call of a fusion that is recorded."""
 
     fusion: Fusion
-    keeps: bool  # whether it saves what was reduced between two kernels: not if that must be the same without kernels
-    trace: Trace | None = None  # whose operators are applied one by one, instead of the kernels
+    saves_intermediates: bool  # not if what is saved must be the same where no kernels run
+    trace: Trace | None = None  # its operators are applied one by one, instead of the kernels, if it is given
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The results, each once; and after them what is kept."""
+        """Return the results, each once; and after them the saved intermediates."""
         fusion = self.fusion
         if self.trace is None:
-            return tuple(fusion.lowered(tensors, fusion.rooms if self.keeps else ()))
+            return tuple(fusion.executable(tensors, fusion.saved_scratch if self.saves_intermediates else ()))
         values = self.trace.replay(tensors)
         return tuple([values[ref.value] for ref in self.trace.outputs])
 
@@ -210,39 +241,40 @@ class FusedFunction(CustomFunction):
 
     @classmethod
     def of(cls, fusion: Fusion, tensors: Sequence[Tensor], trace: Trace | None = None) -> Any:
-        """What the function returns, recorded; by the operators of its ``trace``, if that is given."""
-        run = FusedCall(fusion, not saved_tensor_hooks(), trace)
-        return fusion.returned(cls.record(run, *tensors))
+        """Return what the function returns, recorded; by the operators of its ``trace``, if that is given."""
+        call = FusedCall(fusion, not saved_tensor_hooks(), trace)
+        return fusion.trace.pack(cls.record(call, *tensors))
 
     @staticmethod
-    def forward(run, *tensors):
-        """The results; and what is kept."""
-        return run(tensors)
+    def forward(call, *tensors):
+        """Return the results, and the saved intermediates."""
+        return call(tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        """Keep what all gradients wanted read."""
-        run, *tensors = inputs
-        recording = run.fusion.recorded(ctx.needs_input_grad, run.keeps)
-        if recording.fixed:
-            ctx.mark_non_differentiable(*[output[i] for i in recording.fixed])
-        ctx.kept = run, recording
-        reads = recording.gradient.reads
-        ctx.save_for_backward(*[tensors[i] for i in reads], *[output[i] for i in recording.rooms])
+        """Save what the gradients read."""
+        call, *tensors = inputs
+        recording = call.fusion.recording(ctx.needs_input_grad, call.saves_intermediates)
+        if recording.non_differentiable:
+            ctx.mark_non_differentiable(*[output[i] for i in recording.non_differentiable])
+        ctx.saved_meta = call, recording
+        saved_inputs = recording.gradient.saved_inputs
+        ctx.save_for_backward(*[tensors[i] for i in saved_inputs], *[output[i] for i in recording.saved_outputs])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *gs):
-        """The gradients that are wanted; of what nothing arrived from, none."""
-        (fusion, keeps, _), (wanted, outputs, gradient, *_) = ctx.kept
-        saved = ctx.saved_tensors if gradient.reads or gradient.kept else ()
+        """Return the gradients that are needed, None for all else; results that no cotangent arrived from count not."""
+        (fusion, saves_intermediates, _), (needed, outputs, gradient, *_) = ctx.saved_meta
+        saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_intermediates else ()
         gs = tuple([gs[i] for i in outputs])
         if any([g is None for g in gs]):
-            by_value = dict(zip((*gradient.reads, *gradient.kept), saved, strict=True))
+            by_value = dict(zip((*gradient.saved_inputs, *gradient.saved_intermediates), saved, strict=True))
             arrived = tuple(i for i, g in zip(outputs, gs, strict=True) if g is not None)
-            gradient, gs = fusion.gradient(wanted, arrived, keeps), tuple([g for g in gs if g is not None])
-            saved = tuple(by_value[i] for i in (*gradient.reads, *gradient.kept))
-        every: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for i, grad in zip(wanted, gradient((*gs, *saved)), strict=True):
-            every[i + 1] = grad
-        return tuple(every)
+            gradient = fusion.gradient(needed, arrived, saves_intermediates)
+            gs = tuple([g for g in gs if g is not None])
+            saved = tuple(by_value[i] for i in (*gradient.saved_inputs, *gradient.saved_intermediates))
+        grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for i, grad in zip(needed, gradient((*gs, *saved)), strict=True):
+            grads[i + 1] = grad
+        return tuple(grads)

@@ -262,20 +262,20 @@ def _or_all(dim: Any, keepdim: Any) -> Any:
 
 
 def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
-    """``g`` in equal parts to the elements of x that are z; in one kernel where registers hold what is reduced."""
-    over = reduced_axes(x.dim(), *dim)
-    grads = by_kernel(name, (_share, *over), (g, x, z), lambda _: _lower_share(g, x, z, over))
+    """Return ``g`` in equal parts to the elements of x that are z; in one kernel if registers hold what is reduced."""
+    reduced = reduced_axes(x.dim(), *dim)
+    grads = by_kernel(name, (_share, *reduced), (g, x, z), lambda _: _compile_share(g, x, z, reduced))
     if grads is not None:
         return grads[0]
     return f.extremum_dx(g, x, z, f.sum(f.equal(x, z), *dim or ((),), True, dtype=COMPUTE[x.dtype]))
 
 
-def _lower_share(g: Tensor, x: Tensor, z: Tensor, over: set[int]) -> Executable:
+def _compile_share(g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Executable:
     dims = tuple(None if n == 1 else a for a, n in enumerate(x.shape))
-    kept = tuple(None if a in over else axis for a, axis in enumerate(dims))
+    keepdim = tuple(None if a in reduced else axis for a, axis in enumerate(dims))
     graph = Graph(dict(enumerate(x.shape)))
-    g_, x_, z_ = graph.add(Input("g", kept)), graph.add(Input("x", dims)), graph.add(Input("z", kept))
-    ties = graph.fold("sum", graph.add(Op("equal", (x_, z_))), frozenset(over & set(dims)))
+    g_, x_, z_ = graph.add(Input("g", keepdim)), graph.add(Input("x", dims)), graph.add(Input("z", keepdim))
+    ties = graph.reduce("sum", graph.add(Op("equal", (x_, z_))), frozenset(reduced & set(dims)))
     graph.results = [(graph.add(Op("extremum_dx", (g_, x_, z_, ties))), dims)]
     return Executable(graph, {g_: g, x_: x, z_: z}, [gradient_spec(x)], x.dtype)
 
