@@ -32,7 +32,7 @@ class Expected(NamedTuple):
     forward: int = 1
     backward: int = 1
     most: float = 1.0
-    cuts: tuple[int, int] = (0, 0)
+    spilled: tuple[int, int] = (0, 0)
 
 
 PARTS = 2  # kernels of a direction that leaves partial sums: those are added up by one more
@@ -90,7 +90,7 @@ def test_every_program_has_its_expected_cost():
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_fused_programs_move_fewer_bytes_than_their_operators(program):
     found = measure(program, torch.bfloat16)
-    assert sum(cost.moved for cost in found.unfused) > 1.5 * sum(phase.moved for phase in found.fused)
+    assert sum(cost.bytes_moved for cost in found.unfused) > 1.5 * sum(phase.bytes_moved for phase in found.fused)
 
 
 def test_audit_sees_narrow_words(monkeypatch):
@@ -109,7 +109,7 @@ def test_audit_sees_bytes_moved_twice(monkeypatch):
 def test_audit_sees_rows_that_do_not_fit(monkeypatch):
     monkeypatch.setattr("customops.compiler.partition.fits_registers", lambda layout, *_: layout.row_group is None)
     found = "\n".join(faults(program("softmax"), torch.bfloat16))
-    assert "forward: 2 cuts, expected 0" in found
+    assert "forward: 2 values through memory, expected 0" in found
     assert "kernels, expected 1" in found
 
 
@@ -126,16 +126,16 @@ def faults(program: Program, dtype: torch.dtype) -> list[str]:
     """All that is wrong, in words."""
     expected, found = EXPECTED[program.name], measure(program, dtype)
     wrong = []
-    for phase, kernels, cuts in zip(found.fused, expected[:2], expected.cuts, strict=True):
+    for phase, kernels, spilled in zip(found.fused, expected[:2], expected.spilled, strict=True):
         if len(phase.records) != kernels:
             wrong.append(f"{phase.name}: {len(phase.records)} kernels, expected {kernels}")
-        if len(phase.lowered.cuts) != cuts:
-            wrong.append(f"{phase.name}: {len(phase.lowered.cuts)} cuts, expected {cuts}")
+        if len(phase.executable.spills) != spilled:
+            wrong.append(f"{phase.name}: {len(phase.executable.spills)} values through memory, expected {spilled}")
         spills = sum(record.spills for record in phase.records)
         if spills:
             wrong.append(f"{phase.name}: spills {spills} bytes of a thread")
         wrong += [f"{phase.name}: {x} moves in {bits} bits, expected 128" for x, bits in words(phase) if bits < 128]
-    excess = sum(phase.moved for phase in found.fused) / sum(phase.floor for phase in found.fused)
+    excess = sum(phase.bytes_moved for phase in found.fused) / sum(phase.bytes_floor for phase in found.fused)
     if round(excess, 3) > expected.most:
         wrong.append(f"moves {excess:.3f} times the bytes, expected {expected.most} at most")
     return wrong
@@ -143,10 +143,10 @@ def faults(program: Program, dtype: torch.dtype) -> list[str]:
 
 def words(phase: Phase) -> Iterator[tuple[str, int]]:
     """Each access of a launch to a tensor that is as large as any: which, and its widest word in bits."""
-    plan = phase.lowered.plan
-    first = plan.first_scratch - len(phase.lowered.written)
-    sizes = dict(enumerate(x.numel() for x in phase.given))
-    sizes |= {first + i: like.shape.numel() for i, like in enumerate(phase.lowered.written)}
+    plan = phase.executable.plan
+    first = plan.first_scratch - len(phase.executable.buffers)
+    sizes = dict(enumerate(x.numel() for x in phase.inputs))
+    sizes |= {first + i: like.shape.numel() for i, like in enumerate(phase.executable.buffers)}
     for one in plan.launches:
         for leaf, bits in machine_code.widest(one.compiled).items():
             assert leaf, "a pointer cannot be told"

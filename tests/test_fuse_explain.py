@@ -141,20 +141,20 @@ def test_floor_is_of_the_tensors_that_are_used(explained):
     assert block(text, "backward")[-1] == "return dy = 0"
 
 
-def test_a_cut_names_the_value_and_the_reason(explained):
+def test_a_spill_names_the_value_and_the_reason(explained):
     text = explained(rows_then_columns, *tensors((64, 256)))
     value = re.search(r"(t\d+) = sum\(t\d+\) over dim 0 of x", "\n".join(block(text, "program")))[1]
     size = 4 * 256
     why = "it reduces other axes than the one before it"
-    assert f"\ncut       {value} passes through memory, {size:,} bytes: {why}\n" in text
+    assert f"\nscratch   {value} passes through memory, {size:,} bytes: {why}\n" in text
     assert len(re.findall("^forward ", text, re.M)) > 1
 
 
-def test_a_value_kept_for_the_gradients_is_not_computed_again(explained):
+def test_a_value_saved_for_the_gradients_is_not_computed_again(explained):
     fused = customops.fuse(lambda x: rows_then_columns(x) * rows_then_columns(x))
     lines = block(explained(fused, *tensors((64, 256))), "backward")
-    (kept,) = (line for line in lines if line.endswith(" of the program, kept"))
-    value = kept.partition(" ")[0]
+    (saved,) = (line for line in lines if line.endswith(" of the program, saved"))
+    value = saved.partition(" ")[0]
     assert sum(line.startswith(f"{value} = ") for line in lines) == 1
     assert any(f"({value}," in line or f" {value})" in line for line in lines)
 

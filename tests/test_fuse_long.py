@@ -111,7 +111,7 @@ def test_kernels_of_a_program_grow_in_number_and_not_in_length():
     steps, kernels = [], []
     for times in (100, 200, 400):
         found = phases(lambda x, a, b, times=times: multiply_add(x, a, b, times), [(512, 512)] * 3)
-        programs = [launch.arguments[-2] for phase in found for launch in phase.lowered.plan.launches]
+        programs = [launch.arguments[-2] for phase in found for launch in phase.executable.plan.launches]
         steps += [len(program.formulas) for program in programs]
         kernels.append(len(found[1].records))
     assert 100 < max(steps) <= partition.MAX_OPS

@@ -62,7 +62,7 @@ def _grad(zs, leaves, gs, **options) -> list[Tensor]:
 
 
 def derived(program: Program) -> Function:
-    """The program and its gradients as :mod:`customops.graphs` derives them, by torch's formulas."""
+    """The program and its gradients as :mod:`customops.compiler.gradient` derives them, by torch's formulas."""
     made = customops.fuse(program.function(customops))
 
     class Derived(torch.autograd.Function):
@@ -77,10 +77,10 @@ def derived(program: Program) -> Function:
             xs = ctx.saved_tensors
             arrived = tuple(i for i, g in enumerate(gs) if g is not None)
             wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad) if needed)
-            graph, which = differentiate(made.program(*xs), wanted, arrived)
+            graph, result_index = differentiate(made.program(*xs), wanted, arrived)
             given = dict(enumerate([*(gs[i] for i in arrived), *xs]))
             grads = evaluate(graph, given, COMPUTE[_common(xs)])
-            found = dict(zip(wanted, (None if i is None else grads[i] for i in which), strict=True))
+            found = dict(zip(wanted, (None if i is None else grads[i] for i in result_index), strict=True))
             return tuple(found.get(i) for i in range(len(xs)))
 
     results = list(dict.fromkeys(program.returns))  # one returned twice is one result
@@ -133,16 +133,16 @@ def kernels(monkeypatch, replan):
     return begin
 
 
-def lowered() -> Counter:
+def compiled() -> Counter:
     """Stages, and reasons for cuts, of the plans that there are for fused programs."""
     made = [x for x in config.plans.values() if isinstance(x, Fusion | Executable)]
     found = Counter()
     for x in made:
-        way, plans = ("forward", x.lowered) if isinstance(x, Fusion) else ("backward", x)
+        way, plans = ("forward", x.executable) if isinstance(x, Fusion) else ("backward", x)
         found[f"fused {way} programs"] += 1
-        found[f"fused {way} programs in one stage"] += plans.stages <= 1
-        reasons = {cut.reason.split(" values")[0].rstrip("0123456789 ") for cut in plans.cuts}
-        for reason in reasons or ({"no cut: results over several sets of axes"} if plans.stages > 1 else ()):
+        found[f"fused {way} programs in one stage"] += plans.stage_count <= 1
+        reasons = {spill.reason.split(" values")[0].rstrip("0123456789 ") for spill in plans.spills}
+        for reason in reasons or ({"no cut: results over several sets of axes"} if plans.stage_count > 1 else ()):
             found[f"fused {way} programs cut: {reason}"] += 1
     return found
 
@@ -158,7 +158,7 @@ def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tall
     def check(program, first, room):
         kernels(room)
         assert_torchs_derivatives(customops.fuse(program.function(customops)), program, first)
-        counts.update(lowered() if room == ROOMS[0] else {"random programs with few registers": 1} if KERNELS else {})
+        counts.update(compiled() if room == ROOMS[0] else {"random programs with few registers": 1} if KERNELS else {})
         counts["random programs"] += 1
 
     check()

@@ -56,6 +56,14 @@ def _method(x):
     return x.view(-1)
 
 
+def _method_of_ours(x):
+    return x.sum()
+
+
+def _property(x):
+    return x.mT * 2
+
+
 def _matrix(x):
     return x @ x
 
@@ -111,19 +119,21 @@ REFUSED = {
     _truth: ("while customops.sum(x)", "branch on shapes"),
     _item: (".item()", "argument"),
     _float: ("float(customops.sum(x))", "argument"),
-    _index: ("x[0] * 2", "outside the function"),
-    _loop: ("for row in x", "outside the function"),
-    _of_torch: ("torch.exp(x) * 2", "use customops.exp"),
-    _of_torch_alone: ("torch.softmax(x, -1)", "outside the function"),
-    _method: ("x.view(-1)", "outside the function"),
-    _matrix: ("x @ x", "outside the function"),
+    _index: ("x[0] * 2", "indexing a traced tensor is not supported; index before calling the fused function"),
+    _loop: ("for row in x", "take it apart before calling the fused function"),
+    _of_torch: ("torch.exp(x) * 2", "torch.exp cannot be traced; use customops.exp"),
+    _of_torch_alone: ("torch.softmax(x, -1)", "torch.softmax cannot be traced; do that outside the function"),
+    _method: ("x.view(-1)", "Tensor.view() cannot be traced; do that outside the function"),
+    _method_of_ours: ("x.sum()", "Tensor.sum() cannot be traced; use customops.sum(x)"),
+    _property: ("x.mT * 2", "Tensor.mT cannot be traced; do that outside the function"),
+    _matrix: ("x @ x", "@ of a traced tensor is not supported; do that outside the function"),
     _captured: ("customops.mul(x, outside)", "make it an argument"),
     _augmented: ("x += 1", "write x = x + y"),
     _twin: ("customops.exp_(x)", "use customops.exp"),
-    _out: ("out=x", "leave it away"),
+    _out: ("out=x", "leave it out"),
     _rounding: ('rounding_mode="floor"', "outside the function"),
     _floor: ("2 // x", "outside the function"),
-    _alpha: ("alpha=customops.sum(x)", "pass that as a number"),
+    _alpha: ("alpha=customops.sum(x)", "pass a number"),
     _no_grad: ("customops.exp(x)", "split the function"),
     _none: ("_none", "got ()"),
     _number: ("_number", "got 3"),
@@ -192,7 +202,7 @@ def test_a_mode_switched_inside_is_refused_by_name(name, device):
     """Operators heed it where they are called; kernels run later, under that of the caller."""
     x = torch.ones(3, device=device)
     for function in (customops.exp, lambda x: customops.exp(x) if x.dtype == torch.float32 else x):
-        with pytest.raises(TypeError, match=rf"^fuse: .*a change of .*{name}; split the function"):
+        with pytest.raises(TypeError, match=rf"^fuse: .*a change of .*{name} cannot be traced; split the function"):
             fuse(switched(SWITCHED[name], function))(x)
 
 
@@ -251,7 +261,9 @@ def test_what_is_no_function_is_refused(wrap):
 def test_a_tensor_in_a_container_is_refused_where_it_is_used(device):
     x = torch.ones(3, device=device)
     for given, use in (([x], lambda x, y: x * y[0]), ({"y": x}, lambda x, y: y["y"] * x)):
-        with pytest.raises(TypeError, match=r"a tensor that is no argument of the function; make it an argument"):
+        with pytest.raises(
+            TypeError, match=r"a tensor that is no argument of the function cannot be traced; make it an argument"
+        ):
             fuse(use)(x, given)
 
 

@@ -59,7 +59,7 @@ def test_another_shape_derives_nothing(monkeypatch, replan):
 
     def counts(rows, columns):
         back, _ = differentiate(center.program(torch.ones(rows, columns), torch.ones(columns)), (0, 1), (0,))
-        numbers = [i for i, value in enumerate(back.values) if isinstance(value, graph.Constant) and value.over]
+        numbers = [i for i, value in enumerate(back.values) if isinstance(value, graph.Constant) and value.counted]
         return {back.number(i) for i in numbers}
 
     assert counts(5, 5) == {5}

@@ -195,3 +195,9 @@ def _offset(index, sizes, strides):
             index = index // sizes[i]
         offset += coordinate * strides[i]
     return offset
+
+
+@triton.constexpr_function
+def varies_along_loop(groups, i, hoisted):
+    """Return whether operand i, of these groups, is loaded in every step of the loop; a number, -1, is not."""
+    return groups > 0 and i not in hoisted

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .body import evaluate, load, store
+from .body import evaluate, load, store, varies_along_loop
 from .layout import LOOPED
 
 _LOOPED = tl.constexpr(LOOPED)
@@ -31,7 +31,7 @@ def map_reduce_kernel(
 
     hoisted = ()  # what does not change along the loop is loaded before it
     for i in tl.static_range(len(operands)):
-        if _varies_along_loop(GEOMETRY.operand_groups[i], i, GEOMETRY.hoisted):
+        if varies_along_loop(GEOMETRY.operand_groups[i], i, GEOMETRY.hoisted):
             hoisted = hoisted + (tl.full([], 0, tl.int32),)  # unused
         else:
             indices = (outer, outer, tiled)
@@ -85,7 +85,7 @@ def _reduce_tile(
     indices = (outer, looped, tiled)
     values = ()
     for i in tl.static_range(len(operands)):
-        if _varies_along_loop(GEOMETRY.operand_groups[i], i, GEOMETRY.hoisted):
+        if varies_along_loop(GEOMETRY.operand_groups[i], i, GEOMETRY.hoisted):
             value = load(
                 operands[i],
                 operand_strides[i],
@@ -133,9 +133,3 @@ def _store_output(
         if BODY.epilogue[j].finalize is not None:
             value = BODY.epilogue[j].finalize(value, tl.cast(counts[j], BODY.compute_dtype))
     store(output, output_strides[j], sizes, extents, indices, value, GEOMETRY.constant_along[j], UNMASKED)
-
-
-@triton.constexpr_function
-def _varies_along_loop(groups, i, hoisted):
-    """Return whether operand i, of these groups, is loaded in every step of the loop; a number, -1, is not."""
-    return groups > 0 and i not in hoisted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,30 +10,33 @@ from torch import Tensor
 
 from .. import formulas
 from .axes import align, restore
-from .graph import Constant, Graph, Input, Renamed
+from .graph import Constant, Graph, Input, Op, Renamed
 
 
 def evaluate(graph: Graph, tensors: dict[int, Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The results by torch's formulas in ``dtype``, for these tensors given.
+    """Return the results for these inputs, computed by torch's formulas in ``dtype``.
 
-    Differentiable, and of any class of tensors that torch computes with.
+    They are differentiable, and tensors may be of any class that torch computes with.
     """
     order = sorted(graph.sizes)
     values: dict[int, Any] = {}
-    for i in graph.needed([value for value, _ in graph.results]):
-        value = graph.values[i]
-        if isinstance(value, Input):
-            values[i] = align(tensors[i].to(dtype), value.dims, order)
-        elif isinstance(value, Constant):
+    for i in graph.ancestors([value for value, _ in graph.results]):
+        node = graph.values[i]
+        if isinstance(node, Input):
+            values[i] = align(tensors[i].to(dtype), node.dims, order)
+        elif isinstance(node, Constant):
             values[i] = graph.number(i)
-        elif isinstance(value, Renamed):
-            x = restore(values[value.reads[0]], value.old, order, graph.sizes)
-            values[i] = align(x, value.new, order)
-        elif value.over:
-            x = values[value.reads[0]]
-            places = [order.index(a) for a in value.over]
-            x = x.expand([graph.sizes[a] if a in value.over else -1 for a in order])
-            values[i] = getattr(formulas, value.formula)(x, places, True)
+        elif isinstance(node, Renamed):
+            x = restore(values[node.inputs[0]], node.old, order, graph.sizes)
+            values[i] = align(x, node.new, order)
         else:
-            values[i] = getattr(formulas, value.formula)(*[values[j] for j in value.reads])
+            values[i] = _apply(graph, node, [values[j] for j in node.inputs], order)
     return [restore(values[value], dims, order, graph.sizes) for value, dims in graph.results]
+
+
+def _apply(graph: Graph, op: Op, inputs: Sequence, order: Sequence[int]) -> Tensor:
+    formula = getattr(formulas, op.formula)
+    if not op.reduced:
+        return formula(*inputs)
+    x = inputs[0].expand([graph.sizes[a] if a in op.reduced else -1 for a in order])
+    return formula(x, [order.index(a) for a in op.reduced], True)

@@ -4,149 +4,197 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import config
 from ..runtime.memory import empty
-from ..runtime.paths import has_kernel, plan_key
+from ..runtime.paths import has_kernel
 from ..runtime.plans import kernels, recall, remember
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
 from ..triton_kernels.layout import VECTOR_BYTES
 from ..triton_kernels.stage import Argument
-from .axes import Dims, align, restore
+from .axes import Dims
 from .graph import Constant, Graph, Input
-from .partition import Binding, Partition, scratch_binding
+from .partition import Binding, partition, scratch_binding
 
 COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32} | {
     dtype: dtype for dtype in (torch.float32, torch.float64)
 }
 
 
+class Result(NamedTuple):
+    """Which tensor one result of an executable is, or is a view of."""
+
+    is_input: bool  # whether that is one of the inputs; if not, it is one of the buffers that kernels wrote
+    position: int  # among these
+    shape: torch.Size | None = None  # the shape of the view; None if it is the tensor itself
+    own_shape: torch.Size | None = None  # of an input, its shape with dimensions in the order of the view
+    permutation: tuple[int, ...] = ()  # of an input, how its dimensions get into that order
+
+    def view(self, inputs: Sequence[Tensor], buffers: Sequence[Tensor]) -> Tensor:
+        """Return the result."""
+        x = (inputs if self.is_input else buffers)[self.position]
+        if self.shape is None:
+            return x
+        if self.own_shape is not None:
+            x = x.permute(self.permutation).view(self.own_shape)
+        return x.expand(self.shape)
+
+
 class Executable:
     """The kernels of a graph for tensors in one layout; called with them, it returns the results.
 
-    ``stages``, how many, and ``cuts`` say how it is done. A step's value may be among the tensors, in a room. Unless
-    results are to share no memory, ``apart``, one that is a tensor given is that, and one whose value lacks axes is a
-    view that repeats it. No other view will do: autograd takes a dense gradient's memory for its own, to accumulate in.
+    With ``distinct=True``, for results of a call, every result gets memory of its own. With ``distinct=False``, for
+    gradients, a result that is an input unchanged is returned as that input, one that is constant along an axis is
+    returned as an expanded view, and equal ones are one tensor. No other view will do: autograd takes a dense
+    gradient's memory for its own, to accumulate in.
     """
 
-    __slots__ = ("_results", "cuts", "device", "numbers", "plan", "stages", "written")
+    __slots__ = ("_results", "buffers", "device", "numbers", "plan", "spills", "stage_count")
 
     def __init__(
         self,
         graph: Graph,
         tensors: dict[int, Tensor],
-        likes: Sequence[TensorSpec],
+        specs: Sequence[TensorSpec],
         common: torch.dtype,
-        apart: bool = False,
+        distinct: bool = False,
     ):
-        needed = graph.needed([value for value, _ in graph.results], tensors)
-        numbers = [i for i in needed if isinstance(graph.values[i], Constant)]
-        self.numbers = tuple(graph.number(i) for i in numbers)
+        """Make the kernels.
+
+        Args:
+            graph: what to compute.
+            tensors: by value, what it will be called with, in order: inputs, and values in scratch buffers.
+            specs: what each result is to be.
+            common: the dtype that values are rounded to as they are loaded.
+            distinct: whether no two results, and no result and input, may share memory.
+        """
+        ancestors = graph.ancestors([value for value, _ in graph.results], tensors)
+        constants = [i for i in ancestors if isinstance(graph.values[i], Constant)]
+        self.numbers = tuple(graph.number(i) for i in constants)  # arguments of the plan, after the tensors
         self.device = next(iter(tensors.values())).device
-        targets = self._place(graph, tensors, likes, apart, len(tensors) + len(numbers))
-        memories = [
+        self.buffers: list[TensorSpec] = []  # the tensors that kernels write: the last arguments
+        self._results: list[Result] = []
+        outputs = self._place_results(graph, tensors, specs, distinct)
+        arguments = [
             Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0, not isinstance(graph.values[i], Input))
             for i, x in tensors.items()
         ]
-        memories += [None] * len(numbers) + [Argument(like.dtype) for like in self.written]
-        cut = Partition(
+        arguments += [None] * len(constants) + [Argument(spec.dtype) for spec in self.buffers]
+        parts = partition(
             graph,
             _input_bindings(graph, tensors),
-            {i: len(tensors) + k for k, i in enumerate(numbers)},
-            targets,
-            min(memory.dtype.itemsize for memory in memories if memory),
+            {i: len(tensors) + k for k, i in enumerate(constants)},
+            outputs,
+            min(argument.dtype.itemsize for argument in arguments if argument),
             COMPUTE[common].itemsize // 4,
         )
-        self.stages, self.cuts = len(cut.stages), tuple(cut.cuts)
-        self.plan = kernels().Plan(cut.stages, memories, common, self.device, cut.rooms) if targets else None
+        self.stage_count, self.spills = len(parts.stages), parts.spills
+        self.plan = None
+        if outputs:
+            self.plan = kernels().Plan(parts.stages, arguments, common, self.device, parts.scratch_sizes)
 
-    def _place(
-        self, graph: Graph, tensors: dict[int, Tensor], likes: Sequence[TensorSpec], apart: bool, first: int
-    ) -> list:
-        """The values to be ``written``, each with its place among the arguments from ``first``; and all results."""
-        order = list(tensors)
-        targets: dict[Any, tuple[int, Binding]] = {}
-        self.written: list[TensorSpec] = []
-        self._results: list[Callable[[Sequence[Tensor], list[Tensor]], Tensor]] = []
-        for k, ((value, dims), like) in enumerate(zip(graph.results, likes, strict=True)):
-            own = tuple(a if a in graph.axes[value] else None for a in dims)
-            given = getattr(graph.values[value], "dims", None)
-            if not apart and given and tensors[value].dtype == like.dtype and (given == dims or own != dims):
-                self._results.append(_viewed_input(graph, order.index(value), given, dims))
+    def _place_results(
+        self, graph: Graph, tensors: dict[int, Tensor], specs: Sequence[TensorSpec], distinct: bool
+    ) -> list[tuple[int, Binding]]:
+        """Find ``buffers`` and ``_results``; return the value of each buffer, and its binding."""
+        order, first = list(tensors), len(tensors) + len(self.numbers)
+        outputs: list[tuple[int, Binding]] = []
+        position: dict[Any, int] = {}  # of the buffers
+        for k, ((value, dims), spec) in enumerate(zip(graph.results, specs, strict=True)):
+            varying = tuple(a if a in graph.axes[value] else None for a in dims)
+            if not distinct and _is_view_of_input(graph.values[value], dims, varying, tensors.get(value), spec):
+                self._results.append(_view_of_input(graph, order.index(value), graph.values[value].dims, dims))
                 continue
-            key = k if apart else (value, like)
-            if key not in targets:
-                shape = torch.Size(1 if a is None else n for a, n in zip(own, like.shape, strict=True))
-                strides = like.strides if shape == like.shape else contiguous(shape)
-                targets[key] = value, Binding(first + len(targets), own, strides)
-                self.written.append(like._replace(shape=shape, strides=strides))
-            at = list(targets).index(key)
-            self._results.append(_expanded_buffer(at, like.shape, self.written[at].shape))
-        return list(targets.values())
+            shape = torch.Size(1 if a is None else n for a, n in zip(varying, spec.shape, strict=True))
+            key = k if distinct else (value, spec)
+            if key not in position:
+                position[key] = len(outputs)
+                strides = spec.strides if shape == spec.shape else contiguous(shape)
+                outputs.append((value, Binding(first + len(outputs), varying, strides)))
+                self.buffers.append(spec._replace(shape=shape, strides=strides))
+            at = position[key]
+            self._results.append(_itself(False, at) if shape == spec.shape else Result(False, at, spec.shape))
+        return outputs
 
-    def __call__(self, tensors: Sequence[Tensor], keep: Sequence[int] = ()) -> list[Tensor]:
-        """The results, for tensors in the order in which they were given; and after them rooms to ``keep``."""
-        written = [empty(*spec) for spec in self.written]
-        rooms = self.plan([*tensors, *self.numbers], written) if self.plan else []
-        return [result(tensors, written) for result in self._results] + [rooms[i] for i in keep]
+    def __call__(self, tensors: Sequence[Tensor], scratch: Sequence[int] = ()) -> list[Tensor]:
+        """Return the results for tensors in the same order; and after them the scratch buffers of these positions."""
+        buffers = []
+        for spec in self.buffers:
+            shape, strides, dtype, device = spec
+            if config.dry_run_target is None:
+                buffers.append(torch.empty_strided(shape, strides, dtype=dtype, device=device))
+            else:
+                buffers.append(empty(*spec))
+        written = self.plan([*tensors, *self.numbers], buffers) if self.plan else ()
+        results = []
+        for result in self._results:
+            is_buffer = result.shape is None and not result.is_input  # most are: without a call
+            results.append(buffers[result.position] if is_buffer else result.view(tensors, buffers))
+        for position in scratch:
+            results.append(written[position])
+        return results
 
 
-def _input_bindings(graph: Graph, tensors: dict[int, Tensor]) -> dict[int, Any]:
-    """The place of each tensor: as it lies, or in a room."""
+def _input_bindings(graph: Graph, tensors: dict[int, Tensor]) -> dict[int, Binding]:
+    """Return where each tensor's value lies: as the tensor does, or in a scratch buffer."""
     return {
-        i: Binding(k, value.dims, x.stride())
-        if isinstance(value := graph.values[i], Input)
+        i: Binding(k, node.dims, x.stride())
+        if isinstance(node := graph.values[i], Input)
         else scratch_binding(graph, i, k)
         for k, (i, x) in enumerate(tensors.items())
     }
 
 
-def _expanded_buffer(index: int, shape: torch.Size, own: torch.Size) -> Callable:
-    """Which of the tensors written a result is, seen in its shape."""
-    if own == shape:
-        return _buffer(index)
-    return lambda _, written: written[index].expand(shape)
+def _is_view_of_input(node: Any, dims: Dims, varying: Dims, tensor: Tensor | None, spec: TensorSpec) -> bool:
+    """Return whether a result is an input as it is, or one that is constant along an axis."""
+    if not isinstance(node, Input) or not node.dims or tensor is None or tensor.dtype != spec.dtype:
+        return False  # without dimensions it is copied
+    return node.dims == dims or varying != dims
+
+
+def _view_of_input(graph: Graph, index: int, own: Dims, dims: Dims) -> Result:
+    """Return the result that is input ``index`` of dims ``own``, seen in ``dims``."""
+    if own == dims:
+        return _itself(True, index)
+    permutation = tuple(own.index(a) for a in dims if a is not None and a in own)
+    permutation += tuple(d for d, a in enumerate(own) if a is None)
+    shape = torch.Size(1 if a is None else graph.sizes[a] for a in dims)
+    own_shape = torch.Size(n if a in own else 1 for a, n in zip(dims, shape, strict=True))
+    return Result(True, index, shape, own_shape, permutation)
 
 
 @cache
-def _buffer(index: int) -> Callable:
-    return lambda _, written: written[index]
-
-
-def _viewed_input(graph: Graph, index: int, given: Dims, dims: Dims) -> Callable:
-    """Which of the tensors given a result is, or a view of."""
-    order = sorted(graph.sizes)
-    if given == dims:
-        return _input(index)
-    return lambda tensors, _: restore(align(tensors[index], given, order), dims, order, graph.sizes)
-
-
-@cache
-def _input(index: int) -> Callable:
-    return lambda tensors, _: tensors[index]
+def _itself(is_input: bool, index: int) -> Result:
+    """Return the result that is a tensor itself: one object for all executables."""
+    return Result(is_input, index)
 
 
 def gradient_spec(x: Tensor) -> TensorSpec:
-    """What the gradient of ``x`` is to be: laid out as it is, but dense."""
+    """Return what the gradient of ``x`` is to be: laid out as ``x`` is, but dense."""
     spec, dense = spec_of(x), contiguous(x.shape)
     return spec if spec.strides == dense else spec._replace(strides=torch.empty_like(on_meta(spec)).stride())
 
 
 def by_kernel(
-    name: str, key: Any, values: Sequence[Tensor], lower: Callable[[Sequence[Tensor]], Executable]
+    name: str,
+    key: Any,
+    layout: tuple | None,
+    tensors: Sequence[Tensor],
+    compile_for: Callable[[Sequence[Tensor]], Executable],
 ) -> list[Tensor] | None:
-    """What the kernels that ``lower`` makes give for ``values``; made once for ``key`` and tensors like these.
+    """Return the results of the executable that ``compile_for`` makes; it is made once for ``key`` and ``layout``.
 
-    None where no kernel runs. Raises RuntimeError, about ``name``, where one has to and cannot.
+    ``layout`` is the tensors' ``plan_key``. Returns None where no kernel runs. Raises RuntimeError, about ``name``,
+    where one has to and cannot.
     """
-    found = plan_key(values)
-    if not found:
+    if not layout:
         return None
-    whole = key, found
-    lowered = recall(whole)
-    if lowered is None:
-        lowered = remember(whole, has_kernel(name, values) and lower(values))
-    return lowered(values) if lowered else None
+    key = key, layout
+    executable = recall(key)
+    if executable is None:
+        executable = remember(key, has_kernel(name, tensors) and compile_for(tensors))
+    return executable(tensors) if executable else None

@@ -1,80 +1,117 @@
-"""Differentiate a graph by the rules of its operators."""
+"""Differentiate a graph in reverse mode, by the rules of its operators.
+
+Sums that undo broadcasts are deferred. Take ``z = x * w`` for ``x[m, n]`` and ``w[n]``, with a cotangent ``g[m, n]``:
+the rule gives w the cotangent ``g * x`` over m and n, and what is left is to sum it over m. Every rule is linear in g,
+so that sum can wait: if w is ``exp(v)``, then v gets ``(g * x) * w``, still over m and n and still to be summed over m.
+Only the gradient of an input is summed, ``dv = sum(g * x * w) over m``, where a kernel does it on the way out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 
 from ..runtime.rules import is_identity, parameters
 from .axes import NO_AXES, Axes
 from .graph import Constant, Graph, Input, Op, Renamed
+from .nodes import Node, inputs_of
 
 
 def differentiate(graph: Graph, wanted: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[Graph, list[int | None]]:
-    """The graph of the gradients of the tensors ``wanted``, and for each which of its results it is, None for zero.
+    """Return the graph of the gradients of inputs, and for each which result it is, None if it is zero.
 
-    Derived once for graphs that differ in sizes only.
+    Args:
+        graph: its first values are its inputs.
+        wanted: the inputs, by index.
+        outputs: the results of ``graph`` that cotangents arrive from.
+
+    The gradient's graph is called with a cotangent of each of ``outputs``, then with the inputs of ``graph`` that it
+    reads. It is derived once for graphs that differ in sizes only.
     """
-    made = graph.derivatives.get((wanted, outputs))
-    if made is None:
-        made = graph.derivatives[wanted, outputs] = _differentiate(graph, wanted, outputs)
-    back, which = made
-    return back.resized(graph.sizes), which
+    known = graph.derivatives.get((wanted, outputs))
+    if known is None:
+        derivation = _Differentiation(graph, outputs, wanted)
+        derivation.backpropagate()
+        known = graph.derivatives[wanted, outputs] = derivation.graph, derivation.collect()
+    back, result_index = known
+    return back.resized(graph.sizes), result_index
 
 
-def _differentiate(graph: Graph, wanted: Sequence[int], outputs: Sequence[int]) -> tuple[Graph, list[int | None]]:
-    """The graph of the gradients of the tensors ``wanted``, and for each which of its results it is, None for zero.
+class _Differentiation:
+    """The derivation of one graph of gradients.
 
-    It is given a cotangent ``g`` of each of ``outputs``, results of ``graph``, and then what it reads of the tensors
-    that ``graph`` was given. Every rule is linear in g: so a sum over the axes that an input was broadcast along can
-    wait until the end, where it is done on the way out of a kernel; unless it is over the axes of a row that is folded
-    anyway.
+    That graph starts with the cotangents, of which there are ``offset``, and a copy of the differentiated graph: so
+    value i of the latter is value ``offset + i`` here. All indices below are of the gradient's graph, unless said.
     """
-    back = Graph(graph.sizes)
-    cotangents = [back.add(given) for given in _cotangents(graph, outputs)]
-    first = len(cotangents)
-    for value in graph.values:
-        back.add(_shift(value, first))
-    assert len(back.values) == first + len(graph.values)
-    read = {i for value in back.values for i in getattr(value, "reads", ())}
-    rows = {v.over for i, v in enumerate(back.values) if isinstance(v, Op) and v.over and i in read}
-    touched = _dependents(back, {first + i for i in wanted})
-    waiting: dict[int, dict[Axes, int]] = {}  # cotangents of each value, by axes that they have yet to be summed over
 
-    def give(i: int, over: Axes, g: int) -> None:
-        if i in touched:
-            if over in rows:
-                over, g = NO_AXES, back.fold("sum", g, over)
-            before = waiting.setdefault(i, {}).get(over)
-            waiting[i][over] = g if before is None else _add(back, before, g)
+    def __init__(self, forward: Graph, outputs: Sequence[int], wanted: Sequence[int]):
+        self.forward = forward
+        self.outputs = outputs  # results of ``forward``, by position
+        self.wanted = wanted  # inputs of ``forward``, by its own indices
+        self.graph = Graph(forward.sizes)
+        self.offset = len(outputs)
+        self._copy_forward()
+        self.row_axes = _row_axes(self.graph)
+        self.depends_on_wanted = _dependents(self.graph, {self.offset + i for i in wanted})
+        # Of each value, its cotangents; each is still to be summed over the axes that it is found by.
+        self.pending_reductions: dict[int, dict[Axes, int]] = {}
 
-    for i, g in zip(outputs, cotangents, strict=True):
-        give(first + graph.results[i][0], NO_AXES, g)
-    for i in reversed(range(first, first + len(graph.values))):
-        step = back.values[i]
-        for over, g in list(waiting.get(i, {}).items()):
-            if isinstance(step, Renamed):
-                g = back.fold("sum", g, over)
-                give(step.reads[0], NO_AXES, back.add(Renamed((g,), step.new, step.old)))
-                continue
-            if not isinstance(step, Op):
-                break
-            if over & step.over:
-                over, g = NO_AXES, back.fold("sum", g, over)
-            for read_at, dx in _rules(back, i, step, g, touched):
-                give(read_at, over | (back.axes[i] - back.axes[read_at]), dx)
-    which: list[int | None] = []
-    for i in wanted:
-        parts = [back.fold("sum", g, over) for over, g in waiting.get(first + i, {}).items()]
-        which.append(len(back.results) if parts else None)
-        if parts:
-            back.results.append((reduce(partial(_add, back), parts), graph.values[i].dims))
-    return back, which
+    def _copy_forward(self) -> None:
+        """Add the cotangents, then the values of the differentiated graph."""
+        for cotangent in _cotangents(self.forward, self.outputs):
+            self.graph.add(cotangent)
+        for node in self.forward.values:
+            self.graph.add(_shifted(node, self.offset))
+        assert len(self.graph.values) == self.offset + len(self.forward.values)
+
+    def accumulate(self, value: int, pending: Axes, g: int) -> None:
+        """Add ``g``, which is still to be summed over the axes ``pending``, to the cotangents of a value.
+
+        The sum does not wait if these are the axes of a row, which a kernel has to reduce over anyway.
+        """
+        if value not in self.depends_on_wanted:
+            return
+        if pending in self.row_axes:
+            pending, g = NO_AXES, self.graph.reduce("sum", g, pending)
+        cotangents = self.pending_reductions.setdefault(value, {})
+        cotangents[pending] = _add(self.graph, cotangents[pending], g) if pending in cotangents else g
+
+    def backpropagate(self) -> None:
+        """Go through the values from the last to the first, and give each input its share of the cotangents."""
+        for g, output in enumerate(self.outputs):
+            self.accumulate(self.offset + self.forward.results[output][0], NO_AXES, g)
+        for value in reversed(range(self.offset, self.offset + len(self.forward.values))):
+            node = self.graph.values[value]
+            for pending, g in list(self.pending_reductions.get(value, {}).items()):
+                if isinstance(node, Renamed):
+                    g = self.graph.reduce("sum", g, pending)
+                    self.accumulate(node.inputs[0], NO_AXES, self.graph.add(Renamed((g,), node.new, node.old)))
+                elif isinstance(node, Op):
+                    self._backpropagate_op(value, node, pending, g)
+
+    def _backpropagate_op(self, value: int, op: Op, pending: Axes, g: int) -> None:
+        if pending & op.reduced:  # the op's input has these axes again, but another way
+            pending, g = NO_AXES, self.graph.reduce("sum", g, pending)
+        for x, dx in _vjp(self.graph, value, op, g, self.depends_on_wanted):
+            broadcast = self.graph.axes[value] - self.graph.axes[x]
+            self.accumulate(x, pending | broadcast, dx)
+
+    def collect(self) -> list[int | None]:
+        """Make the sum of its cotangents, reduced, a result for each input; return which one, None where none is."""
+        result_index: list[int | None] = []
+        for i in self.wanted:
+            cotangents = self.pending_reductions.get(self.offset + i, {}).items()
+            terms = [self.graph.reduce("sum", g, pending) for pending, g in cotangents]
+            result_index.append(len(self.graph.results) if terms else None)
+            if terms:
+                total = reduce(partial(_add, self.graph), terms)
+                self.graph.results.append((total, self.forward.values[i].dims))
+        return result_index
 
 
 def _cotangents(graph: Graph, outputs: Sequence[int]) -> list[Input]:
-    """One for each of ``outputs``, called ``g`` but where an argument is."""
-    taken = {value.name for value in graph.values if isinstance(value, Input)}
+    """Return an input for the cotangent of each output, named ``g`` unless an input of the graph is."""
+    taken = {node.name for node in graph.values if isinstance(node, Input)}
     names = [f"g{i}" if len(outputs) > 1 else "g" for i in outputs]
     return [
         Input(f"{name} of the result" if name in taken else name, graph.results[i][1])
@@ -82,44 +119,55 @@ def _cotangents(graph: Graph, outputs: Sequence[int]) -> list[Input]:
     ]
 
 
-def _dependents(graph: Graph, targets: set[int]) -> set[int]:
-    """The values that depend on ``targets``, these included."""
-    found = set(targets)
-    for i, value in enumerate(graph.values):
-        if found.intersection(getattr(value, "reads", ())):
-            found.add(i)
-    return found
+def _row_axes(graph: Graph) -> set[Axes]:
+    """Return the sets of axes over which values are reduced that others are computed from."""
+    read = {i for node in graph.values for i in inputs_of(node)}
+    return {node.reduced for i, node in enumerate(graph.values) if isinstance(node, Op) and node.reduced and i in read}
+
+
+def _dependents(graph: Graph, values: set[int]) -> set[int]:
+    """Return ``values`` and all that depend on them."""
+    dependents = set(values)
+    for i, node in enumerate(graph.values):
+        if dependents.intersection(inputs_of(node)):
+            dependents.add(i)
+    return dependents
+
+
+def _shifted(node: Node, offset: int) -> Node:
+    return node._replace(inputs=tuple(i + offset for i in node.inputs)) if isinstance(node, Op | Renamed) else node
 
 
 def _add(graph: Graph, x: int, y: int) -> int:
     return graph.add(Op("add", (x, y, graph.add(Constant(1)))))
 
 
-def _shift(value: Input | Constant | Op | Renamed, by: int) -> Input | Constant | Op | Renamed:
-    return value._replace(reads=tuple(i + by for i in value.reads)) if isinstance(value, Op | Renamed) else value
-
-
-def _rules(graph: Graph, z: int, step: Op, g: int, touched: set[int]) -> Iterable[tuple[int, int]]:
-    """What each input of ``step`` that is ``touched`` gets for ``g``, by the operator's own derivatives."""
-    named = {"g": g, "z": z, **dict(zip(("x", "y", "alpha"), step.reads, strict=False))}
-    if not step.over:
-        for i, derivative in zip(step.reads, step.operator.derivatives, strict=False):
-            if i in touched:
-                yield i, _apply(graph, derivative, named)
+def _vjp(graph: Graph, z: int, op: Op, g: int, depends_on_wanted: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield inputs of ``op`` and their cotangents, by the rule of its operator; not summed over broadcast axes."""
+    named = {"g": g, "z": z, **dict(zip(("x", "y", "alpha"), op.inputs, strict=False))}
+    if op.reduced:
+        yield op.inputs[0], _vjp_of_reduction(graph, op, named)
         return
-    derivative = step.operator.derivative
+    for x, derivative in zip(op.inputs, op.operator.derivatives, strict=False):
+        if x in depends_on_wanted:
+            yield x, _apply(graph, derivative, named)
+
+
+def _vjp_of_reduction(graph: Graph, op: Op, named: dict[str, int]) -> int:
+    derivative = op.operator.derivative
     if derivative is None:
-        yield step.reads[0], g
-        return
-    named["count"] = graph.add(Constant(None, step.over))
+        return named["g"]
+    named["count"] = graph.add(Constant(None, op.reduced))
     if "ties" in parameters(derivative):
-        named["ties"] = graph.fold("sum", graph.add(Op("equal", (named["x"], z))), step.over)
-    yield step.reads[0], _apply(graph, derivative, named)
+        is_extremum = graph.add(Op("equal", (named["x"], named["z"])))
+        named["ties"] = graph.reduce("sum", is_extremum, op.reduced)
+    return _apply(graph, derivative, named)
 
 
 def _apply(graph: Graph, derivative: Callable, named: dict[str, int]) -> int:
+    """Return ``derivative`` of the values of these names; if it would return g as it is, g."""
     others = [graph.values[named[name]] for name in parameters(derivative) if name != "g"]
-    numbers = [value.number for value in others if isinstance(value, Constant) and not value.over]  # no count is 1
+    numbers = [node.number for node in others if isinstance(node, Constant) and not node.counted]  # no count is 1
     if len(numbers) == len(others) and is_identity(derivative, numbers):
         return named["g"]
     return graph.add(Op(derivative.__name__, tuple(named[name] for name in parameters(derivative))))

@@ -1,8 +1,8 @@
-"""A composition of operators as formulas over named axes.
+"""The compiler's intermediate representation: a composition of operators as formulas over named axes.
 
-A value has a set of axes instead of a shape: two that broadcast share an axis, one that was reduced has lost some, and
-whether it kept them with size 1 does not matter. So undoing a broadcast is a sum over the axes that were gained, and
-undoing a sum is nothing at all.
+A value has a set of axes instead of a shape: two values that broadcast share an axis, a value that was reduced has lost
+some, and whether it kept them with size 1 does not matter. So undoing a broadcast is a sum over the axes that were
+gained, and undoing a sum is nothing at all.
 """
 
 from __future__ import annotations
@@ -10,186 +10,135 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..runtime.rules import parameters
 from .axes import NO_AXES, Axes, Dims
+from .nodes import Constant, Input, Node, Op, Renamed, inputs_of
+from .printing import text_of
 
-
-class Input(NamedTuple):
-    """A tensor that the graph is given."""
-
-    name: str
-    dims: Dims
-
-
-class Constant(NamedTuple):
-    """A number that the function wrote, or that a rule needs; where ``over`` has axes, their elements."""
-
-    number: Any
-    over: Axes = NO_AXES
-
-
-class Op(NamedTuple):
-    """A formula of values; over ``over`` if it is a reduction. ``operator`` is whose formula it is, with its rule."""
-
-    formula: str
-    reads: tuple[int, ...]
-    over: Axes = NO_AXES
-    operator: Any = None
-
-
-class Renamed(NamedTuple):
-    """A value whose axes ``old`` are ``new`` from here on: it meets itself, or what made it, along another axis."""
-
-    reads: tuple[int, ...]
-    old: Dims
-    new: Dims
+__all__ = ["Constant", "Graph", "Input", "Op", "Renamed"]
 
 
 class Graph:
-    """Values in the order in which they can be computed, and those that are the results, with their dimensions.
+    """Values in an order in which they can be computed, the results among them, and the sizes of axes.
 
-    All but the ``sizes`` of axes is the same for tensors of other shapes, and shared by :meth:`resized` graphs.
+    Everything but the sizes is the same for tensors of other shapes, and :meth:`resized` graphs share it.
     """
 
-    __slots__ = ("_known", "axes", "derivatives", "orders", "results", "sizes", "values")
+    __slots__ = ("_index", "axes", "derivatives", "orders", "results", "sizes", "values")
 
     def __init__(self, sizes: dict[int, int]):
-        self.sizes = sizes  # of each axis
-        self.values: list[Any] = []  # each Given, Number, Step or Again
-        self.axes: list[Axes] = []
-        self.results: list[tuple[int, Dims]] = []
-        self.derivatives: dict[tuple, Any] = {}  # what ``derive`` made of it
-        self.orders: dict[tuple, list[int]] = {}  # in which kernels compute values, by what they are given
-        self._known: dict[tuple, int] = {}
+        self.sizes = sizes  # the number of elements along each axis
+        self.values: list[Any] = []  # the node of each value; a value's index is its position here
+        self.axes: list[Axes] = []  # the axes along which each value varies
+        self.results: list[tuple[int, Dims]] = []  # the value of each result, and the axis of each of its dimensions
+        self.derivatives: dict[tuple, Any] = {}  # a cache of gradient.py: the graphs of its gradients
+        self.orders: dict[tuple, list[int]] = {}  # a cache of partition.py: in which order kernels compute values
+        self._index: dict[tuple, int] = {}  # the index of each node that was added
 
     def resized(self, sizes: dict[int, int]) -> Graph:
-        """The same values over axes of other sizes."""
+        """Return the same graph over axes of other sizes."""
         other = copy(self)
         other.sizes = sizes
         return other
 
     def sizes_for(self, shapes: Sequence[Sequence[int]]) -> dict[int, int]:
-        """The sizes of axes where tensors have these shapes. Raises ValueError where they do not broadcast."""
+        """Return the sizes of axes if the inputs have these shapes. Raises ValueError if they do not broadcast."""
         sizes: dict[int, int] = {}
-        for value, shape in zip(self.values, shapes, strict=False):
-            for a, n in zip(value.dims, shape, strict=True):
+        for node, shape in zip(self.values, shapes, strict=False):
+            for a, n in zip(node.dims, shape, strict=True):
                 if a is not None and sizes.setdefault(a, n) != n:
                     raise ValueError("the shapes do not broadcast")
-        for value in self.values:
-            if isinstance(value, Renamed):
-                for old, new in zip(value.old, value.new, strict=True):
+        for node in self.values:
+            if isinstance(node, Renamed):
+                for old, new in zip(node.old, node.new, strict=True):
                     if new is not None and old is not None and sizes.setdefault(new, sizes[old]) != sizes[old]:
                         raise ValueError("the shapes do not broadcast")
         return sizes
 
     def number(self, i: int) -> Any:
-        """The number that value ``i`` is."""
-        value = self.values[i]
-        return self.count(value.over) if value.over else value.number
+        """Return the number that value ``i`` is."""
+        constant = self.values[i]
+        return self.count(constant.counted) if constant.counted else constant.number
 
-    def add(self, value: Input | Constant | Op | Renamed) -> int:
-        """The index of ``value``, which is taken once however often it is added; but for tensors, of any name."""
-        number = getattr(value, "number", None)
-        key = (type(value), type(number), str(number), value, isinstance(value, Input) and len(self.values))
-        if key not in self._known:
-            self._known[key] = len(self.values)
-            self.values.append(value)
-            self.axes.append(self._axes_of(value))
-        return self._known[key]
+    def add(self, node: Node) -> int:
+        """Return the index of ``node``. Equal nodes are one value; but each input is another, whatever its name."""
+        number = getattr(node, "number", None)
+        key = (type(node), type(number), str(number), node, isinstance(node, Input) and len(self.values))
+        if key not in self._index:
+            self._index[key] = len(self.values)
+            self.values.append(node)
+            self.axes.append(self._axes_of(node))
+        return self._index[key]
 
-    def fold(self, formula: str, value: int, over: Axes, operator: Any = None) -> int:
-        """The reduction of a value over axes; over none it is the value."""
-        return self.add(Op(formula, (value,), over, operator)) if over else value
+    def reduce(self, formula: str, value: int, reduced: Axes, operator: Any = None) -> int:
+        """Return the index of a value reduced over axes; without axes it is the value."""
+        return self.add(Op(formula, (value,), reduced, operator)) if reduced else value
 
     def count(self, axes: Iterable[int]) -> int:
-        """How many elements lie along ``axes``."""
+        """Return how many elements lie along ``axes``."""
         return prod(self.sizes[a] for a in axes)
 
-    def needed(self, of: Iterable[int], known: Iterable[int] = ()) -> list[int]:
-        """The values that ``of`` are computed from, themselves included, in order; none from which ``known`` are."""
-        found, left, stop = set(), list(of), set(known)
-        while left:
-            i = left.pop()
-            if i not in found:
-                found.add(i)
+    def ancestors(self, values: Iterable[int], known: Iterable[int] = ()) -> list[int]:
+        """Return ``values`` and all that they are computed from, in topological order, not looking past ``known``."""
+        visited, pending, stop = set(), list(values), set(known)
+        while pending:
+            i = pending.pop()
+            if i not in visited:
+                visited.add(i)
                 if i not in stop:
-                    left.extend(getattr(self.values[i], "reads", ()))
-        return sorted(found)
+                    pending.extend(inputs_of(self.values[i]))
+        return sorted(visited)
 
-    def given(self) -> list[int]:
-        """The tensors that the results are computed from."""
-        needed = self.needed([value for value, _ in self.results])
-        return [i for i in needed if isinstance(self.values[i], Input)]
+    def inputs(self) -> list[int]:
+        """Return the inputs that the results are computed from."""
+        ancestors = self.ancestors([value for value, _ in self.results])
+        return [i for i in ancestors if isinstance(self.values[i], Input)]
 
     def __str__(self):
-        return "\n".join([*self.lines(), f"return {', '.join(self.word(value) for value, _ in self.results)}"])
+        return text_of(self)
 
-    def lines(self, tensors: Graph | None = None, known: Iterable[int] = ()) -> list[str]:
-        """What is computed where values are ``known``, a line for each: ``t3 = mean(t2) over dim 1 of x``.
-
-        ``tensors`` has those that axes are called by, another graph's than these if they are to be.
-        """
-        stop = set(known)
-        steps = [i for i in self.needed([value for value, _ in self.results], stop) if i not in stop]
-        right = {i: self._right_side(i, tensors or self) for i in steps if hasattr(self.values[i], "reads")}
-        return [f"{self.word(i)} = {words}" for i, words in right.items()]
-
-    def word(self, i: int) -> str:
-        """What value ``i`` is called."""
-        value = self.values[i]
-        if isinstance(value, Constant):
-            return str(self.number(i))
-        return value.name if isinstance(value, Input) else f"t{i}"
-
-    def _right_side(self, i: int, tensors: Graph) -> str:
-        value = self.values[i]
-        if isinstance(value, Renamed):
-            return f"{self.word(value.reads[0])} along {tensors.where(value.new)}"
-        words = [self.word(j) for j in value.reads]
-        if value.formula in ("add", "sub") and words[2] == "1":  # alpha
-            del words[2]
-        return f"{value.formula}({', '.join(words)})" + (f" over {tensors.where(value.over)}" if value.over else "")
-
-    def where(self, axes: Iterable[int | None]) -> str:
-        """What ``axes`` are called: dimensions of the tensor that has most of them, sizes where it has none."""
-        wanted = {a for a in axes if a is not None}
-        given = [value for value in self.values if isinstance(value, Input)]
-        best = max(given, key=lambda value: (len(wanted & set(value.dims)), len(value.dims)))
-        dims = [str(d) for d, a in enumerate(best.dims) if a in wanted]
-        rest = [f"an axis of {self.sizes[a]}" for a in sorted(wanted - set(best.dims))]
-        return " and ".join([*([f"dim {', '.join(dims)} of {best.name}"] if dims else []), *rest])
+    __repr__ = __str__
 
     def is_linear(self, value: int) -> bool:
-        """Whether this step is linear in its only input that is no number: so that it commutes with sums."""
-        step = self.values[value]
-        names = ("x",) if step.over else ("x", "y", "alpha")
+        """Return whether an op is linear in its only input that is not a number, so that it commutes with sums."""
+        op = self.values[value]
+        names = ("x",) if op.reduced else ("x", "y", "alpha")
         numbers = {
             name: self.number(i)
-            for name, i in zip(names, step.reads, strict=False)
+            for name, i in zip(names, op.inputs, strict=False)
             if isinstance(self.values[i], Constant)
         }
-        if len(numbers) + 1 < len(step.reads) or step.operator is None:
+        if len(numbers) + 1 < len(op.inputs) or op.operator is None:
             return False
-        if step.over:
-            derivative = step.operator.derivative
-            return derivative is None or set(parameters(derivative)) <= {"g", "count"}
-        (x,) = (name for name in names[: len(step.reads)] if name not in numbers)
-        slope = step.operator.derivatives[names.index(x)]
-        if not set(parameters(slope)) <= {"g", *numbers}:
-            return False
-        return not step.operator.formula(**{x: torch.zeros((), device="cpu"), **numbers}).item()
+        if op.reduced:
+            return _is_linear_reduction(op.operator)
+        (x,) = (name for name in names[: len(op.inputs)] if name not in numbers)
+        return _is_linear_formula(op.operator, x, names.index(x), numbers)
 
-    def _axes_of(self, value: Input | Constant | Op | Renamed) -> Axes:
-        if isinstance(value, Input):
-            return frozenset(a for a in value.dims if a is not None)
-        if isinstance(value, Constant):
+    def _axes_of(self, node: Node) -> Axes:
+        if isinstance(node, Input):
+            return frozenset(a for a in node.dims if a is not None)
+        if isinstance(node, Constant):
             return NO_AXES
-        axes = NO_AXES.union(*(self.axes[i] for i in value.reads))
-        if isinstance(value, Renamed):
-            pairs = zip(value.old, value.new, strict=True)
+        axes = NO_AXES.union(*(self.axes[i] for i in node.inputs))
+        if isinstance(node, Renamed):
+            pairs = zip(node.old, node.new, strict=True)
             return frozenset(new for old, new in pairs if new is not None and old in axes)
-        return axes - value.over
+        return axes - node.reduced
+
+
+def _is_linear_reduction(operator: Any) -> bool:
+    """Return whether the derivative reads no value, but the cotangent and how many elements were reduced."""
+    return operator.derivative is None or set(parameters(operator.derivative)) <= {"g", "count"}
+
+
+def _is_linear_formula(operator: Any, x: str, position: int, numbers: dict[str, Any]) -> bool:
+    """Return whether the derivative by ``x`` reads nothing but numbers, and the formula is 0 at 0."""
+    slope = operator.derivatives[position]
+    if not set(parameters(slope)) <= {"g", *numbers}:
+        return False
+    return not operator.formula(**{x: torch.zeros((), device="cpu"), **numbers}).item()

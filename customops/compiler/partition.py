@@ -1,4 +1,14 @@
-"""Partition a graph into stages, each of which one kernel computes, with scratch buffers between them."""
+"""Partition a graph into stages, each of which one kernel computes, with scratch buffers between them.
+
+Softmax over a row of x that registers do not hold becomes three stages. The maximum and the sum are spilled: a stage
+writes each to a scratch buffer, and later ones read it. What needs no reduction is computed again where it is read::
+
+    stage 1   reads x         amax(x)                             writes scratch 0
+    stage 2   reads x, 0      sum(exp(x - amax))                  writes scratch 1
+    stage 3   reads x, 0, 1   div(exp(x - amax), sum)             writes the result
+
+A stage that reduces is two kernels where programs share a row: one leaves partial sums, another adds them up.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +30,7 @@ from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
 from ..triton_kernels.tiling import MAX_THREAD_VALUES, fits_registers
 from .axes import NO_AXES, Axes, Dims
 from .graph import Constant, Graph, Op, Renamed
-from .schedule import Reads, best_end, held, in_order
+from .schedule import InputsOf, best_spill_point, kernel_order, live_values
 
 MAX_OPS = 1024  # values that a kernel computes: it takes about a second to compile
 MAX_LIVE = 160  # values that a thread holds of each element where it holds no row, fewer if they are doubles
@@ -35,325 +45,379 @@ COMPARED = {  # which of its values a formula compares, if only later, when an e
 
 
 class Binding(NamedTuple):
-    """Where a value lies: argument ``argument`` of a plan, with the axis and the stride of each dimension."""
+    """Where a value lies in memory."""
 
-    argument: int
-    dims: Dims
-    strides: Strides
+    argument: int  # the position of its tensor among the arguments of the plan
+    dims: Dims  # the axis of each dimension of that tensor
+    strides: Strides  # of each dimension, in elements
 
 
 class Spill(NamedTuple):
-    """A value that passes from one kernel to another through memory, and why."""
+    """A value that passes from one kernel to another through memory."""
 
-    value: int
-    reason: str
+    value: int  # its index in the graph
+    reason: str  # why one kernel cannot compute both sides, in words for users
+
+
+class Partition(NamedTuple):
+    """A graph as stages."""
+
+    stages: tuple[Stage, ...]  # in the order in which they have to run
+    spills: tuple[Spill, ...]  # the values that pass through memory, in the order of their scratch buffers
+    scratch_sizes: list[int]  # the number of elements of each scratch buffer; they follow the plan's other arguments
 
 
 class SubPartition(NamedTuple):
-    """What kernels of its own have to compute before the rest: ``values``, for a reason, and targets ``done``."""
+    """What kernels of its own have to compute before the rest."""
 
-    values: tuple[int, ...]
-    reason: str
-    done: frozenset[int] = frozenset()
-
-
-class Partition:
-    """The ``stages`` that compute a graph, in order; what is cut, and the elements of the ``rooms`` that it takes."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        sources: dict[int, Binding],
-        numbers: dict[int, int],
-        targets: Sequence[tuple[int, Binding]],
-        itemsize: int,
-        registers: int,
-    ):
-        """Find the stages that write each value of ``targets`` into its place.
-
-        ``sources`` has the places of the tensors given, ``numbers`` the arguments that numbers are; ``itemsize`` is
-        that of the narrowest tensor, and a value takes ``registers`` of a thread. Room follows the other arguments.
-        """
-        self.graph, self.numbers = graph, numbers
-        self.itemsize, self.registers = itemsize, registers
-        self.most_live = min(MAX_LIVE, MAX_THREAD_VALUES // registers)
-        self._plan(sources, targets)
-        compared = self._sums_compared(sources, targets)
-        if len(self.stages) > 1 and compared:
-            self._plan(sources, targets, compared)
-
-    def _plan(
-        self, sources: dict[int, Binding], targets: Sequence[tuple[int, Binding]], first: Sequence[int] = ()
-    ) -> None:
-        """Make the stages anew, those that compute the values ``first`` before all others."""
-        self.sources = dict(sources)
-        self.free = len(sources) + len(self.numbers) + len(targets)
-        self.stages: list[Stage] = []
-        self.cuts: list[Spill] = []
-        self.rooms: list[int] = []
-        for value in first:
-            if value not in self.sources:
-                self._cut(SubPartition((value,), "several kernels compare what is computed from it"))
-        self._write(targets)
-
-    def _sums_compared(self, sources: dict[int, Binding], targets: Sequence[tuple[int, Binding]]) -> list[int]:
-        """The sums from which values are computed that are compared with one another.
-
-        Another kernel may add in another order, and what was equal is equal no longer: all have to read one total. The
-        other formulas give the same bits in every kernel, and so does an extremum of the same bits.
-        """
-        values = self.graph.needed([value for value, _ in targets], sources)
-        steps = [step for i in values if i not in sources and isinstance(step := self.graph.values[i], Op)]
-        compared = [i for step in steps if step.formula in COMPARED for i in step.reads[COMPARED[step.formula]]]
-        needed = {i: self.graph.values[i] for i in self.graph.needed(compared, sources) if i not in sources}
-        return [i for i, step in needed.items() if isinstance(step, Op) and step.over and step.formula not in EXTREMA]
-
-    def _write(self, targets: Sequence[tuple[int, Binding]]) -> None:
-        """Add the stages that write ``targets``: those computed over the same axes share one."""
-        while True:
-            self._see_again([value for value, _ in targets])
-            together: dict[Axes, list[tuple[int, Binding]]] = {}
-            for value, place in targets:
-                together.setdefault(self._span(value), []).append((value, place))
-            made = [one for group in together.values() for one in self._split(group)]
-            part = next((one for one in made if isinstance(one, SubPartition)), None)
-            if part is None:
-                self.stages += made
-                return
-            targets = self._cut(part, targets)
-
-    def _see_again(self, values: Sequence[int]) -> None:
-        """Find what ``values`` see along other axes in memory, where it has to lie."""
-        for i in self.graph.needed(values, self.sources):
-            value = self.graph.values[i]
-            if isinstance(value, Renamed) and i not in self.sources:
-                source = value.reads[0]
-                if source not in self.sources:
-                    self._cut(SubPartition((source,), "it meets itself along another axis"))
-                place, renamed = self.sources[source], dict(zip(value.old, value.new, strict=True))
-                self.sources[i] = place._replace(dims=tuple(renamed.get(a) for a in place.dims))
-
-    def _cut(self, part: SubPartition, targets: Sequence[tuple[int, Binding]] = ()) -> list[tuple[int, Binding]]:
-        """Compute ``part``; the targets that are left."""
-        self.cuts += [Spill(value, part.reason) for value in part.values]
-        rooms = [(value, self._room(value)) for value in part.values]
-        self._write([*rooms, *(target for target in targets if target[0] in part.done)])
-        self.sources.update(rooms)
-        return [target for target in targets if target[0] not in part.done]
-
-    def _split(self, targets: Sequence[tuple[int, Binding]]) -> list[Stage | SubPartition]:
-        """Kernels for ``targets``: one, or more where they are reduced over more sets of axes than one pass has."""
-        try:
-            return [self._stage(targets)]
-        except TooManyGroups:
-            if len(targets) > 1:
-                return [*self._split(targets[:-1]), *self._split(targets[-1:])]
-            (end,) = (value for value, _ in targets)
-            while not self._over(end):  # what is linear in it
-                (end,) = self._read(end)
-            value = self.graph.values[end].reads[0]
-            return [SubPartition((value,), "it is reduced over a part of the axes of a row, and others")]
-
-    def _room(self, value: int) -> Binding:
-        self.rooms.append(self.graph.count(self.graph.axes[value]))
-        self.free += 1
-        return scratch_binding(self.graph, value, self.free - 1)
-
-    def _step(self, value: int) -> Op | None:
-        """The step that computes ``value`` here, if one does."""
-        step = self.graph.values[value]
-        return step if isinstance(step, Op) and value not in self.sources else None
-
-    def _reads(self, value: int) -> Sequence[int]:
-        """What ``value`` is computed from here; nothing if it is loaded."""
-        return self._read(value) if self._step(value) else ()
-
-    def _is_own(self, value: int) -> bool:
-        """Whether the program computes a value, here or before."""
-        return isinstance(self.graph.values[value], Op)
-
-    def _is_wide(self, value: int) -> bool:
-        """Whether a value differs among elements, so that it takes a register for each."""
-        return bool(self.graph.axes[value])
-
-    def _over(self, value: int) -> Axes:
-        """The axes that are reduced to ``value`` here."""
-        step = self._step(value)
-        return step.over if step else NO_AXES
-
-    def _span(self, value: int) -> Axes:
-        """The axes of the box that ``value`` is computed over."""
-        values = self.graph.needed([value], self.sources)
-        return NO_AXES.union(*(self.graph.axes[i] | self._over(i) for i in values))
-
-    def _stage(self, targets: Sequence[tuple[int, Binding]]) -> Stage | SubPartition:
-        """One kernel for ``targets``, or what has to be cut first. Raises TooManyGroups where they cannot share one."""
-        wanted = [value for value, _ in targets]
-        values = self.graph.needed(wanted, self.sources)
-        ends = self._ends(values, wanted)
-        middle = [i for i in values if self._over(i) and i not in ends.values()]
-        row = self._over(middle[0]) if middle else NO_AXES
-        for i in middle:
-            if self._over(i) != row:
-                return SubPartition((i,), "it reduces other axes than the one before it")
-        reads = {i: self._reads(i) for i in values}.__getitem__
-        most = len(values) if row else self.most_live - len(ends)
-        live, fits = (0, []) if row else self._walk(values, wanted, reads, most)
-        if row or len(fits) < len(values):
-            values = self._in_order(values, wanted, reads)
-            live, fits = self._walk(values, wanted, reads, most)
-            part = len(fits) < len(values) and self._part(values[: len(fits)], fits, wanted, reads)
-            if part:
-                return part
-        stage = self._describe(values, ends, targets, row)
-        if row:
-            return self._in_row(stage, values, middle[0])
-        return stage._replace(live_values=max(1, live + len(ends)) * self.registers)
-
-    def _in_order(self, values: Sequence[int], targets: Sequence[int], reads: Reads) -> list[int]:
-        """Return ``values`` in a kernel's order; it is found once for graphs that differ in sizes alone."""
-        key = tuple(targets), frozenset(self.sources)
-        order = self.graph.orders.get(key)
-        if order is None:
-            longest = sorted(targets, key=lambda i: -len(self.graph.needed([i], self.sources)))
-            numbers = [i for i in values if isinstance(self.graph.values[i], Constant)]
-            order = self.graph.orders[key] = [*numbers, *in_order(longest, reads, self._is_own)]
-        return order
-
-    def _walk(self, order: Sequence[int], targets: Sequence[int], reads: Reads, most: int) -> tuple[int, list]:
-        """How many values a kernel holds that computes these in order; and what is needed after each that it can."""
-        steps, live, later = 0, 0, []
-        for i, now in zip(order, held(order, targets, reads, self._is_wide), strict=False):
-            steps += self._step(i) is not None
-            if now.alive > most or steps > MAX_OPS:
-                break
-            live = max(live, now.alive)
-            later.append(now.later)
-        return live, later
-
-    def _part(
-        self, order: Sequence[int], later: Sequence[frozenset[int]], targets, reads: Reads
-    ) -> SubPartition | None:
-        """What a kernel computes that gets no further than ``order``; None where it cannot be a part of it."""
-        end = best_end(order, later, targets, reads, self.most_live * 2 // 3)
-        if end is None:
-            return None
-        values, last = end
-        why = f"a kernel computes {MAX_OPS} values at most, and holds {self.most_live} of each element"
-        return SubPartition(tuple(values), why, frozenset(targets).intersection(order[: last + 1]))
-
-    def _in_row(self, stage: Stage, values: Sequence[int], first: int) -> Stage | SubPartition:
-        """A stage that holds a row: what it reads again for every row it holds too or, to hold less, loads again."""
-        row = self._over(first)
-        strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.outputs))
-        layout = arrange(stage.shape, *strides, tuple(output.reduced_axes for output in stage.outputs), stage.row_axes)
-        for reloads in (False, True):
-            stage = stage._replace(reloads=reloads)
-            live = self._live(values, row, stage, layout)
-            if fits_registers(layout, self.itemsize, live, self.registers):
-                return stage._replace(live_values=live * self.registers)
-        n = self.graph.count(row)
-        return SubPartition((first,), f"registers do not hold {live} values for each of the {n} elements of a row")
-
-    def _ends(self, values: Sequence[int], targets: Sequence[int]) -> dict[int, int]:
-        """The targets that are reduced on their way out, and by which step: themselves, or one that they are linear in.
-
-        What is linear can be done to each element as well, before the sum: -mean(x) is mean(-x).
-        """
-        readers = Counter(j for step in map(self._step, values) if step for j in step.reads)
-        readers.update(targets)
-        under = {target: self._reduction_under(target, readers) for target in targets}
-        return {target: i for target, i in under.items() if i is not None}
-
-    def _reduction_under(self, target: int, readers: Counter[int]) -> int | None:
-        i = target
-        while readers[i] == 1 and (step := self._step(i)):
-            if step.over:
-                return i if i == target or self.graph.is_linear(i) else None
-            if not self.graph.is_linear(i):
-                return None
-            (i,) = self._read(i)
-        return None
-
-    def _read(self, value: int) -> list[int]:
-        """What a step reads but numbers."""
-        return [i for i in self.graph.values[value].reads if not isinstance(self.graph.values[i], Constant)]
-
-    def _describe(self, values: Sequence[int], ends: dict[int, int], targets, row: Axes) -> Stage:
-        axes = sorted(NO_AXES.union(*(self.graph.axes[i] | self._over(i) for i in values)))
-        reduced = {i: self.graph.values[i].reads[0] for i in ends.values()}
-        steps = [i for i in values if self._step(i) and i not in reduced]
-        constants = {i: self._constant(i) for i in steps}
-        reads = {i: self.graph.values[i].reads[: -1 if constants[i] is not None else None] for i in steps}
-        used = {j for i in steps for j in reads[i]}
-        used |= {*reduced.values(), *(value for value, _ in targets)}
-        operands = [i for i in values if not self._step(i) and i in used]
-        where = {i: k for k, i in enumerate((*operands, *steps))}
-        where |= {i: where[x] for i, x in reduced.items()}
-        results = []
-        for value, place in targets:
-            strides = _over_axes(place, axes)
-            if value in ends:
-                step = self.graph.values[ends[value]]
-                over, count = _positions(step.over, axes), self.graph.count(step.over)
-                results.append(Output(where[value], place.argument, strides, step.formula, over, count))
-            else:
-                results.append(Output(where[value], place.argument, strides))
-        return Stage(
-            tuple(self.graph.sizes[a] for a in axes),
-            tuple(self._operand(i, axes) for i in operands),
-            tuple(self._launch_step(i, reads[i], where, constants[i]) for i in steps),
-            tuple(results),
-            _positions(row, axes),
-        )
-
-    def _constant(self, i: int) -> float | None:
-        """The number that kernels are compiled for with step i."""
-        step = self.graph.values[i]
-        compiled = not step.over and kernels().constexpr_parameter(step.formula)
-        return self.graph.number(step.reads[-1]) if compiled else None
-
-    def _launch_step(self, i: int, reads: Sequence[int], where: dict[int, int], constant) -> KernelOp:
-        step = self.graph.values[i]
-        return KernelOp(step.formula, tuple(where[j] for j in reads), constant, bool(step.over))
-
-    def _operand(self, i: int, axes: Sequence[int]) -> Operand:
-        value = self.graph.values[i]
-        if isinstance(value, Constant):
-            return Operand(self.numbers[i], None, "count" if value.over else str(value.number))
-        place = self.sources[i]
-        return Operand(place.argument, _over_axes(place, axes), getattr(value, "name", f"cut{i}"))
-
-    def _live(self, values: Sequence[int], row: Axes, stage: Stage, layout: Layout) -> int:
-        """How many values for each element of a row a program holds at once: what it loads, from the start.
-
-        While it goes through rows it also holds what it gathers of them, and what each of them reads again.
-        """
-        arguments = {stage.operands[k].argument for k in loop_invariants(layout)}
-        wide = {i for i in values if row <= self.graph.axes[i]}
-        again = {i for i in wide if i in self.sources and self.sources[i].argument in arguments}
-        last = {j: k for k, i in enumerate(values) for j in (i, *self._reads(i))}
-        alive = {i for i in wide if not self._step(i)} - (again if stage.reloads else set())
-        most = len(alive)
-        for k, i in enumerate(values):
-            alive |= wide.intersection((i, *self._reads(i))) if self._step(i) else set()
-            most = max(most, len(alive))
-            alive = {j for j in alive if last[j] > k or (j in again and not stage.reloads)}
-        return most + accumulator_count(layout)
+    values: tuple[int, ...]  # the values that it spills
+    reason: str  # why, in words for users
+    finished: frozenset[int] = frozenset()  # the values among the outputs that it computes, too
 
 
-def _positions(over: Axes, axes: Sequence[int]) -> frozenset[int]:
-    """Where axes are in a box of ``axes``."""
-    return frozenset(k for k, a in enumerate(axes) if a in over)
+Bound = tuple[int, Binding]  # a value, and where it is to be written
+
+
+def partition(
+    graph: Graph,
+    inputs: dict[int, Binding],
+    numbers: dict[int, int],
+    outputs: Sequence[Bound],
+    itemsize: int,
+    registers: int,
+) -> Partition:
+    """Return stages that compute and write each value of ``outputs``.
+
+    Args:
+        graph: its results do not matter, but ``outputs`` do.
+        inputs: where the values lie that are given.
+        numbers: for each constant that is read, its position among the arguments of the plan.
+        outputs: values, and where each is to be written. Scratch buffers follow these arguments.
+        itemsize: of the narrowest tensor, in bytes.
+        registers: how many a value takes in a thread, of 4 bytes each.
+    """
+    found = _Partitioner(graph, numbers, itemsize, registers)
+    found.run(inputs, outputs)
+    compared = found.compared_sums(inputs, outputs)
+    if len(found.stages) > 1 and compared:
+        found.run(inputs, outputs, compared)
+    return Partition(tuple(found.stages), tuple(found.spills), found.scratch_sizes)
 
 
 def scratch_binding(graph: Graph, value: int, argument: int) -> Binding:
-    """Where ``value`` lies in room of its size, which is this argument: its axes in order."""
+    """Return where ``value`` lies in a scratch buffer, which is this argument: dense, its axes in order."""
     axes = tuple(sorted(graph.axes[value]))
     return Binding(argument, axes, dense_strides([graph.sizes[a] for a in axes], (1,) * len(axes)))
 
 
-def _over_axes(place: Binding, axes: Sequence[int]) -> Strides:
-    """The strides over a box of these axes."""
-    by_axis = dict(zip(place.dims, place.strides, strict=True))
+class _Partitioner:
+    """Makes the stages of one graph, and keeps what is found so far."""
+
+    def __init__(self, graph: Graph, numbers: dict[int, int], itemsize: int, registers: int):
+        self.graph, self.numbers = graph, numbers
+        self.itemsize, self.registers = itemsize, registers
+        self.max_live = min(MAX_LIVE, MAX_THREAD_VALUES // registers)  # values of each element, in a thread
+
+    def run(self, inputs: dict[int, Binding], outputs: Sequence[Bound], first: Sequence[int] = ()) -> None:
+        """Make the stages, forgetting earlier ones; the values ``first`` are spilled before anything else."""
+        self.bindings = dict(inputs)  # of all values that lie in memory so far
+        self.next_argument = len(inputs) + len(self.numbers) + len(outputs)
+        self.stages: list[Stage] = []
+        self.spills: list[Spill] = []
+        self.scratch_sizes: list[int] = []
+        for value in first:
+            if value not in self.bindings:
+                self._spill(SubPartition((value,), "several kernels compare what is computed from it"))
+        self._write(outputs)
+
+    def compared_sums(self, inputs: dict[int, Binding], outputs: Sequence[Bound]) -> list[int]:
+        """Return the sums from which values are computed that are compared with one another.
+
+        Another kernel may add in another order, and what was equal is equal no longer: all have to read one total. The
+        other formulas give the same bits in every kernel, and so does an extremum of the same bits.
+        """
+        values = self.graph.ancestors([value for value, _ in outputs], inputs)
+        ops = [op for i in values if i not in inputs and isinstance(op := self.graph.values[i], Op)]
+        compared = [i for op in ops if op.formula in COMPARED for i in op.inputs[COMPARED[op.formula]]]
+        nodes = {i: self.graph.values[i] for i in self.graph.ancestors(compared, inputs) if i not in inputs}
+        return [i for i, op in nodes.items() if isinstance(op, Op) and op.reduced and op.formula not in EXTREMA]
+
+    def _write(self, outputs: Sequence[Bound]) -> None:
+        """Add the stages that write ``outputs``: those computed over the same domain share one."""
+        while True:
+            self._bind_renamed([value for value, _ in outputs])
+            by_domain: dict[Axes, list[Bound]] = {}
+            for value, binding in outputs:
+                by_domain.setdefault(self._domain(value), []).append((value, binding))
+            found = [one for group in by_domain.values() for one in self._split(group)]
+            sub = next((one for one in found if isinstance(one, SubPartition)), None)
+            if sub is None:
+                self.stages += found
+                return
+            outputs = self._spill(sub, outputs)
+
+    def _bind_renamed(self, values: Sequence[int]) -> None:
+        """Bind the aliases that ``values`` are computed from: what has other axes can only be read from memory."""
+        for i in self.graph.ancestors(values, self.bindings):
+            node = self.graph.values[i]
+            if isinstance(node, Renamed) and i not in self.bindings:
+                source = node.inputs[0]
+                if source not in self.bindings:
+                    self._spill(SubPartition((source,), "it meets itself along another axis"))
+                binding, renamed = self.bindings[source], dict(zip(node.old, node.new, strict=True))
+                self.bindings[i] = binding._replace(dims=tuple(renamed.get(a) for a in binding.dims))
+
+    def _spill(self, sub: SubPartition, outputs: Sequence[Bound] = ()) -> list[Bound]:
+        """Add the stages of ``sub``, which write its values to scratch buffers. Return the outputs that are left."""
+        self.spills += [Spill(value, sub.reason) for value in sub.values]
+        spilled = [(value, self._scratch(value)) for value in sub.values]
+        self._write([*spilled, *(output for output in outputs if output[0] in sub.finished)])
+        self.bindings.update(spilled)
+        return [output for output in outputs if output[0] not in sub.finished]
+
+    def _scratch(self, value: int) -> Binding:
+        self.scratch_sizes.append(self.graph.count(self.graph.axes[value]))
+        self.next_argument += 1
+        return scratch_binding(self.graph, value, self.next_argument - 1)
+
+    def _split(self, outputs: Sequence[Bound]) -> list[Stage | SubPartition]:
+        """Return a kernel for ``outputs``; several, if they are reduced over more sets of axes than one pass has."""
+        try:
+            return [self._stage(outputs)]
+        except TooManyGroups:
+            if len(outputs) > 1:
+                return [*self._split(outputs[:-1]), *self._split(outputs[-1:])]
+            ((value, _),) = outputs
+            while not self._reduced(value):  # what is linear in a reduction
+                (value,) = self._not_constant(value)
+            source = self.graph.values[value].inputs[0]
+            return [SubPartition((source,), "it is reduced over a part of the axes of a row, and others")]
+
+    def _op(self, value: int) -> Op | None:
+        """Return the op that computes ``value``, None if it is loaded from memory."""
+        node = self.graph.values[value]
+        return node if isinstance(node, Op) and value not in self.bindings else None
+
+    def _inputs(self, value: int) -> Sequence[int]:
+        """Return what ``value`` is computed from but numbers; nothing if it is loaded."""
+        return self._not_constant(value) if self._op(value) else ()
+
+    def _not_constant(self, value: int) -> list[int]:
+        return [i for i in self.graph.values[value].inputs if not isinstance(self.graph.values[i], Constant)]
+
+    def _is_computed(self, value: int) -> bool:
+        """Return whether the program computes a value, in this stage or an earlier one."""
+        return isinstance(self.graph.values[value], Op)
+
+    def _varies(self, value: int) -> bool:
+        """Return whether a value differs among elements, so that it takes a register for each."""
+        return bool(self.graph.axes[value])
+
+    def _reduced(self, value: int) -> Axes:
+        """Return the axes over which ``value`` is reduced, if it is computed."""
+        op = self._op(value)
+        return op.reduced if op else NO_AXES
+
+    def _domain(self, value: int) -> Axes:
+        """Return the axes of the iteration space that ``value`` is computed over."""
+        values = self.graph.ancestors([value], self.bindings)
+        return NO_AXES.union(*(self.graph.axes[i] | self._reduced(i) for i in values))
+
+    def _stage(self, outputs: Sequence[Bound]) -> Stage | SubPartition:
+        """Return one kernel for ``outputs``, or what has to be spilled first.
+
+        Raises TooManyGroups if they cannot share a kernel.
+        """
+        targets = [value for value, _ in outputs]
+        values = self.graph.ancestors(targets, self.bindings)
+        epilogues = self._epilogues(values, targets)
+        reductions = [i for i in values if self._reduced(i) and i not in epilogues.values()]
+        row_axes = self._reduced(reductions[0]) if reductions else NO_AXES
+        for i in reductions:
+            if self._reduced(i) != row_axes:
+                return SubPartition((i,), "it reduces other axes than the one before it")
+        if row_axes:
+            return self._row_stage(outputs, values, epilogues, reductions[0])
+        return self._map_stage(outputs, values, epilogues)
+
+    def _row_stage(
+        self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int], first: int
+    ) -> Stage | SubPartition:
+        """Return a kernel that holds whole rows, to reduce over them."""
+        targets = [value for value, _ in outputs]
+        inputs_of = {i: self._inputs(i) for i in values}.__getitem__
+        values = self._in_order(values, targets, inputs_of)
+        _, needed_later = self._measure(values, targets, inputs_of, len(values))
+        if len(needed_later) < len(values):
+            sub = self._beginning(values[: len(needed_later)], needed_later, targets, inputs_of)
+            if sub:
+                return sub
+        return self._fit_row(self._describe(values, epilogues, outputs, self._reduced(first)), values, first)
+
+    def _map_stage(
+        self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int]
+    ) -> Stage | SubPartition:
+        """Return a kernel that reduces nothing, but on the way out."""
+        targets = [value for value, _ in outputs]
+        inputs_of = {i: self._inputs(i) for i in values}.__getitem__
+        most = self.max_live - len(epilogues)
+        live, needed_later = self._measure(values, targets, inputs_of, most)
+        if len(needed_later) < len(values):
+            values = self._in_order(values, targets, inputs_of)
+            live, needed_later = self._measure(values, targets, inputs_of, most)
+            if len(needed_later) < len(values):
+                sub = self._beginning(values[: len(needed_later)], needed_later, targets, inputs_of)
+                if sub:
+                    return sub
+        stage = self._describe(values, epilogues, outputs, NO_AXES)
+        return stage._replace(live_values=max(1, live + len(epilogues)) * self.registers)
+
+    def _in_order(self, values: Sequence[int], targets: Sequence[int], inputs_of: InputsOf) -> list[int]:
+        """Return ``values`` in a kernel's order; it is found once for graphs that differ in sizes alone."""
+        key = tuple(targets), frozenset(self.bindings)
+        order = self.graph.orders.get(key)
+        if order is None:
+            longest = sorted(targets, key=lambda i: -len(self.graph.ancestors([i], self.bindings)))
+            numbers = [i for i in values if isinstance(self.graph.values[i], Constant)]
+            order = self.graph.orders[key] = [*numbers, *kernel_order(longest, inputs_of, self._is_computed)]
+        return order
+
+    def _measure(
+        self, order: Sequence[int], targets: Sequence[int], inputs_of: InputsOf, most: int
+    ) -> tuple[int, list[frozenset[int]]]:
+        """Measure how far a kernel gets that computes values in this order, and holds ``most`` of each element.
+
+        Returns how many it holds at once, and what is needed later after each value that it gets to.
+        """
+        ops, live = 0, 0
+        needed_later: list[frozenset[int]] = []
+        for i, now in zip(order, live_values(order, targets, inputs_of, self._varies), strict=False):
+            ops += self._op(i) is not None
+            if now.values > most or ops > MAX_OPS:
+                break
+            live = max(live, now.values)
+            needed_later.append(now.needed_later)
+        return live, needed_later
+
+    def _beginning(
+        self, order: Sequence[int], needed_later: Sequence[frozenset[int]], targets, inputs_of: InputsOf
+    ) -> SubPartition | None:
+        """Return what a kernel should compute that gets no further than ``order``, None if it can stop nowhere."""
+        point = best_spill_point(order, needed_later, targets, inputs_of, self.max_live * 2 // 3)
+        if point is None:
+            return None
+        why = f"a kernel computes {MAX_OPS} values at most, and holds {self.max_live} of each element"
+        finished = frozenset(targets).intersection(order[: point.last + 1])
+        return SubPartition(tuple(point.spilled), why, finished)
+
+    def _fit_row(self, stage: Stage, values: Sequence[int], first: int) -> Stage | SubPartition:
+        """Return the stage if registers hold its rows; if not, the reduction ``first`` is spilled.
+
+        What the kernel reads again for every row it holds too or, to hold less, loads again.
+        """
+        row_axes = self._reduced(first)
+        strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.outputs))
+        layout = arrange(stage.shape, *strides, tuple(output.reduced_axes for output in stage.outputs), stage.row_axes)
+        for reloads in (False, True):
+            stage = stage._replace(reloads=reloads)
+            live = self._live_in_row(values, row_axes, stage, layout)
+            if fits_registers(layout, self.itemsize, live, self.registers):
+                return stage._replace(live_values=live * self.registers)
+        n = self.graph.count(row_axes)
+        return SubPartition((first,), f"registers do not hold {live} values for each of the {n} elements of a row")
+
+    def _epilogues(self, values: Sequence[int], targets: Sequence[int]) -> dict[int, int]:
+        """Return the targets that are reduced on their way out, and by which op.
+
+        The op is the target, or one that it is linear in. What is linear can be done to each element as well, before
+        the sum: -mean(x) is mean(-x).
+        """
+        readers = Counter(j for op in map(self._op, values) if op for j in op.inputs)
+        readers.update(targets)
+        reductions = {target: self._reduction_under(target, readers) for target in targets}
+        return {target: i for target, i in reductions.items() if i is not None}
+
+    def _reduction_under(self, target: int, readers: Counter[int]) -> int | None:
+        i = target
+        while readers[i] == 1 and (op := self._op(i)):
+            if op.reduced:
+                return i if i == target or self.graph.is_linear(i) else None
+            if not self.graph.is_linear(i):
+                return None
+            (i,) = self._not_constant(i)
+        return None
+
+    def _describe(
+        self, values: Sequence[int], epilogues: dict[int, int], outputs: Sequence[Bound], row_axes: Axes
+    ) -> Stage:
+        """Return the stage that computes ``values``, in this order, and writes ``outputs``."""
+        axes = sorted(NO_AXES.union(*(self.graph.axes[i] | self._reduced(i) for i in values)))
+        reduced = {i: self.graph.values[i].inputs[0] for i in epilogues.values()}
+        ops = [i for i in values if self._op(i) and i not in reduced]
+        constants = {i: self._constant(i) for i in ops}
+        inputs = {i: self.graph.values[i].inputs[: -1 if constants[i] is not None else None] for i in ops}
+        used = {j for i in ops for j in inputs[i]}
+        used |= {*reduced.values(), *(value for value, _ in outputs)}
+        operands = [i for i in values if not self._op(i) and i in used]
+        number = {i: k for k, i in enumerate((*operands, *ops))}  # of each value in the stage
+        number |= {i: number[x] for i, x in reduced.items()}
+        return Stage(
+            tuple(self.graph.sizes[a] for a in axes),
+            tuple(self._operand(i, axes) for i in operands),
+            tuple(self._kernel_op(i, inputs[i], number, constants[i]) for i in ops),
+            tuple(self._output(number[i], binding, axes, epilogues.get(i)) for i, binding in outputs),
+            _positions(row_axes, axes),
+        )
+
+    def _constant(self, i: int) -> float | None:
+        """Return the number that the kernel is compiled for with op ``i``, None if there is none."""
+        op = self.graph.values[i]
+        compiled = not op.reduced and kernels().constexpr_parameter(op.formula)
+        return self.graph.number(op.inputs[-1]) if compiled else None
+
+    def _kernel_op(self, i: int, inputs: Sequence[int], number: dict[int, int], constant) -> KernelOp:
+        op = self.graph.values[i]
+        return KernelOp(op.formula, tuple(number[j] for j in inputs), constant, bool(op.reduced))
+
+    def _operand(self, i: int, axes: Sequence[int]) -> Operand:
+        node = self.graph.values[i]
+        if isinstance(node, Constant):
+            return Operand(self.numbers[i], None, "count" if node.counted else str(node.number))
+        binding = self.bindings[i]
+        return Operand(binding.argument, _strides_over(binding, axes), getattr(node, "name", f"spill{i}"))
+
+    def _output(self, number: int, binding: Binding, axes: Sequence[int], epilogue: int | None) -> Output:
+        strides = _strides_over(binding, axes)
+        if epilogue is None:
+            return Output(number, binding.argument, strides)
+        op = self.graph.values[epilogue]
+        reduced, count = _positions(op.reduced, axes), self.graph.count(op.reduced)
+        return Output(number, binding.argument, strides, op.formula, reduced, count)
+
+    def _live_in_row(self, values: Sequence[int], row_axes: Axes, stage: Stage, layout: Layout) -> int:
+        """Return how many values a program holds at once for each element of a row, from the start what it loads.
+
+        While it goes through rows it also holds what it gathers of them, and what each of them reads again.
+        """
+        arguments = {stage.operands[k].argument for k in loop_invariants(layout)}
+        along_row = {i for i in values if row_axes <= self.graph.axes[i]}
+        repeats = {i for i in along_row if i in self.bindings and self.bindings[i].argument in arguments}
+        last_read = {j: k for k, i in enumerate(values) for j in (i, *self._inputs(i))}
+        live = {i for i in along_row if not self._op(i)} - (repeats if stage.reloads else set())
+        most = len(live)
+        for k, i in enumerate(values):
+            live |= along_row.intersection((i, *self._inputs(i))) if self._op(i) else set()
+            most = max(most, len(live))
+            live = {j for j in live if last_read[j] > k or (j in repeats and not stage.reloads)}
+        return most + accumulator_count(layout)
+
+
+def _positions(axes: Axes, order: Sequence[int]) -> frozenset[int]:
+    """Return the positions of ``axes`` in ``order``."""
+    return frozenset(k for k, a in enumerate(order) if a in axes)
+
+
+def _strides_over(binding: Binding, axes: Sequence[int]) -> Strides:
+    """Return the strides of a value over an iteration space of these axes: 0 along those it does not have."""
+    by_axis = dict(zip(binding.dims, binding.strides, strict=True))
     return tuple(by_axis.get(a, 0) for a in axes)

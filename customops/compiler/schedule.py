@@ -1,4 +1,4 @@
-"""In which order one kernel computes its values, and how many it holds at once."""
+"""In which order one kernel computes its values, how many it holds at once, and where it had better end."""
 
 from __future__ import annotations
 
@@ -7,142 +7,159 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
-CHEAP_OPS = 8  # steps that are rather computed again than their value be written and read
-MEMORY_COST = 16  # steps that a value costs that passes through memory
+CHEAP_OPS = 8  # ops that are rather computed again than their value be written and read
+MEMORY_COST = 16  # ops that a value costs that passes through memory
 
-Reads = Callable[[int], Sequence[int]]  # what a value is computed from; nothing where it is loaded
-
-
-class Held(NamedTuple):
-    """What a kernel holds while it computes a value: how many, and which computed ones are read after it."""
-
-    alive: int
-    later: frozenset[int]
+InputsOf = Callable[[int], Sequence[int]]  # the values that a value is computed from; none if it is loaded
 
 
-def in_order(targets: Sequence[int], reads: Reads, own: Callable[[int], bool]) -> list[int]:
-    """Return the values that ``targets`` are computed from, themselves included, each right before it is read.
+class Live(NamedTuple):
+    """What a kernel holds while it computes one value."""
 
-    A value that is the last to read one of the program's ``own`` values can take its register, and comes as soon as it
-    can: so a sum of many terms holds one sum so far, not the terms.
+    values: int  # how many
+    needed_later: frozenset[int]  # the computed values that are read after it
+
+
+class SpillPoint(NamedTuple):
+    """Where a kernel ends, so that another can go on."""
+
+    spilled: list[int]  # the values that it leaves in memory
+    last: int  # the position of its last value
+
+
+def kernel_order(targets: Sequence[int], inputs_of: InputsOf, is_computed: Callable[[int], bool]) -> list[int]:
+    """Return ``targets`` and all that they are computed from, each value right before it is read.
+
+    A value that is the last to read one that the program computes can take its register, and comes as soon as it can:
+    so a sum of many terms holds one sum so far, not the terms.
     """
     order: dict[int, None] = {}
-    readers, left = _readers(targets, reads)
+    readers, unread = _readers(targets, inputs_of)
     for target in targets:
         stack = [target]
         while stack:
             value = stack[-1]
-            missing = [j for j in reads(value) if j not in order]
+            missing = [j for j in inputs_of(value) if j not in order]
             if value in order or not missing:
                 stack.pop()
-                _compute(value, order, readers, left, reads, own)
+                _append(value, order, readers, unread, inputs_of, is_computed)
             else:
                 stack.append(missing[0])
     return list(order)
 
 
-def _readers(targets: Iterable[int], reads: Reads) -> tuple[dict[int, list[int]], Counter[int]]:
-    """The values that are computed from each; and how many are still to be, one more for a target."""
+def _readers(targets: Iterable[int], inputs_of: InputsOf) -> tuple[dict[int, list[int]], Counter[int]]:
+    """Return the values that are computed from each value, and how many these are: a target counts one more."""
     readers: dict[int, list[int]] = {}
-    left, todo = Counter(targets), list(targets)
-    seen = set(todo)
-    while todo:
-        value = todo.pop()
-        for j in set(reads(value)):
+    unread, pending = Counter(targets), list(targets)
+    seen = set(pending)
+    while pending:
+        value = pending.pop()
+        for j in set(inputs_of(value)):
             readers.setdefault(j, []).append(value)
-            left[j] += 1
+            unread[j] += 1
             if j not in seen:
                 seen.add(j)
-                todo.append(j)
-    return readers, left
+                pending.append(j)
+    return readers, unread
 
 
-def _compute(value: int, order: dict[int, None], readers, left: Counter[int], reads: Reads, own) -> None:
-    """Append a value, and all that can then take the place of others."""
-    todo = [value]
-    while todo:
-        i = todo.pop()
+def _append(
+    value: int, order: dict[int, None], readers, unread: Counter[int], inputs_of: InputsOf, is_computed
+) -> None:
+    """Append a value to ``order``, and all that can then take the register of others."""
+    pending = [value]
+    while pending:
+        i = pending.pop()
         if i in order:
             continue
-        order.update(dict.fromkeys(j for j in reads(i) if j not in order))  # what is loaded
+        order.update(dict.fromkeys(j for j in inputs_of(i) if j not in order))  # what is loaded
         order[i] = None
-        operands = set(reads(i))
-        left.subtract(operands)
-        for r in sorted({r for j in (i, *operands) if own(j) for r in readers.get(j, ()) if r not in order}):
-            ready = all(j in order or not reads(j) for j in reads(r))
-            if ready and any(left[j] == 1 and own(j) for j in reads(r)):
-                todo.append(r)
+        inputs = set(inputs_of(i))
+        unread.subtract(inputs)
+        available = [j for j in (i, *inputs) if is_computed(j)]
+        for reader in sorted({r for j in available for r in readers.get(j, ()) if r not in order}):
+            ready = all(j in order or not inputs_of(j) for j in inputs_of(reader))
+            if ready and any(unread[j] == 1 and is_computed(j) for j in inputs_of(reader)):
+                pending.append(reader)
 
 
-def held(order: Sequence[int], targets: Collection[int], reads: Reads, counts: Callable[[int], bool]) -> Iterator[Held]:
+def live_values(
+    order: Sequence[int], targets: Collection[int], inputs_of: InputsOf, counts: Callable[[int], bool]
+) -> Iterator[Live]:
     """Yield what a kernel holds at each value of ``order``: of the values that ``counts`` is true of.
 
     A target is held from when it is computed, what is loaded from its first use on. As that can be loaded again, it is
     not among what is needed later.
     """
-    ends: dict[int, list[int]] = {}
-    for j, k in {j: k for k, i in enumerate(order) for j in (i, *reads(i))}.items():
-        ends.setdefault(k, []).append(j)
-    alive: set[int] = set()
-    later: set[int] = set()
+    last_read_at: dict[int, list[int]] = {}  # by position, the values that are read there for the last time
+    for j, k in {j: k for k, i in enumerate(order) for j in (i, *inputs_of(i))}.items():
+        last_read_at.setdefault(k, []).append(j)
+    live: set[int] = set()
+    needed_later: set[int] = set()
     for k, i in enumerate(order):
-        if reads(i):
-            alive.update(j for j in (i, *reads(i)) if counts(j))
-            later.add(i)
-        most = len(alive)
-        alive.difference_update(j for j in ends.get(k, ()) if j not in targets)
-        later.difference_update(ends.get(k, ()))
-        yield Held(most, frozenset(later))
+        if inputs_of(i):
+            live.update(j for j in (i, *inputs_of(i)) if counts(j))
+            needed_later.add(i)
+        most = len(live)
+        live.difference_update(j for j in last_read_at.get(k, ()) if j not in targets)
+        needed_later.difference_update(last_read_at.get(k, ()))
+        yield Live(most, frozenset(needed_later))
 
 
-def best_end(
-    order: Sequence[int], later: Sequence[Collection[int]], targets: Collection[int], reads: Reads, most: float
-) -> tuple[list[int], int] | None:
-    """Where in ``order`` a kernel had better end, and what it leaves in memory of what is needed ``later``.
+def best_spill_point(
+    order: Sequence[int],
+    needed_later: Sequence[Collection[int]],
+    targets: Collection[int],
+    inputs_of: InputsOf,
+    most: float,
+) -> SpillPoint | None:
+    """Return where in ``order`` a kernel had better end, and what it then leaves in memory; None if it can nowhere.
 
-    None if it can end nowhere. What few steps compute, beyond those for the others, is computed again instead. The end
-    is where that and the memory cost least for each step that is done, and no more than ``most`` values are needed: the
-    kernel that computes them again holds others too.
+    ``needed_later`` says what is needed after each value. What few ops compute, beyond those for the others, is
+    computed again instead. The end is where that and the memory cost least for each op that is done, and no more than
+    ``most`` values are needed: the kernel that computes them again holds others too.
     """
-    under = _steps_under(order, reads)
-    place = {i: k for k, i in enumerate(order)}
+    ops_below = _ops_below(order, inputs_of)
+    position = {i: k for k, i in enumerate(order)}
     best, least = None, inf
-    done = steps = 0
+    finished = ops = 0
     for k, i in enumerate(order):
-        done += i in targets
-        steps += bool(reads(i))
-        if len(later[k]) > most:
+        finished += i in targets
+        ops += bool(inputs_of(i))
+        if len(needed_later[k]) > most:
             continue
-        left, again = _left_in_memory(sorted(later[k], key=place.__getitem__), under, done)
-        cost = (MEMORY_COST * len(left) + again) / max(steps, 1)
-        if cost <= least and (left or done):
-            best, least = (left, k), cost
+        spilled, recomputed = _spilled(sorted(needed_later[k], key=position.__getitem__), ops_below, finished)
+        cost = (MEMORY_COST * len(spilled) + recomputed) / max(ops, 1)
+        if cost <= least and (spilled or finished):
+            best, least = SpillPoint(spilled, k), cost
     return best
 
 
-def _steps_under(order: Sequence[int], reads: Reads) -> dict[int, int]:
-    """For each value the steps that compute it, as bits."""
-    under: dict[int, int] = {}
+def _ops_below(order: Sequence[int], inputs_of: InputsOf) -> dict[int, int]:
+    """Return for each value the ops that compute it: bit k stands for the op at position k."""
+    below: dict[int, int] = {}
     for k, i in enumerate(order):
-        under[i] = 1 << k if reads(i) else 0
-        for j in reads(i):
-            under[i] |= under[j]
-    return under
+        below[i] = 1 << k if inputs_of(i) else 0
+        for j in inputs_of(i):
+            below[i] |= below[j]
+    return below
 
 
-def _left_in_memory(later: Iterable[int], under: dict[int, int], progress: int) -> tuple[list[int], int]:
-    """Return the values needed ``later`` that take many steps to compute again, and how many steps the others take.
+def _spilled(needed_later: Iterable[int], ops_below: dict[int, int], finished: int) -> tuple[list[int], int]:
+    """Return the values that take many ops to compute again, and how many ops the others take.
 
-    If there are none, and no target was computed (``progress``), it returns the value that takes most steps: each
-    kernel has to bring the rest nearer.
+    If there are none, and no target is ``finished``, it returns the value that takes most ops: each kernel has to bring
+    the rest nearer.
     """
-    again, left, deepest = 0, [], None
-    for i in later:
-        deepest = i if deepest is None or under[i].bit_count() >= under[deepest].bit_count() else deepest
-        if (under[i] & ~again).bit_count() > CHEAP_OPS:
-            left.append(i)
+    recomputed, spilled, deepest = 0, [], None
+    for i in needed_later:
+        if deepest is None or ops_below[i].bit_count() >= ops_below[deepest].bit_count():
+            deepest = i
+        if (ops_below[i] & ~recomputed).bit_count() > CHEAP_OPS:
+            spilled.append(i)
         else:
-            again |= under[i]
-    if not left and not progress and deepest is not None:
-        left = [deepest]
-    return left, again.bit_count()
+            recomputed |= ops_below[i]
+    if not spilled and not finished and deepest is not None:
+        spilled = [deepest]
+    return spilled, recomputed.bit_count()

@@ -9,13 +9,14 @@ from ..compiler.graph import Constant, Graph, Input, Op, Renamed
 from ..ops.function import Operator
 from ..runtime.reduction import reduced_axes
 from .proxy import Ref
-from .trace import Trace
+from .trace import Node, Trace
 
 
 def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Graph:
-    """The graph of ``trace`` for tensors of these shapes; built once for all that have size 1 in the same places.
+    """Return the graph of ``trace`` for tensors of these names and shapes.
 
-    Raises ValueError where the shapes do not broadcast.
+    It is built once for all shapes that have size 1 in the same places. Raises ValueError if the shapes do not
+    broadcast.
     """
     key = tuple(names), tuple([tuple([n == 1 for n in shape]) for shape in shapes])
     known = trace.graphs.get(key)
@@ -25,46 +26,64 @@ def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -
 
 
 def _build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Graph:
-    """The graph of ``trace``, with the sizes of these shapes.
-
-    Where a value would meet itself along another axis, it is seen :class:`Again` along new ones. Raises ValueError
-    where the shapes do not broadcast.
-    """
-    same = AxisUnion()
-    dims: list[Dims] = [same.new(shape) for shape in shapes]
-    over: dict[int, Dims] = {}
-    again: dict[tuple[int, int], Dims] = {}
+    axes = _Axes(trace, shapes)
+    graph = Graph(axes.sizes())
+    index = [graph.add(Input(name, dims)) for name, dims in zip(names, axes.dims, strict=False)]  # of each value
     for i, (operator, inputs) in enumerate(trace.nodes, len(shapes)):
-        if issubclass(operator, Operator):
-            tensors = {k: dims[x.value] for k, x in enumerate(inputs) if isinstance(x, Ref)}
-            met = same.broadcast(list(tensors.values()), dims)
-            if met is None:
-                largest = max(tensors, key=lambda k: len(tensors[k]))
-                others = {k: same.renew(tensors[k]) for k in tensors if k != largest}
-                again |= {(i, k): new for k, new in others.items()}
-                met = same.broadcast([tensors[largest], *others.values()], [])
-            assert met is not None  # new axes are no tensor's other ones
-            dims.append(met)
-        else:
-            x, _, *dim = inputs
-            gone = reduced_axes(len(dims[x.value]), *dim)
-            over[i] = tuple(a for d, a in enumerate(dims[x.value]) if d in gone)
-            kept = len(dim) > 1 and dim[1]
-            dims.append(tuple(None if d in gone else a for d, a in enumerate(dims[x.value]) if kept or d not in gone))
-    dims = [same.roots(each) for each in dims]
-    graph = Graph({same.root(a): n for a, n in enumerate(same.sizes)})
-    where = [graph.add(Input(name, each)) for name, each in zip(names, dims, strict=False)]
-    for i, (operator, inputs) in enumerate(trace.nodes, len(shapes)):
-        reads = [where[x.value] if isinstance(x, Ref) else x for x in inputs]
-        if i in over:
-            axes = frozenset(a for a in same.roots(over[i]) if a is not None)
-            where.append(graph.fold(operator.formula.__name__, reads[0], axes, operator))
+        if i in axes.reduced:
+            reduced = frozenset(a for a in axes.reduced[i] if a is not None)
+            index.append(graph.reduce(operator.formula.__name__, index[inputs[0].value], reduced, operator))
             continue
+        operands = []
         for k, x in enumerate(inputs):
-            if not isinstance(x, Ref):
-                reads[k] = graph.add(Constant(x))
-            elif (i, k) in again:
-                reads[k] = graph.add(Renamed((reads[k],), dims[x.value], same.roots(again[i, k])))
-        where.append(graph.add(Op(operator.formula.__name__, tuple(reads), operator=operator)))
-    graph.results = [(where[ref.value], dims[ref.value]) for ref in trace.outputs]
+            operand = index[x.value] if isinstance(x, Ref) else graph.add(Constant(x))
+            if (i, k) in axes.renamed:
+                operand = graph.add(Renamed((operand,), axes.dims[x.value], axes.renamed[i, k]))
+            operands.append(operand)
+        index.append(graph.add(Op(operator.formula.__name__, tuple(operands), operator=operator)))
+    graph.results = [(index[ref.value], axes.dims[ref.value]) for ref in trace.outputs]
     return graph
+
+
+class _Axes:
+    """The axes of each value of a trace. Raises ValueError if the shapes do not broadcast."""
+
+    def __init__(self, trace: Trace, shapes: Sequence[Sequence[int]]):
+        self._union = AxisUnion()
+        self.dims: list[Dims] = [self._union.new(shape) for shape in shapes]  # of each value
+        self.reduced: dict[int, Dims] = {}  # by value, the axes that a reduction reduces
+        self.renamed: dict[tuple[int, int], Dims] = {}  # by value and position, the new axes of an input
+        for i, node in enumerate(trace.nodes, len(shapes)):
+            self.dims.append(self._broadcast(i, node) if issubclass(node.operator, Operator) else self._reduce(i, node))
+        self.dims = [self._union.roots(each) for each in self.dims]
+        self.reduced = {i: self._union.roots(each) for i, each in self.reduced.items()}
+        self.renamed = {key: self._union.roots(each) for key, each in self.renamed.items()}
+
+    def sizes(self) -> dict[int, int]:
+        """Return the number of elements along each axis."""
+        return {self._union.root(a): n for a, n in enumerate(self._union.sizes)}
+
+    def _broadcast(self, i: int, node: Node) -> Dims:
+        """Return the axes of an elementwise operator's value.
+
+        If two axes of one tensor would become one, as a value meets itself along another axis, all but the input of
+        most dimensions are renamed.
+        """
+        tensors = {k: self.dims[x.value] for k, x in enumerate(node.inputs) if isinstance(x, Ref)}
+        dims = self._union.broadcast(list(tensors.values()), self.dims)
+        if dims is None:
+            largest = max(tensors, key=lambda k: len(tensors[k]))
+            renamed = {k: self._union.renew(tensors[k]) for k in tensors if k != largest}
+            self.renamed |= {(i, k): new for k, new in renamed.items()}
+            dims = self._union.broadcast([tensors[largest], *renamed.values()], [])
+        assert dims is not None  # new axes are no tensor's other ones
+        return dims
+
+    def _reduce(self, i: int, node: Node) -> Dims:
+        """Return the axes of a reduction's value."""
+        x, _, *dim = node.inputs
+        dims = self.dims[x.value]
+        positions = reduced_axes(len(dims), *dim)
+        self.reduced[i] = tuple(a for d, a in enumerate(dims) if d in positions)
+        keepdim = len(dim) > 1 and dim[1]
+        return tuple(None if d in positions else a for d, a in enumerate(dims) if keepdim or d not in positions)

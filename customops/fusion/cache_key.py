@@ -1,4 +1,16 @@
-"""When a call of a fused function is like an earlier one, so that nothing it reads can be other than it was."""
+"""When a call of a fused function is like an earlier one: all that the function may read is part of a key.
+
+What a value is in a key, beside its type, without which True would be 1:
+
+=========================================  ============================================================
+type of the value                          what stands for it
+=========================================  ============================================================
+int, bool, str, None, dtype, device        itself
+float, complex, Size                       its repr: 0.0 equals -0.0, and nan not even itself
+tuple of values that are in this table     its repr: (1,) equals (True,)
+anything else                              nothing: an object may change, and equal what it was
+=========================================  ============================================================
+"""
 
 from __future__ import annotations
 
@@ -10,27 +22,33 @@ from typing import Any
 
 import torch
 
-TOLD_BY_VALUE = frozenset({int, bool, str, type(None), torch.dtype, torch.device})
-TOLD_BY_REPR = frozenset({float, complex, tuple, torch.Size})
+BY_VALUE = frozenset({int, bool, str, type(None), torch.dtype, torch.device})
+BY_REPR = frozenset({float, complex, tuple, torch.Size})
+NO_KEY: Any = object()  # what stands for a value that may change
 _CONSTANTS = FunctionType, BuiltinFunctionType, ModuleType, type  # whose attributes are taken for constant, too
 
 
-def is_told_by_value(x: Any) -> bool:
-    """Whether what equals ``x``, or has its repr if its type is TOLD_BY_REPR, is no other for a function that reads it.
+def static_key(x: Any) -> Any:
+    """Return what stands for ``x`` in a key, NO_KEY if nothing can.
 
-    0.0 equals -0.0, and (1,) equals (True,): hence the repr. An object may change, and be equal still.
+    >>> static_key(2), static_key(-0.0), static_key((1, True)), static_key([1]) is NO_KEY
+    (2, '-0.0', '(1, True)', True)
     """
     kind = type(x)
-    return kind in TOLD_BY_VALUE or (kind in TOLD_BY_REPR and (kind is not tuple or all(map(is_told_by_value, x))))
+    if kind in BY_VALUE:
+        return x
+    if kind not in BY_REPR or (kind is tuple and any([static_key(each) is NO_KEY for each in x])):
+        return NO_KEY
+    return repr(x)
 
 
-def is_fixed(x: Any) -> bool:
-    """Whether ``x`` reads the same for as long as it is there: a value, a function, a module, a class."""
-    return is_told_by_value(x) or isinstance(x, _CONSTANTS)
+def is_constant(x: Any) -> bool:
+    """Return whether ``x`` reads the same for as long as it is there: a value, a function, a module, a class."""
+    return static_key(x) is not NO_KEY or isinstance(x, _CONSTANTS)
 
 
 class Surroundings:
-    """What a function reads besides its arguments: global names in its code, and what it closes over.
+    """What one function reads besides its arguments: global names in its code, and what it closes over.
 
     What functions that it calls read is not seen.
     """
@@ -40,21 +58,22 @@ class Surroundings:
         self._globals: dict[str, Any] = getattr(function, "__globals__", {})
         self._names = tuple(dict.fromkeys(_names(code))) if code else ()
         self._cells = getattr(function, "__closure__", None) or ()
-        self._seen: tuple[tuple, int | None] = (), 0  # of one moment: threads share it
-        self._changes = count(1)
+        # What was read last, and the number of that state: one tuple, as threads share it.
+        self._last: tuple[tuple, int | None] = (), 0
+        self._numbers = count(1)
 
     def state(self) -> int | None:
-        """Return a number that is another after each change; None where an object among it may change unseen."""
+        """Return a number that is another one after each change; None if an object may change unseen."""
         now = (*map(self._globals.get, self._names), *map(_content, self._cells))
-        seen, state = self._seen
-        if len(now) != len(seen) or not all(map(is_, now, seen)):
-            state = next(self._changes) if all(map(is_fixed, now)) else None
-            self._seen = now, state
-        return state
+        before, number = self._last
+        if len(now) != len(before) or not all(map(is_, now, before)):
+            number = next(self._numbers) if all(map(is_constant, now)) else None
+            self._last = now, number
+        return number
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names in a function's code and in that of functions inside, those of attributes among them."""
+    """Yield the names in a function's code and in that of functions inside, those of attributes among them."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -16,7 +16,7 @@ from .explain import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What :func:`run` reads."""
+    """Add the arguments that :func:`run` reads."""
     parser.add_argument("function", metavar="MODULE.NAME", help="where to import the function from, fused or not")
     parser.add_argument(
         "--shape", action="append", default=[], help="of a tensor, as 4096,4096; one for each, in order"
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what :func:`explain` says; the exit code, 2 where there is nothing to say."""
+    """Print what :func:`explain` says, and return the exit code: 2 if it raises."""
     try:
         function, dtype = _named(args.function), dtype_named(args.dtype)
         tensors = [torch.empty(integers("shape", shape), dtype=dtype) for shape in args.shape]
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _named(path: str) -> Fused:
-    """The function of this name, from the current directory or an installed package."""
+    """Return the function of this name, from the current directory or an installed package."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial, reduce, update_wrapper, wraps
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 from weakref import ref
 
 from torch import Tensor, is_grad_enabled
@@ -17,12 +17,11 @@ from torch.compiler import is_dynamo_compiling
 
 from .._compat import forward_level, saved_tensor_hooks, transforms_active, without_modes
 from ..compiler.graph import Graph
-from ..runtime.modes import modes
-from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, is_recorded, plan_key
+from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, is_recorded, modes, plan_key
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import build
-from .cache_key import TOLD_BY_REPR, Surroundings, is_fixed, is_told_by_value
+from .cache_key import NO_KEY, Surroundings, is_constant, static_key
 from .explain import explain
 from .function import FusedFunction, Fusion, why_not_fused
 from .proxy import FusionError, Traced
@@ -31,11 +30,38 @@ from .trace import Trace, Traces
 __all__ = ["fuse"]
 
 
-def fuse(function: Callable) -> Any:
-    """Compute a composition of this pack's operators in one kernel, and its gradients in one or two, where that can be.
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
-    ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the pack's
-    operators, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, devices,
+
+class FusedCallable(Protocol[P, R_co]):
+    """What ``fuse`` returns: it is called, and bound as a method, as the function is."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Return what the function returns."""
+
+    def program(self, *args: P.args, **kwargs: P.kwargs) -> Graph:
+        """Return what is computed for these arguments: formulas of values over named axes."""
+
+    def explain(self, *args: Any, **kwargs: Any) -> None:
+        """Print what a call would compute, launch and move on a GPU; ``target`` names it."""
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> FusedCallable[P, R_co]: ...
+
+    @overload
+    def __get__(
+        self: FusedCallable[Concatenate[Any, Q], R_co], instance: object, owner: Any = None
+    ) -> Callable[Q, R_co]: ...
+
+
+def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
+    """Compute a composition of customops' operators in one kernel, and its gradients in one or two, where possible.
+
+    ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the operators
+    of customops, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, devices,
     dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is given anything but
     tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, or reads such a
     thing in its module or where it was defined, it runs at every call, on stand-ins: so all it reads may change at any
@@ -57,8 +83,8 @@ def fuse(function: Callable) -> Any:
     object that can be called is fused, too; the result is then an object, copied and pickled as what it was made of.
 
     Raises:
-        TypeError: ``function`` cannot be traced: it branches on a value, calls what is not of the pack, or switches
-            grad mode, autocast or another mode. The message names the line.
+        TypeError: ``function`` cannot be traced: it branches on a value, calls what is no operator of customops, or
+            switches grad mode, autocast or another mode. The message names the line.
         RuntimeError: the backend is ``triton`` and no kernel can run.
         Exception: what torch raises for the operators.
 
@@ -72,26 +98,27 @@ def fuse(function: Callable) -> Any:
     if isinstance(function, classmethod | staticmethod) or not callable(function):
         raise TypeError(f"fuse: expected a function, got {function!r}; put @fuse below @classmethod")
     if fused_behind(function):
-        return function
-    made = Fused(function)
-    return made if not isinstance(function, FunctionType) or _is_importable(function) else made.as_function()
+        return cast("FusedCallable[P, R]", function)
+    fused = Fused(function)
+    as_function = isinstance(function, FunctionType) and not _is_importable(function)
+    return cast("FusedCallable[P, R]", fused.as_function() if as_function else fused)
 
 
-class Fused:
-    """A fused function: what can be called, and what is known of its calls so far."""
+class Fused(Generic[P, R]):
+    """A function that ``fuse`` was given, and what is known of its calls so far."""
 
-    NOT_TRACED = "there is no dense tensor of torch's own, or a mode, a transform or forward mode sees the calls"
+    NOT_TRACED = "no argument is a dense torch.Tensor, or a mode, a transform or forward mode observes the calls"
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable[P, R]):
         update_wrapper(self, function, updated=())
-        self.called = function
-        self.function, self._first, self._named = _without_arguments(function)
+        self.called = function  # as it was given
+        self.function, self._bound_args, self._bound_kwargs = _without_arguments(function)  # the function behind it
         self._signature = _signature_of(self.function)
         defaults = [p.default for p in self._signature.parameters.values()]
-        self._fills_in = not all(map(is_fixed, defaults))  # tensors, or objects that may change
+        self._applies_defaults = not all(map(is_constant, defaults))  # tensors are arguments; objects may change
         self._surroundings = Surroundings(self.function)
         self._traces = Traces()
-        self._itself = ref(self)  # for keys, which keep nothing alive
+        self._ref = ref(self)  # for keys, which keep nothing alive
 
     def __get__(self, instance, owner=None):
         if instance is None or not isinstance(self.called, FunctionType):  # no other callable becomes a method
@@ -99,14 +126,14 @@ class Fused:
         return partial(self.called, instance) if is_dynamo_compiling() else MethodType(self, instance)
 
     def __reduce__(self):
-        """Copied and pickled by what it was made of."""
+        """Copy and pickle it by what it was made of."""
         return fuse, (self.called,)
 
-    def __call__(self, *args, **kwargs):
-        """What the function returns."""
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what the function returns."""
         return self.called(*args, **kwargs) if is_dynamo_compiling() else self.call(args, kwargs)
 
-    def as_function(self) -> Callable:
+    def as_function(self) -> Callable[P, R]:
         """Return it as a function: what Python and compilers bind, look up and see through as such."""
         called = self.called
 
@@ -119,35 +146,35 @@ class Fused:
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the function: by its kernels, or as it is."""
-        if self._first or self._named or self._fills_in:
+        if self._bound_args or self._bound_kwargs or self._applies_defaults:
             args, kwargs = self.all_arguments(args, kwargs)
         tensors, key = self.read(args, kwargs)
-        found = plan_key(tensors, recorded=True) if tensors else None
-        if found is None:
+        layout = plan_key(tensors, recorded=True) if tensors else None
+        if layout is None:
             return self._call_by_formula(tensors, key, args, kwargs)
-        fusion, made = recall((key, found)) if key else None, None
+        fusion, trace = recall((key, layout)) if key else None, None
         if fusion is None:
-            fusion, made = self._fusion(tensors, key, found, args, kwargs)
+            fusion, trace = self._find_fusion(tensors, key, layout, args, kwargs)
         if fusion and is_recorded():
             for x in tensors:
                 if x.requires_grad:
-                    if any([x.is_inference() for x in tensors]):  # torch saves none of these
-                        return self._apply(made, tensors, args, kwargs)
+                    if any(map(Tensor.is_inference, tensors)):  # torch saves none of these
+                        return self._one_by_one(trace, tensors, args, kwargs)
                     return FusedFunction.of(fusion, tensors)
-        return fusion(tensors) if fusion else self._apply(made, tensors, args, kwargs)
+        return fusion(tensors) if fusion else self._one_by_one(trace, tensors, args, kwargs)
 
-    def program(self, *args, **kwargs) -> Graph:
-        """What is computed for these arguments: formulas of values over named axes.
+    def program(self, *args: P.args, **kwargs: P.kwargs) -> Graph:
+        """Return what is computed for these arguments: formulas of values over named axes.
 
         Raises TypeError as a call does, ValueError where nothing can be traced: for subclasses, under modes.
         """
-        args, kwargs = self.all_arguments(args, kwargs)
-        tensors, _ = self.read(args, kwargs)
+        arguments, named = self.all_arguments(args, kwargs)
+        tensors, _ = self.read(arguments, named)
         if is_intercepted() or not self.is_traceable(tensors):
             raise ValueError(f"fuse: there is no program: {self.NOT_TRACED}")
-        return self.graph(self.trace(tensors, args, kwargs), tensors, args, kwargs)
+        return self.graph(self.trace(tensors, arguments, named), tensors, arguments, named)
 
-    def explain(self, *args, **kwargs) -> None:
+    def explain(self, *args: Any, **kwargs: Any) -> None:
         """Print what a call would compute, launch and move on a GPU by kernels, and where values pass through memory.
 
         Gradients are those of the inputs that require one, or of all if none does. No GPU is needed, and no memory:
@@ -156,14 +183,14 @@ class Fused:
         Raises:
             RuntimeError: as :func:`dry_run` does. TypeError: as a call does.
         """
-        chosen = {} if "target" in self._signature.parameters else kwargs
-        target = chosen.pop("target", "cuda:90")
+        options = {} if "target" in self._signature.parameters else kwargs
+        target = options.pop("target", "cuda:90")
         print(*explain(self, args, kwargs, target), sep="\n")
 
     def all_arguments(self, args: Sequence, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Return the arguments that ``function`` gets: those bound before, these, and defaults if they matter."""
-        args, kwargs = (*self._first, *args), {**self._named, **kwargs}
-        if self._fills_in:
+        args, kwargs = (*self._bound_args, *args), {**self._bound_kwargs, **kwargs}
+        if self._applies_defaults:
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             args, kwargs = bound.args, bound.kwargs
@@ -176,7 +203,7 @@ class Fused:
         """
         tensors: list[Tensor] = []
         state = self._surroundings.state()
-        key: list[Any] | None = None if state is None else [self._itself, state, *modes()]
+        key: list[Any] | None = None if state is None else [self._ref, state, *modes()]
         for x in (*args, *kwargs.values()) if kwargs else args:
             kind = type(x)
             if kind in CLASSES:
@@ -184,37 +211,38 @@ class Fused:
             elif kind is Traced or isinstance(x, Tensor):
                 return [], None
             elif key is not None:
-                if not is_told_by_value(x):
+                static = static_key(x)
+                if static is NO_KEY:
                     key = None
                     continue
-                key.append(repr(x) if kind in TOLD_BY_REPR else x)
+                key.append(static)
             if key is not None:
                 key.append(kind)
         return tensors, None if key is None else (*key, *kwargs)
 
     def is_traceable(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether nothing but modes, and what the function does, keeps it from being traced."""
+        """Return whether nothing but modes, and what the function does, keeps it from being traced."""
         if not tensors or transforms_active() or not all(map(is_dense_tensor, tensors)):
             return False
         return forward_level() < 0 or all(forward_ad.unpack_dual(x).tangent is None for x in tensors)
 
     def trace(self, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Trace:
         """Return what the function does with these arguments."""
-        return self._or_as_torch(lambda: self._traces.trace(self.function, args, kwargs, tensors), args, kwargs)
+        return self._or_raise_as_torch(lambda: self._traces.trace(self.function, args, kwargs, tensors), args, kwargs)
 
-    def fuse(self, made: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
+    def fuse(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
         """Return the fusion of a trace for tensors in this layout, without kernels."""
-        return Fusion(made, self.graph(made, tensors, args, kwargs), tensors)
+        return Fusion(trace, self.graph(trace, tensors, args, kwargs), tensors)
 
-    def graph(self, made: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
-        """Return the graph for tensors of these shapes, called as the parameters are."""
+    def graph(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
+        """Return the graph for tensors of these shapes, its inputs named as the parameters are."""
         bound = self._signature.bind(*args, **kwargs).arguments
-        names = {id(x): name for name, x in bound.items()}
-        given = [names.get(id(x), f"x{i}") for i, x in enumerate(tensors)]
-        unique = [name if given.count(name) == 1 else f"{name}{i}" for i, name in enumerate(given)]
-        return self._or_as_torch(lambda: build(made, unique, [x.shape for x in tensors]), args, kwargs)
+        parameters = {id(x): name for name, x in bound.items()}
+        names = [parameters.get(id(x), f"x{i}") for i, x in enumerate(tensors)]
+        unique = [name if names.count(name) == 1 else f"{name}{i}" for i, name in enumerate(names)]
+        return self._or_raise_as_torch(lambda: build(trace, unique, [x.shape for x in tensors]), args, kwargs)
 
-    def _or_as_torch(self, make: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _or_raise_as_torch(self, make: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Return what ``make`` returns; an error of an operator is torch's own, about the caller's tensors."""
         try:
             return make()
@@ -224,49 +252,54 @@ class Fused:
             self.function(*args, **kwargs)
             raise
 
-    def _fusion(self, tensors: Sequence[Tensor], key: tuple | None, found: tuple, args, kwargs) -> tuple[Any, Trace]:
-        """Return the kernels for arguments like these, False where operators are applied one by one; and the trace."""
-        made = self.trace(tensors, args, kwargs)
-        whole = made, found
-        fusion = recall(whole)
-        if fusion is None:
-            runs = why_not_fused(made, tensors, strict=True) is None
-            fusion = remember(whole, runs and self.fuse(made, tensors, args, kwargs).lower(tensors))
-        return remember((key, found), fusion) if key else fusion, made
+    def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
+        """Return the fusion of a call that was not known by its key, and the trace that was made for that.
 
-    def _apply(self, made: Trace | None, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Apply the operators one by one: those of the trace that this call made, as none runs the function twice."""
-        if made is None:
-            return self.function(*args, **kwargs)
-        return made.apply(tensors)
+        The fusion is False where operators are applied one by one. Calls with other keys share it, if the function does
+        the same. It is remembered for ``key``, so that the next call like this one makes no trace.
+        """
+        trace = self.trace(tensors, args, kwargs)
+        fusion = recall((trace, layout))
+        if fusion is None:
+            is_fused = why_not_fused(trace, tensors, strict=True) is None
+            fusion = is_fused and self.fuse(trace, tensors, args, kwargs).compile(tensors)
+            remember((trace, layout), fusion)
+        if key:
+            remember((key, layout), fusion)
+        return fusion, trace
+
+    def _one_by_one(self, trace: Trace | None, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Apply the operators one by one: of the trace, if this call made one, as no call runs a function twice."""
+        return self.function(*args, **kwargs) if trace is None else trace.apply(tensors)
 
     def _call_by_formula(self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]):
-        """Apply the operators one by one, traced all the same: what a GPU would refuse is refused everywhere.
+        """Apply the operators one by one where no kernel runs.
 
-        What a checkpoint computes once by kernels, and once here under a mode, say, has to save the same both times:
-        its derivative then is that of the kernels.
+        The first call of its kind is traced all the same: what a GPU would refuse is refused everywhere. Under hooks
+        that get what autograd saves, the call is recorded as one with kernels is: what a checkpoint computes once by
+        kernels, and once here under a mode, say, has to save the same both times.
         """
-        watched = is_intercepted()
-        wanted = bool(saved_tensor_hooks()) and is_grad_enabled() and any([x.requires_grad for x in tensors])
+        intercepted = is_intercepted()
+        hooked = bool(saved_tensor_hooks()) and is_grad_enabled() and any([x.requires_grad for x in tensors])
         seen = key and (key, *[(x.shape, x.dtype, x.device) for x in tensors])
-        known = watched or (seen and recall(seen))
-        if (known and not wanted) or not self.is_traceable(tensors):
+        is_known = intercepted or (seen and recall(seen))
+        if (is_known and not hooked) or not self.is_traceable(tensors):
             return self.function(*args, **kwargs)
-        with without_modes() if watched else nullcontext():
-            made = self.trace(tensors, args, kwargs)
-            fusion = self._fusion_by_formula(made, tensors, args, kwargs) if wanted else None
+        with without_modes() if intercepted else nullcontext():
+            trace = self.trace(tensors, args, kwargs)
+            fusion = self._fusion_without_kernels(trace, tensors, args, kwargs) if hooked else None
         if fusion:
-            return FusedFunction.of(fusion, tensors, made)
+            return FusedFunction.of(fusion, tensors, trace)
         if seen:
             remember(seen, True)
-        return self._apply(made, tensors, args, kwargs)
+        return self._one_by_one(trace, tensors, args, kwargs)
 
-    def _fusion_by_formula(self, made: Trace, tensors: Sequence[Tensor], args, kwargs) -> Fusion | None:
+    def _fusion_without_kernels(self, trace: Trace, tensors: Sequence[Tensor], args, kwargs) -> Fusion | None:
         """Return the fusion of a call that kernels would compute elsewhere; None of one that they never would."""
-        if any([x.is_inference() for x in tensors]) or why_not_fused(made, tensors):
+        if any([x.is_inference() for x in tensors]) or why_not_fused(trace, tensors):
             return None
-        whole = made, *map(spec_of, tensors)
-        return recall(whole) or remember(whole, self.fuse(made, tensors, args, kwargs))
+        key = trace, *map(spec_of, tensors)
+        return recall(key) or remember(key, self.fuse(trace, tensors, args, kwargs))
 
 
 def fused_behind(function: Any) -> Fused | None:
@@ -278,7 +311,7 @@ def fused_behind(function: Any) -> Fused | None:
 
 
 def _is_importable(function: Callable) -> bool:
-    """Whether ``function`` is found by its name, as what is decorated is not: then it is pickled by that name."""
+    """Return whether ``function`` is found by its name, and so pickled by it; what is decorated is not."""
     path = [sys.modules.get(function.__module__), *function.__qualname__.split(".")]
     return reduce(lambda x, name: getattr(x, name, None), path) is function  # type: ignore[arg-type]
 

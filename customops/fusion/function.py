@@ -1,9 +1,14 @@
-"""The ``autograd.Function`` of a fused call: what it computes, what it saves, and its gradients."""
+"""The ``autograd.Function`` of a fused call: what it computes, what it saves, and its gradients.
+
+Four kinds of indices occur here, all of them counted from 0. In a gradient's graph the value i of the fusion's graph is
+value ``offset + i``, as cotangents come first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +21,15 @@ from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.gradient import differentiate
 from ..compiler.graph import Graph, Op
 from ..ops.function import Operator
-from ..runtime.paths import kernel_blocker, refuse_if_required
+from ..runtime.paths import kernel_blocker, plan_key, refuse_if_required
+from ..runtime.rules import tuple_getter
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
 from .trace import Trace
+
+InputIndex = int  # of a tensor that the fused function is called with; in the graph it is the same value
+ValueIndex = int  # of a value of the fusion's graph: inputs first
+ResultIndex = int  # of a result, each counted once, and of its cotangent
+OutputIndex = int  # of an output of the autograd.Function: results first, then saved intermediates
 
 
 def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False) -> str | None:
@@ -44,158 +55,188 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
 
 
 class Fusion:
-    """A trace on tensors in one layout, and the gradients of its results.
+    """A trace compiled for tensors in one layout, and the gradients of its results.
 
-    What had to be reduced in a kernel before, ``kept``, is small and saved for the gradients, in its room.
+    Values that forward reduced and spilled, ``saved_intermediates``, are small: they are saved for the gradients.
     """
 
     __slots__ = (
         "_gradients",
-        "_recorded",
+        "_recordings",
         "common",
+        "executable",
+        "gradient_specs",
         "graph",
-        "inputs",
-        "kept",
-        "likes",
-        "lowered",
-        "rooms",
+        "result_specs",
+        "saved_intermediates",
+        "saved_scratch",
         "trace",
     )
 
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
-        self.trace, self.graph = trace, graph
-        dtypes = trace.dtypes
-        self.common = reduce(torch.promote_types, dtypes[trace.arity :])
-        self.likes = _results(trace, graph, tensors)
-        self.inputs = [gradient_spec(x) for x in tensors]
-        self.kept: dict[int, int] = {}
-        self.rooms: list[int] = []
+        self.trace = trace
+        self.graph = graph  # of the trace, for tensors of these shapes
+        self.common = reduce(torch.promote_types, trace.dtypes[trace.arity :])  # the dtype that kernels round to
+        self.result_specs = _result_specs(trace, graph, tensors)  # of each result
+        self.gradient_specs = [gradient_spec(x) for x in tensors]  # of each input
+        self.executable: Any = None  # the kernels of forward; none before ``compile``
+        self.saved_intermediates: list[ValueIndex] = []
+        self.saved_scratch: list[int] = []  # for each of these, the position of its scratch buffer
         self._gradients: dict[tuple, Gradient] = {}
-        self._recorded: dict[tuple, Recording] = {}
+        self._recordings: dict[tuple, Recording] = {}
 
-    def lower(self, tensors: Sequence[Tensor]) -> Fusion:
+    def compile(self, tensors: Sequence[Tensor]) -> Fusion:
         """Make the kernels for tensors in this layout; return itself."""
-        self.lowered = Executable(self.graph, dict(enumerate(tensors)), self.likes, self.common, apart=True)
-        cut = {cut.value: room for room, cut in enumerate(self.lowered.cuts)}
-        steps = {i: step for i in cut if isinstance(step := self.graph.values[i], Op)}
-        self.kept = {i: cut[i] for i, step in steps.items() if step.over}
-        self.rooms = list(self.kept.values())
+        tensors_by_value = dict(enumerate(tensors))
+        self.executable = Executable(self.graph, tensors_by_value, self.result_specs, self.common, distinct=True)
+        scratch = {spill.value: k for k, spill in enumerate(self.executable.spills)}
+        reduced = [i for i in scratch if isinstance(op := self.graph.values[i], Op) and op.reduced]
+        self.saved_intermediates, self.saved_scratch = reduced, [scratch[i] for i in reduced]
         return self
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        """What the function returns."""
-        return self.returned(self.lowered(tensors))
+        """Return what the function returns."""
+        return self.trace.pack(self.executable(tensors))
 
-    def returned(self, results: Any) -> Any:
-        """``results``, perhaps with rooms after them, as the function returns them."""
-        return self.trace.returned(results)
+    def gradient(
+        self, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saves_intermediates: bool = True
+    ) -> Gradient:
+        """Return the gradient of the inputs ``needed``, for cotangents of ``outputs``.
 
-    def gradient(self, wanted: tuple[int, ...], outputs: tuple[int, ...], keeps: bool = True) -> Gradient:
-        """Of the tensors ``wanted``, for cotangents of ``outputs``; from inputs alone where nothing is kept."""
-        key = wanted, outputs, keeps
+        Unless the call ``saves_intermediates``, it is computed from inputs alone.
+        """
+        key = needed, outputs, saves_intermediates
         if key not in self._gradients:
-            self._gradients[key] = Gradient(self, wanted, outputs, self.kept if keeps else {})
+            saved = self.saved_intermediates if saves_intermediates else ()
+            self._gradients[key] = Gradient(self, needed, outputs, saved)
         return self._gradients[key]
 
-    def recorded(self, needs: tuple[bool, ...], keeps: bool) -> Recording:
-        """Return what a call saves; ``needs`` is its ``ctx.needs_input_grad``, of the Run, then of each tensor.
+    def recording(self, needs_grad: tuple[bool, ...], saves_intermediates: bool) -> Recording:
+        """Return what a call saves.
 
-        Unless it ``keeps`` what was reduced between kernels, it saves inputs alone.
+        Args:
+            needs_grad: the call's ``ctx.needs_input_grad``: of the FusedCall, then of each tensor.
+            saves_intermediates: whether it saves more than inputs.
         """
-        key = needs, keeps
-        if key not in self._recorded:
-            wanted = tuple(i for i, need in enumerate(needs[1:]) if need)
-            outputs = tuple(range(len(self.likes)))
-            moved = [i for i in outputs if set(wanted) & set(self.graph.needed([self.graph.results[i][0]]))]
-            gradient = self.gradient(wanted, tuple(moved), keeps)
-            kept = self.kept if keeps else {}
-            rooms = dict(zip(kept, range(len(outputs), len(outputs) + len(kept)), strict=True))
-            fixed = [*(i for i in outputs if i not in moved), *rooms.values()]
-            self._recorded[key] = Recording(wanted, moved, gradient, fixed, [rooms[i] for i in gradient.kept])
-        return self._recorded[key]
+        key = needs_grad, saves_intermediates
+        if key not in self._recordings:
+            needed = tuple(i for i, needs in enumerate(needs_grad[1:]) if needs)
+            self._recordings[key] = self._record(needed, saves_intermediates)
+        return self._recordings[key]
+
+    def _record(self, needed: tuple[InputIndex, ...], saves_intermediates: bool) -> Recording:
+        results = range(len(self.result_specs))
+        differentiable = [
+            i for i in results if not set(needed).isdisjoint(self.graph.ancestors([self.graph.results[i][0]]))
+        ]
+        gradient = self.gradient(needed, tuple(differentiable), saves_intermediates)
+        saved = self.saved_intermediates if saves_intermediates else ()
+        outputs = {value: len(results) + k for k, value in enumerate(saved)}
+        non_differentiable = [*(i for i in results if i not in differentiable), *outputs.values()]
+        inputs = len(self.gradient_specs)
+        saved_positions = [*gradient.saved_inputs, *(inputs + outputs[i] for i in gradient.saved_intermediates)]
+        return Recording(
+            needed,
+            gradient,
+            tuple_getter(differentiable),
+            tuple_getter(non_differentiable) if non_differentiable else None,
+            tuple_getter(saved_positions),
+        )
 
 
 class Recording(NamedTuple):
-    """What autograd has to know of a call for one set of tensors that want gradients."""
+    """What autograd has to know of a call, for one set of inputs that need gradients."""
 
-    wanted: tuple[int, ...]  # the tensors
-    outputs: list[int]  # the results that depend on them
-    gradient: Gradient  # of the tensors, for cotangents of those results
-    fixed: list[int]  # outputs of the Function that do not depend on them: other results, and rooms
-    rooms: list[int]  # outputs of the Function that the gradient reads
+    needed: tuple[InputIndex, ...]  # the inputs that need gradients
+    gradient: Gradient  # of these inputs, for cotangents of the results that depend on them
+    differentiable: Callable[[Sequence], Sequence]  # pick those results, or their cotangents, out of all
+    non_differentiable: Callable[[Sequence], Sequence] | None  # pick all else out of the outputs, None where all depend
+    saved: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that the gradient reads out of (*inputs, *outputs)
 
 
-def _results(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[TensorSpec]:
-    """What torch's results are.
+def _result_specs(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[TensorSpec]:
+    """Return what torch's results are.
 
     Where they are contiguous for contiguous tensors, they are for others that have size 1 in the same places.
     """
     shapes = [torch.Size(1 if a is None else graph.sizes[a] for a in dims) for _, dims in graph.results]
     dense = [contiguous(shape) for shape in shapes]
-    usual = all(x.stride() == contiguous(x.shape) for x in tensors)
+    inputs_are_dense = all(x.stride() == contiguous(x.shape) for x in tensors)
     strides = dense
-    if not (usual and trace.keeps_dense):
+    if not (inputs_are_dense and trace.is_dense_if_inputs_are):
         meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
         strides = [_strides(trace, ref.value, meta) for ref in trace.outputs]
-        trace.keeps_dense = usual and strides == dense
-    dtypes = trace.dtypes
+        trace.is_dense_if_inputs_are = inputs_are_dense and strides == dense
     return [
-        TensorSpec(shape, steps, dtypes[ref.value], trace.device)
-        for shape, steps, ref in zip(shapes, strides, trace.outputs, strict=True)
+        TensorSpec(shape, each, trace.dtypes[ref.value], trace.device)
+        for shape, each, ref in zip(shapes, strides, trace.outputs, strict=True)
     ]
 
 
-def _strides(trace: Trace, index: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
-    """Those of torch's result; a reduction's is contiguous, which a meta tensor may not be."""
-    z = meta[index]
-    node = trace.nodes[index - trace.arity]
+def _strides(trace: Trace, value: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return the strides of torch's result: of a reduction contiguous, which a meta tensor may not be."""
+    z = meta[value]
+    node = trace.nodes[value - trace.arity]
     return z.stride() if issubclass(node.operator, Operator) else contiguous(z.shape)
 
 
 class Gradient:
-    """The gradients of a fusion: what they read of its inputs, ``reads``, and of its values ``kept``, and how."""
+    """The gradients of a fusion for one set of inputs that need them, and of results that cotangents arrive from.
 
-    __slots__ = ("common", "first", "graph", "kept", "likes", "reads", "which")
+    It is called with the cotangents, then the inputs ``saved_inputs``, then the values ``saved_intermediates``.
+    """
 
-    def __init__(self, fusion: Fusion, wanted: tuple[int, ...], outputs: tuple[int, ...], kept: Iterable[int]):
-        self.graph, self.which = differentiate(fusion.graph, wanted, outputs)
-        self.first, self.common = len(outputs), fusion.common
-        self.reads = [i - self.first for i in self.graph.given() if i >= self.first]
-        kept = {self.first + i: i for i in kept}
-        needed = self.graph.needed([value for value, _ in self.graph.results], kept)
-        self.kept = [kept[i] for i in needed if i in kept]
-        self.likes = [fusion.inputs[i] for i, at in zip(wanted, self.which, strict=True) if at is not None]
+    __slots__ = ("common", "graph", "offset", "outputs", "result_index", "saved_inputs", "saved_intermediates", "specs")
 
-    def __call__(self, values: Sequence[Tensor]) -> list[Tensor | None]:
-        """The gradient of each input wanted, for cotangents, then inputs, then what was kept."""
-        grads = by_kernel("fuse", self, values, self.lower)
+    def __init__(
+        self,
+        fusion: Fusion,
+        needed: tuple[InputIndex, ...],
+        outputs: tuple[ResultIndex, ...],
+        saved: Iterable[ValueIndex],
+    ):
+        """Differentiate; the values ``saved`` need not be computed again."""
+        self.graph, self.result_index = differentiate(fusion.graph, needed, outputs)  # the latter for each needed input
+        self.outputs = outputs  # the results that cotangents are given of
+        self.offset = len(outputs)  # from the fusion's graph to this one
+        self.common = fusion.common
+        self.saved_inputs: list[InputIndex] = [i - self.offset for i in self.graph.inputs() if i >= self.offset]
+        shifted = {self.offset + i: i for i in saved}
+        ancestors = self.graph.ancestors([value for value, _ in self.graph.results], shifted)
+        self.saved_intermediates: list[ValueIndex] = [shifted[i] for i in ancestors if i in shifted]
+        self.specs = [  # of each result of this graph
+            fusion.gradient_specs[i] for i, at in zip(needed, self.result_index, strict=True) if at is not None
+        ]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the gradient of each input that needs one, None if it is zero."""
+        grads = by_kernel("fuse", self, plan_key(tensors), tensors, self.compile)
         if grads is None:
-            grads = evaluate(self.graph, self._numbered(values), COMPUTE[self.common])
-            grads = [grad.to(like.dtype, copy=True) for grad, like in zip(grads, self.likes, strict=True)]
-        return [None if at is None else grads[at] for at in self.which]
+            grads = evaluate(self.graph, self._by_value(tensors), COMPUTE[self.common])
+            grads = [grad.to(spec.dtype, copy=True) for grad, spec in zip(grads, self.specs, strict=True)]
+        return [None if at is None else grads[at] for at in self.result_index]
 
-    def lower(self, values: Sequence[Tensor]) -> Executable:
-        """The kernels for tensors in this layout."""
-        return Executable(self.graph, self._numbered(values), self.likes, self.common)
+    def compile(self, tensors: Sequence[Tensor]) -> Executable:
+        """Return the kernels for tensors in this layout."""
+        return Executable(self.graph, self._by_value(tensors), self.specs, self.common)
 
-    def _numbered(self, values: Sequence[Tensor]) -> dict[int, Tensor]:
-        return dict(
-            zip([*range(self.first), *(self.first + i for i in (*self.reads, *self.kept))], values, strict=True)
-        )
+    def _by_value(self, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
+        saved = [self.offset + i for i in (*self.saved_inputs, *self.saved_intermediates)]
+        return dict(zip([*range(self.offset), *saved], tensors, strict=True))
 
 
 class FusedCall(NamedTuple):
     """One call of a fusion that is recorded."""
 
     fusion: Fusion
-    keeps: bool  # whether it saves what was reduced between two kernels: not if that must be the same without kernels
-    trace: Trace | None = None  # whose operators are applied one by one, instead of the kernels
+    saves_intermediates: bool  # not if what is saved must be the same where no kernels run
+    trace: Trace | None = None  # its operators are applied one by one, instead of the kernels, if it is given
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The results, each once; and after them what is kept."""
+        """Return the results, each once; and after them the saved intermediates."""
         fusion = self.fusion
         if self.trace is None:
-            return tuple(fusion.lowered(tensors, fusion.rooms if self.keeps else ()))
+            return tuple(fusion.executable(tensors, fusion.saved_scratch if self.saves_intermediates else ()))
         values = self.trace.replay(tensors)
         return tuple([values[ref.value] for ref in self.trace.outputs])
 
@@ -208,40 +249,48 @@ class FusedFunction(Function):
     the call again, perhaps where no kernel runs, and pairs by position what both saved.
     """
 
-    @classmethod
-    def of(cls, fusion: Fusion, tensors: Sequence[Tensor], trace: Trace | None = None) -> Any:
+    @staticmethod
+    def of(fusion: Fusion, tensors: Sequence[Tensor], trace: Trace | None = None) -> Any:
         """Return what the function returns, recorded; by the operators of its ``trace``, if that is given."""
-        run = FusedCall(fusion, not saved_tensor_hooks(), trace)
-        return fusion.returned(_record(run, *tensors))
+        results = _record(FusedCall(fusion, not saved_tensor_hooks(), trace), *tensors)
+        return fusion.trace.pack(results) if fusion.trace.output_type else results[0]
 
     @staticmethod
-    def forward(ctx, run, *tensors):
-        """Return the results, and after them what is saved besides inputs; save what all gradients needed read."""
-        recording = run.fusion.recorded(ctx.needs_input_grad, run.keeps)
-        ctx.kept = run, recording
+    def forward(ctx, call, *tensors):
+        """Return the results and the saved intermediates; save what the gradients read."""
+        recording = call.fusion.recording(ctx.needs_input_grad, call.saves_intermediates)
+        ctx.saved_meta = call, recording
         ctx.set_materialize_grads(False)
-        output = run(tensors)
-        if recording.fixed:
-            ctx.mark_non_differentiable(*[output[i] for i in recording.fixed])
-        reads = recording.gradient.reads
-        ctx.save_for_backward(*[tensors[i] for i in reads], *[output[i] for i in recording.rooms])
-        return output
+        outputs = call(tensors)
+        if recording.non_differentiable:
+            ctx.mark_non_differentiable(*recording.non_differentiable(outputs))
+        ctx.save_for_backward(*recording.saved((*tensors, *outputs)))
+        return outputs
 
     @staticmethod
     def backward(ctx, *gs):
-        """The gradients that are wanted; of what nothing arrived from, none."""
-        (fusion, keeps, _), (wanted, outputs, gradient, *_) = ctx.kept
-        saved = ctx.saved_tensors if gradient.reads or gradient.kept else ()
-        gs = tuple([gs[i] for i in outputs])
-        if any([g is None for g in gs]):
-            by_value = dict(zip((*gradient.reads, *gradient.kept), saved, strict=True))
-            arrived = tuple(i for i, g in zip(outputs, gs, strict=True) if g is not None)
-            gradient, gs = fusion.gradient(wanted, arrived, keeps), tuple([g for g in gs if g is not None])
-            saved = tuple(by_value[i] for i in (*gradient.reads, *gradient.kept))
-        every: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for i, grad in zip(wanted, gradient((*gs, *saved)), strict=True):
-            every[i + 1] = grad
-        return tuple(every)
+        """Return the gradients that are needed, None for all else; results that no cotangent arrived from count not."""
+        call, (needed, gradient, differentiable, *_) = ctx.saved_meta
+        saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_intermediates else ()
+        gs = differentiable(gs)
+        if any(map(_is_none, gs)):
+            gradient, gs, saved = _of_those_that_arrived(call, needed, gradient, gs, saved)
+        grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for i, grad in zip(needed, gradient((*gs, *saved)), strict=True):
+            grads[i + 1] = grad
+        return tuple(grads)
 
 
 _record = apply_without_binding(FusedFunction)  # no transform is ever open around it
+_is_none = partial(is_, None)
+
+
+def _of_those_that_arrived(
+    call: FusedCall, needed: tuple[InputIndex, ...], gradient: Gradient, gs: Sequence, saved: Sequence[Tensor]
+) -> tuple[Gradient, tuple, tuple]:
+    """Return the gradient for the cotangents among ``gs`` that are there, these, and what it reads of ``saved``."""
+    by_value = dict(zip((*gradient.saved_inputs, *gradient.saved_intermediates), saved, strict=True))
+    arrived = tuple(i for i, g in zip(gradient.outputs, gs, strict=True) if g is not None)
+    gradient = call.fusion.gradient(needed, arrived, call.saves_intermediates)
+    read = (*gradient.saved_inputs, *gradient.saved_intermediates)
+    return gradient, tuple(g for g in gs if g is not None), tuple(by_value[i] for i in read)

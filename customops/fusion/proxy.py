@@ -12,26 +12,29 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import resolve_name
 
 from .. import config
 from .._compat import transforms_active
 from ..ops import binary, reductions, unary
 
 _OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (config.__file__, torch.__file__))
+_OPERATORS = {name for module in (unary, binary, reductions) for name in module.__all__ if not name.endswith("_")}
+_ELSEWHERE = "do that outside the function"
 
 
 class Ref(NamedTuple):
-    """A value of a trace: a tensor that the function was given, or what a node returned."""
+    """A value of a trace: a tensor that the function was given, or what an operator returned."""
 
-    value: int
+    value: int  # its number: first the tensors, then what each operator returned, in order
 
 
 class FusionError(TypeError):
-    """A function does what cannot be traced."""
+    """The error of a function that does what cannot be traced."""
 
 
 class Traced:
-    """Stands for a tensor while a function is traced."""
+    """A stand-in for a tensor while a function is traced."""
 
     __slots__ = ("_tracing", "ref")
     __array_ufunc__ = None  # NumPy's scalars leave arithmetic to it
@@ -40,70 +43,73 @@ class Traced:
     def __class__(self):
         """Be a tensor for isinstance; a transform would go on in C++, where nothing can stand for a tensor."""
         if transforms_active():
-            raise untraceable("a transform of torch.func", "transform the fused function instead")
+            raise untraceable("a transform of torch.func cannot be traced", "transform the fused function instead")
         return Tensor
 
     def __init__(self, tracing: Any, ref: Ref):
-        self._tracing = tracing
-        self.ref = ref
+        self._tracing = tracing  # the run of the function that it belongs to
+        self.ref = ref  # the value that it stands for
 
     def __customops__(self) -> Callable:
-        """What operators of the pack call for arguments that are no tensors of torch's own."""
+        """Return what customops' operators call instead of computing, as an argument is no torch.Tensor."""
         return self._tracing.apply
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        """Whatever of torch is called with it is no operator of the pack."""
+        """Reject torch's functions on a traced tensor, but for questions that its dtype and shape answer."""
         if kwargs and kwargs.get("out") is not None:
-            raise untraceable("out=, which writes to a tensor", "leave it away")
+            raise untraceable("out= cannot be traced, as it writes to a tensor", "leave it out")
         name = getattr(function, "__name__", str(function))
         if name in ("numel", "is_floating_point", "is_complex"):
             return getattr(cls, name)(*args)
-        rounded = " with a rounding_mode" if kwargs and kwargs.get("rounding_mode") else ""
-        raise _outside(name + rounded)
+        path = resolve_name(function) or f"torch's {name}"
+        if kwargs and kwargs.get("rounding_mode"):
+            raise untraceable(f"{path} with a rounding_mode cannot be traced", _ELSEWHERE)
+        raise untraceable(f"{path} cannot be traced", f"use customops.{name}" if name in _OPERATORS else _ELSEWHERE)
 
     @property
     def shape(self) -> torch.Size:
-        """That of the tensors given; another may lead elsewhere."""
+        """The shape for the tensors of this call; other tensors may lead the function elsewhere."""
         return self._tracing.shape(self.ref)
 
     def size(self, dim: int | None = None):
-        """As of a tensor."""
+        """Return the shape, or the size of one dimension."""
         return self.shape if dim is None else self.shape[dim]
 
     def numel(self) -> int:
-        """As of a tensor."""
+        """Return the number of elements."""
         return self.shape.numel()
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def dim(self) -> int:
-        """As of a tensor."""
-        return self._tracing.looks[self.ref.value].dim
+        """Return the number of dimensions."""
+        return self._tracing.value_specs[self.ref.value].ndim
 
     ndim = property(dim)
 
     @property
     def dtype(self) -> torch.dtype:
-        """As of a tensor."""
+        """The dtype, under the modes around the call."""
         self._tracing.check_modes()
-        return self._tracing.looks[self.ref.value].dtype
+        return self._tracing.value_specs[self.ref.value].dtype
 
     device = property(lambda self: self._tracing.device)
     is_cuda = property(lambda self: self._tracing.device.type == "cuda")
 
     def is_floating_point(self) -> bool:
-        """As of a tensor."""
+        """Return whether the dtype is a floating one."""
         return self.dtype.is_floating_point
 
     def is_complex(self) -> bool:
-        """As of a tensor."""
+        """Return whether the dtype is a complex one."""
         return self.dtype.is_complex
 
     def __bool__(self):
         raise untraceable(
-            "branching on a value", "branch on shapes, dtypes or Python arguments; or use maximum, relu, abs"
+            "branching on a value cannot be traced",
+            "branch on shapes, dtypes or Python arguments; or use maximum, relu, abs",
         )
 
     def __pos__(self):
@@ -112,9 +118,11 @@ class Traced:
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)  # protocols are asked for
+        path = f"Tensor.{name}()" if callable(getattr(Tensor, name, None)) else f"Tensor.{name}"
         if name in ("item", "tolist", "numpy"):
-            raise untraceable(f".{name} of a value, which is not known yet", "pass a number as an argument")
-        raise _outside(name)
+            raise untraceable(f"{path} cannot be traced, as values are not known yet", "pass a number as an argument")
+        call = f"customops.{name}({'x, y' if name in binary.__all__ else 'x'})"
+        raise untraceable(f"{path} cannot be traced", f"use {call}" if name in _OPERATORS else _ELSEWHERE)
 
 
 def _binary(name: str, swap: bool = False):
@@ -146,32 +154,45 @@ for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**"
     _spelling = "truediv" if _name == "div" else _name
     setattr(Traced, f"__{_spelling}__", _binary(_name))
     setattr(Traced, f"__r{_spelling}__", _binary(_name, swap=True))
-    setattr(Traced, f"__i{_spelling}__", _refused("writing over a value", f"write x = x {_sign} y"))
+    setattr(Traced, f"__i{_spelling}__", _refused("writing over a tensor cannot be traced", f"write x = x {_sign} y"))
 for _name in ("neg", "abs"):
     setattr(Traced, f"__{_name}__", _unary(_name))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Traced, f"__{_name}__", _refused("comparing values", "use maximum, minimum, relu, abs; or `is`"))
+    setattr(
+        Traced,
+        f"__{_name}__",
+        _refused("comparing values cannot be traced", "use maximum, minimum, relu, abs; or `is`"),
+    )
 for _name in ("float", "int", "index", "complex", "array"):
-    setattr(Traced, f"__{_name}__", _refused("the number of a value, which is not known yet", "pass it as an argument"))
-_ELSEWHERE = "do that outside the function"
-for _name in ("matmul", "floordiv", "mod", "divmod", "and", "or", "xor", "lshift", "rshift"):
-    for _spelling in (_name, f"r{_name}", f"i{_name}"):
-        setattr(
-            Traced, f"__{_spelling}__", _refused(f"{_name}, no operator of the pack", "do that outside the function")
-        )
-for _name in ("getitem", "setitem", "iter", "contains", "invert", "round"):
-    setattr(Traced, f"__{_name}__", _refused(f"{_name}, no operator of the pack", _ELSEWHERE))
+    setattr(
+        Traced,
+        f"__{_name}__",
+        _refused("a number cannot be made of a traced tensor, as values are not known yet", "pass it as an argument"),
+    )
+_SIGNS = {
+    "matmul": "@",
+    "floordiv": "//",
+    "mod": "%",
+    "and": "&",
+    "or": "|",
+    "xor": "^",
+    "lshift": "<<",
+    "rshift": ">>",
+}
+for _name, _sign in {**_SIGNS, "divmod": "divmod()", "invert": "~", "round": "round()", "contains": "in"}.items():
+    for _spelling in (_name, f"r{_name}", f"i{_name}") if _name in (*_SIGNS, "divmod") else (_name,):
+        setattr(Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported", _ELSEWHERE))
+for _name, _what, _instead in (
+    ("getitem", "indexing a traced tensor", "index before calling the fused function"),
+    ("setitem", "writing to elements of a traced tensor", "write before calling the fused function"),
+    ("iter", "iterating over a traced tensor", "take it apart before calling the fused function"),
+):
+    setattr(Traced, f"__{_name}__", _refused(f"{_what} is not supported", _instead))
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __eq__
 
 
-def _outside(name: str) -> FusionError:
-    known = {*unary.__all__, *binary.__all__, *reductions.__all__}
-    there = f"use customops.{name}" if name in known and not name.endswith("_") else _ELSEWHERE
-    return untraceable(f"{name}, no operator of the pack", there)
-
-
 def untraceable(what: str, instead: str) -> FusionError:
-    """The error at the line of the traced function that did it."""
+    """Return an error that names the line of the traced function that did ``what``, and says what would work."""
     frame = sys._getframe(1)
     while frame.f_back and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back

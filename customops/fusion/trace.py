@@ -11,42 +11,45 @@ from torch import Tensor
 from ..ops.call import call
 from ..ops.function import CustomFunction, Operator
 from ..ops.reductions import call_reduction
-from ..runtime.modes import MODES, modes
+from ..runtime.paths import MODES, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import on_meta, spec_of
+from .cache_key import BY_REPR, BY_VALUE, NO_KEY
 from .proxy import FusionError, Ref, Traced, untraceable
 
 
 class Node(NamedTuple):
-    """An operator of the pack applied: each input is a value of the trace, or what the function wrote there."""
+    """One operator applied."""
 
-    operator: Any
-    inputs: tuple
+    operator: Any  # the operator's class
+    inputs: tuple  # a Ref for each value of the trace; otherwise what the function wrote there
 
 
-class Look(NamedTuple):
-    """What can be told of a value before its shape is known."""
+class ValueSpec(NamedTuple):
+    """What is known of a value whatever its shape."""
 
     dtype: torch.dtype
-    dim: int
+    ndim: int
 
 
 class Trace:
-    """What a function does to ``arity`` tensors: nodes in order, and which values it returns.
+    """What a function does to tensors: operators in order, and which of their values it returns.
 
-    Values are numbered: tensors, then one for each node; ``dtypes`` has the dtype of each, as torch computes it on
-    ``device`` under the modes that there were. ``picks`` says which of ``outputs`` the function returned, in order, and
-    ``packs`` in what: a tuple, a list, or None for a single value.
+    Values are numbered: first the tensors, then one for each node.
     """
 
-    def __init__(self, tracing: Tracing, outputs: tuple[Ref, ...], picks: tuple[int, ...], packs: type | None):
-        self.arity = len(tracing.tensors)
-        self.nodes = tuple(tracing.nodes())
-        self.dtypes = [look.dtype for look in tracing.looks]
-        self.device = tracing.device
-        self.outputs, self.picks, self.packs = outputs, picks, packs
-        self.graphs: dict[tuple, Any] = {}  # what ``build`` made of it
-        self.keeps_dense = False  # whether results are known to be contiguous where tensors are
+    def __init__(
+        self, tracing: Tracing, outputs: tuple[Ref, ...], output_order: tuple[int, ...], output_type: type | None
+    ):
+        self.arity = len(tracing.tensors)  # how many tensors the function is given
+        self.nodes = tuple(tracing.nodes())  # in the order in which they were applied
+        self.dtypes = [spec.dtype for spec in tracing.value_specs]  # of each value, under the modes that there were
+        self.device = tracing.device  # of all values
+        self.outputs = outputs  # the values that are returned, each once
+        self.output_order = output_order  # for each value returned, its position in ``outputs``
+        self.output_type = output_type  # tuple or list if the function returned one; None for a single value
+        self.graphs: dict[tuple, Any] = {}  # a cache of build.py
+        self.is_dense_if_inputs_are = False  # whether results are known to be contiguous where inputs are
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compute every value from these tensors, by torch's formulas."""
@@ -58,27 +61,29 @@ class Trace:
         for operator, inputs in self.nodes:
             apply = call if issubclass(operator, Operator) else call_reduction
             values.append(apply(operator, *[values[x.value] if type(x) is Ref else x for x in inputs]))
-        return self.returned([values[ref.value] for ref in self.outputs])
+        return self.pack([values[ref.value] for ref in self.outputs])
 
-    def returned(self, results: Sequence) -> Any:
-        """Return ``results``, each given once, as the function returns them."""
-        return self.packs(results[k] for k in self.picks) if self.packs else results[0]
+    def pack(self, results: Sequence) -> Any:
+        """Return ``results``, one for each of ``outputs``, as the function returns them."""
+        return self.output_type(results[k] for k in self.output_order) if self.output_type else results[0]
 
 
 class Branch:
-    """A point in the tracing of a function: the value made last, by ``node``, and where operators applied next lead.
+    """A point in the tracing of a function: the value made last, and where operators applied next lead.
 
     A function is run on stand-ins along branches that are known, which costs little, and grows new ones where it does
     what it never did. What it reads from anywhere may so change at any time: another operator, or another number, is
-    another branch. ``traces`` are those that end here, by what was returned.
+    another branch.
     """
 
-    __slots__ = ("look", "next", "node", "ref", "traces")
+    __slots__ = ("next", "node", "ref", "spec", "traces")
 
-    def __init__(self, ref: Ref, node: Node | None = None, look: Look | None = None):
-        self.ref, self.node, self.look = ref, node, look
-        self.next: dict[tuple, Branch] = {}
-        self.traces: dict[tuple, Trace] = {}
+    def __init__(self, ref: Ref, node: Node | None = None, spec: ValueSpec | None = None):
+        self.ref = ref  # the value made last
+        self.node = node  # the operator that made it; None at a root, where the last value is a tensor given
+        self.spec = spec  # what is known of that value; None at a root
+        self.next: dict[tuple, Branch] = {}  # by operator, and the keys of its inputs
+        self.traces: dict[tuple, Trace] = {}  # those that end here, by what was returned
 
 
 class Traces:
@@ -108,40 +113,46 @@ class Traces:
 
 
 class Tracing:
-    """One run of a function on stand-ins for ``tensors``, along the branches from ``root``, under modes ``now``."""
+    """One run of a function on stand-ins for tensors, along the branches from a root."""
 
     def __init__(self, root: Branch, tensors: Sequence[Tensor], now: tuple):
-        self.branch, self.tensors, self.modes = root, tensors, now
+        self.branch = root  # the point reached
+        self.tensors = tensors  # that stand-ins stand for
+        self.modes = now  # those around the call
         self.device = tensors[0].device
-        self.looks = [Look(x.dtype, x.dim()) for x in tensors]
-        self.path: list[Branch] = []
-        self.grown = 0
+        self.value_specs = [ValueSpec(x.dtype, x.dim()) for x in tensors]  # of each value so far
+        self.path: list[Branch] = []  # the branches since the root
+        self.grown = 0  # how many branches and traces were new
 
     def run(self, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Trace:
         """Return what ``function`` does."""
         stand_ins = (Traced(self, Ref(i)) for i in range(len(self.tensors)))
-        given = [next(stand_ins) if isinstance(x, Tensor) else x for x in args]
-        named = {name: next(stand_ins) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
-        returned = function(*given, **named)
+        args = [next(stand_ins) if isinstance(x, Tensor) else x for x in args]
+        kwargs = {name: next(stand_ins) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
+        returned = function(*args, **kwargs)
         self.check_modes(function)
-        packs = type(returned) if type(returned) in (tuple, list) else None
-        results = tuple(returned) if packs else (returned,)
+        output_type = type(returned) if type(returned) in (tuple, list) else None
+        results = tuple(returned) if output_type else (returned,)
         for z in results or [returned]:
-            if type(z) is not Traced or z._tracing is not self:
-                got = "a value of another call" if type(z) is Traced else repr(z)
-                raise FusionError(
-                    f"fuse: {name_of(function)}: expected a tensor or a tuple of them to be returned, got {got}"
-                )
+            self._check_returned(z, function)
         outputs = tuple(dict.fromkeys(z.ref for z in results))
-        key = outputs, tuple(outputs.index(z.ref) for z in results), packs
+        key = outputs, tuple(outputs.index(z.ref) for z in results), output_type
         trace = self.branch.traces.get(key)
         if trace is None:
             trace = self.branch.traces[key] = Trace(self, *key)
             self.grown += 1
         return trace
 
+    def _check_returned(self, z: Any, function: Callable) -> None:
+        """Raise if ``z``, which ``function`` returned, is no value of this run."""
+        if type(z) is not Traced or z._tracing is not self:
+            got = "a value of another call" if type(z) is Traced else repr(z)
+            raise FusionError(
+                f"fuse: {name_of(function)}: expected a tensor or a tuple of them to be returned, got {got}"
+            )
+
     def nodes(self) -> list[Any]:
-        """The operators applied so far."""
+        """Return the operators applied so far."""
         return [branch.node for branch in self.path]
 
     def apply(self, operator: Any, inputs: Sequence) -> Traced:
@@ -154,60 +165,65 @@ class Tracing:
             if kind is Traced:
                 parts.append(x.ref if x._tracing is self else x)
             else:
-                parts += kind, x if kind in _TOLD_BY_VALUE else repr(x) if kind in _TOLD_BY_REPR else None
+                parts += kind, x if kind in BY_VALUE else repr(x) if kind in BY_REPR else NO_KEY
         key = tuple(parts)
         branch = self.branch.next.get(key)
         if branch is None:
             branch = self._grow(operator, inputs, key)
         self.branch = branch
         self.path.append(branch)
-        self.looks.append(branch.look)  # type: ignore[arg-type]  # only a root has none
+        self.value_specs.append(branch.spec)  # type: ignore[arg-type]  # only a root has none
         return Traced(self, branch.ref)
 
     def _grow(self, operator: Any, inputs: Sequence, key: tuple) -> Branch:
-        """Return a new branch; forgotten after this run if it depends on what keys cannot tell from all else."""
+        """Return a new branch; it is forgotten after this run if an input has no key."""
         self._refuse(operator, inputs)
         node = Node(operator, tuple([x.ref if type(x) is Traced else x for x in inputs]))
-        branch = Branch(Ref(len(self.looks)), node, self._look(operator, inputs))
-        if None in key:
+        branch = Branch(Ref(len(self.value_specs)), node, self._spec_of_result(operator, inputs))
+        if NO_KEY in key:
             return branch
         self.grown += 1
         return self.branch.next.setdefault(key, branch)
 
     def _refuse(self, operator: Any, inputs: Sequence) -> None:
-        """Raise where this cannot be part of a program."""
+        """Raise if this operator, or an input, cannot be part of a trace."""
         for k, x in enumerate(inputs):
             if not isinstance(x, Tensor):
                 continue
             if type(x) is not Traced:
-                raise untraceable("a tensor that is no argument of the function", "make it an argument")
+                raise untraceable(
+                    "a tensor that is no argument of the function cannot be traced", "make it an argument"
+                )
             if x._tracing is not self:
-                raise untraceable("a value of another call", "compute it again, or make it an argument")
+                raise untraceable("a value of another call cannot be used", "compute it again, or make it an argument")
             if k > 1:
-                raise untraceable("a value where torch wants a number", "pass that as a number, or multiply by it")
+                raise untraceable(
+                    "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
+                )
         if not issubclass(operator, CustomFunction):
-            raise untraceable("writing over a value", f"use customops.{operator.__name__.lower()}")
+            raise untraceable("an in-place operator cannot be traced", f"use customops.{operator.__name__.lower()}")
 
-    def _look(self, operator: Any, inputs: Sequence) -> Look:
+    def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
         """Ask torch what it makes of single elements, on their device and under the modes that there are."""
-        looks = [self.looks[x.ref.value] if type(x) is Traced else None for x in inputs]
-        given = [
-            x if look is None else torch.ones([1] * look.dim, dtype=look.dtype, device=self.device)
-            for x, look in zip(inputs, looks, strict=True)
+        specs = [self.value_specs[x.ref.value] if type(x) is Traced else None for x in inputs]
+        ones = [
+            x if spec is None else torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
+            for x, spec in zip(inputs, specs, strict=True)
         ]
         with torch.no_grad():
-            one = operator.by_formula(*given)
-        return Look(one.dtype, one.dim())
+            one = operator.by_formula(*ones)
+        return ValueSpec(one.dtype, one.dim())
 
     def check_modes(self, function: Callable | None = None) -> None:
         """Raise if the function switched a mode that operators heed: kernels run under those around the call."""
         now = modes()
         if now != self.modes:
             changed = next(name for name, a, b in zip(MODES, now, self.modes, strict=True) if a != b)
-            what, instead = f"a change of {changed}", "split the function there, or change it around"
+            instead = "split the function there, or change it around the call"
             if function is None:
-                raise untraceable(what, f"{instead} the call")
-            raise FusionError(f"fuse: {name_of(function)}: {what}, which it leaves behind; {instead} the call")
+                raise untraceable(f"a change of {changed} cannot be traced", instead)
+            what = f"a change of {changed}, which it leaves behind, cannot be traced"
+            raise FusionError(f"fuse: {name_of(function)}: {what}; {instead}")
 
     def shape(self, ref: Ref) -> torch.Size:
         """Return the shape of a value for the tensors of this call."""
@@ -222,10 +238,6 @@ def _replay(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[Tensor]:
         for operator, inputs in nodes:
             values.append(operator.by_formula(*[values[x.value] if type(x) is Ref else x for x in inputs]))
     return values
-
-
-_TOLD_BY_VALUE = frozenset({int, bool, str, torch.dtype})  # what equals one of these is no other for an operator
-_TOLD_BY_REPR = frozenset({float, complex, tuple, list, type(None)})
 
 
 def name_of(function: Callable) -> str:

@@ -20,56 +20,72 @@ from .trace import Trace
 
 
 class Cost(NamedTuple):
-    """Kernels of one direction, and the bytes that they load and store."""
+    """What one direction costs."""
 
-    kernels: int
-    moved: int
+    kernels: int  # how many are launched
+    bytes_moved: int  # bytes that they load and store
 
 
-def unfused(trace: Trace, tensors: Sequence[Tensor], wanted: Sequence[int], target: str) -> list[Cost]:
-    """Of each operator applied by itself to tensors on the CPU, forward, and backward if gradients are ``wanted``.
+def unfused(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int], target: str) -> list[Cost]:
+    """Return the cost of a trace operator by operator: forward and, if inputs are ``needed`` gradients of, backward.
 
-    The sums that autograd makes where several operators read a value are counted, though they are no kernels of ours.
+    The tensors are on the CPU. The sums that autograd makes where several operators read a value are counted, though
+    they are no kernels of ours.
     """
     with dry_run(target) as records, backend("triton"), torch.enable_grad(), _no_plans_kept():
-        values, touched, calls = list(tensors), set(wanted), []
-        for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
-            reads = [x.value if isinstance(x, Ref) else None for x in inputs]
-            given = [
-                x if k is None else values[k].detach().requires_grad_(k in touched)
-                for k, x in zip(reads, inputs, strict=True)
-            ]
-            values.append(operator.apply(*given))
-            if touched.intersection(reads):
-                touched.add(i)
-                calls.append((i, {x: k for k, x in zip(reads, given, strict=True) if k in touched}))
+        values, applied = _apply(trace, tensors, needed)
         forward = Cost(len(records), sum(record.bytes_moved for record in records))
-        if not wanted:
+        if not needed:
             return [forward]
-        sums = _differentiate(values, calls, {ref.value for ref in trace.outputs})
+        sums = _differentiate(values, applied, {ref.value for ref in trace.outputs})
         launched = records[forward.kernels :]
-    return [forward, Cost(len(launched) + len(sums), sum(record.bytes_moved for record in launched) + sum(sums))]
+    moved = sum(record.bytes_moved for record in launched) + sum(sums)
+    return [forward, Cost(len(launched) + len(sums), moved)]
 
 
-def _differentiate(values: Sequence[Tensor], calls: Sequence[tuple], outputs: set[int]) -> list[int]:
-    """Take the gradients of calls one by one; the bytes of each sum of two of them."""
-    found = {i: unbacked_like(values[i]) for i in outputs}
+class _Applied(NamedTuple):
+    """An operator applied, on the way from a needed input to a result."""
+
+    value: int  # what it returned, by number in the trace
+    inputs: list[tuple[Tensor, int]]  # those that depend on a needed input, each with its number
+
+
+def _apply(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int]) -> tuple[list[Tensor], list[_Applied]]:
+    """Apply each operator by itself; return all values, and the operators that gradients pass through."""
+    values, depends_on_needed, applied = list(tensors), set(needed), []
+    for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
+        numbers = [x.value if isinstance(x, Ref) else None for x in inputs]
+        args = [
+            x if k is None else values[k].detach().requires_grad_(k in depends_on_needed)
+            for k, x in zip(numbers, inputs, strict=True)
+        ]
+        values.append(operator.apply(*args))
+        dependent = [(x, k) for k, x in zip(numbers, args, strict=True) if k is not None and k in depends_on_needed]
+        if dependent:
+            depends_on_needed.add(i)
+            applied.append(_Applied(i, dependent))
+    return values, applied
+
+
+def _differentiate(values: Sequence[Tensor], applied: Sequence[_Applied], outputs: set[int]) -> list[int]:
+    """Take the gradients of operators one by one; return the bytes of each sum of two cotangents."""
+    cotangents = {i: unbacked_like(values[i]) for i in outputs}
     sums = []
-    for i, inputs in reversed(calls):
-        if i not in found:
+    for value, inputs in reversed(applied):
+        if value not in cotangents:
             continue
-        grads = torch.autograd.grad(values[i], list(inputs), found.pop(i))
-        for k, grad in zip(inputs.values(), grads, strict=True):
-            if k in found:
+        grads = torch.autograd.grad(values[value], [x for x, _ in inputs], cotangents.pop(value))
+        for (_, k), grad in zip(inputs, grads, strict=True):
+            if k in cotangents:
                 total = unbacked(grad.shape, contiguous(grad.shape), grad.dtype)
-                sums.append(sum(map(filled, (found[k], grad, total))))
+                sums.append(sum(map(filled, (cotangents[k], grad, total))))
                 grad = total
-            found[k] = grad
+            cotangents[k] = grad
     return sums
 
 
 def filled(x: Tensor) -> int:
-    """The bytes of a tensor, however often it is expanded."""
+    """Return the bytes of a tensor in memory, however often it is expanded."""
     return prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride) * x.itemsize
 
 

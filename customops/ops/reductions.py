@@ -18,7 +18,7 @@ from .. import formulas as f
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.graph import Graph, Input, Op
 from ..runtime.elementwise import HALVES, cast, pointwise
-from ..runtime.paths import is_by_formula, is_ordinary, is_recorded
+from ..runtime.paths import is_by_formula, is_ordinary, is_recorded, plan_key
 from ..runtime.reduction import keepdim_shape, reduce, reduced_axes
 from ..runtime.rules import tuple_getter
 from .call import differentiates, tracing_hook
@@ -294,7 +294,9 @@ def _or_all(dim: Any, keepdim: Any) -> Any:
 def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
     """Return ``g`` in equal parts for the elements of x that are z; one kernel does it where registers hold a row."""
     reduced = reduced_axes(x.dim(), *dim)
-    grads = by_kernel(name, (_share, *reduced), (g, x, z), lambda _: _compile_share(g, x, z, reduced))
+    grads = by_kernel(
+        name, (_share, *reduced), plan_key((g, x, z)), (g, x, z), lambda _: _compile_share(g, x, z, reduced)
+    )
     if grads is not None:
         return grads[0]
     return f.extremum_dx(g, x, z, f.sum(f.equal(x, z), *dim or ((),), True, dtype=COMPUTE[x.dtype]))
@@ -306,7 +308,7 @@ def _compile_share(g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Execut
     keepdim = tuple(None if a in reduced else axis for a, axis in enumerate(dims))
     graph = Graph(dict(enumerate(x.shape)))
     g_, x_, z_ = graph.add(Input("g", keepdim)), graph.add(Input("x", dims)), graph.add(Input("z", keepdim))
-    ties = graph.fold("sum", graph.add(Op("equal", (x_, z_))), frozenset(reduced & set(dims)))
+    ties = graph.reduce("sum", graph.add(Op("equal", (x_, z_))), frozenset(reduced & set(dims)))
     graph.results = [(graph.add(Op("extremum_dx", (g_, x_, z_, ties))), dims)]
     return Executable(graph, {g_: g, x_: x, z_: z}, [gradient_spec(x)], x.dtype)
 

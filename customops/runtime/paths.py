@@ -1,4 +1,4 @@
-"""Kernel or formula: the four rules that decide it, in the README's order, one function each.
+"""Which path a call takes, by kernel or by formula: the four rules that decide it, in the order of docs/backends.md.
 
 1. :func:`is_intercepted`: something sees or replaces the calls.
 2. :func:`is_differentiated`: autograd records what is done, or tangents move along.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
+from torch import Tensor, get_default_dtype, is_grad_enabled, is_inference_mode_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
@@ -24,9 +24,12 @@ from .._compat import (
     forward_level,
     function_mode_count,
     function_modes,
+    is_any_autocast_enabled,
     is_default_device,
+    is_deterministic,
     is_forward_grad_enabled,
     is_tracing,
+    saved_tensor_hooks,
     transforms_active,
 )
 from ..triton_kernels.layout import VECTOR_BYTES
@@ -208,3 +211,41 @@ def kernel_blocker(inputs: list[Tensor], out: Tensor | None, dtypes: set) -> str
     if device.type not in ("cpu", "cuda"):
         return f"tensors on {device}: move them to a GPU that Triton drives"
     return None
+
+
+MODES = (
+    "inference mode",
+    "grad mode",
+    "default dtype",
+    "deterministic mode",
+    "autocast",
+    "default device or function mode",
+    "dispatch mode",
+    "saved-tensor hooks",
+    "forward mode",
+    "backend",
+)
+
+
+def modes() -> tuple:
+    """Return the state of every mode that a function can switch for the operators it calls, in the order of MODES."""
+    return (
+        is_inference_mode_enabled(),
+        is_grad_enabled(),
+        get_default_dtype(),
+        is_deterministic(),
+        is_any_autocast_enabled() and _autocast(),
+        function_mode_count() and _describe_function_modes(),
+        dispatch_mode_count(),
+        saved_tensor_hooks() is not None,
+        forward_level(),
+        config.current_backend,
+    )
+
+
+def _autocast() -> tuple:
+    return tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
+
+
+def _describe_function_modes() -> tuple[str, ...]:
+    return tuple(str(mode.device) if is_default_device(mode) else type(mode).__name__ for mode in function_modes())

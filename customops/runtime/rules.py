@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -33,10 +33,15 @@ class VjpRule(NamedTuple):
 
 def tuple_getter(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:
     """Return what picks these positions out of a sequence, several as a tuple, without a Python frame."""
-    positions = tuple(positions)
+    return _tuple_getter(tuple(positions))
+
+
+@lru_cache(maxsize=1024)  # there are few, and plans hold many
+def _tuple_getter(positions: tuple[int, ...]) -> Callable[[Sequence], Sequence]:
     if len(positions) > 1:
         return itemgetter(*positions)
-    return itemgetter(slice(positions[0], positions[0] + 1) if positions else slice(0))
+    start = positions[0] if positions else 0
+    return itemgetter(slice(start, start + 1 or None) if positions else slice(0))
 
 
 def is_identity(derivative: Callable, others: Sequence) -> bool:

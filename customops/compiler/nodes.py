@@ -1,0 +1,50 @@
+"""The nodes of a graph: an input, a constant, an operator's formula, a value whose axes have other names."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .axes import NO_AXES, Axes, Dims
+
+
+class Input(NamedTuple):
+    """A tensor that a graph is called with."""
+
+    name: str  # what printed programs call it
+    dims: Dims  # the axis of each dimension
+
+
+class Constant(NamedTuple):
+    """A number: one that the traced function or a rule has, or how many elements lie along axes."""
+
+    number: Any  # None for a count, which is another for each size of the axes
+    counted: Axes = NO_AXES  # the axes whose elements it counts; none if it is no count
+
+
+class Op(NamedTuple):
+    """A formula applied to values; a reduction, if ``reduced`` has axes."""
+
+    formula: str  # its name in ``formulas.py``
+    inputs: tuple[int, ...]  # the values that it is applied to, by index
+    reduced: Axes = NO_AXES  # the axes that it reduces
+    operator: Any = None  # the class whose formula it is, with the rule of its gradient; None in a gradient's graph
+
+
+class Renamed(NamedTuple):
+    """An alias of a value whose axes are renamed, as the second x in ``x[:, None] * x[None, :]``.
+
+    A value that meets itself, or a value that it was made of, along another axis is seen along new axes: within one
+    kernel a value has one set of axes.
+    """
+
+    inputs: tuple[int, ...]  # the value, by index: one
+    old: Dims  # its axes
+    new: Dims  # what each of them is called from here on
+
+
+Node = Input | Constant | Op | Renamed
+
+
+def inputs_of(node: Node) -> tuple[int, ...]:
+    """Return the values that a node is computed from, by index: none for an input and for a constant."""
+    return getattr(node, "inputs", ())
