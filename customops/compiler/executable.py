@@ -18,7 +18,8 @@ from ..triton_kernels.layout import VECTOR_BYTES
 from ..triton_kernels.stage import Argument
 from .axes import Dims
 from .graph import Constant, Graph, Input
-from .partition import Binding, partition, scratch_binding
+from .partition import partition
+from .stages import Binding, scratch_binding
 
 COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32} | {
     dtype: dtype for dtype in (torch.float32, torch.float64)

@@ -17,22 +17,22 @@ from .graph import Constant, Graph, Input, Op, Renamed
 from .nodes import Node, inputs_of
 
 
-def differentiate(graph: Graph, wanted: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[Graph, list[int | None]]:
+def differentiate(graph: Graph, needed: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[Graph, list[int | None]]:
     """Return the graph of the gradients of inputs, and for each which result it is, None if it is zero.
 
     Args:
         graph: its first values are its inputs.
-        wanted: the inputs, by index.
+        needed: the inputs, by index.
         outputs: the results of ``graph`` that cotangents arrive from.
 
     The gradient's graph is called with a cotangent of each of ``outputs``, then with the inputs of ``graph`` that it
     reads. It is derived once for graphs that differ in sizes only.
     """
-    known = graph.derivatives.get((wanted, outputs))
+    known = graph.derivatives.get((needed, outputs))
     if known is None:
-        derivation = _Differentiation(graph, outputs, wanted)
+        derivation = _Differentiation(graph, outputs, needed)
         derivation.backpropagate()
-        known = graph.derivatives[wanted, outputs] = derivation.graph, derivation.collect()
+        known = graph.derivatives[needed, outputs] = derivation.graph, derivation.collect()
     back, result_index = known
     return back.resized(graph.sizes), result_index
 
@@ -44,15 +44,15 @@ class _Differentiation:
     value i of the latter is value ``offset + i`` here. All indices below are of the gradient's graph, unless said.
     """
 
-    def __init__(self, forward: Graph, outputs: Sequence[int], wanted: Sequence[int]):
+    def __init__(self, forward: Graph, outputs: Sequence[int], needed: Sequence[int]):
         self.forward = forward
         self.outputs = outputs  # results of ``forward``, by position
-        self.wanted = wanted  # inputs of ``forward``, by its own indices
+        self.needed = needed  # inputs of ``forward``, by its own indices
         self.graph = Graph(forward.sizes)
         self.offset = len(outputs)
         self._copy_forward()
         self.row_axes = _row_axes(self.graph)
-        self.depends_on_wanted = _dependents(self.graph, {self.offset + i for i in wanted})
+        self.depends_on_needed = _dependents(self.graph, {self.offset + i for i in needed})
         # Of each value, its cotangents; each is still to be summed over the axes that it is found by.
         self.pending_reductions: dict[int, dict[Axes, int]] = {}
 
@@ -69,7 +69,7 @@ class _Differentiation:
 
         The sum does not wait if these are the axes of a row, which a kernel has to reduce over anyway.
         """
-        if value not in self.depends_on_wanted:
+        if value not in self.depends_on_needed:
             return
         if pending in self.row_axes:
             pending, g = NO_AXES, self.graph.reduce("sum", g, pending)
@@ -92,14 +92,14 @@ class _Differentiation:
     def _backpropagate_op(self, value: int, op: Op, pending: Axes, g: int) -> None:
         if pending & op.reduced:  # the op's input has these axes again, but another way
             pending, g = NO_AXES, self.graph.reduce("sum", g, pending)
-        for x, dx in _vjp(self.graph, value, op, g, self.depends_on_wanted):
+        for x, dx in _vjp(self.graph, value, op, g, self.depends_on_needed):
             broadcast = self.graph.axes[value] - self.graph.axes[x]
             self.accumulate(x, pending | broadcast, dx)
 
     def collect(self) -> list[int | None]:
         """Make the sum of its cotangents, reduced, a result for each input; return which one, None where none is."""
         result_index: list[int | None] = []
-        for i in self.wanted:
+        for i in self.needed:
             cotangents = self.pending_reductions.get(self.offset + i, {}).items()
             terms = [self.graph.reduce("sum", g, pending) for pending, g in cotangents]
             result_index.append(len(self.graph.results) if terms else None)
@@ -142,14 +142,14 @@ def _add(graph: Graph, x: int, y: int) -> int:
     return graph.add(Op("add", (x, y, graph.add(Constant(1)))))
 
 
-def _vjp(graph: Graph, z: int, op: Op, g: int, depends_on_wanted: set[int]) -> Iterator[tuple[int, int]]:
+def _vjp(graph: Graph, z: int, op: Op, g: int, depends_on_needed: set[int]) -> Iterator[tuple[int, int]]:
     """Yield inputs of ``op`` and their cotangents, by the rule of its operator; not summed over broadcast axes."""
     named = {"g": g, "z": z, **dict(zip(("x", "y", "alpha"), op.inputs, strict=False))}
     if op.reduced:
         yield op.inputs[0], _vjp_of_reduction(graph, op, named)
         return
     for x, derivative in zip(op.inputs, op.operator.derivatives, strict=False):
-        if x in depends_on_wanted:
+        if x in depends_on_needed:
             yield x, _apply(graph, derivative, named)
 
 

@@ -16,21 +16,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..runtime.plans import kernels
-from ..triton_kernels.layout import (
-    Layout,
-    Strides,
-    TooManyGroups,
-    accumulator_count,
-    arrange,
-    dense_strides,
-    loop_invariants,
-)
-from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
+from ..triton_kernels.layout import Layout, TooManyGroups, accumulator_count, arrange, loop_invariants
+from ..triton_kernels.stage import Stage
 from ..triton_kernels.tiling import MAX_THREAD_VALUES, fits_registers
-from .axes import NO_AXES, Axes, Dims
+from .axes import NO_AXES, Axes
 from .graph import Constant, Graph, Op, Renamed
 from .schedule import InputsOf, best_spill_point, kernel_order, live_values
+from .stages import Binding, Bound, describe_stage, scratch_binding
 
 MAX_OPS = 1024  # values that a kernel computes: it takes about a second to compile
 MAX_LIVE = 160  # values that a thread holds of each element where it holds no row, fewer if they are doubles
@@ -42,14 +34,6 @@ COMPARED = {  # which of its values a formula compares, if only later, when an e
     "maximum_dx": slice(1, 3),
     "maximum_dy": slice(1, 3),
 }
-
-
-class Binding(NamedTuple):
-    """Where a value lies in memory."""
-
-    argument: int  # the position of its tensor among the arguments of the plan
-    dims: Dims  # the axis of each dimension of that tensor
-    strides: Strides  # of each dimension, in elements
 
 
 class Spill(NamedTuple):
@@ -73,9 +57,6 @@ class SubPartition(NamedTuple):
     values: tuple[int, ...]  # the values that it spills
     reason: str  # why, in words for users
     finished: frozenset[int] = frozenset()  # the values among the outputs that it computes, too
-
-
-Bound = tuple[int, Binding]  # a value, and where it is to be written
 
 
 def partition(
@@ -102,12 +83,6 @@ def partition(
     if len(found.stages) > 1 and compared:
         found.run(inputs, outputs, compared)
     return Partition(tuple(found.stages), tuple(found.spills), found.scratch_sizes)
-
-
-def scratch_binding(graph: Graph, value: int, argument: int) -> Binding:
-    """Return where ``value`` lies in a scratch buffer, which is this argument: dense, its axes in order."""
-    axes = tuple(sorted(graph.axes[value]))
-    return Binding(argument, axes, dense_strides([graph.sizes[a] for a in axes], (1,) * len(axes)))
 
 
 class _Partitioner:
@@ -350,49 +325,7 @@ class _Partitioner:
     def _describe(
         self, values: Sequence[int], epilogues: dict[int, int], outputs: Sequence[Bound], row_axes: Axes
     ) -> Stage:
-        """Return the stage that computes ``values``, in this order, and writes ``outputs``."""
-        axes = sorted(NO_AXES.union(*(self.graph.axes[i] | self._reduced(i) for i in values)))
-        reduced = {i: self.graph.values[i].inputs[0] for i in epilogues.values()}
-        ops = [i for i in values if self._op(i) and i not in reduced]
-        constants = {i: self._constant(i) for i in ops}
-        inputs = {i: self.graph.values[i].inputs[: -1 if constants[i] is not None else None] for i in ops}
-        used = {j for i in ops for j in inputs[i]}
-        used |= {*reduced.values(), *(value for value, _ in outputs)}
-        operands = [i for i in values if not self._op(i) and i in used]
-        number = {i: k for k, i in enumerate((*operands, *ops))}  # of each value in the stage
-        number |= {i: number[x] for i, x in reduced.items()}
-        return Stage(
-            tuple(self.graph.sizes[a] for a in axes),
-            tuple(self._operand(i, axes) for i in operands),
-            tuple(self._kernel_op(i, inputs[i], number, constants[i]) for i in ops),
-            tuple(self._output(number[i], binding, axes, epilogues.get(i)) for i, binding in outputs),
-            _positions(row_axes, axes),
-        )
-
-    def _constant(self, i: int) -> float | None:
-        """Return the number that the kernel is compiled for with op ``i``, None if there is none."""
-        op = self.graph.values[i]
-        compiled = not op.reduced and kernels().constexpr_parameter(op.formula)
-        return self.graph.number(op.inputs[-1]) if compiled else None
-
-    def _kernel_op(self, i: int, inputs: Sequence[int], number: dict[int, int], constant) -> KernelOp:
-        op = self.graph.values[i]
-        return KernelOp(op.formula, tuple(number[j] for j in inputs), constant, bool(op.reduced))
-
-    def _operand(self, i: int, axes: Sequence[int]) -> Operand:
-        node = self.graph.values[i]
-        if isinstance(node, Constant):
-            return Operand(self.numbers[i], None, "count" if node.counted else str(node.number))
-        binding = self.bindings[i]
-        return Operand(binding.argument, _strides_over(binding, axes), getattr(node, "name", f"spill{i}"))
-
-    def _output(self, number: int, binding: Binding, axes: Sequence[int], epilogue: int | None) -> Output:
-        strides = _strides_over(binding, axes)
-        if epilogue is None:
-            return Output(number, binding.argument, strides)
-        op = self.graph.values[epilogue]
-        reduced, count = _positions(op.reduced, axes), self.graph.count(op.reduced)
-        return Output(number, binding.argument, strides, op.formula, reduced, count)
+        return describe_stage(self.graph, self.bindings, self.numbers, values, epilogues, outputs, row_axes)
 
     def _live_in_row(self, values: Sequence[int], row_axes: Axes, stage: Stage, layout: Layout) -> int:
         """Return how many values a program holds at once for each element of a row, from the start what it loads.
@@ -410,14 +343,3 @@ class _Partitioner:
             most = max(most, len(live))
             live = {j for j in live if last_read[j] > k or (j in repeats and not stage.reloads)}
         return most + accumulator_count(layout)
-
-
-def _positions(axes: Axes, order: Sequence[int]) -> frozenset[int]:
-    """Return the positions of ``axes`` in ``order``."""
-    return frozenset(k for k, a in enumerate(order) if a in axes)
-
-
-def _strides_over(binding: Binding, axes: Sequence[int]) -> Strides:
-    """Return the strides of a value over an iteration space of these axes: 0 along those it does not have."""
-    by_axis = dict(zip(binding.dims, binding.strides, strict=True))
-    return tuple(by_axis.get(a, 0) for a in axes)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial, reduce, update_wrapper, wraps
 from types import FunctionType, MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, cast
 from weakref import ref
 
 from torch import Tensor, is_grad_enabled
@@ -25,36 +25,10 @@ from .cache_key import NO_KEY, Surroundings, is_constant, static_key
 from .explain import explain
 from .function import FusedFunction, Fusion, why_not_fused
 from .proxy import FusionError, Traced
+from .signature import FusedCallable, P, R
 from .trace import Trace, Traces
 
 __all__ = ["fuse"]
-
-
-P = ParamSpec("P")
-Q = ParamSpec("Q")
-R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-
-
-class FusedCallable(Protocol[P, R_co]):
-    """What ``fuse`` returns: it is called, and bound as a method, as the function is."""
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Return what the function returns."""
-
-    def program(self, *args: P.args, **kwargs: P.kwargs) -> Graph:
-        """Return what is computed for these arguments: formulas of values over named axes."""
-
-    def explain(self, *args: Any, **kwargs: Any) -> None:
-        """Print what a call would compute, launch and move on a GPU; ``target`` names it."""
-
-    @overload
-    def __get__(self, instance: None, owner: Any = None) -> FusedCallable[P, R_co]: ...
-
-    @overload
-    def __get__(
-        self: FusedCallable[Concatenate[Any, Q], R_co], instance: object, owner: Any = None
-    ) -> Callable[Q, R_co]: ...
 
 
 def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:

@@ -1,0 +1,110 @@
+"""Describe one stage of a graph for the kernels: where its values lie in memory, and what is computed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..runtime.plans import kernels
+from ..triton_kernels.layout import Strides, dense_strides
+from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
+from .axes import NO_AXES, Axes, Dims
+from .graph import Constant, Graph, Op
+
+
+class Binding(NamedTuple):
+    """Where a value lies in memory."""
+
+    argument: int  # the position of its tensor among the arguments of the plan
+    dims: Dims  # the axis of each dimension of that tensor
+    strides: Strides  # of each dimension, in elements
+
+
+Bound = tuple[int, Binding]  # a value, and where it is to be written
+
+
+def scratch_binding(graph: Graph, value: int, argument: int) -> Binding:
+    """Return where ``value`` lies in a scratch buffer, which is this argument: dense, its axes in order."""
+    axes = tuple(sorted(graph.axes[value]))
+    return Binding(argument, axes, dense_strides([graph.sizes[a] for a in axes], (1,) * len(axes)))
+
+
+def describe_stage(
+    graph: Graph,
+    bindings: dict[int, Binding],
+    numbers: dict[int, int],
+    values: Sequence[int],
+    epilogues: dict[int, int],
+    outputs: Sequence[Bound],
+    row_axes: Axes,
+) -> Stage:
+    """Return the stage that computes ``values`` and writes ``outputs``.
+
+    Args:
+        graph: has the values.
+        bindings: where the values lie that the stage loads.
+        numbers: for each constant that is read, its position among the arguments of the plan.
+        values: all that is loaded or computed, in order.
+        epilogues: for each output that is reduced on its way out, the op that reduces it.
+        outputs: the values that are written, and where.
+        row_axes: the axes over which ops reduce.
+    """
+    computed = [i for i in values if isinstance(graph.values[i], Op) and i not in bindings]
+    reduced_axes = (graph.values[i].reduced for i in computed)
+    axes = sorted(NO_AXES.union(*(graph.axes[i] for i in values), *reduced_axes))
+    reduced = {i: graph.values[i].inputs[0] for i in epilogues.values()}
+    ops = [i for i in computed if i not in reduced]
+    constants = {i: _constant(graph, i) for i in ops}
+    inputs = {i: graph.values[i].inputs[: -1 if constants[i] is not None else None] for i in ops}
+    used = {j for i in ops for j in inputs[i]} | {*reduced.values(), *(value for value, _ in outputs)}
+    loaded = used.difference(computed)
+    operands = [i for i in values if i in loaded]
+    number = {i: k for k, i in enumerate((*operands, *ops))}  # of each value in the stage
+    number |= {i: number[x] for i, x in reduced.items()}
+    return Stage(
+        tuple(graph.sizes[a] for a in axes),
+        tuple(_operand(graph, bindings, numbers, i, axes) for i in operands),
+        tuple(_kernel_op(graph.values[i], [number[j] for j in inputs[i]], constants[i]) for i in ops),
+        tuple(_output(graph, number[i], binding, axes, epilogues.get(i)) for i, binding in outputs),
+        _positions(row_axes, axes),
+    )
+
+
+def _constant(graph: Graph, i: int) -> float | None:
+    """Return the number that the kernel is compiled for with op ``i``, None if there is none."""
+    op = graph.values[i]
+    compiled = not op.reduced and kernels().constexpr_parameter(op.formula)
+    return graph.number(op.inputs[-1]) if compiled else None
+
+
+def _kernel_op(op: Op, inputs: Sequence[int], constant: float | None) -> KernelOp:
+    return KernelOp(op.formula, tuple(inputs), constant, bool(op.reduced))
+
+
+def _operand(
+    graph: Graph, bindings: dict[int, Binding], numbers: dict[int, int], i: int, axes: Sequence[int]
+) -> Operand:
+    node = graph.values[i]
+    if isinstance(node, Constant):
+        return Operand(numbers[i], None, "count" if node.counted else str(node.number))
+    binding = bindings[i]
+    return Operand(binding.argument, _strides_over(binding, axes), getattr(node, "name", f"spill{i}"))
+
+
+def _output(graph: Graph, number: int, binding: Binding, axes: Sequence[int], epilogue: int | None) -> Output:
+    strides = _strides_over(binding, axes)
+    if epilogue is None:
+        return Output(number, binding.argument, strides)
+    op = graph.values[epilogue]
+    return Output(number, binding.argument, strides, op.formula, _positions(op.reduced, axes), graph.count(op.reduced))
+
+
+def _positions(axes: Axes, order: Sequence[int]) -> frozenset[int]:
+    """Return the positions of ``axes`` in ``order``."""
+    return frozenset(k for k, a in enumerate(order) if a in axes)
+
+
+def _strides_over(binding: Binding, axes: Sequence[int]) -> Strides:
+    """Return the strides of a value over an iteration space of these axes: 0 along those it does not have."""
+    by_axis = dict(zip(binding.dims, binding.strides, strict=True))
+    return tuple(by_axis.get(a, 0) for a in axes)
