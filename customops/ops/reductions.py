@@ -66,23 +66,23 @@ class Reduction(CustomFunction):
     def prepare(cls, ctx, inputs):
         """Keep the arguments, and of x only shape and dtype; save no tensor."""
         x, *arguments = inputs
-        ctx.saved_meta = x.shape, x.dtype, arguments
+        ctx.saved_meta = cls.formula.__name__, cls.derivative, x.shape, x.dtype, arguments
         ctx.set_materialize_grads(False)
 
-    @classmethod
-    def backward(cls, ctx, g):
+    @staticmethod
+    def backward(ctx, g):
         """Return ``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written.
 
         Differentiated again, the view is a sum: of a half type it is taken, and scaled, in what kernels compute in.
         """
-        shape, dtype, (_, *dim) = ctx.saved_meta
+        _, derivative, shape, dtype, (_, *dim) = ctx.saved_meta
         if g is None:
             return None, *[None] * (1 + len(dim))
         again = dtype in HALVES and is_grad_enabled()
         if again:
             g = g.to(torch.promote_types(g.dtype, COMPUTE[dtype]))
-        if cls.derivative and (count := shape.numel() // max(g.numel(), 1)):
-            g = pointwise(cls.derivative, g, count)
+        if derivative and (count := shape.numel() // max(g.numel(), 1)):
+            g = pointwise(derivative, g, count)
         if g.dtype != dtype and not again:
             g = cast(g, dtype)
         if dim and g.shape != (keepdim := keepdim_shape(shape, *dim)):
@@ -126,21 +126,21 @@ class Extremum(Reduction):
         super().setup_context(ctx, inputs, output)
         ctx.save_for_forward(inputs[0], output)
 
-    @classmethod
-    def backward(cls, ctx, g):
+    @staticmethod
+    def backward(ctx, g):
         """Return ``g`` in equal parts for the elements that are the output."""
-        shape, _, (_, *dim) = ctx.saved_meta
+        name, _, shape, _, (_, *dim) = ctx.saved_meta
         others = [None] * (1 + len(dim))
         if g is None:
             return None, *others
         x, z = ctx.saved_tensors
         keepdim = keepdim_shape(shape, *dim)
-        return _share(cls.formula.__name__, g.view(keepdim), x, z.view(keepdim), *dim[:1]), *others
+        return _share(name, g.view(keepdim), x, z.view(keepdim), *dim[:1]), *others
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
         """Return the mean of the tangents of the elements that are the output."""
-        shape, _, (_, *dim) = ctx.saved_meta
+        _, _, shape, _, (_, *dim) = ctx.saved_meta
         x, z = ctx.saved_tensors
         z = z.view(keepdim_shape(shape, *dim))
         tangents = torch.where(x == z, dx, 0)  # of an element that is not the output, even inf
