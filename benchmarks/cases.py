@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import customops
-from tests.cases import CALLS, LAYOUTS, Call, Row
+from tests.cases import CALLS, LAYOUTS, Call, OperatorCase
 
 DRAWN = 1 << 20  # so many elements are drawn, and repeated beyond
 KINDS = {"cpu": 1 << 22, "cuda": 1 << 26}  # the elements of an input where patterns and dtypes are compared
@@ -55,7 +55,7 @@ def rms_norm(library, x: Tensor, weight: Tensor) -> Tensor:
     return (_fused if library is customops else _rms_norm)(library, x, weight)
 
 
-LAYER = Row("layer", -2, 2, (Call("rms_norm(x, weight)", rms_norm, 2),))
+LAYER = OperatorCase("layer", -2, 2, (Call("rms_norm(x, weight)", rms_norm, 2),))
 FIRST = [row.calls[0].name for row, _ in dict(CALLS).items()]
 STANDARD = [
     *((name, "contiguous") for name in FIRST),
@@ -70,7 +70,7 @@ STANDARD = [
 class Case(NamedTuple):
     """A call on operands of ``numel`` elements or what broadcasts with them, after ``pattern``, in ``dtype``."""
 
-    row: Row
+    row: OperatorCase
     call: Call
     pattern: str
     numel: int

@@ -7,7 +7,7 @@ import re
 import customops
 from customops.trainings import OPERATORS as TRAINED
 
-from .cases import ROWS
+from .cases import ROWS, one_of_each_path
 from .recorder import OPERATORS, Check
 
 # Elsewhere skipped as files, so that their tests are not known.
@@ -22,6 +22,10 @@ def _check(text: str, **options) -> Check:
 
 def _shared(text: str, on: str = " ".join(OPERATORS)) -> Check:
     return _check(text, together=tuple(on.split()))
+
+
+# What runs one call of each path, and others the second time.
+_BY_PATH = " ".join(dict.fromkeys(str(row) for number in (0, 1) for row, _ in one_of_each_path(number)))
 
 
 def _trained(text: str) -> Check:
@@ -154,7 +158,7 @@ COMPILED = {
     ),
     "transforms inside": _shared("compile_transforms::test_compiled_transforms_drop_no_derivative"),
     "compiled autograd": _shared("compile_transforms::test_compiled_autograd_traces_our_backward"),
-    "Inductor": _shared("compile_inductor::test_inductor_computes_every_call_and_its_gradient"),
+    "Inductor": _shared("compile_inductor::test_inductor_computes_calls_and_their_gradients", on=_BY_PATH),
     "fused in as few kernels": _trained("compile_inductor::test_chain_is_fused_into_as_many_kernels_as_torchs"),
     "torch.export": _trained("compile_export::test_exported_models_are_torchs_and_survive_a_file"),
     "AOTInductor": _trained("compile_export::test_aot_inductor_packages_a_model"),

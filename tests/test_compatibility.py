@@ -11,8 +11,11 @@ import pytest
 from . import compatibility, recorder
 from .cases import ROWS
 from .features import CHECKS, FEATURES, INAPPLICABLE, LIMITED
+from .marks import formulas_only
 from .recorder import OPERATORS, RESULTS
-from .test_recorder import document, once, run
+from .test_recorder import document
+
+pytestmark = formulas_only
 
 TESTS = Path(__file__).parent
 DOCUMENTS = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
@@ -61,18 +64,6 @@ def test_tests_that_are_named_exist():
 def test_results_are_of_tests_that_are_named():
     for name, written in DOCUMENTS.items():
         assert {*written["results"]} <= {*CHECKS}, f"{name}.json: make compatibility"
-
-
-@once
-def test_what_is_named_is_collected_with_the_operators_that_the_results_have(tmp_path):
-    file = tmp_path / "collected.json"
-    assert run("--collect-only", "--record", file, *{TESTS / check.file for check in CHECKS.values()}).returncode == 0
-    collected = json.loads(file.read_text())["results"]
-    here = {check.split("::")[0] for check in collected}  # a file may be skipped where a package is missing
-    for name, check in CHECKS.items():
-        if check.file in here:
-            assert name in collected, f"{name} has no case"
-            assert {*collected[name]} == {*DOCUMENTS["formulas"]["results"].get(name, ())}, name
 
 
 VMAP = "test_func.py::test_transform_matches_torch[vmap]"

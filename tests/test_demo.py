@@ -20,6 +20,14 @@ BACKEND = "triton" if KERNELS else "torch"
 TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=-99)
 
 
+@pytest.fixture(autouse=True)
+def _tested(monkeypatch):
+    if INTERPRETED:
+        monkeypatch.setattr(
+            demo.TRAININGS["digits"], "tested", 16
+        )  # to test on all digits takes the interpreter ten seconds
+
+
 class Identity(torch.autograd.Function):
     """z = x, with a fault in the gradient that a subclass adds."""
 
@@ -83,6 +91,7 @@ def test_second_derivative_dropped_fails_in_higher_order(training, name, capsys)
     assert demo.run(BACKEND, "digits", TINY, library) == 0
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("name", ["sigmoid"] if KERNELS else demo.OPERATORS)
 def test_gradient_off_by_a_thousandth_fails(name, capsys):
     assert demo.run(BACKEND, "digits", TINY, broken(name, OffGradient.apply)) == 1
@@ -90,7 +99,7 @@ def test_gradient_off_by_a_thousandth_fails(name, capsys):
     assert reason.startswith(("demo: gradient differs by", "demo: loss differs by"))
 
 
-@pytest.mark.thin(kernels=3)
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize(
     ("name", "spoil", "reason"),
     [
@@ -104,6 +113,7 @@ def test_broken_operator_fails_for_a_reason(name, spoil, reason, capsys):
     assert f"demo: {reason}" in capsys.readouterr().err
 
 
+@pytest.mark.sample(kernels="")
 def test_network_that_learned_nothing_fails(capsys):
     assert demo.run(BACKEND, "digits", TINY._replace(floor=0.99)) == 1
     assert "demo: test accuracy is" in capsys.readouterr().err

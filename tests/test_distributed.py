@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 
 from .conftest import DEVICE
+from .marks import formulas_only
+
+pytestmark = formulas_only
 
 
 def _rank_times(factor):

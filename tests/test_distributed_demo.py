@@ -115,7 +115,7 @@ def test_engine_agrees_with_one_process(engine, two):
     assert two(_reason, engine) == [None, None]
 
 
-@pytest.mark.thin(kernels=15)
+@pytest.mark.sample(formulas="engine, name", kernels="engine")
 @pytest.mark.parametrize("name", demo.OPERATORS)
 @each_engine
 def test_gradient_off_by_a_thousandth_on_one_process_fails(engine, name, two):
@@ -129,7 +129,7 @@ def test_difference_that_one_process_sees_fails_on_all(two):
     assert first.startswith("gradient differs by 0.001 ")
 
 
-@pytest.mark.thin(kernels=3)
+@pytest.mark.sample(kernels="")
 @each_engine
 def test_operator_without_gradient_fails(engine, two):
     assert two(_reason, engine, "relu", torch.detach) == ["no gradient flows through relu"] * 2

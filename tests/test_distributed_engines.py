@@ -25,13 +25,13 @@ def test_gradient_flows_through_all_ten_operators_to_every_parameter(library):
     assert all(p.grad.count_nonzero() == p.numel() for p in model.parameters())
 
 
-@pytest.mark.thin(kernels=5, gpu=1)
+@pytest.mark.sample(formulas="name", kernels="kind", gpu="name")
 @pytest.mark.parametrize("name", ENGINES)
 def test_two_ranks_train_as_one_process(name, two, tally):
     hold(ENGINES[name], two, tally)
 
 
-@pytest.mark.thin(kernels=5, gpu=1)
+@pytest.mark.sample(formulas="name", kernels="kind", gpu="name")
 @pytest.mark.parametrize("name", OF_FOUR)
 def test_four_ranks_train_as_one_process(name, four, tally):
     hold(OF_FOUR[name], four, tally)

@@ -20,6 +20,7 @@ import customops
 from .cases import CALLS, EXTREMA, ROWS, ids
 from .compare import assert_same_outcomes, cotangent, outcome, record_launches
 from .conftest import DEVICE, KERNELS, NO_KERNEL
+from .marks import by_path
 
 SHAPES = ((4, 3, 2, 2), (4, 3), (2, 1))  # over two processes 4 divides, 3 does not, and of 1 the second has none
 PAIRS = (((4, 3), (4, 3)), ((4, 3), (3,)), ((4, 1), (1, 3)), ((4, 3), ()), ((3,), (4, 3)))
@@ -112,13 +113,14 @@ def _check(ranks, tally, *args):
         tally("refused placements", refused)
 
 
+@pytest.mark.sample(kernels="operator, path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_every_placement_gives_what_torch_gives(row, call, two, tally):
     for shapes in PAIRS if call.arity == 2 else [(shape,) for shape in SHAPES if len(shape) >= call.rank]:
         _check(two, tally, CALLS.index((row, call)), shapes, (2,))
 
 
-@pytest.mark.thin(formulas=2, kernels=6)
+@by_path
 @pytest.mark.parametrize(("row", "call"), [(row, call) for row, call in CALLS if call.rank < 3], ids=ids)
 def test_mesh_of_two_axes_gives_what_torch_gives(row, call, four, tally, full):
     shapes = PAIRS[1] if call.arity == 2 else [(4, 3)]
@@ -143,7 +145,7 @@ def _accumulate(index, placement):
     assert_seen_alike(use)
 
 
-@pytest.mark.thin(kernels=2)
+@pytest.mark.sample(formulas="operator, path*placement", kernels="path, placement")
 @pytest.mark.parametrize("placement", [Shard(0), Replicate()], ids=str)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_gradients_add_up_and_share_no_memory(row, call, placement, two):
@@ -267,6 +269,7 @@ def _launched(index, late):
     return counts
 
 
+@pytest.mark.sample(kernels="operator, path*late")
 @pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
 @pytest.mark.parametrize("late", [False, True], ids=["spread", "late"])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)

@@ -13,7 +13,8 @@ from customops.derivation import derive
 from .conftest import INTERPRETED, KERNELS
 
 why = "the interpreter's functions do not compile" if INTERPRETED else "what a GPU compiles, a dry run compiles too"
-pytestmark = pytest.mark.skipif(KERNELS, reason=why)
+if KERNELS:
+    pytest.skip(why, allow_module_level=True)
 pytest.importorskip("triton", reason="without Triton there are no kernels")
 
 

@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.language.extra import libdevice  # noqa: E402
 
-pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the interpreter's functions do not compile")
+if triton.knobs.runtime.interpret:
+    pytest.skip("the interpreter's functions do not compile", allow_module_level=True)
 
 CUDA = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)}
 TARGETS = {**CUDA, "gfx942": GPUTarget("hip", "gfx942", 64)}
