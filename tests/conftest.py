@@ -58,6 +58,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "sample(formulas, kernels, gpu=kernels): what the cases taken without --full must cover"
     )
+    config.addinivalue_line("markers", "xdist_group(name): tests that run in one process of pytest-xdist")
     if DEVICE not in ("cpu", "cuda"):
         raise pytest.UsageError(f"CUSTOMOPS_TEST_DEVICE: expected cpu or cuda, got {DEVICE!r}")
     if DEVICE == "cuda" and (INTERPRETED or not KERNELS):
@@ -69,11 +70,17 @@ def pytest_configure(config):
         config.pluginmanager.register(recorder.Recorder(CHECKS, where, config.option.record, config.option.check))
 
 
+def pytest_itemcollected(item):
+    """Have all tests that call functions in ranks run in one process, so that ranks are started once."""
+    if {"two", "four"} & {*getattr(item, "fixturenames", ())}:
+        item.add_marker(pytest.mark.xdist_group("ranks"))
+
+
 def pytest_collection_modifyitems(config, items):
-    """Take a sample of the cases, or a share of those that are not in it; see :mod:`tests.selection`."""
+    """Take a sample of the cases, or a share of those that are not in it; a case that is named runs in any event."""
     if config.option.share:
         chosen = selection.share(selection.rest(items, MODE), *selection.parse_share(config.option.share))
-    elif config.option.full:
+    elif config.option.full or any("[" in argument for argument in config.args):
         return
     else:
         chosen = selection.sample(items, MODE)

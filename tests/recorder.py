@@ -115,7 +115,7 @@ class Recorder:
             what = report.verdict
         if what == "skipped":
             self.skipped[
-                f"{report.nodeid.split('/')[-1].split('[')[0]}: {report.longrepr[2].removeprefix('Skipped: ')}"
+                f"{re.split(r'[@[]', report.nodeid.split('/')[-1])[0]}: {report.longrepr[2].removeprefix('Skipped: ')}"
             ] += 1
         self.ran[what] += 1
         self.add(places, what)

@@ -1,8 +1,9 @@
 """Which cases of a test a run takes: a covering array of its parameters without ``--full``, and shares of the rest.
 
 ``@pytest.mark.sample(formulas="call, path*mode", kernels="")`` says what the cases that `make test` runs must cover, by
-mode: here each call at least once, and each pair of a path and a mode; by kernels none. A test without the mark runs
-all its cases. What is taken depends on the parameters alone, not on names, and is the same in every run.
+mode: here each call at least once, and each pair of a path and a mode; by kernels none. ``"once"`` takes one case. A
+test without the mark runs all its cases. What is taken depends on the parameters alone, not on names, and is the same
+in every run.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def covering(cases: Sequence[Sequence[Term]]) -> list[int]:
 
 def terms_of(parameters: dict[str, Hashable], asked: str) -> list[Term]:
     """Return what a case of these parameters has of ``asked``, which is ``name, name*name, ...``."""
+    if asked == "once":
+        return [(asked,)]
     terms = [tuple(name.strip() for name in term.split("*")) for term in asked.split(",") if term.strip()]
     return [(names, *(parameters[name] for name in names)) for names in terms]
 
@@ -86,7 +89,7 @@ def sample(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
     taken: set[pytest.Item] = set()
     for cases in _by_test(items):
         asked = asked_of(cases[0], mode)
-        if asked is None:
+        if asked is None or (asked and not hasattr(cases[0], "callspec")):
             taken.update(cases)
         elif asked:
             terms = [terms_of(parameters_of(item), asked) for item in cases]

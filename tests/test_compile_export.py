@@ -64,6 +64,7 @@ def test_exported_models_are_torchs_and_survive_a_file(strict, shapes):
             assert_same_outcomes(exported.module()(rows(n)), want)
 
 
+@pytest.mark.sample(formulas="")
 @FORMULAS
 @COMPILER
 def test_aot_inductor_packages_a_model(tmp_path, monkeypatch):

@@ -28,26 +28,28 @@ GRADIENTS = [
     for name, dtype in VALUES
     if dtype in INFOS[name].supported_backward_dtypes(DEVICE) and dtype != torch.complex32
 ]
-# Without --full other dtypes, which differ in promotion alone, have some of the samples, and not all the same ones.
-TIERS = {
-    "formulas": (torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int64, torch.bool),
+# Without --full these dtypes have a share of the reference inputs, which take a tenth of a second to make, and all
+# sample inputs; where kernels compute others, which differ from them in promotion alone, have some of these.
+MAIN = {
+    "formulas": (torch.float32, torch.complex64, torch.int64),
     "kernels": (torch.float32, torch.int64),
     "gpu": (torch.float32, torch.bfloat16, torch.int64),
 }[MODE]
-EVERY_NTH = 3  # sample in another dtype
-SHARE = {"formulas": 0.1, "kernels": 0.02, "gpu": 0.01}[MODE]  # of the reference inputs, likewise
-LARGEST = 4096 if KERNELS else 2**30  # elements in them, likewise
+STEP = 3 if KERNELS else 1  # from one sample of another dtype to the next
+SHARE = {"formulas": 0.2, "kernels": 0.02, "gpu": 0.01}[MODE]  # of the reference inputs
+LARGEST = 4096 if KERNELS else 2**30  # elements in them
 
 
 def samples(name, dtype, full, requires_grad=False):
     """Sample inputs of a dtype and, seeded, a share of the reference inputs; each as it is and non-contiguous."""
     chance = random.Random(f"{name} {dtype}")
-    first, step = (0, 1) if full or dtype in TIERS else (DTYPES.index(dtype) % EVERY_NTH, EVERY_NTH)
+    first, step = (0, 1) if full or dtype in MAIN else (DTYPES.index(dtype) % STEP, STEP)
     for sample in list(INFOS[name].sample_inputs(DEVICE, dtype, requires_grad=requires_grad))[first::step]:
         yield from (sample, sample.noncontiguous())
+    if not full and dtype not in MAIN:
+        return
     for sample in INFOS[name].reference_inputs(DEVICE, dtype, requires_grad=requires_grad):
-        small = getattr(sample.input, "nelement", int)() <= LARGEST
-        if full or (step == 1 and chance.random() < SHARE and small):
+        if full or (chance.random() < SHARE and getattr(sample.input, "nelement", int)() <= LARGEST):
             yield from (sample, sample.noncontiguous())
 
 

@@ -68,6 +68,7 @@ def test_trainings_agree_and_every_operator_is_counted(capsys):
     assert {line[0] for line in words if line} >= set(demo.OPERATORS)
 
 
+@pytest.mark.sample(formulas="once")
 @pytest.mark.skipif(INTERPRETED, reason="hundreds of steps take ten minutes in the interpreter")
 @pytest.mark.parametrize("training", demo.TRAININGS)
 def test_full_schedule_learns_in_higher_and_first_order(training, capsys):
@@ -75,6 +76,7 @@ def test_full_schedule_learns_in_higher_and_first_order(training, capsys):
     assert "The two agree." in capsys.readouterr().out
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("training", ["wgan-gp", "physics"])
 def test_trainings_of_higher_order_agree(training):
     assert demo.run(BACKEND, training, TINY) == 0
