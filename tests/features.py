@@ -24,8 +24,7 @@ def _shared(text: str, on: str = " ".join(OPERATORS)) -> Check:
     return _check(text, together=tuple(on.split()))
 
 
-# What runs one call of each path, and others the second time.
-_BY_PATH = " ".join(dict.fromkeys(str(row) for number in (0, 1) for row, _ in one_of_each_path(number)))
+_BY_PATH = " ".join(dict.fromkeys(str(row) for row, _ in one_of_each_path()))  # what runs one call of each path
 
 
 def _trained(text: str) -> Check:

@@ -123,5 +123,5 @@ def _by_test(items: Sequence[pytest.Item]) -> Iterator[list[pytest.Item]]:
     """Yield the cases of each test function."""
     groups: dict[tuple[object, str], list[pytest.Item]] = {}
     for item in items:
-        groups.setdefault((item.parent, getattr(item, "originalname", item.name)), []).append(item)
+        groups.setdefault((item.parent, getattr(item, "originalname", None) or item.name), []).append(item)
     yield from groups.values()

@@ -32,7 +32,7 @@ def test_usual_calls_cost_what_they_must(case, tally):
     check(case, tally)
 
 
-@pytest.mark.sample(formulas="call", kernels="")
+@pytest.mark.sample(formulas="operator, layout, dtype", kernels="")
 @pytest.mark.parametrize("case", [case for name, case in CASES.items() if name not in CHOSEN], ids=str)
 def test_calls_cost_what_they_must(case, tally):
     check(case, tally)

@@ -164,8 +164,8 @@ def under(context):
 
 
 PROGRAMS = {
-    **{name: (lambda lib, x, n=name: into_view(lib, x, n)) for name in inplace.UNARY},
-    **{name: (lambda lib, x, n=name: into_view(lib, x, n, 2)) for name in inplace.BINARY},
+    **{f"into a view, {name}": (lambda lib, x, n=name: into_view(lib, x, n)) for name in inplace.UNARY},
+    **{f"into a view, {name}": (lambda lib, x, n=name: into_view(lib, x, n, 2)) for name in inplace.BINARY},
     "argument written": lambda lib, x: twin(lib, "exp_")(x.detach()),
     "leaf written": lambda lib, x: twin(lib, "exp_")(x),
     "out": lambda lib, x: lib.mul(x.detach(), 2.5, out=torch.empty_like(x)),
@@ -200,7 +200,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.sample(formulas="name, dynamic", kernels="dynamic")
+@pytest.mark.sample(formulas="kind, dynamic", kernels="dynamic")
 @STATIC_AND_DYNAMIC
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_compiled_programs_do_what_torchs_do(name, dynamic, tally):

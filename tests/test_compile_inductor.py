@@ -19,13 +19,14 @@ def _compile_anew(tmp_path):
         yield
 
 
+@pytest.mark.sample(formulas="once")
 @FORMULAS
 @COMPILER
 @STATIC_AND_DYNAMIC
 @torch._inductor.config.patch({"cpp.simdlen": 1})  # vectors take g++ twice the time
 def test_inductor_computes_calls_and_their_gradients(dynamic, full, tally):
     """One call of each path; with ``--full`` all calls."""
-    calls = [call for _, call in (CALLS if full else one_of_each_path(int(dynamic)))]
+    calls = [call for _, call in (CALLS if full else one_of_each_path())]
     x = leaf(2, 3, 2, 2)
     function = torch.compile(lambda x: every(customops, x, calls), fullgraph=True, dynamic=dynamic)
     z, want = function(x), every(torch, x, calls)
@@ -44,6 +45,7 @@ def kernels(function, dynamic, *xs) -> int:
     return metrics.generated_kernel_count
 
 
+@pytest.mark.sample(formulas="once")
 @FORMULAS
 @COMPILER
 @STATIC_AND_DYNAMIC

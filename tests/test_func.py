@@ -99,7 +99,7 @@ def test_transform_matches_torch(row, call, name, tally):
 @pytest.mark.sample(kernels="outermost, innermost")
 @pytest.mark.parametrize("names", TWICE + THRICE, ids="-".join)
 def test_transform_of_transforms_matches_torch(names, full, tally):
-    calls = CALLS if full else Random("-".join(names)).sample(CALLS, 12 if len(names) == 2 else 4)
+    calls = CALLS if full else Random("-".join(names)).sample(CALLS, 6 if len(names) == 2 else 2)
     for row, call in calls:
         _check(names, row, call)
     tally("transforms", len(calls))
@@ -121,7 +121,7 @@ def _axes(shapes):
     return list(product(*some)) + ([(0, None), (None, -1)] if len(shapes) == 2 else [])
 
 
-@pytest.mark.sample(formulas="operator, call, path*ranks", kernels="path")
+@pytest.mark.sample(formulas="call, ranks", kernels="path")
 @pytest.mark.parametrize(
     ("row", "call", "shapes"), [(row, call, shapes) for row, call in CALLS for shapes in shapes_for(call)], ids=ids
 )
@@ -225,7 +225,7 @@ FUNCTIONAL = {
 }
 
 
-@pytest.mark.sample(formulas="operator, path*name", kernels="name")
+@pytest.mark.sample(formulas="operator, path, name", kernels="name")
 @pytest.mark.parametrize("name", FUNCTIONAL)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_autograd_functional_matches_torch(row, call, name):

@@ -47,7 +47,7 @@ def _drawn(row, shapes, device, dtypes=(torch.float64, torch.float64)):
     ]
 
 
-@pytest.mark.sample(formulas="call, operator*ranks", kernels="path")
+@pytest.mark.sample(formulas="call, ranks", kernels="path")
 @pytest.mark.parametrize(("row", "call", "shapes"), CASES, ids=ids)
 def test_tangents_of_any_operands_match_torch(row, call, shapes, device, tally):
     for moves, layout in product(_moving(call.arity), LAYOUTS):

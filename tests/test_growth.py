@@ -23,6 +23,7 @@ def _fresh_memory_is_nan():
     """It is left alone instead: nothing is computed."""
 
 
+@pytest.mark.sample(formulas="name, rows")
 @pytest.mark.parametrize("name", growth.OPERATORS)
 @pytest.mark.parametrize("rows", [64, 512, 1000])
 def test_few_kernels_serve_all_lengths(name, rows, full, replan):

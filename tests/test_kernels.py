@@ -54,6 +54,7 @@ def test_last_program_of_a_sum_of_nearly_2_31_elements_counts_its_own(monkeypatc
     assert got == want
 
 
+@pytest.mark.sample(kernels="name, shape")
 @pytest.mark.parametrize(
     ("name", "shape"), [*product(("sum", "mean"), LONG), ("amax", LONG[1]), ("amin", LONG[0])], ids=str
 )

@@ -31,7 +31,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.sample(formulas="operator*target, call, dtype*target")
+@pytest.mark.sample(formulas="operator, dtype, target")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
