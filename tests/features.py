@@ -156,7 +156,7 @@ COMPILED = {
         on="log exp relu sigmoid tanh sqrt rsqrt abs neg add sub mul div pow mean sum",
     ),
     "transforms inside": _shared("compile_transforms::test_compiled_transforms_drop_no_derivative"),
-    "compiled autograd": _shared("compile_transforms::test_compiled_autograd_traces_our_backward"),
+    "compiled autograd": _shared("compile_transforms::test_compiled_autograd_traces_our_backward", on=_BY_PATH),
     "Inductor": _shared("compile_inductor::test_inductor_computes_calls_and_their_gradients", on=_BY_PATH),
     "fused in as few kernels": _trained("compile_inductor::test_chain_is_fused_into_as_many_kernels_as_torchs"),
     "torch.export": _trained("compile_export::test_exported_models_are_torchs_and_survive_a_file"),

@@ -40,7 +40,7 @@ def test_gradients_match_finite_differences(row, call, shapes, layout, device, t
         tally("gradchecks", 2)
 
 
-@pytest.mark.sample(formulas="call*ranks, operator*layout, layout*ranks", kernels="path*ranks, path*layout")
+@pytest.mark.sample(formulas="call*ranks, operator*layout, layout*ranks", kernels="path*layout, ranks")
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shapes, layout, device):
     """Autograd would sum a gradient of the wrong shape to size by itself, and pay for it."""
@@ -61,6 +61,7 @@ def test_backward_skips_a_gradient_nobody_wants(row, call, wanted, device):
     torch.testing.assert_close(grads[wanted], want)
 
 
+@pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_saves_no_more_bytes_than_torch(row, call, device):
     for wanted in range(1, 2**call.arity):

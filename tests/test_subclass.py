@@ -127,7 +127,7 @@ def test_in_place_twins_are_torchs(row, kind):
         assert_seen_alike(run, kind)
 
 
-@pytest.mark.sample(kernels="kind*plain")
+@pytest.mark.sample(formulas="operator*kind, kind*plain", kernels="kind*plain")
 @pytest.mark.parametrize("plain", [False, True], ids=["same kind", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name != "relu"], ids=ids)
