@@ -4,9 +4,8 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations 10 tests
 RESULTS := docs/compatibility
 KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
-# shares of what `make test` leaves out, each of 2 to 3 minutes on 2 cores, and the one to run
-SHARES := 60
-SHARES_OF_KERNELS := 30
+# as many shares of what `make test` leaves out, each of 2 to 3 minutes on 2 cores
+SHARES := 40
 SHARE ?= 0
 
 .PHONY: demo distributed test test-share test-share-kernels test-full compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
@@ -27,7 +26,7 @@ test-share: .venv/ready  ## a share of what `make test` leaves out, by formulas:
 	$(PYTEST) --share $(SHARE)/$(SHARES)
 
 test-share-kernels: .venv/ready  ## the same, by kernels
-	$(KERNELS) $(PYTEST) --share $(SHARE)/$(SHARES_OF_KERNELS)
+	$(KERNELS) $(PYTEST) --share $(SHARE)/$(SHARES)
 
 test-full: .venv/ready  ## every case and every compilation, however long
 	$(PYTEST) --full
