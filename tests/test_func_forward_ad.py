@@ -126,7 +126,7 @@ def test_gradients_of_tangents_and_tangents_of_gradients_match_torch(row, call, 
         tally("tangents", len(want))
 
 
-@pytest.mark.sample(formulas="call", kernels="")
+@pytest.mark.sample(formulas="call", kernels="once")
 @pytest.mark.parametrize(("row", "call", "shapes"), CASES, ids=ids)
 def test_both_modes_pass_gradcheck_in_batches(row, call, shapes, device, tally):
     xs = [x.requires_grad_() for x in _drawn(row, shapes, device)[0]]
