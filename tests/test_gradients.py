@@ -22,7 +22,9 @@ PATTERNS = [
 ]
 
 
-@pytest.mark.sample(formulas="call*ranks, operator*layout, layout*ranks", kernels="call, operator*layout, path*ranks")
+@pytest.mark.sample(
+    formulas="call, operator*layout, path*ranks, layout*ranks", kernels="call, operator*layout, path*ranks"
+)
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_gradients_match_finite_differences(row, call, shapes, layout, device, tally):
     """By formula; by kernel they are those by formula."""
