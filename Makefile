@@ -11,12 +11,12 @@ SHARE ?= 0
 .PHONY: demo distributed test test-share test-share-kernels test-full compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
 
 demo: .venv/ready
-	$(BIN)/python -m customops demo digits
-	$(BIN)/python -m customops demo wgan-gp
-	$(BIN)/python -m customops demo physics
+	$(BIN)/python examples/digits.py
+	$(BIN)/python examples/wgan_gp.py
+	$(BIN)/python examples/physics.py
 
 distributed: .venv/ready  ## on two processes, by DDP, FSDP2 and tensor parallelism, in lockstep with one
-	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m customops distributed
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/distributed_digits.py
 
 test: .venv/ready  ## torch formulas and offline compilation, then the kernels in Triton's interpreter
 	$(PYTEST) --check

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import customops
-from customops import compute
+from customops.runtime import plans
 
 KERNELS, MILLISECONDS, BYTES = 12, 2, 4096  # what is aimed at: in each direction, and for each new shape in both
 LONGEST = 4096  # rows that one kernel holds; the gradients of longer ones are cut, into several kernels each
@@ -75,7 +75,7 @@ def growth(name: str, dtype: torch.dtype, rows: int, drawn: list[int], traced: b
     function, vectors = OPERATORS[name]
     kernels: tuple[set, set] = set(), set()
     times, seen = [], set()
-    compute._calls.clear()
+    plans._plans.clear()
     with _counting() as compiled, customops.dry_run() as records:
         for i, n in enumerate(drawn):
             xs = [torch.empty(shape, dtype=dtype, requires_grad=True) for shape in ((rows, n), *[(n,)] * vectors)]
@@ -116,7 +116,7 @@ def _counting() -> Iterator[list]:
         try:
             yield keys
         finally:
-            compute._calls.clear()  # plans of kernels that are none
+            plans._plans.clear()  # plans of kernels that are none
 
 
 def main(argv=None) -> int:

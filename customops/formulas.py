@@ -237,7 +237,7 @@ def _not_negative(y):
 
 
 def _log(x, dtype):
-    """The logarithm in ``dtype``; of a number in double precision, as a 0-dim tensor that widens nothing."""
+    """Return the logarithm in ``dtype``; of a number in double precision, as a 0-dim tensor that widens nothing."""
     if isinstance(x, torch.Tensor):
         return torch.log(x.to(dtype))
     double = torch.complex128 if dtype.is_complex else torch.float64

@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import customops
-from customops import machine_code
-from customops.dispatch import KERNEL_DTYPES
+from customops.runtime.paths import KERNEL_DTYPES
+from customops.tools import machine_code
 
 from .cases import CALLS, EXTREMA, REDUCTIONS, Call, ids
 

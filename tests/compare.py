@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import customops
-from customops import dispatch
+from customops import config
 
 from .cases import Call, OperatorCase
 
@@ -128,7 +128,7 @@ def record_launches(monkeypatch: pytest.MonkeyPatch, fact: Callable = lambda lau
     from customops.triton_kernels.launch import Launch  # noqa: PLC0415 - Triton may be missing
 
     made: list = []
-    method = "interpret" if dispatch.is_interpreted() else "__call__"
+    method = "interpret" if config.is_interpreted() else "__call__"
     real = getattr(Launch, method)
 
     def record(self, *args):

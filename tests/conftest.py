@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import customops
-from customops import compute
+from customops import config
 
 from . import accuracy, recorder, selection
 from .features import CHECKS
@@ -120,9 +120,9 @@ def tally(request):
 @pytest.fixture
 def replan():
     """Forget the plans of earlier calls, for a test that changes what they are made of; and again after it."""
-    compute._calls.clear()
-    yield compute._calls.clear
-    compute._calls.clear()
+    config.plans.clear()
+    yield config.plans.clear
+    config.plans.clear()
 
 
 @pytest.fixture

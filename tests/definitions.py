@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import sympy
 
-from customops import binary, unary
-from customops.autograd import Operator
-from customops.dispatch import EXPONENTS
+from customops.ops import binary, unary
+from customops.ops.function import Operator
+from customops.runtime.paths import EXPONENTS
 
 x, y, g, alpha = sympy.symbols("x y g alpha", real=True)
 ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negative=True), sympy.S.Zero

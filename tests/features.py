@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from lockstep import OPERATORS as TRAINED
+
 import customops
-from customops.trainings import OPERATORS as TRAINED
 
 from .cases import ROWS, one_of_each_path
 from .recorder import OPERATORS, Check

@@ -14,7 +14,7 @@ if KERNELS:
     pytest.skip(why, allow_module_level=True)
 triton = pytest.importorskip("triton", reason="without Triton there are no kernels")
 import triton.language as tl  # noqa: E402
-from customops.triton_kernels import formulas, launch  # noqa: E402
+from customops.triton_kernels import formulas, launch, plan  # noqa: E402
 
 from . import audit  # noqa: E402
 
@@ -48,7 +48,7 @@ def check(case: audit.Case, tally):
 def test_every_run_audits_all_operators_dtypes_and_layouts():
     usual = {str(row) for row, _ in CALLS}
     assert {case.operator for case in audit.chosen()} == usual
-    assert {case.dtype for case in audit.chosen()} == customops.dispatch.KERNEL_DTYPES
+    assert {case.dtype for case in audit.chosen()} == customops.runtime.paths.KERNEL_DTYPES
     assert {case.layout for case in audit.chosen()} == set(audit.LAYOUTS)
     for name in ("float32", "bfloat16"):
         assert {CASES[case].operator for case in CHOSEN if case.endswith(f", {name}, contiguous")} == usual
@@ -95,19 +95,19 @@ def test_audit_sees_a_formula_that_spills(change):
 
 
 def test_audit_sees_a_launch_that_forgets_alignment(change):
-    change(launch.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=False))
+    change(plan.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=False))
     found = faults_of("mul(x, y)")
     for name in ("forward: x", "forward: y", "forward: z", "backward: g", "backward: dx", "backward: dy"):
         assert f"{name} moves in 32 bits, expected 128" in found
 
 
 def test_audit_sees_an_alignment_that_is_not_there(change):
-    change(launch.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=True))
+    change(plan.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=True))
     assert "x moves in 128 bits, but starts at an odd multiple of 32" in faults_of("relu(x)", "unaligned")
 
 
 def test_audit_sees_a_mask_along_the_words(change):
-    change(launch, "cut", lambda real: lambda *args: real(*args)._replace(ragged=False))
+    change(plan, "choose_tiling", lambda real: lambda *args: real(*args)._replace(ragged=False))
     assert "x moves in 32 bits, expected 128" in faults_of("relu(x)", "ragged end")
 
 
@@ -117,7 +117,7 @@ def test_audit_sees_bytes_moved_twice(change):
 
 
 def test_audit_sees_a_launch_too_many(change):
-    change(customops.compute, "is_identity", lambda _: lambda *_: False)
+    change(customops.runtime.elementwise, "is_identity", lambda _: lambda *_: False)
     assert "backward: 1 launches, expected 0" in faults_of("add(x, y)")
 
 
@@ -129,5 +129,5 @@ def test_audit_sees_a_formula_in_place_of_a_kernel():
 def test_summary_tells_what_is_wrong(change):
     case = CASES["relu(x), float32, small"]
     assert audit.table({case: audit.audit(case)}).endswith("1 operators x 1 dtypes x 1 layouts: 1 calls, 0 faults")
-    change(launch.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=False))
+    change(plan.Plan, "_slot", lambda real: lambda *args: real(*args)._replace(aligned=False))
     assert f"{case}: forward: z moves in 32 bits, expected 128" in audit.table({case: audit.audit(case)})

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.utils.data import DataLoader, Dataset
 
 import customops
-from customops import binary, reductions, unary
+from customops.ops import binary, reductions, unary
 
 from .cases import CALLS, ROWS
 from .compare import assert_equal, gradients

@@ -14,7 +14,7 @@ from benchmarks import machine, memory, peers, timing
 from benchmarks.cases import FIRST, KINDS, LAYER, SHAPES, STANDARD, Case, cases
 from benchmarks.measure import measure
 from benchmarks.targets import verdicts
-from customops import unary
+from customops.ops import unary
 
 from .cases import CALLS, ROWS
 from .conftest import DEVICE, KERNELS

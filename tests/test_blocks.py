@@ -9,6 +9,7 @@ import torch
 
 import customops
 from benchmarks import memory
+from customops.runtime import cpu_blocks
 
 from .cases import BROADCASTS, CALLS, LAYOUTS, ids
 from .compare import TOLERANCE, cotangent, gradients, outcome
@@ -31,10 +32,10 @@ LARGER = (
 def blocks(monkeypatch):
     """Make blocks of a few elements; the list of the sizes that derivatives saw."""
     seen: list[int] = []
-    monkeypatch.setattr(customops.blocks, "BLOCK", 4)
-    monkeypatch.setattr(customops.blocks, "LARGE", 8)
-    split = customops.blocks._split
-    monkeypatch.setattr(customops.blocks, "_split", lambda x, *args: (counted(block) for block in split(x, *args)))
+    monkeypatch.setattr(cpu_blocks, "BLOCK_ELEMENTS", 4)
+    monkeypatch.setattr(cpu_blocks, "LARGE_ELEMENTS", 8)
+    split = cpu_blocks._split
+    monkeypatch.setattr(cpu_blocks, "_split", lambda x, *args: (counted(block) for block in split(x, *args)))
 
     def counted(block):
         seen.append(block.numel() if isinstance(block, torch.Tensor) else 0)
@@ -101,5 +102,5 @@ def test_what_is_only_summed_never_reaches_memory(shape, monkeypatch):
         return memory.peak(lambda: torch.autograd.grad(z, y, g, retain_graph=True), "cpu")
 
     assert peak() < size / 4
-    monkeypatch.setattr(customops.blocks, "LARGE", float("inf"))
+    monkeypatch.setattr(cpu_blocks, "LARGE_ELEMENTS", float("inf"))
     assert peak() >= size

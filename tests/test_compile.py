@@ -14,7 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import customops
-from customops import dispatch
+from customops import config
 
 from . import inplace
 from .cases import CALLS, ids
@@ -132,10 +132,10 @@ def test_powers_of_a_changing_integer_are_differentiated():
 def test_settings_leave_compiled_functions_whole(device):
     x = rand(3)
     compiled = torch.compile(customops.exp, fullgraph=True, backend="aot_eager")
-    for name in dispatch.BACKENDS:
+    for name in config.BACKENDS:
         with customops.backend(name):
             assert_equal(compiled(x), torch.exp(x))
-    if dispatch.find_triton() and not dispatch.is_interpreted() and device == "cpu":
+    if config.find_triton() and not config.is_interpreted() and device == "cpu":
         with customops.dry_run() as records:
             assert_equal(compiled(x), torch.exp(x))
         assert not records

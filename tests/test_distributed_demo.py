@@ -9,18 +9,17 @@ import sys
 import time
 from functools import partial
 
+import distributed_digits as demo
+import lockstep as choice
 import pytest
 import torch
 import torch.distributed as dist
 
 import customops
-from customops.__main__ import main
 
 from .conftest import DEVICE, INTERPRETED
 from .test_demo import BACKEND, TINY, Identity, broken
-from .test_demo import demo as choice
 
-demo = pytest.importorskip("customops.distributed", reason="it needs tqdm")
 ENGINES = [engine.title for engine in demo.ENGINES]
 TESTED = 16  # digits: to test on all of them takes the interpreter ten seconds
 pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")  # pytest has replaced stderr
@@ -61,7 +60,7 @@ def _reason(engine, name="exp", spoil=torch.clone):
     mesh = demo.init_device_mesh(DEVICE, (dist.get_world_size(),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo.Digits, "tested", TESTED)
-        report = demo.follow(engine, broken(name, spoil), TINY, mesh)
+        report = demo.run_engine(engine, broken(name, spoil), TINY, mesh)
     return demo.failure(demo.Digits, report, TINY.floor)
 
 
@@ -77,7 +76,7 @@ def _misplaced():
 def _rows():
     """What this process takes of a batch of six."""
     mesh = demo.init_device_mesh(DEVICE, (dist.get_world_size(),))
-    return demo.DDP(mesh, demo.Digits(torch, 1, DEVICE)).share(torch.arange(6)).tolist()
+    return demo.DDP(mesh, demo.Digits(torch, 1, DEVICE)).local_batch(torch.arange(6)).tolist()
 
 
 def _with_fault(how):
@@ -108,6 +107,12 @@ def alone(monkeypatch):
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _main(monkeypatch):
+    """Run the example as its command does, without arguments."""
+    monkeypatch.setattr(sys, "argv", ["distributed_digits.py"])
+    return demo.main()
 
 
 @each_engine
@@ -162,7 +167,7 @@ def test_network_that_learned_nothing_fails(alone, capsys):
 
 def test_run_without_torchrun_names_the_command(monkeypatch, capsys):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert main(["distributed"]) == 2
+    assert _main(monkeypatch) == 2
     assert f"torchrun has to start it: {demo.COMMAND}" in capsys.readouterr().err
 
 
@@ -171,24 +176,22 @@ def test_odd_number_of_processes_is_refused_by_each_of_them(rank, alone, monkeyp
     """The first to end ends all."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", rank)
-    assert main(["distributed"]) == 2
+    assert _main(monkeypatch) == 2
     assert "3 processes cannot evenly split a batch of 64 and width 64" in capsys.readouterr().err
 
 
 def test_half_of_torchruns_environment_is_not_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert main(["distributed"]) == 2
+    assert _main(monkeypatch) == 2
     assert "torchrun has to start it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("module", "package"), [("sklearn.datasets", "scikit-learn"), ("tqdm", "tqdm")])
-def test_missing_package_is_named_with_the_extra(module, package, alone, monkeypatch, capsys):
-    for name in ("customops.distributed", "customops.demo"):
-        monkeypatch.delitem(sys.modules, name)
+def test_missing_package_is_named(module, package, alone, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
-    assert main(["distributed"]) == 2
-    assert f"distributed: {package} is not installed: pip install customops[demo]" in capsys.readouterr().err
+    assert _main(monkeypatch) == 2
+    assert f"pip install {package}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(1, "cpu"), (2, "cuda")])
@@ -196,7 +199,7 @@ def test_two_processes_want_two_gpus(gpus, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(choice, "find_triton", lambda: "somewhere")
+    monkeypatch.setattr(choice, "has_triton", lambda: True)
     monkeypatch.setattr(choice, "is_interpreted", lambda: False)
     assert choice.choose("auto", 2)[1] == device
 
@@ -205,7 +208,7 @@ def test_two_processes_want_two_gpus(gpus, device, monkeypatch):
 @needs_gpus
 @pytest.mark.skipif(INTERPRETED, reason="a hundred steps take minutes in the interpreter")
 def test_command_learns_on_two_processes_without_noise():
-    run = _torchrun("-m", "customops", "distributed", "--backend", BACKEND)
+    run = _torchrun("examples/distributed_digits.py", "--backend", BACKEND)
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("Each agrees with one process.\n")
     assert run.stdout.count("steps of") == 1

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-
-from customops.demo import counted
-from customops.trainings import OPERATORS
+from lockstep import OPERATORS, counted
 
 from .engines import ENGINES, HALF, OF_FOUR
 from .network import LIBRARIES, Network, alone, assert_same_training, at_once, batches, train

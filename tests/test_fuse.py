@@ -77,9 +77,9 @@ def test_derivatives_of_both_orders_match_finite_differences(program, device):
 @kernels_only
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_rows_that_do_not_fit_are_cut_and_right(program, device, monkeypatch, replan):
-    from customops.triton_kernels import layout  # noqa: PLC0415 - Triton may be missing
+    from customops.triton_kernels import tiling  # noqa: PLC0415 - Triton may be missing
 
-    monkeypatch.setattr(layout, "ROW_VALUES", 8)
+    monkeypatch.setattr(tiling, "MAX_ROW_VALUES", 8)
     xs = draw(small(program.small), device)
     for mine, theirs in zip(results(fuse(program.of(customops)), xs), results(program.of(torch), xs), strict=True):
         assert_equal(mine, theirs)
@@ -278,10 +278,10 @@ def test_threads_share_it(device):
 
 @kernels_only
 def test_a_call_like_an_earlier_one_makes_no_plan(device, monkeypatch):
-    from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
+    from customops.triton_kernels import plan  # noqa: PLC0415 - Triton may be missing
 
-    made, real = [], launch.Plan.__init__
-    monkeypatch.setattr(launch.Plan, "__init__", lambda self, *args: (made.append(self), real(self, *args))[1])
+    made, real = [], plan.Plan.__init__
+    monkeypatch.setattr(plan.Plan, "__init__", lambda self, *args: (made.append(self), real(self, *args))[1])
     fused, counts = fuse(rms_norm), []
     for _ in range(3):
         x, w = (x.requires_grad_() for x in draw([(3, 5), (5,)], device))

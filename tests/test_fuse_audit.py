@@ -17,10 +17,10 @@ why = "the interpreter's functions do not compile" if INTERPRETED else "what a G
 if KERNELS:
     pytest.skip(why, allow_module_level=True)
 pytest.importorskip("triton", reason="without Triton there are no kernels")
-from customops.triton_kernels import launch  # noqa: E402
+from customops.triton_kernels import launch, plan  # noqa: E402
 
-from customops import machine_code  # noqa: E402
-from customops.explain import Findings, Phase, examine  # noqa: E402
+from customops.fusion.explain import Findings, Phase, examine  # noqa: E402
+from customops.tools import machine_code  # noqa: E402
 
 
 class Expected(NamedTuple):
@@ -96,8 +96,8 @@ def test_every_program_has_its_expected_cost():
 
 
 def test_audit_sees_narrow_words(monkeypatch):
-    real = launch.Plan._slot
-    monkeypatch.setattr(launch.Plan, "_slot", lambda *args: real(*args)._replace(aligned=False))
+    real = plan.Plan._slot
+    monkeypatch.setattr(plan.Plan, "_slot", lambda *args: real(*args)._replace(aligned=False))
     assert "forward: operand 0 moves in 16 bits, expected 128" in faults(program("gelu"), torch.bfloat16)
     assert "backward: output 0 moves in 16 bits, expected 128" in faults(program("gelu"), torch.bfloat16)
 
@@ -109,7 +109,7 @@ def test_audit_sees_bytes_moved_twice(monkeypatch):
 
 
 def test_audit_sees_rows_that_do_not_fit(monkeypatch):
-    monkeypatch.setattr("customops.stages.holds", lambda layout, *_: layout.row is None)
+    monkeypatch.setattr("customops.compiler.partition.holds", lambda layout, *_: layout.row is None)
     found = "\n".join(faults(program("softmax"), torch.bfloat16))
     assert "forward: 2 cuts, expected 0" in found
     assert "kernels, expected 1" in found

@@ -76,8 +76,8 @@ def test_tangents_of_a_power_under_hooks_save_nothing(device):
 @pytest.mark.parametrize("hooks", [True, False])
 def test_a_fused_call_saves_inputs_alone_under_hooks(hooks, device, monkeypatch, replan):
     """Not what was reduced between two kernels, which formulas do not know of."""
-    layout = pytest.importorskip("customops.triton_kernels.layout", reason="needs Triton")
-    monkeypatch.setattr(layout, "ROW_VALUES", 8)
+    tiling = pytest.importorskip("customops.triton_kernels.tiling", reason="needs Triton")
+    monkeypatch.setattr(tiling, "MAX_ROW_VALUES", 8)
     (x,), saved = draw([(3, 4)], device), []
     context = torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.data_ptr()), t)[1], lambda t: t)
     with context if hooks else nullcontext():

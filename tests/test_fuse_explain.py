@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import customops
-from customops import compute
+from customops import config
 from customops.__main__ import main
 
 from .conftest import INTERPRETED
@@ -227,10 +227,10 @@ def test_explain_leaves_no_trace(explained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fused, xs = customops.fuse(rms_norm.__wrapped__), [torch.ones(64, 256, requires_grad=True), torch.ones(256)]
     state = lambda: (
-        dict(compute._calls),
+        dict(config.plans),
         fused.fused._traces.size,
         torch.is_grad_enabled(),
-        customops.dispatch._backend,
+        customops.config.current_backend,
     )
     before = state()
     explained(fused, *xs)
@@ -285,6 +285,6 @@ def test_interpreter_and_lack_of_triton_are_refused(monkeypatch):
         patch.setenv("TRITON_INTERPRET", "1")
         with pytest.raises(RuntimeError, match="unset it"):
             rms_norm.explain(*tensors((4, 8), 8))
-    monkeypatch.setattr(customops.dispatch, "find_triton", lambda: None)
+    monkeypatch.setattr(customops.config, "find_triton", lambda: None)
     with pytest.raises(RuntimeError, match="install triton"):
         rms_norm.explain(*tensors((4, 8), 8))

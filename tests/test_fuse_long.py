@@ -13,9 +13,9 @@ from customops import fuse
 from .conftest import INTERPRETED, KERNELS
 
 pytest.importorskip("triton", reason="without Triton there are no kernels")
-from customops import stages
-from customops.explain import examine
-from customops.fuse import Fused
+from customops.compiler import partition
+from customops.fusion.decorator import Fused
+from customops.fusion.explain import examine
 
 compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter's functions do not compile")
 
@@ -62,7 +62,7 @@ def spills(function, shapes, dtype=torch.float32) -> list[int]:
 @pytest.mark.parametrize("values", [3 << 9, 4 << 9])
 @pytest.mark.parametrize("name", EXTREMA)
 def test_gradients_of_cut_extrema_reach_the_elements_that_they_are(name, values, monkeypatch, replan, device):
-    monkeypatch.setattr("customops.triton_kernels.layout.ROW_VALUES", values)
+    monkeypatch.setattr("customops.triton_kernels.tiling.MAX_ROW_VALUES", values)
     x = torch.randn(3, 300, device=device)
     grads = []
     for lib, dtype in ((customops, torch.float32), (torch, torch.float64)):
@@ -114,7 +114,7 @@ def test_kernels_of_a_program_grow_in_number_and_not_in_length():
         programs = [launch.arguments[-2] for phase in found for launch in phase.lowered.plan.launches]
         steps += [len(program.formulas) for program in programs]
         kernels.append(len(found[1].records))
-    assert 100 < max(steps) <= stages.MOST_STEPS
+    assert 100 < max(steps) <= partition.MAX_OPS
     assert kernels[0] < kernels[2] <= 3 * kernels[1]
 
 
@@ -125,8 +125,8 @@ def test_kernels_of_a_program_grow_in_number_and_not_in_length():
     ids=["chain", "products"],
 )
 def test_programs_cut_for_their_length_have_torchs_gradients(function, monkeypatch, replan, device):
-    monkeypatch.setattr(stages, "MOST_LIVE", 6)
-    monkeypatch.setattr(stages, "MOST_STEPS", 12)
+    monkeypatch.setattr(partition, "MAX_LIVE", 6)
+    monkeypatch.setattr(partition, "MAX_OPS", 12)
     xs = [torch.randn(4, 5, dtype=torch.float64, device=device, requires_grad=True) for _ in range(3)]
     got, want = (torch.autograd.grad(f(*xs).sum(), xs) for f in (fuse(function), function))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import customops
-from customops import compute, formulas
-from customops.derivation import derive
-from customops.fusion import COMPUTE, Fusion, Lowered
-from customops.graphs import evaluate
+from customops import config, formulas
+from customops.compiler.evaluate import evaluate
+from customops.compiler.executable import COMPUTE, Executable
+from customops.compiler.gradient import differentiate
+from customops.fusion.function import Fusion
 
 from .compare import cotangent
 from .conftest import KERNELS
@@ -76,7 +77,7 @@ def derived(program: Program) -> Function:
             xs = ctx.saved_tensors
             arrived = tuple(i for i, g in enumerate(gs) if g is not None)
             wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad) if needed)
-            graph, which = derive(made.program(*xs), wanted, arrived)
+            graph, which = differentiate(made.program(*xs), wanted, arrived)
             given = dict(enumerate([*(gs[i] for i in arrived), *xs]))
             grads = evaluate(graph, given, COMPUTE[_common(xs)])
             found = dict(zip(wanted, (None if i is None else grads[i] for i in which), strict=True))
@@ -127,14 +128,14 @@ def kernels(monkeypatch, replan):
     def begin(values: int) -> None:
         replan()
         if KERNELS:
-            monkeypatch.setattr("customops.triton_kernels.layout.ROW_VALUES", values)
+            monkeypatch.setattr("customops.triton_kernels.tiling.MAX_ROW_VALUES", values)
 
     return begin
 
 
 def lowered() -> Counter:
     """Stages, and reasons for cuts, of the plans that there are for fused programs."""
-    made = [x for x in compute._calls.values() if isinstance(x, Fusion | Lowered)]
+    made = [x for x in config.plans.values() if isinstance(x, Fusion | Executable)]
     found = Counter()
     for x in made:
         way, plans = ("forward", x.lowered) if isinstance(x, Fusion) else ("backward", x)

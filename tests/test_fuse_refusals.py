@@ -10,7 +10,7 @@ import torch
 
 import customops
 from customops import fuse
-from customops.tracing import Traces
+from customops.fusion.trace import Traces
 
 from .conftest import KERNELS
 from .test_fuse_states import PassDispatch, PassFunctions, default_dtype

@@ -17,7 +17,9 @@ import pytest
 import torch
 
 import customops
-from customops import compute, fuse, tracing
+from customops import fuse
+from customops.fusion import trace
+from customops.runtime import plans
 
 from .compare import assert_equal
 from .conftest import DEVICE, KERNELS
@@ -27,8 +29,8 @@ from .test_fuse import draw
 @pytest.fixture
 def grown(monkeypatch):
     """The operators that were met for the first time."""
-    found, real = [], tracing.Tracing._grow
-    monkeypatch.setattr(tracing.Tracing, "_grow", lambda *args: (found.append(args[1]), real(*args))[1])
+    found, real = [], trace.Tracing._grow
+    monkeypatch.setattr(trace.Tracing, "_grow", lambda *args: (found.append(args[1]), real(*args))[1])
     return found
 
 
@@ -153,8 +155,8 @@ def test_arguments_and_functions_are_not_kept_alive(device):
 
 
 def test_traces_of_numbers_that_never_come_again_do_not_fill_the_memory(device, monkeypatch):
-    monkeypatch.setattr(tracing, "MOST_PLANS", 8)
-    monkeypatch.setattr(compute, "MOST_PLANS", 8)
+    monkeypatch.setattr(trace, "MAX_PLANS", 8)
+    monkeypatch.setattr(plans, "MAX_PLANS", 8)
     fused, x = fuse(lambda x, by: x * by), torch.ones(3, device=device)
     for by in range(20):
         assert_equal(fused(x, by), x * by)
@@ -334,7 +336,7 @@ def test_what_an_object_does_not_read_costs_nothing(device):
         layer(x)
     finally:
         sys.setprofile(None)
-    assert 5 < sum(name.endswith(("fuse.py", "tracing.py")) for name in frames) < 50
+    assert 5 < sum(name.endswith(("decorator.py", "trace.py", "proxy.py")) for name in frames) < 50
 
 
 def test_a_bound_method_as_argument_is_traced_once(device, grown):

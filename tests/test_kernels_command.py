@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import customops
-from customops import dispatch, kernels
+from customops import config
 from customops.__main__ import main
-from customops.machine_code import widest
+from customops.tools import kernels
+from customops.tools.machine_code import widest
 
 from .cases import ROWS
 from .conftest import INTERPRETED
@@ -228,7 +229,7 @@ def test_interpreter_and_lack_of_triton_are_refused(monkeypatch, refusal):
     with monkeypatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         assert "unset it" in refusal("exp --shape 8")
-    monkeypatch.setattr(dispatch, "find_triton", lambda: None)
+    monkeypatch.setattr(config, "find_triton", lambda: None)
     assert "install triton" in refusal("exp --shape 8")
 
 

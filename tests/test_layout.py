@@ -18,6 +18,7 @@ from .marks import formulas_only
 
 pytestmark = formulas_only
 layout = pytest.importorskip("customops.triton_kernels.layout", reason="needs Triton")
+tile_rules = pytest.importorskip("customops.triton_kernels.tiling", reason="needs Triton")
 
 NONE = (frozenset[int](),)  # the only output is folded over no axis
 
@@ -67,7 +68,7 @@ def test_tiles_cover_the_box_within_their_room(shape, fast, itemsize):
         step *= shape[axis]
     outputs = (layout.expand(shape, (shape[0], 1, shape[2]), (shape[2], 1, 1)),)
     arranged = layout.arrange(shape, (tuple(strides),), outputs, (frozenset({1}),))
-    tiling = layout.cut(arranged, itemsize)
+    tiling = tile_rules.choose_tiling(arranged, itemsize)
     _check(arranged, tiling, itemsize)
     assert tiling.parts * tiling.chunk >= shape[1] > (tiling.parts - 1) * tiling.chunk
     assert tiling.chunk % tiling.tile[1] == 0
@@ -80,7 +81,7 @@ def test_flat_tiles_cover_rows_and_columns_within_their_room(shape, second, item
     rows, columns = shape
     other = {"row": (0, 1), "column": (1, 0), "across": (1, rows)}[second]
     arranged = layout.arrange(shape, ((columns, 1), other), ((columns, 1),), NONE)
-    tiling = layout.cut(arranged, itemsize)
+    tiling = tile_rules.choose_tiling(arranged, itemsize)
     _check(arranged, tiling, itemsize)
     for n, size, extent in zip(tiling.blocks, tiling.tile, arranged.extents, strict=True):
         assert n * size >= extent > (n - 1) * size
@@ -88,19 +89,21 @@ def test_flat_tiles_cover_rows_and_columns_within_their_room(shape, second, item
 
 def _check(arranged, tiling, itemsize):
     assert all(t & (t - 1) == 0 for t in tiling.tile)
-    word = layout.WORD // itemsize
-    assert prod(tiling.tile) <= 2 * layout.LANES * layout.WARPS * max(word, layout.REGISTERS)
-    assert prod(tiling.tile) <= 2 * layout.LANES * layout.WARPS * layout.FLIGHT * word
-    assert 1 <= tiling.warps <= layout.WARPS
-    assert tiling.ragged == (arranged.extents[tiling.side] % (layout.WORD // itemsize) != 0)
+    word = layout.VECTOR_BYTES // itemsize
+    assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * max(
+        word, tile_rules.MAX_THREAD_ELEMENTS
+    )
+    assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * tile_rules.LOADS_IN_FLIGHT * word
+    assert 1 <= tiling.warps <= tile_rules.MAX_WARPS
+    assert tiling.ragged == (arranged.extents[tiling.side] % (layout.VECTOR_BYTES // itemsize) != 0)
 
 
 @pytest.mark.parametrize("numel", [1 << n for n in range(14, 31)])
 def test_grid_fills_a_large_gpu(numel):
     """As soon as there is a word for every thread of one warp on each of 132 multiprocessors."""
     arranged = layout.arrange((numel,), ((1,),), ((1,),), NONE)
-    blocks = prod(layout.cut(arranged, 4).blocks)
-    assert blocks >= 132 or numel // blocks == layout.LANES * layout.WORD // 4
+    blocks = prod(tile_rules.choose_tiling(arranged, 4).blocks)
+    assert blocks >= 132 or numel // blocks == tile_rules.WARP_THREADS * layout.VECTOR_BYTES // 4
 
 
 @pytest.mark.parametrize(
@@ -144,10 +147,10 @@ def enormous(draw):
 def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, share):
     arguments, itemsize = drawn
     arranged = layout.arrange(*arguments)
-    tiling = layout.cut(arranged, itemsize, share or len(arranged.extents) == 2)
+    tiling = tile_rules.choose_tiling(arranged, itemsize, share or len(arranged.extents) == 2)
     computed = max(_integers(arranged, tiling))
-    assert layout.is_wide(arranged, tiling) or computed < 2**31
-    assert computed > 2**30 or not layout.is_wide(arranged, tiling)
+    assert tile_rules.needs_int64(arranged, tiling) or computed < 2**31
+    assert computed > 2**30 or not tile_rules.needs_int64(arranged, tiling)
 
 
 @given(enormous(), st.integers(1, 200))
@@ -158,7 +161,7 @@ def test_tiles_and_warps_are_powers_of_2_whatever_a_program_holds(drawn, live):
             arranged = layout.arrange(*arguments[:3], (frozenset(),) if row else arguments[3], row)
         except layout.TooManyGroups:
             continue
-        tiling = layout.cut(arranged, itemsize, True, live)
+        tiling = tile_rules.choose_tiling(arranged, itemsize, True, live)
         assert all(n & (n - 1) == 0 for n in (*tiling.tile, tiling.warps))
 
 
@@ -166,9 +169,9 @@ def test_tiles_and_warps_are_powers_of_2_whatever_a_program_holds(drawn, live):
 def test_parts_past_31_bits_are_wide(kept):
     """Those of a total of so many elements, of which there are as many as programs along the loop."""
     arranged = layout.arrange((2, 2**20), ((0, 0),), ((0, 1),), (frozenset({0}),))
-    tiling = layout.cut(arranged, 4)._replace(parts=2**15 + 1)
-    assert not layout.is_wide(arranged, tiling)
-    assert layout.is_wide(arranged, tiling, [(0, kept, 0)]) == (kept == 2**16)
+    tiling = tile_rules.choose_tiling(arranged, 4)._replace(parts=2**15 + 1)
+    assert not tile_rules.needs_int64(arranged, tiling)
+    assert tile_rules.needs_int64(arranged, tiling, [(0, kept, 0)]) == (kept == 2**16)
 
 
 def test_offsets_are_wide_past_31_bits():
@@ -176,7 +179,7 @@ def test_offsets_are_wide_past_31_bits():
     step = (2**31 - 1) // 127
     for stride, wide in ((step, False), (step + 1, True)):
         arranged = layout.arrange((3,), ((stride,),), ((1,),), NONE)
-        assert layout.is_wide(arranged, layout.cut(arranged, 4)) == wide
+        assert tile_rules.needs_int64(arranged, tile_rules.choose_tiling(arranged, 4)) == wide
 
 
 def _integers(arranged, tiling):

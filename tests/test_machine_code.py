@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from customops import machine_code
-from customops.machine_code import Access, accesses, parameters, resources, widest
+from customops import config
+from customops.tools.machine_code import Access, accesses, parameters, resources, widest
 
 triton = pytest.importorskip("triton", reason="without Triton nothing compiles")
 import triton.language as tl  # noqa: E402
@@ -234,7 +234,7 @@ def test_scalar_registers_of_amd_spill_to_no_memory():
 
 def test_resources_do_not_answer_for_other_code(monkeypatch):
     compiled = build_softmax("sm_90", 1024)
-    monkeypatch.setattr(machine_code, "_resources", {})
+    monkeypatch.setattr(config, "kernel_resources", {})
     with triton.knobs.nvidia.scope():
         triton.knobs.nvidia.disable_ptxas_opt = True
         with pytest.raises(RuntimeError, match="does not reproduce the code of softmax"):
@@ -254,7 +254,7 @@ def test_resources_answer_after_the_source_was_touched(tmp_path, monkeypatch):
 
 def test_resources_are_read_once_and_leave_no_trace(capfd, monkeypatch):
     compiled = build_softmax("sm_90", 1024)
-    monkeypatch.setattr(machine_code, "_resources", {})
+    monkeypatch.setattr(config, "kernel_resources", {})
     first = resources(compiled)
     monkeypatch.setattr("triton.compiler.make_backend", None)
     assert resources(compiled) == first

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import customops
-from customops.dry_run import TARGETS
+from customops.tools.dry_run import TARGETS
 
 from .cases import CALLS, ids
 from .conftest import INTERPRETED, KERNELS
@@ -21,7 +21,7 @@ if KERNELS:
     pytest.skip(why, allow_module_level=True)
 pytest.importorskip("triton", reason="without Triton there are no kernels")
 
-DTYPES = sorted(customops.dispatch.KERNEL_DTYPES, key=str)
+DTYPES = sorted(customops.runtime.paths.KERNEL_DTYPES, key=str)
 SHAPES = {
     "whole": ((32, 64), (32, 64)),
     "row": ((32, 64), (64,)),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import customops
-from customops import compute
+from customops import config
+from customops.runtime import plans
 
 from .cases import CALLS, ids
 from .conftest import INTERPRETED
@@ -19,9 +20,9 @@ if INTERPRETED:
 
 
 @pytest.fixture
-def plans(monkeypatch, replan):
+def made(monkeypatch, replan):
     """The plans made during a test."""
-    from customops.triton_kernels.launch import Plan  # noqa: PLC0415 - Triton may be missing
+    from customops.triton_kernels.plan import Plan  # noqa: PLC0415 - Triton may be missing
 
     made, real = [], Plan.__init__
     monkeypatch.setattr(Plan, "__init__", lambda self, *args: (made.append(self), real(self, *args))[1])
@@ -30,40 +31,40 @@ def plans(monkeypatch, replan):
 
 @pytest.mark.sample(formulas="operator, path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-def test_the_second_call_makes_no_plan(row, call, plans):
+def test_the_second_call_makes_no_plan(row, call, made):
     with customops.dry_run() as records:
         counts = []
         for seed in (0, 1):
             xs = [row.draw((4, 8, 2, 2), torch.float32, seed).requires_grad_() for _ in range(call.arity)]
             z = call.function(customops, *xs)
             torch.autograd.grad(z, xs, torch.ones_like(z))
-            counts.append((len(plans), len(records)))
+            counts.append((len(made), len(records)))
     assert counts[1] == (counts[0][0], 2 * counts[0][1])
 
 
-def test_numbers_share_a_plan_where_their_value_changes_nothing(plans):
+def test_numbers_share_a_plan_where_their_value_changes_nothing(made):
     x = torch.ones(64)
     with customops.dry_run():
         for number in (0.25, 0.1, -0.3, 1e4, 7.25):
             customops.mul(x, number)
-        assert len(plans) == 1
+        assert len(made) == 1
         customops.add(x, x)
         customops.add(x, x, alpha=5)
-        assert len(plans) == 3, "a gradient for alpha=1 is g itself"
+        assert len(made) == 3, "a gradient for alpha=1 is g itself"
 
 
-def test_what_a_kernel_is_compiled_for_is_part_of_the_plan(plans):
+def test_what_a_kernel_is_compiled_for_is_part_of_the_plan(made):
     x = torch.ones(65)
     with customops.dry_run() as records:
         for like in (x, x[1:], x[:64], x[::2], x.double(), x.view(5, 13), x.view(13, 5).T):
             customops.exp(like)
         customops.exp(torch.ones(130)[:64])
         customops.exp(torch.ones(4, 12))
-    assert len(plans) == 8
+    assert len(made) == 8
     assert len({id(record.compiled) for record in records}) == 5, "shapes that fold alike share a kernel"
 
 
-def test_plans_hold_no_tensor(plans):
+def test_plans_hold_no_tensor(made):
     """A CUDA graph can capture what neither allocates nor copies metadata."""
     with customops.dry_run():
         x = torch.ones(256, 256, requires_grad=True)
@@ -73,25 +74,25 @@ def test_plans_hold_no_tensor(plans):
     def leaves(value):
         return [leaf for item in value for leaf in leaves(item)] if isinstance(value, tuple) else [value]
 
-    held = [leaf for plan in plans for launch in plan.launches for leaf in leaves(launch.arguments)]
+    held = [leaf for plan in made for launch in plan.launches for leaf in leaves(launch.arguments)]
     assert held
     assert not any(isinstance(leaf, torch.Tensor) for leaf in held)
 
 
-def test_a_launch_goes_to_the_stream_of_its_moment(monkeypatch, plans):
+def test_a_launch_goes_to_the_stream_of_its_moment(monkeypatch, made):
     import triton  # noqa: PLC0415 - Triton may be missing
 
     x, streams = torch.ones(64), []
     with customops.dry_run():
         customops.exp(x)
-        monkeypatch.setattr(plans[0].launches[0], "run", lambda *call: streams.append(call[3]))
+        monkeypatch.setattr(made[0].launches[0], "run", lambda *call: streams.append(call[3]))
         for stream in (3, 7, 3):
             monkeypatch.setattr(triton.runtime.driver.active, "get_current_stream", lambda _device, now=stream: now)
             customops.exp(x)
     assert streams == [3, 7, 3]
 
 
-def test_a_call_on_another_device_goes_there(monkeypatch, plans):
+def test_a_call_on_another_device_goes_there(monkeypatch, made):
     import triton  # noqa: PLC0415 - Triton may be missing
 
     entered = []
@@ -134,22 +135,22 @@ def test_threads_share_plans(replan):
 
 
 def test_memory_of_plans_is_bounded(monkeypatch, replan):
-    monkeypatch.setattr(compute, "MOST_PLANS", 4)
+    monkeypatch.setattr(plans, "MAX_PLANS", 4)
     with customops.dry_run() as records:
         for n in range(1, 12):
             customops.exp(torch.ones(n))
-            assert len(compute._calls) <= 4
+            assert len(config.plans) <= 4
     assert len(records) == 11
 
 
-def test_profilers_hear_of_a_launch(monkeypatch, plans):
+def test_profilers_hear_of_a_launch(monkeypatch, made):
     """Triton's launch hooks, which Proton sets, get the kernel's name; where it launches, it has been loaded."""
     import triton  # noqa: PLC0415 - Triton may be missing
 
     x, heard = torch.ones(64), []
     with customops.dry_run():
         customops.exp(x)
-        (launch,) = plans[0].launches
+        (launch,) = made[0].launches
         monkeypatch.setattr(launch, "launches", True)
         monkeypatch.setattr(type(launch.compiled), "_init_handles", lambda _: None)
         monkeypatch.setattr(launch, "run", lambda *call: call[7] and call[7](call[6]))

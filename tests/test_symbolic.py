@@ -17,8 +17,9 @@ from types import FunctionType, SimpleNamespace
 
 import pytest
 
-from customops import binary, formulas, reductions, unary
-from customops.autograd import Operator
+from customops import formulas
+from customops.ops import binary, reductions, unary
+from customops.ops.function import Operator
 
 pytest.importorskip("sympy", reason="the proofs need SymPy")
 import sympy

@@ -7,9 +7,10 @@ import torch
 from torch.autograd import gradcheck
 
 import customops
-from customops import binary, formulas
-from customops.autograd import Operator
-from customops.reductions import Extremum, Reduction
+from customops import formulas
+from customops.ops import binary
+from customops.ops.function import Operator
+from customops.ops.reductions import Extremum, Reduction
 
 from . import test_memory
 from .cases import CALLS, PATH_OF, PATHS, ROWS
@@ -85,11 +86,11 @@ def test_edges_see_the_sign_of_zero():
 
 @kernels_only
 def test_guard_bands_see_a_dropped_mask(monkeypatch, replan, device):
-    from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
+    from customops.triton_kernels import plan  # noqa: PLC0415 - Triton may be missing
 
-    real = launch.arrange
+    real = plan.arrange
     monkeypatch.setattr(
-        launch, "arrange", lambda *args: (a := real(*args))._replace(extents=tuple(n + 1 for n in a.extents))
+        plan, "arrange", lambda *args: (a := real(*args))._replace(extents=tuple(n + 1 for n in a.extents))
     )
     with test_memory.GuardBands() as bands:
         customops.exp(torch.zeros(5, device=device))
@@ -99,16 +100,16 @@ def test_guard_bands_see_a_dropped_mask(monkeypatch, replan, device):
 
 @kernels_only
 def test_comparison_sees_swapped_strides(monkeypatch, replan, device):
-    from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
+    from customops.triton_kernels import plan  # noqa: PLC0415 - Triton may be missing
 
     row, call = ROW["mul"], CALL["mul(x, y)"]
     test_memory.test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
-    real = launch.Plan._slot
+    real = plan.Plan._slot
 
     def swap(self, index, strides, name):
         return real(self, index, strides[::-1] if name and strides and all(strides) else strides, name)
 
-    monkeypatch.setattr(launch.Plan, "_slot", swap)
+    monkeypatch.setattr(plan.Plan, "_slot", swap)
     replan()
     with pytest.raises(AssertionError):
         test_memory.test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)

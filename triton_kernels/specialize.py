@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from triton._utils import canonicalize_dtype
-
-from .layout import COLUMNS, KEPT, ROWS, TILED, WORD, Layout
+from .._compat import pointer_type
+from .layout import COLUMNS, OUTER, ROWS, TILED, VECTOR_BYTES, Layout
 
 Words = tuple[int, ...]  # numbers of elements that are 16 bytes of some dtypes, largest first
 
@@ -24,8 +23,8 @@ def specialize(operands: Sequence, outputs: Sequence, layout: Layout, integers: 
     divisors: dict[tuple[int, ...], int] = {}
 
     def pointers(at, slots):
-        divisors.update(((at, i), WORD) for i, slot in enumerate(slots) if slot.aligned and slot.dtype)
-        return tuple(["*" + canonicalize_dtype(slot.dtype) if slot.dtype else "i64" for slot in slots])
+        divisors.update(((at, i), VECTOR_BYTES) for i, slot in enumerate(slots) if slot.aligned and slot.dtype)
+        return tuple([pointer_type(slot.dtype) if slot.dtype else "i64" for slot in slots])
 
     def integer(path, value, words: Words, fixes: bool):
         if isinstance(value, tuple):
@@ -42,7 +41,7 @@ def specialize(operands: Sequence, outputs: Sequence, layout: Layout, integers: 
     types: list[Any] = [pointers(0, operands), pointers(1, outputs)]
     words = _words(operands, outputs, layout)
     one = [not group for group in layout.sizes]
-    blocks = [group == layout.row or one[group] for group in ((KEPT, TILED) if len(one) == 3 else (ROWS, COLUMNS))]
+    blocks = [group == layout.row or one[group] for group in ((OUTER, TILED) if len(one) == 3 else (ROWS, COLUMNS))]
     fixes = [True] * len(operands), [True] * len(outputs), [False] * len(one), one, blocks, [True] * len(outputs)
     for at, each in enumerate(zip(integers, words, fixes, strict=False), 2):
         types.append(tuple([integer((at, i), *needs) for i, needs in enumerate(zip(*each, strict=True))]))
@@ -59,15 +58,15 @@ def _words(operands: Sequence, outputs: Sequence, layout: Layout) -> list[list[W
     the others, so that it makes no kernels of its own. A launch that reads nothing else goes without.
     """
     slots, strides = (*operands, *outputs), (*layout.operands, *layout.outputs)
-    own = [() if s.partial or not s.dtype else (WORD // s.dtype.itemsize,) for s in slots]
-    if all(slot.partial for slot in operands):
+    own = [() if s.is_scratch or not s.dtype else (VECTOR_BYTES // s.dtype.itemsize,) for s in slots]
+    if all(slot.is_scratch for slot in operands):
         own = [()] * len(slots)
     every = tuple(sorted({word for words in own for word in words}, reverse=True))
     along: list[set[int]] = [set() for _ in layout.extents]
     by_tensor: list[Words] = []
     for slot, groups, words in zip(slots, strides, own, strict=True):
         beside = [i for i, group in enumerate(groups) if group[-1:] == (1,)]
-        by_tensor.append((every[:1] if slot.partial else words) if beside else ())
+        by_tensor.append((every[:1] if slot.is_scratch else words) if beside else ())
         for i in beside:
             along[i].update(words)
     n, groups = len(operands), len(layout.extents)

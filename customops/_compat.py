@@ -1,0 +1,315 @@
+"""Every private or unstable API of torch and Triton that is used here, one documented name each.
+
+When a release of either breaks something, the break is in this file. A name that is asked at every call is bound to
+torch's own function, without a Python frame around it; the comment above it is its documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from inspect import signature
+from threading import get_ident
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import _C, Tensor, compiler, overrides
+from torch._C import _autograd, _functorch
+from torch.autograd import Function, forward_ad
+from torch.utils import _device, _python_dispatch
+
+from . import config
+
+# Return whether any transform of torch.func is active.
+transforms_active: Callable[[], bool] = _C._are_functorch_transforms_active
+
+# Return whether torch.jit.trace records what is called.
+is_tracing: Callable[[], bool] = _C._is_tracing
+
+# Return how many dispatch modes are active.
+dispatch_mode_count: Callable[[], int] = _C._len_torch_dispatch_stack
+
+# Return how many function modes are active, that of a default device among them.
+function_mode_count: Callable[[], int] = _C._len_torch_function_stack
+
+# Return whether deterministic algorithms are asked for.
+is_deterministic: Callable[[], bool] = _C._get_deterministic_algorithms
+
+# Return whether autocast is enabled for any device.
+is_any_autocast_enabled: Callable[[], bool] = _C._is_any_autocast_enabled
+
+# Return whether forward mode sees what is done to tensors; it does not inside the forward of a Function.
+is_forward_grad_enabled: Callable[[], bool] = _C._is_fwd_grad_enabled
+
+# Return the hooks that get what is saved for backward, None where there are none. A checkpoint sets some, which may
+# compute the call again.
+saved_tensor_hooks: Callable[[], Any] = partial(_autograd._top_saved_tensors_default_hooks, True)
+
+
+# Return how deep the open ``forward_ad.dual_level`` is nested, -1 where there is none.
+forward_level: Callable[[], int] = partial(getattr, forward_ad, "_current_level")
+
+
+def function_modes() -> list[Any]:
+    """Return the active function modes, outermost first."""
+    return [_C._get_function_stack_at(i) for i in range(function_mode_count())]
+
+
+def is_default_device(mode: Any) -> bool:
+    """Return whether ``mode`` is the function mode of ``torch.device(...)`` as a context, which only makes tensors."""
+    return type(mode) is _device.DeviceContext
+
+
+@contextmanager
+def without_modes() -> Iterator[None]:
+    """Disable function modes and dispatch modes inside the block: what is done there is not the caller's."""
+    with ExitStack() as stack:
+        for _ in range(function_mode_count()):
+            stack.enter_context(overrides._pop_mode_temporarily())
+        stack.enter_context(_python_dispatch._disable_current_modes())
+        yield
+
+
+def transform_count() -> int:
+    """Return how many transforms of torch.func are open, also where they are excluded for the moment."""
+    return _functorch.get_dynamic_layer_stack_depth()
+
+
+def has_no_function_rule() -> bool:
+    """Return whether the transforms around a call have no right rule for a custom ``autograd.Function``.
+
+    Of two transforms over one another torch drops the tangent of a tangent, and ``functionalize`` has no rule at all.
+    """
+    layers = _functorch.get_interpreter_stack() or ()
+    return len(layers) > 1 or bool(layers and layers[0].key() == _functorch.TransformType.Functionalize)
+
+
+def is_inside_batching_rule() -> bool:
+    """Return whether a transform runs the batching rule of a custom operator, where torch takes no custom Function."""
+    key = _C.DispatchKey.FuncTorchDynamicLayerFrontMode
+    return bool(_functorch.get_interpreter_stack()) and _C._dispatch_tls_is_dispatch_key_excluded(key)
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Return whether elements of ``x`` surely share memory with one another, as those of an expanded tensor do."""
+    return torch._debug_has_internal_overlap(x) == 1
+
+
+def view_base(x: Tensor) -> Tensor | None:
+    """Return the tensor that ``x`` is a view of, None where it is no view."""
+    return x._base
+
+
+def is_writable_view(x: Tensor) -> bool:
+    """Return whether autograd lets ``x`` be written: a view made under no_grad, for one, it does not."""
+    return _autograd._get_creation_meta(x) == _autograd.CreationMeta.DEFAULT
+
+
+def apply_without_binding(function: type[Function]) -> Callable:
+    """Return the C ``apply`` of ``function``, past the binding of arguments that only transforms need."""
+    return super(Function, function).apply  # type: ignore[misc]
+
+
+def name_nodes_after(function: type[Function], other: type[Function]) -> None:
+    """Let the graph nodes that ``function`` makes say that ``other`` made them."""
+    function._backward_cls._forward_cls = other  # type: ignore[attr-defined]
+
+
+def is_exporting() -> bool:
+    """Return whether torch.export runs; ``compiler.is_exporting()`` torch 2.11 compiles to True everywhere."""
+    return compiler._is_exporting_flag
+
+
+def triton() -> Any:
+    """Import Triton, which has no build for macOS and Windows, and takes a second: only when a kernel is asked for."""
+    import triton  # noqa: PLC0415
+    import triton.compiler  # noqa: PLC0415
+
+    return triton
+
+
+def gpu_target(*description: Any) -> Any:
+    """Return Triton's description of a GPU: backend, architecture and threads in a warp."""
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+
+    return GPUTarget(*description)
+
+
+@contextmanager
+def active_driver(driver: Any) -> Iterator[None]:
+    """Let Triton take ``driver`` for the one that loads and launches kernels inside the block."""
+    active = triton().runtime.driver
+    before = active._active
+    active.set_active(driver)
+    try:
+        yield
+    finally:
+        active.set_active(before)
+
+
+def pointer_type(dtype: torch.dtype) -> str:
+    """Return Triton's name for a pointer to elements of ``dtype``, as ``"*fp32"``."""
+    from triton._utils import canonicalize_dtype  # noqa: PLC0415
+
+    return "*" + canonicalize_dtype(dtype)
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Make launches in Triton's interpreter take a seventh of the CPU time inside the block, with the same results.
+
+    Triton replaces its whole language at each launch, and anew at each call of a device function in a kernel; it
+    computes a check of every integer operation for overflow, which it then drops unless it debugs; and it works out
+    what a type is at each operation. Here the language is replaced once for the block, the check is left out, and what
+    is known of a type is kept. A launch of ``mul`` took 19.7 ms, and takes 2.7 (Triton 3.7.1).
+
+    At the end, also of a block that raises, all is as it was before. One thread at a time is inside. Launches that
+    another thread makes meanwhile go Triton's own way. Where the interpreter is not as in Triton 3.6 to 3.9, it stays
+    as it is.
+    """
+    with config.interpreter_lock:
+        language = _interpreted_language()
+        if language is None or language.thread is not None:
+            yield
+            return
+        try:
+            language.enter()
+            yield
+        finally:
+            language.leave()
+
+
+@cache
+def _interpreted_language() -> _InterpretedLanguage | None:
+    """Return what replaces the language, None where Triton's interpreter is not as expected."""
+    from triton import language  # noqa: PLC0415 - absent on macOS and Windows
+    from triton.runtime import interpreter  # noqa: PLC0415
+
+    try:
+        found = (
+            tuple(signature(interpreter._patch_lang).parameters),
+            interpreter._LangPatchScope()._changes,
+            {"debug", "sanitize_overflow"} <= vars(interpreter.interpreter_builder.options).keys(),
+            vars(language.block_type(language.int32, [1])).keys(),
+            vars(language.tensor(None, language.int32)).keys(),
+            {"_MISSING", "_get_np_dtype"} <= vars(interpreter).keys(),
+        )
+    except (AttributeError, TypeError):
+        return None
+    block, tensor = {"element_ty", "shape", "numel", "name"}, {"handle", "shape", "numel", "type", "dtype"}
+    if found != (("fn",), [], True, block, tensor, True):
+        return None
+    return _InterpretedLanguage(interpreter, language)
+
+
+class _InterpretedLanguage:
+    """The attributes that Triton's interpreter replaces in its language, and those replaced here to save time."""
+
+    def __init__(self, interpreter: Any, language: Any):
+        self.interpreter, self.language = interpreter, language
+        self.thread: int | None = None  # the one inside, None where none is
+        self.changes: list[tuple[Any, str, Any, Any]] = []  # owner, attribute, its value outside and inside
+
+    def enter(self) -> None:
+        """Replace the attributes; find them anew where one is not what it was when they were found."""
+        absent = self.interpreter._MISSING
+        if not self.changes or any(getattr(owner, name, absent) is not out for owner, name, out, _ in self.changes):
+            self.changes = []
+            self.changes = [*self._changes_by_triton(), *self._changes_to_triton()]
+        self.thread = get_ident()
+        for owner, name, _, inside in self.changes:
+            setattr(owner, name, inside)
+
+    def leave(self) -> None:
+        """Give the attributes back their values."""
+        for owner, name, outside, _ in reversed(self.changes):
+            if outside is not self.interpreter._MISSING:
+                setattr(owner, name, outside)
+            elif name in vars(owner):
+                delattr(owner, name)
+        self.thread = None
+
+    def _changes_by_triton(self) -> list[tuple[Any, str, Any, Any]]:
+        """Return what Triton changes for a function that sees ``triton.language`` and its ``core``, as its own do."""
+        visible = {"language": self.language, "core": self.language.core}
+        scope = self.interpreter._patch_lang(SimpleNamespace(__globals__=visible))
+        outside: dict[tuple[Any, str], Any] = {}
+        for owner, name, value in scope._changes:
+            outside.setdefault((owner, name), value)
+        changes = [(owner, name, value, getattr(owner, name)) for (owner, name), value in outside.items()]
+        scope.restore()
+        return changes
+
+    def _changes_to_triton(self) -> list[tuple[Any, str, Any, Any]]:
+        """Return what is changed here, so that Triton does not do again what it has done."""
+        interpreter, core, builder = self.interpreter, self.language.core, self.interpreter.interpreter_builder
+        options = builder.options
+        unchecked = options if options.debug else replace(options, sanitize_overflow=False)
+        return [
+            (interpreter, "_patch_lang", interpreter._patch_lang, self._patch_once(interpreter._patch_lang)),
+            (interpreter, "_get_np_dtype", interpreter._get_np_dtype, _keep_dtypes(interpreter._get_np_dtype)),
+            (core.block_type, "__init__", core.block_type.__init__, _keep_blocks(core.block_type)),
+            (core.tensor, "__init__", core.tensor.__init__, _keep_shapes(core.tensor)),
+            (builder, "options", options, unchecked),
+        ]
+
+    def _patch_once(self, patch: Callable) -> Callable:
+        """Return ``patch``, which does nothing in the thread inside, unless another thread undid what was replaced."""
+        nothing, core, language = self.interpreter._LangPatchScope(), self.language.core, self.language
+
+        def patch_once(function):
+            if get_ident() == self.thread and not core.is_builtin(language.load):
+                return nothing
+            return patch(function)
+
+        return patch_once
+
+
+def _keep_dtypes(numpy_dtype: Callable) -> Callable:
+    """Return ``numpy_dtype``, NumPy's type for one of Triton, with its answers kept by the names of types."""
+    kept: dict[str, Any] = {}
+
+    def get(dtype):
+        found = kept.get(dtype.name)
+        if found is None:
+            found = kept[dtype.name] = numpy_dtype(dtype)
+        return found
+
+    return get
+
+
+def _keep_blocks(block_type: Any) -> Callable:
+    """Return the initializer of ``block_type``, which checks and prints each shape of each element type only once."""
+    initialize = block_type.__init__
+    kept: dict[tuple, dict[str, Any]] = {}
+
+    def __init__(self, element_ty, shape):
+        sizes = getattr(shape, "values", shape)  # Triton's own tuple has them
+        key = (element_ty.name, *[size if isinstance(size, int) else getattr(size, "value", None) for size in sizes])
+        found = kept.get(key)
+        if found is None:
+            initialize(self, element_ty, shape)
+            kept[key] = {name: vars(self)[name] for name in ("shape", "numel", "name")}
+        else:
+            vars(self).update(found, element_ty=element_ty)
+
+    return __init__
+
+
+def _keep_shapes(tensor: Any) -> Callable:
+    """Return the initializer of ``tensor``, which makes the shape of each type only once."""
+    initialize = tensor.__init__
+    kept: dict[str, dict[str, Any]] = {}
+
+    def __init__(self, handle, type):
+        found = kept.get(type.name)
+        if found is None:
+            initialize(self, handle, type)
+            kept[type.name] = {name: vars(self)[name] for name in ("shape", "numel")}
+        else:
+            vars(self).update(found, handle=handle, type=type, dtype=type.scalar)
+
+    return __init__

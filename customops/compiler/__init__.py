@@ -1,0 +1,1 @@
+"""From a graph of formulas to kernels: named axes, gradient, partition, schedule. It knows no operator's class."""

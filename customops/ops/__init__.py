@@ -1,0 +1,1 @@
+"""What an operator is: its formula, its derivation, and its ``autograd.Function``."""

@@ -1,0 +1,209 @@
+"""The ``autograd.Function`` of an elementwise operator: both directions, what it saves, and its in-place variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import config
+from .._compat import apply_without_binding, forward_level, name_nodes_after
+from ..runtime.elementwise import pointwise, pointwise_, pointwise_vjp, widened
+from ..runtime.paths import CLASSES, NUMBERS
+from ..runtime.rules import VjpRule, tuple_getter
+from ..runtime.specs import gradient_spec_of
+
+_INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
+
+
+class CustomFunction(Function):
+    """A Function that can be applied without the binding of arguments that only transforms need, by ``record``.
+
+    A subclass has ``forward(*inputs)``, and ``prepare(ctx, inputs)`` instead of a ``setup_context``.
+    """
+
+    record: ClassVar[Callable[..., Any]]  # ``apply``, where no transform is open
+    by_formula: ClassVar[Callable[..., Tensor]]  # the value by torch's formula
+    generate_vmap_rule = True
+
+    def __init_subclass__(cls):
+        """Give each subclass its ``record``: C's apply of a counterpart of its name, whose nodes name the subclass."""
+        super().__init_subclass__()
+        counterpart: Any = type(cls.__name__, (_WithoutSetupContext,), {"function": cls})
+        name_nodes_after(counterpart, cls)
+        cls.record = apply_without_binding(counterpart)
+
+    @classmethod
+    def prepare(cls, ctx, inputs: Sequence) -> Callable[[Sequence], Sequence[Tensor]] | None:
+        """Keep in ``ctx`` what backward needs but tensors; return what picks those out of ``(*inputs, output)``.
+
+        It returns None where no tensor is saved.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        """Save for backward, as :meth:`prepare` says."""
+        pick = cls.prepare(ctx, inputs)
+        if pick:
+            ctx.save_for_backward(*pick((*inputs, output)))
+
+
+class _WithoutSetupContext(Function):
+    """``function`` without a ``setup_context``: of one that has it torch 2.15 binds the arguments in C's ``apply``.
+
+    That takes 50 us a call; in torch 2.13 it is ``Function.apply`` in Python that does it, which ``record`` goes past.
+    """
+
+    function: ClassVar[type[CustomFunction]]
+
+    @classmethod
+    def forward(cls, ctx, *inputs):
+        """Return the value, and save in ``ctx`` what the function saves."""
+        pick = cls.function.prepare(ctx, inputs)
+        output = cls.function.forward(*inputs)
+        if pick:
+            ctx.save_for_backward(*pick((*inputs, output)))
+        return output
+
+
+class Operator(CustomFunction):
+    """An elementwise operator on inputs x, y and numbers, as a ``torch.autograd.Function``.
+
+    A subclass states its derivation as docstring, its ``formula``, and its ``derivatives``: one for each tensor it
+    can take. They are its backward, summed over broadcast axes, and its forward mode; and their argument names
+    are what it saves. An elementwise operator needs no more: its Jacobian is diagonal.
+    """
+
+    formula: ClassVar[Callable]
+    derivatives: ClassVar[tuple[Callable, ...]]
+    in_place: ClassVar[type[InPlace]]  # the operator, written over its first input
+
+    def __init_subclass__(cls):
+        """Give each operator its in-place variant, of its name: by that, anomaly mode and profilers speak of it."""
+        super().__init_subclass__()
+        cls.in_place = type(cls.__name__, (InPlace,), {"operator": cls, "__module__": cls.__module__})
+
+    @classmethod
+    def forward(cls, *inputs):
+        """Return the value, by kernel or formula."""
+        if config.cpu_by_formula:
+            for x in inputs:
+                if type(x) not in NUMBERS and (type(x) not in CLASSES or x.is_cuda):
+                    break
+            else:
+                return cls.formula(*inputs)
+        return pointwise(cls.formula, *inputs)
+
+    @classmethod
+    def by_formula(cls, *inputs):
+        """Return the value, by formula."""
+        return cls.formula(*inputs)
+
+    @classmethod
+    def prepare(cls, ctx, inputs):
+        """Keep what the derivatives read of inputs and output, and no more: one that nobody needs reads nothing.
+
+        Only inputs and outputs are ever saved, never an intermediate, so that differentiating twice stays right. What
+        is saved for backward does not depend on tangents: a checkpoint may compute the call again without any.
+        """
+        needed = needed_vjp(cls.derivatives, ctx.needs_input_grad, *map(type, inputs))
+        ctx.saved_meta = needed, needed.numbers(inputs), list(map(gradient_spec_of, needed.inputs(inputs)))
+        ctx.set_materialize_grads(False)  # 0 for what does not arrive, or move, would meet slopes of inf
+        return needed.tensors if needed.saves else None
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        """Save for backward, and for forward mode what all derivatives read."""
+        super().setup_context(ctx, inputs, output)
+        if forward_level() >= 0:
+            are_tensors = tuple([isinstance(x, Tensor) for x in inputs])
+            needed = needed_vjp(cls.derivatives, are_tensors, *map(type, inputs))
+            ctx.tangent_meta = needed, needed.numbers(inputs), gradient_spec_of(output)
+            ctx.save_for_forward(*needed.tensors((*inputs, output)))
+
+    @staticmethod
+    def backward(ctx, g):
+        """Return the gradients that are needed, taken in one pass, and None for every other input."""
+        if g is None:
+            return (None,) * len(ctx.needs_input_grad)
+        needed, numbers, specs = ctx.saved_meta
+        saved = ctx.saved_tensors if needed.saves else ()
+        values = (g, *saved, *numbers)[: len(needed.rule.names)]  # a power may have saved more than it reads
+        grads = pointwise_vjp(needed.rule, values, specs)
+        if len(grads) == len(ctx.needs_input_grad):
+            return tuple(grads)
+        by_input: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for i, grad in zip(needed.positions, grads, strict=True):
+            by_input[i] = grad
+        return tuple(by_input)
+
+    @classmethod
+    def jvp(cls, ctx, *tangents):
+        """Return the tangent of the output: each derivative applied to the tangent of its input, added up."""
+        needed, numbers, (shape, dtype) = ctx.tangent_meta
+        total = -torch.zeros((), dtype=dtype, device="cpu")  # a tangent of -0 stays one
+        for position, (derivative, pick) in zip(needed.positions, needed.rule.steps, strict=True):
+            tangent = tangents[position]
+            if tangent is not None:
+                real_from_complex = tangent.is_complex() and not dtype.is_complex  # |x|: the part along the slope
+                first = tangent.conj() if real_from_complex else tangent.to(dtype)
+                term = derivative(*pick(widened((first, *ctx.saved_tensors, *numbers))))
+                total = total + (term.real if real_from_complex else term)
+        return total.expand(shape).to(dtype)
+
+
+class NeededVjp(NamedTuple):
+    """The rule of those inputs that need a gradient, and what picks its values out of a call."""
+
+    rule: VjpRule
+    positions: tuple[int, ...]  # of those inputs, among all
+    inputs: Callable[[Sequence], Sequence]  # pick those inputs out of all
+    tensors: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that the rule reads out of (*inputs, output)
+    numbers: Callable[[Sequence], Sequence]  # pick the numbers that it reads out of the inputs
+    saves: bool  # whether it reads any, if only a number: torch then refuses a second backward
+
+
+@lru_cache(maxsize=1024)
+def needed_vjp(derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *types: type) -> NeededVjp:
+    """Return the rule of those inputs, of these types, that need a gradient."""
+    positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)
+    numbers = {name for name, kind in zip(_INPUTS, types) if not issubclass(kind, Tensor)}  # noqa: B905 - of 1 to 3
+    rule = VjpRule.of(tuple(derivatives[i] for i in positions), numbers)
+    where = {**{name: i for i, name in enumerate(_INPUTS)}, "z": len(types)}
+    tensors = [where[name] for name in rule.names if name != "g" and name not in numbers]
+    return NeededVjp(
+        rule,
+        positions,
+        tuple_getter(positions),
+        tuple_getter(tensors),
+        tuple_getter(where[name] for name in rule.names if name in numbers),
+        any(name in "xyz" for name in rule.names),
+    )
+
+
+class InPlace(Function):
+    """Any operator, written over its first input; its backward is the operator's, on a copy of the old x.
+
+    The copy is an input, made where autograd records it, so that gradients of gradients reach the old x.
+    """
+
+    operator: ClassVar[type[Operator]]
+
+    @classmethod
+    def forward(cls, ctx, x, *rest):
+        """Write over x, and save as the operator would have."""
+        operator, (*inputs, before, torch_inplace) = cls.operator, rest
+        z = pointwise_(operator.formula, torch_inplace, x, *inputs)
+        ctx.mark_dirty(z)
+        operator.setup_context(ctx, (z if before is None else before, *inputs), z)  # unread, x is only of z's shape
+        return z
+
+    @classmethod
+    def backward(cls, ctx, g):
+        """Return the operator's gradients, and none for the copy."""
+        return cls.operator.backward(ctx, g)

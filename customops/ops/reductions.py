@@ -1,0 +1,319 @@
+"""Operators over axes: sum, mean, amax, amin.
+
+Let alpha be the number of elements of the input and beta that of the output: each output is made of alpha/beta inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_dynamo_compiling
+
+from .. import formulas as f
+from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
+from ..compiler.graph import Graph, Input, Op
+from ..runtime.elementwise import HALVES, cast, pointwise
+from ..runtime.paths import is_by_formula, is_ordinary, is_recorded
+from ..runtime.reduction import keepdim_shape, reduce, reduced_axes
+from ..runtime.rules import tuple_getter
+from .call import differentiates, tracing_hook
+from .function import CustomFunction
+
+Axes = int | Sequence[int] | None
+
+
+class _NotGiven:
+    """The default of an argument that has none."""
+
+    def __repr__(self):
+        return "..."
+
+
+DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
+_UNSET: Any = _NotGiven()  # torch tells dim=None from no dim
+_FIRST_AND_LAST = tuple_getter((0, -1))  # x and z, out of all inputs and the output
+
+__all__ = ["amax", "amin", "mean", "sum"]
+
+
+class Reduction(CustomFunction):
+    """An operator over axes: its ``formula``, and its ``derivative``, None where each slope is 1.
+
+    Takes x, a dtype or None, and what ``reduce`` takes as ``dim``. Saves shapes only, unless it says otherwise.
+    """
+
+    formula: ClassVar[Callable]
+    derivative: ClassVar[Callable | None] = None
+
+    @classmethod
+    def forward(cls, x, dtype, *dim):
+        """Return the value, by kernel or formula."""
+        if dtype is None and is_by_formula(x):
+            return cls.formula(x, *dim)
+        return reduce(cls.formula, x, *dim, dtype=dtype)
+
+    @classmethod
+    def by_formula(cls, x, dtype, *dim):
+        """Return the value, by formula."""
+        return cls.formula(x, *dim, **({} if dtype is None else {"dtype": dtype}))
+
+    @classmethod
+    def prepare(cls, ctx, inputs):
+        """Keep the arguments, and of x only shape and dtype; save no tensor."""
+        x, *arguments = inputs
+        ctx.saved_meta = x.shape, x.dtype, arguments
+        ctx.set_materialize_grads(False)
+
+    @classmethod
+    def backward(cls, ctx, g):
+        """Return ``g`` scaled while it is small, then viewed in the shape of x: nothing of that size is written.
+
+        Differentiated again, the view is a sum: of a half type it is taken, and scaled, in what kernels compute in.
+        """
+        shape, dtype, (_, *dim) = ctx.saved_meta
+        if g is None:
+            return None, *[None] * (1 + len(dim))
+        again = dtype in HALVES and is_grad_enabled()
+        if again:
+            g = g.to(torch.promote_types(g.dtype, COMPUTE[dtype]))
+        if cls.derivative and (count := shape.numel() // max(g.numel(), 1)):
+            g = pointwise(cls.derivative, g, count)
+        if g.dtype != dtype and not again:
+            g = cast(g, dtype)
+        if dim and g.shape != (keepdim := keepdim_shape(shape, *dim)):
+            g = g.view(keepdim)
+        g = g.expand(shape)
+        return cast(g, dtype) if again else g, *[None] * (1 + len(dim))
+
+    @classmethod
+    def jvp(cls, ctx, dx, *_):
+        """Return the same of the tangent, since the operator is linear."""
+        *_, (dtype, *dim) = ctx.saved_meta
+        return cls.formula(dx, *dim, dtype=dtype)
+
+
+class Extremum(Reduction):
+    """An operator over axes that gives one of the values: z_j = x_i for some i, of those that output j is made of.
+
+    Where a single x_i equals z_j, moving it moves z_j as much, and moving any other a little does nothing: the slope
+    is 1 for that i, else 0. Where n of them do there is a kink, with a gradient on each side that gives all of the
+    slope to one of the n. The mean of these n is in the subdifferential (of amin in the superdifferential), prefers
+    none of them, and is torch's choice too:
+
+        dx_i = g_j·[x_i = z_j] / n_j,   n_j = Σ_i [x_i = z_j]
+
+    Forward, dz_j = Σ_i [x_i = z_j]·dx_i / n_j. Where z_j is nan nothing equals it, and 0/0 makes all of these nan.
+
+    Saves x and z.
+    """
+
+    derivative = staticmethod(f.extremum_dx)
+
+    @classmethod
+    def prepare(cls, ctx, inputs):
+        """Save x and z, too."""
+        super().prepare(ctx, inputs)
+        return _FIRST_AND_LAST
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        """Save both for forward mode, too."""
+        super().setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @classmethod
+    def backward(cls, ctx, g):
+        """Return ``g`` in equal parts for the elements that are the output."""
+        shape, _, (_, *dim) = ctx.saved_meta
+        others = [None] * (1 + len(dim))
+        if g is None:
+            return None, *others
+        x, z = ctx.saved_tensors
+        keepdim = keepdim_shape(shape, *dim)
+        return _share(cls.formula.__name__, g.view(keepdim), x, z.view(keepdim), *dim[:1]), *others
+
+    @classmethod
+    def jvp(cls, ctx, dx, *_):
+        """Return the mean of the tangents of the elements that are the output."""
+        shape, _, (_, *dim) = ctx.saved_meta
+        x, z = ctx.saved_tensors
+        z = z.view(keepdim_shape(shape, *dim))
+        tangents = torch.where(x == z, dx, 0)  # of an element that is not the output, even inf
+        wide = COMPUTE[x.dtype]
+        mean = f.sum(tangents, *dim, dtype=wide) / f.sum(f.equal(x, z), *dim, dtype=wide)
+        return mean if wide == x.dtype else mean.to(f.sum(tangents.new_zeros(())).dtype)  # under autocast it is wide
+
+
+class Sum(Reduction):
+    """z_j = Σ_i x_i over the elements i that output j is made of.
+
+    Each x_i adds 1·x_i to one output, dz_j/dx_i = 1 for that one and 0 for every other:
+
+        dx_i = g_j
+    """
+
+    formula = staticmethod(f.sum)
+
+
+class Mean(Reduction):
+    """z_j = (beta/alpha)·Σ_i x_i over the elements i that output j is made of.
+
+    A sum scaled by one over the alpha/beta elements in it, so dz_j/dx_i = beta/alpha:
+
+        dx_i = (beta/alpha)·g_j
+
+    (The source notebook has the inverse factor, alpha/beta, for the mean over an axis.)
+    """
+
+    formula = staticmethod(f.mean)
+    derivative = staticmethod(f.mean_dx)
+
+
+class Amax(Extremum):
+    """z_j = max_i x_i over the elements i that output j is made of, nan if one is; gradient as :class:`Extremum`."""
+
+    formula = staticmethod(f.amax)
+
+
+class Amin(Extremum):
+    """z_j = min_i x_i over the elements i that output j is made of, nan if one is; gradient as :class:`Extremum`."""
+
+    formula = staticmethod(f.amin)
+
+
+def sum(
+    input: Tensor,
+    dim: Axes = _UNSET,
+    keepdim: bool = _UNSET,
+    *,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Sum over axes; as :func:`torch.sum`, gradient :class:`Sum`.
+
+    Args:
+        input: any shape and dtype. Integers and bool are summed in int64.
+        dim: axes to sum over, negative ones counted from the end; all of them for None, () or nothing.
+        keepdim: keep each axis, with size 1; goes with ``dim``.
+        dtype: cast ``input`` to this first.
+        out: written instead of a new tensor, resized; goes with ``dim``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        RuntimeError: an axis appears twice, or ``dtype`` is not that of ``out``.
+        TypeError: ``dim`` is no int, or ``keepdim`` no bool.
+
+    >>> sum(torch.tensor([[1, 2], [3, 4]]), dim=0)
+    tensor([4, 6])
+    """
+    return call_reduction(Sum, input, dtype, dim, keepdim, out)
+
+
+def mean(
+    input: Tensor,
+    dim: Axes = _UNSET,
+    keepdim: bool = _UNSET,
+    *,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Mean over axes; as :func:`torch.mean`, gradient :class:`Mean`. The mean of nothing is nan.
+
+    Args, errors: as :func:`sum`, but that ``out`` goes without ``dim`` too; and RuntimeError for integers or bool
+    without a floating ``dtype``.
+
+    >>> mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=(0, 1), keepdim=True)
+    tensor([[2.5000]])
+    """
+    return call_reduction(Mean, input, dtype, dim, keepdim, out)
+
+
+def amax(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
+    """Greatest value over axes, nan if there is one; as :func:`torch.amax`, gradient :class:`Amax`.
+
+    Args:
+        input: any shape and real dtype.
+        dim: axes to look along, negative ones counted from the end; all of them for None, () or nothing.
+        keepdim: keep each axis, with size 1.
+        out: written instead of a new tensor, resized.
+
+    Raises:
+        IndexError: ``dim`` is out of range, or an axis of size 0.
+        NotImplementedError: ``input`` is complex.
+        RuntimeError: an axis appears twice, ``out`` has another dtype, or ``input`` is empty and ``dim`` not given.
+        TypeError: ``dim`` is no int, or ``keepdim`` no bool.
+
+    >>> amax(torch.tensor([[1, 2], [4, 3]]), dim=0)
+    tensor([4, 3])
+    """
+    return call_reduction(Amax, input, None, _or_all(dim, keepdim), keepdim, out)
+
+
+def amin(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
+    """Least value over axes, nan if there is one; as :func:`torch.amin`, gradient :class:`Amin`.
+
+    Args, errors: as :func:`amax`.
+
+    >>> amin(torch.tensor([[1.0, 2.0], [4.0, 3.0]]), dim=1, keepdim=True)
+    tensor([[1.],
+            [3.]])
+    """
+    return call_reduction(Amin, input, None, _or_all(dim, keepdim), keepdim, out)
+
+
+def _or_all(dim: Any, keepdim: Any) -> Any:
+    """Return ``dim``, or every axis where only ``keepdim`` is given, which torch takes by itself for these."""
+    return () if dim is _UNSET and keepdim is not _UNSET else dim
+
+
+def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
+    """Return ``g`` in equal parts for the elements of x that are z; one kernel does it where registers hold a row."""
+    reduced = reduced_axes(x.dim(), *dim)
+    grads = by_kernel(name, (_share, *reduced), (g, x, z), lambda _: _compile_share(g, x, z, reduced))
+    if grads is not None:
+        return grads[0]
+    return f.extremum_dx(g, x, z, f.sum(f.equal(x, z), *dim or ((),), True, dtype=COMPUTE[x.dtype]))
+
+
+def _compile_share(g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Executable:
+    """Return the kernels of :func:`_share` for this layout; ``g`` and ``z`` have size 1 where x is reduced."""
+    dims = tuple(None if n == 1 else a for a, n in enumerate(x.shape))
+    keepdim = tuple(None if a in reduced else axis for a, axis in enumerate(dims))
+    graph = Graph(dict(enumerate(x.shape)))
+    g_, x_, z_ = graph.add(Input("g", keepdim)), graph.add(Input("x", dims)), graph.add(Input("z", keepdim))
+    ties = graph.fold("sum", graph.add(Op("equal", (x_, z_))), frozenset(reduced & set(dims)))
+    graph.results = [(graph.add(Op("extremum_dx", (g_, x_, z_, ties))), dims)]
+    return Executable(graph, {g_: g, x_: x, z_: z}, [gradient_spec(x)], x.dtype)
+
+
+def call_reduction(operator: type[Reduction], x, dtype, dim=_UNSET, keepdim=_UNSET, out=None) -> Tensor:
+    """Apply ``operator``, and let autograd record it where a derivative can be asked for."""
+    if dim is _UNSET and keepdim is not _UNSET:
+        return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
+    axes: tuple = ()
+    if dim is not _UNSET:
+        axes = dim if type(dim) is int else _as_ints(dim), False if keepdim is _UNSET else keepdim
+    if out is None and dtype is None and is_ordinary(x):
+        if x.requires_grad and is_recorded():
+            return operator.record(x, dtype, *axes)
+        if is_by_formula(x):
+            return operator.formula(x, *axes)
+    elif trace := tracing_hook((x,)):
+        return trace(operator, (x, dtype, *axes))
+    elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
+        return operator.apply(x, dtype, *axes)
+    return reduce(operator.formula, x, *axes, dtype=dtype, out=out)
+
+
+def _as_ints(dim: Any) -> Any:
+    """Return ``dim`` in Python's integers, and not the caller's list, which may change before backward."""
+    if isinstance(dim, list | tuple):
+        return tuple([axis if type(axis) is int else _as_ints(axis) for axis in dim])
+    if isinstance(dim, Tensor) and is_dynamo_compiling():
+        return dim  # torch 2.11 compiles a sum over one, but no index of it
+    return index(dim) if isinstance(dim, np.integer | Tensor) else dim

@@ -1,0 +1,311 @@
+"""Operators on one tensor: log, exp, relu, sigmoid, tanh, sqrt, rsqrt, abs, neg."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import formulas as f
+from .call import call, call_
+from .function import Operator
+
+__all__ = ["abs", "abs_", "exp", "exp_", "log", "log_", "neg", "neg_", "relu", "relu_", "rsqrt", "rsqrt_"]
+__all__ += ["sigmoid", "sigmoid_", "sqrt", "sqrt_", "tanh", "tanh_"]
+
+
+class Log(Operator):
+    """z = log x.
+
+    x = e^z; differentiating both sides, 1 = e^z·dz/dx, so dz/dx = e^-z = 1/x:
+
+        dx = g / x
+
+    Saves x. There is no branch: dx is -g at x = -1, where the value is nan, as in torch.
+    """
+
+    formula = staticmethod(f.log)
+    derivatives = (f.log_dx,)
+
+
+class Exp(Operator):
+    """z = e^x.
+
+    The one function that is its own derivative, dz/dx = e^x = z:
+
+        dx = g·z
+
+    Saves z.
+    """
+
+    formula = staticmethod(f.exp)
+    derivatives = (f.exp_dx,)
+
+
+class Relu(Operator):
+    """z = max(x, 0).
+
+    Where x > 0 the output is x and moves with it, dz/dx = 1; where x < 0 it stays 0, dz/dx = 0. At 0, where the two
+    meet, any slope between is a subgradient and torch takes 0. z > 0 exactly where x > 0:
+
+        dx = g where z > 0, else 0
+
+    Saves z. A nan passes both ways, since nan <= 0 is false; a gradient of nan or inf is stopped where x <= 0.
+    """
+
+    formula = staticmethod(f.relu)
+    derivatives = (f.relu_dx,)
+
+
+class Sigmoid(Operator):
+    """z = 1 / (1 + e^-x).
+
+    With u = 1 + e^-x, z = 1/u and the reciprocal rule gives dz/dx = -u'/u² = e^-x/u². One factor 1/u is z, the other
+    e^-x/u = (u - 1)/u = 1 - z:
+
+        dx = g·z·(1 - z)
+
+    Saves z, so that backward needs no exponential.
+    """
+
+    formula = staticmethod(f.sigmoid)
+    derivatives = (f.sigmoid_dx,)
+
+
+class Tanh(Operator):
+    """z = tanh x = (e^x - e^-x) / (e^x + e^-x).
+
+    With s and c for the two sums, s' = c and c' = s; the quotient rule gives dz/dx = (c² - s²)/c² = 1 - z²:
+
+        dx = g·(1 - z²)
+
+    Saves z.
+    """
+
+    formula = staticmethod(f.tanh)
+    derivatives = (f.tanh_dx,)
+
+
+class Sqrt(Operator):
+    """z = √x.
+
+    z² = x; differentiating both sides, 2z·dz/dx = 1:
+
+        dx = g / (2z)
+
+    Saves z. At 0 the slope is infinite, of either sign: dx is -inf for g = 1 at x = -0, as in torch.
+    """
+
+    formula = staticmethod(f.sqrt)
+    derivatives = (f.sqrt_dx,)
+
+
+class Rsqrt(Operator):
+    """z = 1/√x.
+
+    z² = 1/x; differentiating both sides, 2z·dz/dx = -1/x² = -z⁴, so dz/dx = -z³/2:
+
+        dx = -g·z³/2
+
+    Saves z.
+    """
+
+    formula = staticmethod(f.rsqrt)
+    derivatives = (f.rsqrt_dx,)
+
+
+class Abs(Operator):
+    """z = |x|.
+
+    On either side of 0 the output is x or -x; at 0 any slope from -1 to 1 is a subgradient and torch takes 0, as it
+    does for nan:
+
+        dx = g·sgn x
+
+    Saves x. Of a complex x the output is real, and sgn x = x/|x|: the direction in which |x| grows fastest.
+    """
+
+    formula = staticmethod(f.abs)
+    derivatives = (f.abs_dx,)
+
+
+class Neg(Operator):
+    """z = -x.
+
+    Linear, dz/dx = -1:
+
+        dx = -g
+
+    Saves nothing.
+    """
+
+    formula = staticmethod(f.neg)
+    derivatives = (f.neg_dx,)
+
+
+def log(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Natural logarithm, elementwise; as :func:`torch.log`, gradient :class:`Log`.
+
+    Args:
+        input: any shape and dtype; integers and bool become the default dtype.
+        out: written instead of a new tensor, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> log(torch.tensor([1.0, 0.0]))
+    tensor([0., -inf])
+    """
+    return call(Log, input, out=out)
+
+
+def exp(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Exponential, elementwise; as :func:`torch.exp`, gradient :class:`Exp`.
+
+    Args, errors: as :func:`log`.
+
+    >>> exp(torch.tensor([0.0, -torch.inf]))
+    tensor([1., 0.])
+    """
+    return call(Exp, input, out=out)
+
+
+def relu(input: Tensor) -> Tensor:
+    """Return the larger of ``input`` and 0, elementwise; as :func:`torch.relu`, gradient :class:`Relu`.
+
+    Args:
+        input: any shape, any real dtype but bool; the result has the same.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: ``input`` is bool. NotImplementedError: it is complex.
+
+    >>> relu(torch.tensor([-2, 0, 3]))
+    tensor([0, 0, 3])
+    """
+    return call(Relu, input)
+
+
+def sigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Logistic function, elementwise, without overflow; as :func:`torch.sigmoid`, gradient :class:`Sigmoid`.
+
+    Args, errors: as :func:`log`.
+
+    >>> sigmoid(torch.tensor([0.0, -1000.0]))
+    tensor([0.5000, 0.0000])
+    """
+    return call(Sigmoid, input, out=out)
+
+
+def tanh(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Hyperbolic tangent, elementwise; as :func:`torch.tanh`, gradient :class:`Tanh`.
+
+    Args, errors: as :func:`log`.
+
+    >>> tanh(torch.tensor([0.0, -1000.0]))
+    tensor([ 0., -1.])
+    """
+    return call(Tanh, input, out=out)
+
+
+def sqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Square root, elementwise; as :func:`torch.sqrt`, gradient :class:`Sqrt`.
+
+    Args, errors: as :func:`log`.
+
+    >>> sqrt(torch.tensor([4.0, -1.0]))
+    tensor([2., nan])
+    """
+    return call(Sqrt, input, out=out)
+
+
+def rsqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """One over the square root, elementwise; as :func:`torch.rsqrt`, gradient :class:`Rsqrt`.
+
+    Args, errors: as :func:`log`.
+
+    >>> rsqrt(torch.tensor([4.0, 0.0]))
+    tensor([0.5000,    inf])
+    """
+    return call(Rsqrt, input, out=out)
+
+
+def abs(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Absolute value, elementwise; as :func:`torch.abs`, gradient :class:`Abs`.
+
+    Args:
+        input: any shape, any dtype but bool; the result has the same, or that of the parts of complex numbers.
+        out: written instead of a new tensor, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: ``input`` is bool, or the result cannot be cast to the dtype of ``out``.
+
+    >>> abs(torch.tensor([-2, 3]))
+    tensor([2, 3])
+    """
+    return call(Abs, input, out=out)
+
+
+def neg(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """``-input``, elementwise; as :func:`torch.neg`, gradient :class:`Neg`.
+
+    Args:
+        input: any shape, any dtype but bool; the result has the same, in which unsigned integers wrap.
+        out: written instead of a new tensor, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: ``input`` is bool, or ``out`` of another dtype.
+
+    >>> neg(torch.tensor([-2.0, 0.0]))
+    tensor([2., -0.])
+    """
+    if isinstance(out, Tensor) and isinstance(input, Tensor) and out.dtype != input.dtype:
+        return torch.neg(input, out=out)  # raises: this one alone casts nothing
+    return call(Neg, input, out=out)
+
+
+def log_(input: Tensor) -> Tensor:
+    """:func:`log`, written over ``input``; errors as :meth:`torch.Tensor.log_`."""
+    return call_(Log, torch.Tensor.log_, input)
+
+
+def exp_(input: Tensor) -> Tensor:
+    """:func:`exp`, written over ``input``; errors as :meth:`torch.Tensor.exp_`."""
+    return call_(Exp, torch.Tensor.exp_, input)
+
+
+def relu_(input: Tensor) -> Tensor:
+    """:func:`relu`, written over ``input``; errors as :meth:`torch.Tensor.relu_`."""
+    return call_(Relu, torch.Tensor.relu_, input)
+
+
+def sigmoid_(input: Tensor) -> Tensor:
+    """:func:`sigmoid`, written over ``input``; errors as :meth:`torch.Tensor.sigmoid_`."""
+    return call_(Sigmoid, torch.Tensor.sigmoid_, input)
+
+
+def tanh_(input: Tensor) -> Tensor:
+    """:func:`tanh`, written over ``input``; errors as :meth:`torch.Tensor.tanh_`."""
+    return call_(Tanh, torch.Tensor.tanh_, input)
+
+
+def sqrt_(input: Tensor) -> Tensor:
+    """:func:`sqrt`, written over ``input``; errors as :meth:`torch.Tensor.sqrt_`."""
+    return call_(Sqrt, torch.Tensor.sqrt_, input)
+
+
+def rsqrt_(input: Tensor) -> Tensor:
+    """:func:`rsqrt`, written over ``input``; errors as :meth:`torch.Tensor.rsqrt_`."""
+    return call_(Rsqrt, torch.Tensor.rsqrt_, input)
+
+
+def abs_(input: Tensor) -> Tensor:
+    """:func:`abs`, written over ``input``; errors as :meth:`torch.Tensor.abs_`. Complex numbers are refused."""
+    return call_(Abs, torch.Tensor.abs_, input)
+
+
+def neg_(input: Tensor) -> Tensor:
+    """:func:`neg`, written over ``input``; errors as :meth:`torch.Tensor.neg_`."""
+    return call_(Neg, torch.Tensor.neg_, input)

@@ -1,0 +1,41 @@
+"""Memory for results: real, or in a dry run addresses alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from math import prod
+from mmap import mmap
+
+import torch
+from torch import Tensor
+
+from .. import config
+
+LARGE_BYTES = 1 << 28  # bytes; to map less takes longer than to allocate it
+_PRIVATE_ANONYMOUS_NORESERVE = 0x4022  # Linux's flags, the last of which Python names from 3.13 on
+
+
+def empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor whose elements are to be written; in a dry run, where none are, a large one takes no memory."""
+    if config.dry_run_target is None or prod(shape) * dtype.itemsize < LARGE_BYTES:
+        return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+    return unbacked(shape, strides, dtype)
+
+
+def unbacked(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, shift: int = 0) -> Tensor:
+    """Return a tensor on the CPU, ``shift`` elements behind a whole page, whose pages come when they are touched.
+
+    So it may be larger than the machine's memory, as long as nobody reads or writes it.
+    """
+    length = shift + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True) if n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        flat = torch.frombuffer(mmap(-1, length * dtype.itemsize, flags=_PRIVATE_ANONYMOUS_NORESERVE), dtype=dtype)
+    return flat.as_strided(tuple(shape), tuple(strides), shift)
+
+
+def unbacked_like(x: Tensor) -> Tensor:
+    """Return an unbacked tensor laid out as :func:`torch.empty_like` lays one out."""
+    like = torch.empty_like(x, device="meta")
+    return unbacked(like.shape, like.stride(), like.dtype)

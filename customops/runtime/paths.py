@@ -1,0 +1,210 @@
+"""Kernel or formula: the four rules that decide it, in the README's order, one function each.
+
+1. :func:`is_intercepted`: something sees or replaces the calls.
+2. :func:`is_differentiated`: autograd records what is done, or tangents move along.
+3. :func:`tensors_key`: a tensor is not torch's own, dense, with elements in memory.
+4. :func:`has_kernel`: no kernel has the dtypes or runs on the devices.
+
+:func:`plan_key` asks the first three at every call, and whoever makes a plan the fourth, once for each key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+
+from .. import config
+from .._compat import (
+    dispatch_mode_count,
+    forward_level,
+    function_mode_count,
+    function_modes,
+    is_default_device,
+    is_forward_grad_enabled,
+    is_tracing,
+    transforms_active,
+)
+from ..triton_kernels.layout import VECTOR_BYTES
+
+KERNEL_DTYPES = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
+CLASSES = frozenset({Tensor, Parameter})
+NUMBERS = frozenset({bool, int, float, complex})
+EXPONENTS = frozenset({-2, -1, -0.5, 0.5, 1.5, 2, 3})  # kernels are compiled for each of these
+_STRIDED = torch.strided
+_SPECIAL = EXPONENTS | {1}
+_LARGEST_HALF, _LARGEST_BYTE = 65504, 127
+
+
+def plan_key(args: Sequence, recorded: bool = False) -> tuple | None:
+    """Return all that a kernel's plan depends on of ``args``; None where the formula computes, by rules 1 to 3.
+
+    A call that a Function of ours records is ``recorded``. Rule 4 is asked once for each key: :func:`has_kernel`.
+    """
+    if config.cpu_by_formula:
+        for x in args:
+            if type(x) in CLASSES and x.is_cuda:  # a subclass would see what is asked of it
+                break
+        else:
+            return None
+    if config.current_backend == "torch" or is_intercepted() or is_differentiated(args, recorded):
+        return None
+    key = tensors_key(args)
+    if key is None:
+        return None
+    setting = config.current_backend, config.dry_run_target, torch.get_default_dtype(), torch.is_autocast_enabled()
+    return *setting, *key
+
+
+def is_intercepted() -> bool:
+    """Return whether something sees or replaces the calls to torch, ``torch.compile``, a tracer, a mode: rule 1.
+
+    A default device does not: it only cares where tensors are made.
+    """
+    if is_dynamo_compiling() or dispatch_mode_count() > 0 or is_tracing():
+        return True
+    return function_mode_count() > 0 and not all(map(is_default_device, function_modes()))
+
+
+def is_recorded() -> bool:
+    """Return whether autograd records what is done to tensors that require a gradient, by our rule."""
+    return is_grad_enabled() and not is_intercepted() and not is_inference_mode_enabled()
+
+
+def is_ordinary(x: Any) -> bool:
+    """Return whether ``x`` is a tensor of torch's own class with elements in strides, under no transform."""
+    if forward_level() >= 0 or transforms_active():
+        return False
+    return type(x) in CLASSES and is_strided(x)
+
+
+def is_by_formula(x: Tensor) -> bool:
+    """Return whether no kernel runs on ``x``, whatever the call."""
+    return config.cpu_by_formula and not x.is_cuda
+
+
+def is_dense_tensor(x: Tensor) -> bool:
+    """Return whether ``x`` is a dense tensor of torch's own class, neither subclass, fake, meta nor sparse."""
+    return type(x) in CLASSES and is_strided(x) and not (x.is_meta or x.is_quantized)
+
+
+def is_strided(x: Tensor) -> bool:
+    """Return whether ``x``, of torch's own class, is one array in strides."""
+    return x.layout is _STRIDED and not x.is_nested
+
+
+def is_private_cpu(args: Sequence) -> bool:
+    """Return whether ``args`` are dense CPU tensors and numbers, and nothing sees what is done to them."""
+    if is_grad_enabled() or is_intercepted() or transforms_active():
+        return False
+    return all(type(x) in NUMBERS or (is_dense_tensor(x) and x.is_cpu) for x in args)
+
+
+def must_fall_back() -> bool:
+    """Return whether the formula computes, whatever the tensors."""
+    return config.current_backend == "torch" or is_intercepted() or transforms_active() or _moves_tangents()
+
+
+def is_differentiated(args: Sequence, recorded: bool = False) -> bool:
+    """Return whether a gradient graph is recorded of what is done to ``args``, or tangents move along: rule 2.
+
+    A graph that a Function of ours records as such, ``recorded``, is no obstacle.
+    """
+    if _moves_tangents():
+        return True
+    if recorded or not is_grad_enabled():
+        return False
+    return any([type(x) in CLASSES and x.requires_grad for x in args])
+
+
+def _moves_tangents() -> bool:
+    """Return whether forward mode sees what is done to tensors; it does not inside the forward of a Function."""
+    return forward_level() >= 0 and is_forward_grad_enabled()
+
+
+def tensors_key(args: Sequence) -> tuple | None:
+    """Return what a plan depends on of each of ``args``; None where one is a tensor that kernels do not take: rule 3.
+
+    They take tensors of torch's own, dense, with elements in memory, under no transform.
+    """
+    if transforms_active():
+        return None
+    key: list[Any] = []
+    for x in args:
+        if type(x) in NUMBERS:
+            key.append(_number_key(x))
+        elif type(x) in CLASSES and is_strided(x) and not x.is_neg() and (pointer := _address(x)):
+            key += x.shape, x.stride(), x.dtype, x.get_device(), pointer % VECTOR_BYTES == 0
+        else:
+            return None
+    return tuple(key)
+
+
+def _address(x: Tensor) -> int:
+    """Return where the elements are; 0 for meta and zero tensors, most empty ones, and what a transform left behind."""
+    try:
+        return x.data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def _number_key(number: Any) -> tuple:
+    """Return what a plan depends on of a number: its value only where that matters.
+
+    It matters where kernels are compiled for it, where a gradient is g itself, and where torch may refuse it: beyond
+    the range of the narrowest dtypes, or below 0.
+    """
+    kind = type(number)
+    if kind is float and number not in _SPECIAL:
+        return (float,) if abs(number) <= _LARGEST_HALF else (float, str(number))
+    if kind is int and number not in _SPECIAL and abs(number) <= _LARGEST_BYTE:
+        return int, number < 0
+    return kind, number
+
+
+def has_kernel(name: str, args: Sequence, out: Tensor | None = None, dtype: torch.dtype | None = None) -> bool:
+    """Return whether a kernel of operator ``name`` has the dtypes and devices of ``args``, which have elements: rule 4.
+
+    Raises RuntimeError where the backend is ``triton`` and a dtype or device is in the way.
+    """
+    inputs = [x for x in args if isinstance(x, Tensor)]
+    if not inputs or any(x.numel() == 0 for x in inputs):
+        return False
+    dtypes = {dtype} - {None} | {complex for x in args if isinstance(x, complex)}
+    blocker = kernel_blocker(inputs, out, dtypes)
+    if blocker:
+        refuse_if_required(name, blocker)
+    return blocker is None
+
+
+def refuse_if_required(name: str, blocker: str) -> None:
+    """Raise RuntimeError where the backend is ``triton``, and a kernel is therefore required."""
+    if config.current_backend == "triton":
+        raise RuntimeError(f"{name}: backend 'triton' has no kernel for {blocker}, or use backend 'auto'")
+
+
+def kernel_blocker(inputs: list[Tensor], out: Tensor | None, dtypes: set) -> str | None:
+    """Return why no kernel can run, ending in what would help; None where one can."""
+    outs = [] if out is None else [out]
+    unknown = ({x.dtype for x in (*inputs, *outs)} | dtypes) - KERNEL_DTYPES
+    if unknown:
+        return f"{unknown.pop()}: cast it to a real float, integer or bool dtype"
+    devices = {x.device for x in inputs if x.dim() or x.device.type != "cpu"} or {inputs[0].device}
+    devices |= {x.device for x in outs}
+    if len(devices) > 1:
+        return f"tensors on {sorted(map(str, devices))}: move them to one device"
+    device = devices.pop()
+    if config.find_triton() is None:
+        return "any tensor without Triton: install triton"
+    if device.type == "cpu" and not config.is_interpreted() and config.dry_run_target is None:
+        return "CPU tensors: set TRITON_INTERPRET=1 before the first import, or move them to a GPU"
+    if device.type not in ("cpu", "cuda"):
+        return f"tensors on {device}: move them to a GPU that Triton drives"
+    return None

@@ -1,0 +1,63 @@
+"""What the parameter names of formulas say: which values a derivative reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Container, Iterable, Sequence
+from functools import cache
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class VjpRule(NamedTuple):
+    """Derivatives that are taken in one pass, and what they read: g, then tensors, then numbers.
+
+    Tensors come in the order in which torch saves them, y first: a checkpoint pairs by it what two passes saved, one of
+    which may have run under a mode, where torch's operator computes.
+    """
+
+    derivatives: tuple[Callable, ...]
+    names: tuple[str, ...]  # of the values that they read
+    steps: tuple[tuple[Callable, Callable[[Sequence], Sequence]], ...]  # each, and what picks its arguments out of them
+
+    @classmethod
+    def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> VjpRule:
+        """Return the rule of these derivatives, where what ``numbers`` names are numbers."""
+        read = {name for derivative in derivatives for name in parameters(derivative)}
+        names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
+        return cls(derivatives, names, tuple((d, tuple_getter(map(names.index, parameters(d)))) for d in derivatives))
+
+
+def tuple_getter(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:
+    """Return what picks these positions out of a sequence, several as a tuple, without a Python frame."""
+    positions = tuple(positions)
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return itemgetter(slice(positions[0], positions[0] + 1) if positions else slice(0))
+
+
+def is_identity(derivative: Callable, others: Sequence) -> bool:
+    """Return whether ``derivative`` of g and ``others``, in the order of its parameters, is g itself, whatever g is."""
+    if any(isinstance(value, Tensor) for value in others):
+        return False
+    one = torch.ones((), device="cpu")
+    return derivative(one, *others) is one
+
+
+def other_values(derivative: Callable, named: dict[str, Any]) -> list:
+    """Return the values that ``derivative`` reads, in the order of its parameters, without g."""
+    return [named[name] for name in parameters(derivative) if name != "g"]
+
+
+@cache
+def parameters(formula: Callable) -> tuple[str, ...]:
+    """Return the names of what a formula reads, in order, ``out`` not among them."""
+    return tuple(name for name, p in inspect.signature(formula).parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD)
+
+
+def by_parameter(formula: Callable, args: Sequence) -> dict[str, Any]:
+    """Return ``args`` by the names that ``formula`` has for them."""
+    return dict(zip(parameters(formula), args, strict=True))

@@ -1,0 +1,1 @@
+"""For developers: what a GPU would run, on a machine without one."""

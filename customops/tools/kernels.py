@@ -1,0 +1,111 @@
+"""``python -m customops kernels``: what a call would launch on a GPU, on a machine without one."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import backend
+from ..ops import binary, reductions, unary
+from .dry_run import TARGETS, LaunchRecord, dry_run
+from .report import SHORT, describe, dtype_named, integers, label, reason, traffic
+
+OPERATORS: dict[str, Callable[..., Tensor]] = {
+    name: getattr(module, name)
+    for module in (unary, binary, reductions)
+    for name in module.__all__
+    if not name.endswith("_")  # in-place twins
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What :func:`run` reads."""
+    parser.add_argument("op", metavar="OP", choices=OPERATORS, help=", ".join(OPERATORS))
+    parser.add_argument("--shape", required=True, help="of the input, as 4096,4096; '' has no axis")
+    second = parser.add_mutually_exclusive_group()
+    second.add_argument("--other", metavar="SHAPE", help="of the second input; without it the same as --shape")
+    second.add_argument("--number", help="a number as second input")
+    parser.add_argument("--dim", help="axes to reduce, as 0,1 or --dim=-1,0; without it all")
+    parser.add_argument("--dtype", default="float32", help=f"torch's name, or {', '.join(SHORT)}; default: %(default)s")
+    parser.add_argument("--target", choices=TARGETS, default="cuda:90", help="the GPU; default: %(default)s")
+    parser.add_argument("--backward", action="store_true", help="and the gradients of every input")
+    parser.add_argument("--ptx", action="store_true", help="print the PTX or AMD assembly of each kernel too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the call would launch; the exit code, 2 where torch rejects it or there is no kernel."""
+    try:
+        operands, options = _arguments(args)
+        phases = launches(OPERATORS[args.op], operands, options, args.target, args.backward)
+    except (RuntimeError, ValueError, IndexError, OverflowError) as error:
+        print(f"kernels: {reason(error)}", file=sys.stderr)
+        return 2
+    words = [*map(label, operands), *(f"{name}={value}" for name, value in options.items())]
+    print(f"{args.op}({', '.join(words)}) on {args.target}", *_report(phases), sep="\n")
+    if args.ptx:
+        print(*_code(record for records in phases.values() for record in records), sep="\n")
+    return 0
+
+
+def launches(
+    function: Callable[..., Tensor], operands: Sequence[Any], options: dict[str, Any], target: str, backward: bool
+) -> dict[str, list[LaunchRecord]]:
+    """The launches of each phase of ``function(*operands, **options)``, and of its gradients with ``backward``.
+
+    Raises:
+        RuntimeError: there is no kernel for the dtype, or no Triton; and whatever torch raises.
+    """
+    with dry_run(target) as records, backend("triton"):  # which refuses what only a formula can compute
+        z = function(*operands, **options)
+        forward = len(records)
+        if backward:
+            wanted = [x for x in operands if isinstance(x, Tensor) and x.requires_grad]
+            torch.autograd.grad(z, wanted, torch.empty_like(z))
+    phases = {"forward": records[:forward]}
+    return phases | {"backward": records[forward:]} if backward else phases
+
+
+def _arguments(args: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
+    """The operands that ``args`` describe, of which no memory is ever touched, and the named arguments."""
+    parameters = inspect.signature(OPERATORS[args.op]).parameters
+    takes_two = sum(p.default is p.empty for p in parameters.values()) == 2
+    for name, taken in {"other": takes_two, "number": takes_two, "dim": "dim" in parameters}.items():
+        if not taken and getattr(args, name) is not None:
+            raise ValueError(f"--{name} is not for {args.op}({', '.join(parameters)})")
+    shapes = [integers("shape", args.shape)]
+    if takes_two and args.number is None:
+        shapes.append(shapes[0] if args.other is None else integers("other", args.other))
+    numbers = [] if args.number is None else [_number(args.number)]
+    dtype = dtype_named(args.dtype)
+    operands = [torch.empty(shape, dtype=dtype, requires_grad=args.backward) for shape in shapes]
+    return [*operands, *numbers], {} if args.dim is None else {"dim": integers("dim", args.dim)}
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError:
+        raise ValueError(f"--number: expected a number, got {text!r}") from None
+
+
+def _report(phases: dict[str, list[LaunchRecord]]) -> Iterator[str]:
+    for phase, records in phases.items():
+        yield from describe(phase, records)
+    every = [record for records in phases.values() for record in records]
+    moved, floor = sum(record.bytes_moved for record in every), sum(record.bytes_floor for record in every)
+    yield f"{'total':10}launches {len(every)}  {traffic(moved, floor)}"
+
+
+def _code(records: Iterable[LaunchRecord]) -> Iterator[str]:
+    """The machine code of each kernel once."""
+    for record in {record.compiled.hash: record for record in records}.values():
+        stage = "amdgcn" if record.compiled.metadata.target.backend == "hip" else "ptx"
+        yield f"\n// {record.name}  {record.program}\n{record.compiled.asm[stage].strip()}"

@@ -1,0 +1,82 @@
+"""How launches are printed, and arguments of the commands read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime.paths import KERNEL_DTYPES
+from .dry_run import LaunchRecord
+from .machine_code import accesses
+
+SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def integers(name: str, text: str) -> tuple[int, ...]:
+    """Those that an option of this name was given, as ``4096,4096``."""
+    if not re.fullmatch(r"(-?\d{1,18}(,-?\d{1,18})*)?", text):
+        raise ValueError(f"--{name}: expected integers, as 4096,4096, got {text!r}")
+    return tuple(map(int, text.split(","))) if text else ()
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """What ``--dtype`` names."""
+    dtype = SHORT.get(name, getattr(torch, name, None))
+    if not isinstance(dtype, torch.dtype) or dtype not in KERNEL_DTYPES:
+        known = sorted(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
+        raise ValueError(f"--dtype: kernels take {', '.join([*known, *SHORT])}, got {name!r}")
+    return dtype
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a line; torch's own words for too large a tensor speak of its source."""
+    refused = re.search(r"tried to allocate (\d+) bytes", str(error))
+    if refused:
+        return f"no room for {int(refused[1]):,} bytes, though none is touched: take a smaller shape"
+    return " ".join(str(error).split())
+
+
+def describe(phase: str, records: Sequence[LaunchRecord]) -> Iterator[str]:
+    """What a phase launches, in lines."""
+    yield from (line for record in records for line in _lines(phase, record))
+    if not records:
+        yield f"{phase:10}launches nothing"
+
+
+def _lines(phase: str, record: LaunchRecord) -> Iterator[str]:
+    yield f"{phase:10}{record.name}  {record.program}"
+    yield f"{'':10}grid {record.grid}  warps {record.num_warps}  registers {record.registers}  spills {record.spills}"
+    yield f"{'':10}{traffic(record.bytes_moved, record.bytes_floor)}"
+    for kind, widths in _widest(record).items():
+        yield f"{'':10}{kind:6}" + "".join(f"  {leaf} {bits}" for leaf, bits in sorted(widths.items())) + " bits"
+
+
+def traffic(moved: int, floor: int) -> str:
+    """A launch that only adds up partial sums has no floor."""
+    return f"bytes moved {moved:,}  floor {floor:,}  ratio {f'{moved / floor:.3f}' if floor else '-'}"
+
+
+def _widest(record: LaunchRecord) -> dict[str, dict[str, int]]:
+    """The bits of the widest load and store of each operand and output; on AMD it is not known which it is."""
+    widths: dict[str, dict[str, int]] = {"load": {}, "store": {}}
+    for kind, bits, leaf in accesses(record.compiled):
+        name = _name(leaf, record.operands)
+        widths[kind][name] = max(bits, widths[kind].get(name, 0))
+    return widths
+
+
+def _name(leaf: tuple | None, operands: Sequence[str]) -> str:
+    if leaf is None:
+        return "any"
+    return operands[leaf[1]] if leaf[0] == "operands" else f"out{leaf[1]}"
+
+
+def label(operand: Any) -> str:
+    """``bfloat16[4096, 4096]``, or a number."""
+    if not isinstance(operand, Tensor):
+        return str(operand)
+    return f"{str(operand.dtype).removeprefix('torch.')}{list(operand.shape)}"
