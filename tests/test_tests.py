@@ -121,7 +121,7 @@ def test_unwritten_memory_shows(device):
 
 
 def path(row, call):
-    """Return what autograd sees of a call: the kind of operator, what it has of its own, saves and differentiates."""
+    """Return what autograd sees of a call: the kind of operator, its derivatives, what it has of its own and saves."""
     xs = [row.draw((2, 3, 2, 2), seed=i).requires_grad_() for i in range(call.arity)]
     with customops.backend("torch"):
         z = call.function(customops, *xs)
@@ -132,7 +132,7 @@ def path(row, call):
     saved = tuple(names[t.data_ptr()] for t in z.grad_fn.saved_tensors)
     needs = z.grad_fn.needs_input_grad
     operands = needs[:2] if base is Operator else needs[:1]  # then come alpha, a dtype and axes
-    return base, tuple(own), saved, operands
+    return base, len(getattr(operator, "derivatives", ())), tuple(sorted(own)), saved, operands
 
 
 def test_calls_of_a_path_do_the_same_and_those_of_two_do_not():
