@@ -58,9 +58,10 @@ EXPECTED = {
     "long_softmax": Expected(5, 7, 2.5, (2, 3)),
     "double_normalised": Expected(3, 3, 1.75, (1, 1)),  # and once more for the sums of columns
 }
-# Programs that cost what others do, of the same structure.
-LIKE = {"log_softmax": "softmax", "logsumexp": "softmax", "l2_normalize": "min_max"}
-LIKE |= {"residual_norm": "rms_norm", "swiglu": "gelu"}
+# Programs of the same structure as others.
+LIKE = dict.fromkeys(("log_softmax", "logsumexp", "l2_normalize", "min_max"), "softmax")
+LIKE |= dict.fromkeys(("layer_norm", "residual_norm", "weighted_mean"), "rms_norm")
+LIKE |= {"swiglu": "gelu", "cross_entropy": "mse", "softmax_first": "long_softmax"}
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ def test_programs_in_float32_cost_what_they_must(program):
     assert not faults(program, torch.float32)
 
 
-@pytest.mark.sample(formulas="target")
+@pytest.mark.sample(formulas="once")
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:100", "hip:gfx942"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_other_targets_hold_all_in_registers(program, target):
