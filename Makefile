@@ -1,11 +1,14 @@
 # make demo, make test: each sets up all it needs in .venv, from Python 3.11+, pip and make.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -q -n 2 tests
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations 10 tests
 RESULTS := docs/compatibility
 KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
+# as many shares of what `make test` leaves out, each of 2 to 3 minutes on 2 cores
+SHARES := 40
+SHARE ?= 0
 
-.PHONY: demo distributed test test-full compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
+.PHONY: demo distributed test test-share test-share-kernels test-full compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -19,7 +22,13 @@ test: .venv/ready  ## torch formulas and offline compilation, then the kernels i
 	$(PYTEST) --check
 	$(KERNELS) $(PYTEST) --check
 
-test-full: .venv/ready  ## every sample and every compilation, however long
+test-share: .venv/ready  ## a share of what `make test` leaves out, by formulas: make test-share SHARE=17
+	$(PYTEST) --share $(SHARE)/$(SHARES)
+
+test-share-kernels: .venv/ready  ## the same, by kernels
+	$(KERNELS) $(PYTEST) --share $(SHARE)/$(SHARES)
+
+test-full: .venv/ready  ## every case and every compilation, however long
 	$(PYTEST) --full
 	$(KERNELS) $(PYTEST) --full
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import customops
-from tests.cases import CALLS, LAYOUTS, Call, Row
+from tests.cases import CALLS, LAYOUTS, Call, OperatorCase
 
 DRAWN = 1 << 20  # elements that are drawn; a larger operand repeats them
 KINDS = {"cpu": 1 << 22, "cuda": 1 << 26}  # elements of an input where patterns and dtypes are compared
@@ -56,7 +56,7 @@ def rms_norm(library, x: Tensor, weight: Tensor) -> Tensor:
     return (_fused if library is customops else _rms_norm)(library, x, weight)
 
 
-LAYER = Row("layer", -2, 2, (Call("rms_norm(x, weight)", rms_norm, 2),))
+LAYER = OperatorCase("layer", -2, 2, (Call("rms_norm(x, weight)", rms_norm, 2),))
 FIRST = [row.calls[0].name for row, _ in dict(CALLS).items()]
 STANDARD = [
     *((name, "contiguous") for name in FIRST),
@@ -71,7 +71,7 @@ STANDARD = [
 class Case(NamedTuple):
     """A call, and the operands that it is timed on."""
 
-    row: Row  # the operator, which knows the domain to draw from
+    row: OperatorCase  # the operator, which knows the domain to draw from
     call: Call  # the function, and how many tensors it takes
     pattern: str  # a key of ``SHAPES``: the operands' shapes and strides
     numel: int  # elements of the largest operand

@@ -1,4 +1,4 @@
-"""The operators under test, one row each; the shapes and layouts they meet. No assertions here."""
+"""The operators under test, one case each; the shapes and layouts they meet. No assertions here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Call(NamedTuple):
         return self.name
 
 
-class Row(NamedTuple):
+class OperatorCase(NamedTuple):
     """An operator: where it is smooth, what it is called in torch's database, and the ways to call it."""
 
     name: str
@@ -65,31 +65,67 @@ def _power(exponent: float) -> Call:
 
 
 ROWS = (
-    Row("log", 0.3, 3, (Call("log(x)", lambda lib, x: lib.log(x)),)),
-    Row("exp", -2, 2, (Call("exp(x)", lambda lib, x: lib.exp(x)),)),
-    Row("relu", -2, 2, (Call("relu(x)", lambda lib, x: lib.relu(x)),), "nn.functional.relu"),
-    Row("sigmoid", -4, 4, (Call("sigmoid(x)", lambda lib, x: lib.sigmoid(x)),)),
-    Row("tanh", -3, 3, (Call("tanh(x)", lambda lib, x: lib.tanh(x)),)),
-    Row("sqrt", 0.3, 3, (Call("sqrt(x)", lambda lib, x: lib.sqrt(x)),)),
-    Row("rsqrt", 0.3, 3, (Call("rsqrt(x)", lambda lib, x: lib.rsqrt(x)),)),
-    Row("abs", -2, 2, (Call("abs(x)", lambda lib, x: lib.abs(x)),)),
-    Row("neg", -2, 2, (Call("neg(x)", lambda lib, x: lib.neg(x)),)),
-    Row("add", -2, 2, _binary("add", Call("add(x, y, 3)", lambda lib, x, y: lib.add(x, y, alpha=3), 2))),
-    Row("sub", -2, 2, _binary("sub", Call("sub(x, y, 3)", lambda lib, x, y: lib.sub(x, y, alpha=3), 2))),
-    Row("mul", -2, 2, _binary("mul")),
-    Row("div", 0.3, 3, _binary("div")),
-    Row("maximum", -2, 2, (Call("maximum(x, y)", lambda lib, x, y: lib.maximum(x, y), 2),)),
-    Row("minimum", -2, 2, (Call("minimum(x, y)", lambda lib, x, y: lib.minimum(x, y), 2),)),
-    Row("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3)))),
-    Row("mean", -2, 2, _reduction("mean")),
-    Row("sum", -2, 2, _reduction("sum")),
-    Row("amax", -2, 2, _reduction("amax")[::3]),
-    Row("amin", -2, 2, _reduction("amin")[3:5]),
+    OperatorCase("log", 0.3, 3, (Call("log(x)", lambda lib, x: lib.log(x)),)),
+    OperatorCase("exp", -2, 2, (Call("exp(x)", lambda lib, x: lib.exp(x)),)),
+    OperatorCase("relu", -2, 2, (Call("relu(x)", lambda lib, x: lib.relu(x)),), "nn.functional.relu"),
+    OperatorCase("sigmoid", -4, 4, (Call("sigmoid(x)", lambda lib, x: lib.sigmoid(x)),)),
+    OperatorCase("tanh", -3, 3, (Call("tanh(x)", lambda lib, x: lib.tanh(x)),)),
+    OperatorCase("sqrt", 0.3, 3, (Call("sqrt(x)", lambda lib, x: lib.sqrt(x)),)),
+    OperatorCase("rsqrt", 0.3, 3, (Call("rsqrt(x)", lambda lib, x: lib.rsqrt(x)),)),
+    OperatorCase("abs", -2, 2, (Call("abs(x)", lambda lib, x: lib.abs(x)),)),
+    OperatorCase("neg", -2, 2, (Call("neg(x)", lambda lib, x: lib.neg(x)),)),
+    OperatorCase("add", -2, 2, _binary("add", Call("add(x, y, 3)", lambda lib, x, y: lib.add(x, y, alpha=3), 2))),
+    OperatorCase("sub", -2, 2, _binary("sub", Call("sub(x, y, 3)", lambda lib, x, y: lib.sub(x, y, alpha=3), 2))),
+    OperatorCase("mul", -2, 2, _binary("mul")),
+    OperatorCase("div", 0.3, 3, _binary("div")),
+    OperatorCase("maximum", -2, 2, (Call("maximum(x, y)", lambda lib, x, y: lib.maximum(x, y), 2),)),
+    OperatorCase("minimum", -2, 2, (Call("minimum(x, y)", lambda lib, x, y: lib.minimum(x, y), 2),)),
+    OperatorCase("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3)))),
+    OperatorCase("mean", -2, 2, _reduction("mean")),
+    OperatorCase("sum", -2, 2, _reduction("sum")),
+    OperatorCase("amax", -2, 2, _reduction("amax")[::3]),
+    OperatorCase("amin", -2, 2, _reduction("amin")[3:5]),
 )
 
 EXTREMA = ("amax", "amin")
 REDUCTIONS = ("mean", "sum", *EXTREMA)
 CALLS = tuple((row, call) for row in ROWS for call in row.calls)
+
+ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]
+EDGES = (0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e30, -1e30)  # numbers that are special
+
+# The ways through the code, and the calls that take each. What autograd, transforms, compilers and other tensors do to
+# a call depends on its path alone, so that tests of these need not run all calls; test_tests.py holds the table to what
+# the calls do.
+PATHS: dict[str, tuple[str, ...]] = {
+    "a tensor, nothing saved": ("neg(x)",),
+    "a tensor, x saved": ("log(x)", "abs(x)"),
+    "a tensor, z saved": ("exp(x)", "relu(x)", "sigmoid(x)", "tanh(x)", "sqrt(x)", "rsqrt(x)"),
+    "two tensors, nothing saved": ("add(x, y)", "add(x, y, 3)", "sub(x, y)", "sub(x, y, 3)"),
+    "two tensors, both saved": ("mul(x, y)",),
+    "two tensors, both saved, a tangent of its own": ("div(x, y)", "maximum(x, y)", "minimum(x, y)"),
+    "two tensors, all saved": ("pow(x, y)",),
+    "a tensor and a number": ("add(x, 1.5)", "sub(x, 1.5)", "mul(x, 1.5)"),
+    "a tensor and a number, a tangent of its own": ("div(x, 1.5)",),
+    "a tensor and a power": ("pow(x, 1.5)", *(f"pow(x, {n})" for n in (-1, -0.5, 0.5, 2, 3))),
+    "a tensor and the power 0": ("pow(x, 0)",),
+    "a number and a tensor": ("add(2, x)", "sub(2, x)", "mul(2, x)"),
+    "a number and a tensor, x saved": ("div(2, x)",),
+    "a number and a tensor, all saved": ("pow(2, x)",),
+    "a linear reduction": tuple(call.name for row, call in CALLS if row.name in ("mean", "sum")),
+    "an extremum": tuple(call.name for row, call in CALLS if row.name in EXTREMA),
+}
+PATH_OF = {call: path for path, calls in PATHS.items() for call in calls}
+
+
+def one_of_each_path(number: int = 0, rank: int = 4) -> list[tuple[OperatorCase, Call]]:
+    """Return a call of each path that inputs of ``rank`` have; another number takes others where there are more."""
+    found = []
+    for calls in PATHS.values():
+        several = [(row, call) for row, call in CALLS if call.name in calls and call.rank <= rank]
+        found.append(several[number % len(several)])
+    return found
+
 
 SHAPES: tuple[tuple[int, ...], ...] = (
     (),

@@ -14,7 +14,7 @@ from torch import Tensor
 import customops
 from customops import config
 
-from .cases import Call, Row
+from .cases import Call, OperatorCase
 
 # Half types round once from float32 where torch's CPU kernels may round in between: alpha·y, say.
 TOLERANCE = {
@@ -25,6 +25,7 @@ TOLERANCE = {
     torch.complex64: {"rtol": 3e-6, "atol": 1e-5},
     torch.complex128: {"rtol": 1e-10, "atol": 1e-12},
 }
+STRICT = {"rtol": 1e-6, "atol": 1e-8}  # gradcheck's own 1e-3 passes a gradient that is 0.1 % wrong
 outcomes: Counter[str] = Counter()  # how many calls returned and how many raised, in the test that runs
 
 
@@ -62,7 +63,9 @@ def assert_same_outcomes(got: Any, want: Any) -> None:
         assert_same_outcomes(mine, theirs)
 
 
-def assert_as_torch(use: Callable, row: Row, call: Call, device: str, raises: bool | None = False, **options) -> None:
+def assert_as_torch(
+    use: Callable, row: OperatorCase, call: Call, device: str, raises: bool | None = False, **options
+) -> None:
     """``use(f, *leaves)`` does the same with f ours as with torch's, which raises or not; None for either."""
     results = []
     for library in (customops, torch):
@@ -134,3 +137,25 @@ def record_launches(monkeypatch: pytest.MonkeyPatch, fact: Callable = lambda lau
 
     monkeypatch.setattr(Launch, method, record)
     return made
+
+
+def assert_agree_at_edges(function, columns, g, *others):
+    """As torch on the same device; the sign of a zero as there or on the CPU, where relu keeps that of -0.
+
+    Or as that of ``others`` on the CPU, which compute the same.
+    """
+    got, want = (_value_and_gradients(function, library, columns, g) for library in (customops, torch))
+    cpu = [x.cpu() for x in columns], g.cpu()
+    signs = zip(*(_value_and_gradients(same, torch, *cpu) for same in (function, *others)), strict=True)
+    for mine, theirs, known in zip(got, want, signs, strict=True):
+        torch.testing.assert_close(mine, theirs, equal_nan=True, **TOLERANCE[g.dtype])
+        wrong = mine.signbit() != theirs.signbit()
+        for sign in known:
+            wrong &= mine.signbit() != sign.to(mine.device).signbit()
+        assert not (wrong & (theirs == 0)).any(), "a zero has the wrong sign"
+
+
+def _value_and_gradients(function, library, columns, g):
+    xs = [x.clone().requires_grad_() for x in columns]
+    z = function(library, *xs)
+    return [z.detach(), *torch.autograd.grad(z, xs, g)]

@@ -1,4 +1,4 @@
-"""``python -m tests.compatibility``: docs/compatibility.md, from the JSON that test runs leave, and nothing else."""
+"""``python -m tests.compatibility``: docs/compatibility.md and its tables, from the JSON that test runs leave alone."""
 
 from __future__ import annotations
 
@@ -19,29 +19,34 @@ RUNS = {
     "gpu": "ours, by Triton kernels on a GPU",
 }
 SYMBOLS = {"passed": "✓", "partly": "◐", "refused": "⊘", "xfailed": "expected ✗"}
-INTRO = """\
+LIMITS, BACKENDS = (
+    "../README.md#limits",
+    "../README.md#which-backend-computes",
+)  # as docs/compatibility.md links to them
+SUMMARY = """\
 # Compatibility
 
-What works around each operator, as tests found it; nothing is claimed here that no test ran. They hold ours to what
-torch's own operator does in the same place: value, gradient or type of error. A cell has a line for each run, counts
-cases, and links to the tests behind it, which its title names.
+Every operator is held to what torch's own operator does in the same place: value, gradient or type of error. A cell
+counts the features of a section that a test showed for the operator, of those that it could have: ✓ is all, 6/8 is six
+of eight, and nothing is claimed that no test ran. A section has a page with a table of its features, what torch's
+operators do under the same tests, and links to these."""
+RUNS_INTRO = """\
+Counts of cases: a run takes a sample of them, see [testing](testing.md). `make compatibility` runs the tests behind
+the tables again and writes these pages; `python -m tests.compatibility` writes them from the recorded
+[results](compatibility); `make test` fails where its own results are others."""
+LEGEND = """\
+A cell has a line for each run, counts cases, and links to the tests behind it, which its title names.
 
 - ✓ 38: so many cases passed. With `*` they run several operators at once, and count for each.
 - ◐ 5: passed, and torch refuses some of what they try, as ours does.
 - ⊘ 8: passed, and torch refuses all that they try, as ours does.
-- **✗ 2 of 38**: failed, as listed [below](#what-failed).
-- skipped: [below](#what-was-skipped) is why. not drawn: of the longest tests a run takes a seeded share, here none.
-  not run: the run did not have the test.
+- **✗ 2 of 38**: failed.
+- skipped: [skipped.md](skipped.md) is why. not drawn: the sample of that run has no case of this operator, often
+  because the tests ask nothing of the backend and run by formulas. not run: the run does not have the test.
 - no test: nothing is known. n/a: torch has no such call, or it takes two tensors; in torch's line, only ours have it.
-- †: ours differs from torch somewhere near; [Limits](../README.md#limits) says where.
+- †: ours differs from torch somewhere near; [Limits]({limits}) says where.
 
-`make compatibility` runs these tests again and writes this page; `python -m tests.compatibility` writes it from
-[the results](compatibility) alone; `make test` fails where its own results are others. In the line of the kernels a
-formula answers too, wherever [no kernel can run](../README.md#which-backend-computes)."""
-SUMMARY = """\
-## Summary
-
-How many features of a section some run of ours has shown, and none saw fail, of those that the operator could have."""
+In the line of the kernels a formula answers too, wherever [no kernel can run]({backends})."""
 
 Run = dict | None  # a JSON document, if there is one
 
@@ -52,16 +57,21 @@ def load(results: Path = RESULTS) -> dict[str, Run]:
     return {run: json.loads(file.read_text()) if file.exists() else None for run, file in files.items()}
 
 
-def page(results: Path = RESULTS) -> str:
-    """The page, in Markdown."""
+def pages(results: Path = RESULTS) -> dict[Path, str]:
+    """Return every page by its path: the summary, a page of each section, and what was skipped."""
     runs = load(results)
-    blocks = [INTRO, table(map(about, runs.items())), SUMMARY, table(summary(runs))]
+    failed = failures(runs)
+    blocks = [SUMMARY, table(summary(runs)), RUNS_INTRO, table(map(about, runs.items()))]
+    blocks += [f"What failed: {'' if failed else 'nothing'}.".replace(": .", ":"), bullets(failed)]
+    written = {results.with_suffix(".md"): blocks}
+    legend = LEGEND.format(limits=f"../{LIMITS}", backends=f"../{BACKENDS}")
     for section, features in FEATURES.items():
         rows = [row(runs, name, checks) for name, checks in features.items()]
         links = [link(name, checks) for name, checks in features.items() if checks]
-        blocks += [f"## {section}", table(rows), "\n".join(links)]
-    blocks += ["## What failed", bullets(failures(runs)), "## What was skipped", bullets(skips(runs))]
-    return "\n\n".join(filter(None, blocks)) + "\n"
+        blocks = [f"# Compatibility: {section}", legend, table(rows), "\n".join(links)]
+        written[results / f"{slug(section.lower())}.md"] = blocks
+    written[results / "skipped.md"] = ["# Compatibility: what was skipped, and why", bullets(skips(runs))]
+    return {path: "\n\n".join(filter(None, blocks)) + "\n" for path, blocks in written.items()}
 
 
 def about(run: tuple[str, Run]) -> dict[str, str]:
@@ -79,12 +89,13 @@ def about(run: tuple[str, Run]) -> dict[str, str]:
 
 
 def summary(runs: dict[str, Run]) -> Iterator[dict[str, str]]:
-    """For each section how many features are met."""
+    """Yield for each section how many features are met."""
     for section, features in FEATURES.items():
-        line = {"section": f"[{section}](#{re.sub(r'[^a-z -]', '', section.lower()).replace(' ', '-')})"}
+        line = {"section": f"[{section}](compatibility/{slug(section.lower())}.md)"}
         for operator in OPERATORS:
-            asked = [(name, checks) for name, checks in features.items() if operator not in INAPPLICABLE.get(name, ())]
-            line[operator] = f"{sum(met(runs, checks, operator) for _, checks in asked)} of {len(asked)}"
+            asked = [checks for name, checks in features.items() if operator not in INAPPLICABLE.get(name, ())]
+            found = sum(met(runs, checks, operator) for checks in asked)
+            line[operator] = "✓" if found == len(asked) else f"{found}/{len(asked)}"
         yield line
 
 
@@ -97,7 +108,7 @@ def met(runs: dict[str, Run], checks: tuple[Check, ...], operator: str) -> bool:
 def row(runs: dict[str, Run], name: str, checks: tuple[Check, ...]) -> dict[str, str]:
     """A feature: one line for each run in every cell."""
     shown = [run for run in RUNS if run in asked_of(checks) and (run != "gpu" or runs[run] or on_gpu(checks))]
-    line = {"feature": name + (" [†](../README.md#limits)" if name in LIMITED else ""), "run": "<br>".join(shown)}
+    line = {"feature": name + (f" [†](../{LIMITS})" if name in LIMITED else ""), "run": "<br>".join(shown)}
     for operator in OPERATORS:
         if operator in INAPPLICABLE.get(name, ()):
             line[operator] = "n/a"
@@ -168,7 +179,7 @@ def verdict(counts: Counter[str]) -> str:
 
 def link(name: str, checks: tuple[Check, ...]) -> str:
     """What the cells of a feature link to."""
-    return f'[{slug(name)}]: ../tests/{checks[0].file} "{", ".join(map(str, checks))}"'
+    return f'[{slug(name)}]: ../../tests/{checks[0].file} "{", ".join(map(str, checks))}"'
 
 
 def failures(runs: dict[str, Run]) -> list[str]:
@@ -179,7 +190,7 @@ def failures(runs: dict[str, Run]) -> list[str]:
         for check, operators in (document or {"results": {}})["results"].items()
         for operator, counts in operators.items()
         if counts.get("failed")
-    ] or ["Nothing."]
+    ]
 
 
 def skips(runs: dict[str, Run]) -> list[str]:
@@ -210,8 +221,12 @@ def bullets(texts: Iterable[str]) -> str:
 
 
 def main(results: Path = RESULTS) -> int:
-    """Write the page."""
-    results.with_suffix(".md").write_text(page(results), encoding="utf-8")
+    """Write the pages, and remove those of sections that are no more."""
+    written = pages(results)
+    for path in {*results.glob("*.md")} - {*written}:
+        path.unlink()
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from zlib import crc32
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch
 import customops
 from customops import config
 
-from . import accuracy, recorder
+from . import accuracy, recorder, selection
 from .features import CHECKS
 
 DEVICE = os.environ.get("CUSTOMOPS_TEST_DEVICE", "cpu")  # where the tests' tensors are: cpu or cuda
@@ -36,7 +35,10 @@ if LIBRARY == "torch":  # set here, so in the processes that tests start too
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="every sample, however long (make test-full)")
+    parser.addoption("--full", action="store_true", help="every case and sample, however long (make test-full)")
+    parser.addoption(
+        "--share", metavar="K/N", help="the K-th of N shares of what --full runs and a run without it does not"
+    )
     parser.addoption("--record", help="run the tests behind docs/compatibility.md, and write what became of them here")
     parser.addoption("--check", action="store_true", help="fail where results are not those of docs/compatibility")
 
@@ -44,16 +46,19 @@ def pytest_addoption(parser):
 def pytest_report_header(config):
     kinds = {"formulas": "torch formulas", "kernels": "Triton kernels in the interpreter", "gpu": "Triton kernels"}
     backend = kinds[MODE] + (f" on {torch.cuda.get_device_name()}" if MODE == "gpu" else "")
-    extent = "every sample" if config.getoption("full") else "a seeded subset; every sample with --full"
+    extent = "a sample of the cases; all of them with --full"
+    if config.option.full or config.option.share:
+        extent = f"share {config.option.share} of what is not in the sample" if config.option.share else "all cases"
     if LIBRARY == "torch":
         backend = "torch's own operators, in place of ours"
-    return [f"customops computes with {backend}", f"database and compilation: {extent}"]
+    return [f"customops computes with {backend}", extent]
 
 
 def pytest_configure(config):
     config.addinivalue_line(
-        "markers", "thin(kernels=1, formulas=1, gpu=kernels): one in so many of its cases without --full"
+        "markers", "sample(formulas, kernels, gpu=kernels): what the cases taken without --full must cover"
     )
+    config.addinivalue_line("markers", "xdist_group(name): tests that run in one process of pytest-xdist")
     if DEVICE not in ("cpu", "cuda"):
         raise pytest.UsageError(f"CUSTOMOPS_TEST_DEVICE: expected cpu or cuda, got {DEVICE!r}")
     if DEVICE == "cuda" and (INTERPRETED or not KERNELS):
@@ -65,27 +70,29 @@ def pytest_configure(config):
         config.pluginmanager.register(recorder.Recorder(CHECKS, where, config.option.record, config.option.check))
 
 
-def pytest_collection_modifyitems(config, items):
-    """Thin out what there is no time for, by name, so always the same.
+def pytest_itemcollected(item):
+    """Have all tests that call functions in ranks run in one process, so that ranks are started once."""
+    if {"two", "four"} & {*getattr(item, "fixturenames", ())}:
+        item.add_marker(pytest.mark.xdist_group("ranks"))
 
-    The interpreter takes milliseconds a launch; a GPU a fifth of a second for each new kernel, to compile it.
-    """
-    if config.getoption("full"):
+
+def pytest_collection_modifyitems(config, items):
+    """Take a sample of the cases, or a share of those that are not in it; a case that is named runs in any event."""
+    if config.option.share:
+        chosen = selection.share(selection.rest(items, MODE), *selection.parse_share(config.option.share))
+    elif config.option.full or any("[" in argument for argument in config.args):
         return
-    keep = {True: [], False: []}
-    for item in items:
-        mark = item.get_closest_marker("thin")
-        shares = mark.kwargs if mark else {}
-        share = shares.get(MODE, shares.get("kernels", 1) if MODE == "gpu" else 1)
-        keep[crc32(item.nodeid.encode()) % share == 0].append(item)
-    items[:] = keep[True]
-    config.hook.pytest_deselected(items=keep[False])
+    else:
+        chosen = selection.sample(items, MODE)
+    taken = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in taken])
+    items[:] = chosen
 
 
 @pytest.fixture
 def full(request) -> bool:
     """Whether to run every sample."""
-    return request.config.getoption("full")
+    return request.config.option.full or bool(request.config.option.share)
 
 
 @pytest.fixture
@@ -197,5 +204,5 @@ def pytest_terminal_summary(terminalreporter, config):
 def _unchecked(config) -> list[str]:
     """The proofs that a whole run should have made and did not: a run that checks nothing has failed."""
     whole = [os.path.basename(os.path.normpath(a)) for a in config.args] == ["tests"] and not config.option.keyword
-    whole = whole and not config.option.record
+    whole = whole and not (config.option.record or config.option.share)
     return [name for name in COUNTED if not _checked[name]] if whole and not hasattr(config, "workerinput") else []

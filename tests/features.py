@@ -8,7 +8,7 @@ from lockstep import OPERATORS as TRAINED
 
 import customops
 
-from .cases import ROWS
+from .cases import ROWS, one_of_each_path
 from .recorder import OPERATORS, Check
 
 # Elsewhere skipped as files, so that their tests are not known.
@@ -23,6 +23,9 @@ def _check(text: str, **options) -> Check:
 
 def _shared(text: str, on: str = " ".join(OPERATORS)) -> Check:
     return _check(text, together=tuple(on.split()))
+
+
+_BY_PATH = " ".join(dict.fromkeys(str(row) for row, _ in one_of_each_path()))  # what runs one call of each path
 
 
 def _trained(text: str) -> Check:
@@ -154,8 +157,8 @@ COMPILED = {
         on="log exp relu sigmoid tanh sqrt rsqrt abs neg add sub mul div pow mean sum",
     ),
     "transforms inside": _shared("compile_transforms::test_compiled_transforms_drop_no_derivative"),
-    "compiled autograd": _shared("compile_transforms::test_compiled_autograd_traces_our_backward"),
-    "Inductor": _shared("compile_inductor::test_inductor_computes_every_call_and_its_gradient"),
+    "compiled autograd": _shared("compile_transforms::test_compiled_autograd_traces_our_backward", on=_BY_PATH),
+    "Inductor": _shared("compile_inductor::test_inductor_computes_calls_and_their_gradients", on=_BY_PATH),
     "fused in as few kernels": _trained("compile_inductor::test_chain_is_fused_into_as_many_kernels_as_torchs"),
     "torch.export": _trained("compile_export::test_exported_models_are_torchs_and_survive_a_file"),
     "AOTInductor": _trained("compile_export::test_aot_inductor_packages_a_model"),

@@ -62,7 +62,9 @@ class Ranks:
 
     def start(self) -> None:
         """Start the processes, in a new group."""
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("spawn" if self.environment else "forkserver")  # which has its own
+        if not self.environment:
+            context.set_forkserver_preload(["tests.engines", "torch.distributed.tensor"])  # imported once for all ranks
         self.folder = tempfile.TemporaryDirectory()  # of the file through which groups are made, later ones too
         meeting = f"{self.folder.name}/group"
         with pytest.MonkeyPatch.context() as patch:

@@ -62,6 +62,7 @@ class Recorder:
         self.counts: dict[str, dict[str, Counter]] = {}
         self.skipped: Counter[str] = Counter()
         self.ran: Counter[str] = Counter()
+        self.files: set[str] = set()  # of tests that were collected
         self.stale: list[str] = []
 
     def places(self, item) -> list[tuple[str, str]]:
@@ -78,7 +79,8 @@ class Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config, items):
-        """Count the cases before they are thinned out; to be recorded are only these."""
+        """Count the cases before a sample is taken; to be recorded are only these."""
+        self.files = {item.path.name for item in items}
         placed = [item for item in items if self.places(item)]
         for item in placed:
             self.add(self.places(item), "cases")
@@ -113,7 +115,7 @@ class Recorder:
             what = report.verdict
         if what == "skipped":
             self.skipped[
-                f"{report.nodeid.split('/')[-1].split('[')[0]}: {report.longrepr[2].removeprefix('Skipped: ')}"
+                f"{re.split(r'[@[]', report.nodeid.split('/')[-1])[0]}: {report.longrepr[2].removeprefix('Skipped: ')}"
             ] += 1
         self.ran[what] += 1
         self.add(places, what)
@@ -123,7 +125,8 @@ class Recorder:
         """Take the numbers of cases from an xdist worker, which alone collects."""
         collected = getattr(node, "workeroutput", {}).get("collected")
         if collected and not self.ran["cases"]:
-            self.ran["cases"], places = collected
+            self.ran["cases"], places, files = collected
+            self.files = set(files)
             for check, operator, n in places:
                 self.add([(check, operator)], "cases", n)
 
@@ -132,19 +135,25 @@ class Recorder:
         """Write what was counted, or compare it with what is written."""
         if hasattr(session.config, "workerinput"):
             cases = [(c, op, n["cases"]) for c, counts in self.counts.items() for op, n in counts.items()]
-            session.config.workeroutput["collected"] = (self.ran["cases"], cases)
+            session.config.workeroutput["collected"] = (self.ran["cases"], cases, sorted(self.files))
             return
         if self.record:
             Path(self.record).write_text(as_json(self.document()))
         if self.check:
             written = RESULTS / f"{self.where['mode']}.json"
             self.stale = differences(json.loads(written.read_text()), self.document()) if written.exists() else []
+            self.stale += self.without_cases()
             session.exitstatus = pytest.ExitCode.TESTS_FAILED if self.stale else session.exitstatus
 
     def pytest_terminal_summary(self, terminalreporter):
         """Say what is not as it is written."""
         for line in self.stale:
             terminalreporter.write_line(f"FAILED: docs/compatibility: {line}", red=True)
+
+    def without_cases(self) -> list[str]:
+        """Return what features name and no test is: a test or a part of its ids has another name by now."""
+        named = [str(check) for checks in self.checks.values() for check in checks if check.file in self.files]
+        return [f"{check} has no case: tests/features.py" for check in named if check not in self.counts]
 
     def document(self) -> dict:
         """All that was counted; the same run gives the same."""

@@ -13,6 +13,9 @@ from benchmarks import machine
 from . import accuracy
 from .cases import CALLS, REDUCTIONS, ids
 from .compare import cotangent
+from .marks import formulas_only
+
+pytestmark = formulas_only
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CALL = {call.name: (row, call) for row, call in CALLS}

@@ -10,7 +10,8 @@ from .cases import CALLS
 from .conftest import INTERPRETED, KERNELS
 
 why = "the interpreter's functions do not compile" if INTERPRETED else "what a GPU compiles, a dry run compiles too"
-pytestmark = pytest.mark.skipif(KERNELS, reason=why)
+if KERNELS:
+    pytest.skip(why, allow_module_level=True)
 triton = pytest.importorskip("triton", reason="without Triton there are no kernels")
 import triton.language as tl  # noqa: E402
 from customops.triton_kernels import formulas, launch, plan  # noqa: E402
@@ -26,19 +27,19 @@ def _fresh_memory_is_nan():
     """It is left alone instead: nothing is computed, and gigabytes would be filled."""
 
 
-@pytest.mark.parametrize("case", CHOSEN)
+@pytest.mark.parametrize("case", audit.chosen(), ids=str)
 def test_usual_calls_cost_what_they_must(case, tally):
     check(case, tally)
 
 
-@pytest.mark.thin(formulas=32, kernels=1000, gpu=1000)
-@pytest.mark.parametrize("case", [case for case in CASES if case not in CHOSEN])
+@pytest.mark.sample(formulas="operator, layout, dtype", kernels="")
+@pytest.mark.parametrize("case", [case for name, case in CASES.items() if name not in CHOSEN], ids=str)
 def test_calls_cost_what_they_must(case, tally):
     check(case, tally)
 
 
-def check(case: str, tally):
-    finding = audit.audit(CASES[case])
+def check(case: audit.Case, tally):
+    finding = audit.audit(case)
     assert not audit.faults(finding)
     tally("audited calls")
     tally("audited launches", sum(phase.launches for phase in finding.values()))

@@ -16,10 +16,8 @@ import customops
 from .cases import CALLS, ids
 from .compare import assert_as_torch, assert_same_outcomes, backward
 from .conftest import KERNELS
-from .test_inplace import BINARY, UNARY
-
-every_call = pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-thin = pytest.mark.thin(kernels=4, gpu=4)
+from .inplace import BINARY, UNARY
+from .marks import by_path, every_call
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +25,15 @@ def _count(tally):
     tally("uses of autograd")
 
 
+@pytest.mark.sample(formulas="operator, path*reentrant", kernels="path, reentrant")
 @every_call
-@thin
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not"])
 def test_checkpoint_gives_the_same_gradients(reentrant, row, call, device):
     assert_as_torch(lambda f, *xs: backward(checkpoint(f, *xs, use_reentrant=reentrant), *xs), row, call, device)
 
 
 @every_call
-@thin
+@by_path
 def test_checkpoint_may_begin_or_end_under_a_dispatch_mode(row, call, device):
     """What a mode sees is torch's operator: it has to save as many tensors as ours, in the same order."""
 
@@ -53,8 +51,8 @@ def test_checkpoint_may_begin_or_end_under_a_dispatch_mode(row, call, device):
     assert_as_torch(end, row, call, device)
 
 
+@pytest.mark.sample(formulas="operator, path*policy", kernels="path, policy")
 @every_call
-@thin
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE], ids=str)
 def test_selective_checkpoint_asks_about_the_same_operators(policy, row, call, device):
     def use(f, *xs):
@@ -72,7 +70,7 @@ def test_selective_checkpoint_asks_about_the_same_operators(policy, row, call, d
 
 
 @every_call
-@thin
+@by_path
 def test_saved_tensors_hooks_get_and_may_replace_the_same_tensors(row, call, device):
     for wanted in ((True, True), (True, False), (False, True))[: 2 * call.arity - 1]:
         packed = []
@@ -93,8 +91,8 @@ def _fail(_):
     raise KeyError
 
 
+@pytest.mark.sample(formulas="operator, path*hooks", kernels="path, hooks")
 @every_call
-@thin
 @pytest.mark.parametrize("hooks", [(_fail, id), (id, _fail), (id, id)], ids=["pack", "unpack", "no tensor"])
 def test_saved_tensors_hooks_that_fail_raise_the_same(hooks, row, call, device):
     def use(f, *xs):
@@ -105,8 +103,8 @@ def test_saved_tensors_hooks_that_fail_raise_the_same(hooks, row, call, device):
     assert_as_torch(use, row, call, device, raises=None)
 
 
+@pytest.mark.sample(formulas="operator*context, path*context", kernels="path, context")
 @every_call
-@thin
 @pytest.mark.parametrize(
     "context",
     [graph.save_on_cpu, lambda: graph.disable_saved_tensors_hooks("none here"), graph.allow_mutation_on_saved_tensors],
@@ -128,7 +126,7 @@ def test_contexts_of_saved_tensors_give_the_same_gradients(context, row, call, d
 
 
 @every_call
-@thin
+@by_path
 def test_changing_a_saved_tensor_raises_exactly_where_torch_does(row, call, device):
     for changed in range(call.arity + 1):
 
@@ -143,8 +141,8 @@ def test_changing_a_saved_tensor_raises_exactly_where_torch_does(row, call, devi
         assert_as_torch(use, row, call, device, raises=None)
 
 
+@pytest.mark.sample(formulas="operator, path*retain", kernels="path, retain")
 @every_call
-@thin
 @pytest.mark.parametrize("retain", [True, False], ids=["retained", "not"])
 def test_second_backward_raises_exactly_where_torchs_does(retain, row, call, device):
     def use(f, *xs):
@@ -156,7 +154,7 @@ def test_second_backward_raises_exactly_where_torchs_does(retain, row, call, dev
 
 
 @every_call
-@thin
+@by_path
 def test_hooks_of_tensors_and_nodes_run_in_the_same_order_and_change_gradients(row, call, device):
     def use(f, *xs):
         heard = []
@@ -177,7 +175,7 @@ def test_hooks_of_tensors_and_nodes_run_in_the_same_order_and_change_gradients(r
 
 
 @every_call
-@thin
+@by_path
 def test_hooks_of_modules_get_the_same(row, call, device):
     def use(f, *xs):
         class Model(torch.nn.Module):
@@ -197,7 +195,7 @@ STOPPED = "pow(x, 0)"  # its gradient is 0 whatever comes
 
 
 @pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[1].name != STOPPED], ids=ids)
-@thin
+@by_path
 def test_anomaly_mode_names_the_operator_and_the_line_that_called_it(row, call, device):
     xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
     with warnings.catch_warnings(record=True) as caught, torch.autograd.detect_anomaly():

@@ -10,8 +10,8 @@ import customops
 
 from .cases import LAYOUTS
 from .compare import assert_as_torch, assert_same_outcomes, backward, cotangent
-from .test_autograd import every_call, thin
-from .test_inplace import BINARY, UNARY, twin
+from .inplace import BINARY, UNARY, twin
+from .marks import by_path, every_call
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,8 @@ MODES = {
 }
 
 
+@pytest.mark.sample(formulas="operator, path*outer, path*inner, outer*inner", kernels="path, outer*inner")
 @every_call
-@thin
 @pytest.mark.parametrize("inner", MODES)
 @pytest.mark.parametrize("outer", MODES)
 def test_grad_modes_decide_what_is_recorded(outer, inner, row, call, device):
@@ -57,7 +57,7 @@ def test_grad_modes_decide_what_is_recorded_in_place(name, inside, device):
 
 
 @every_call
-@thin
+@by_path
 def test_inference_tensors_are_refused_exactly_where_torch_would_save_them(row, call, device):
     for inferred in range(call.arity):
 
@@ -72,7 +72,7 @@ def test_inference_tensors_are_refused_exactly_where_torch_would_save_them(row, 
 
 
 @every_call
-@thin
+@by_path
 def test_backward_disregards_the_grad_mode_around_it(row, call, device):
     for mode in (torch.no_grad, torch.enable_grad):
 
@@ -99,7 +99,7 @@ class Nothing(Function):
 
 
 @every_call
-@thin
+@by_path
 def test_gradients_that_do_not_arrive_go_no_further(row, call, device):
     """Zeros in their place would be stepped on by optimizers, and be nan where a slope is inf."""
     assert_as_torch(lambda f, *xs: backward(Nothing.apply(f(*xs)), *xs), row, call, device)
@@ -125,8 +125,8 @@ COTANGENTS = {
 }
 
 
+@pytest.mark.sample(formulas="operator, path*kind", kernels="path, kind")
 @every_call
-@thin
 @pytest.mark.parametrize("kind", COTANGENTS)
 def test_every_kind_of_cotangent_is_taken_or_refused_as_torch_does(kind, row, call, device):
     def use(f, *xs):
@@ -137,7 +137,7 @@ def test_every_kind_of_cotangent_is_taken_or_refused_as_torch_does(kind, row, ca
 
 
 @every_call
-@thin
+@by_path
 def test_batches_of_cotangents_give_batches_of_gradients(row, call, device):
     def use(f, *xs):
         z = f(*xs)
@@ -146,8 +146,8 @@ def test_batches_of_cotangents_give_batches_of_gradients(row, call, device):
     assert_as_torch(use, row, call, device)
 
 
+@pytest.mark.sample(formulas="operator, path*options", kernels="path, options")
 @every_call
-@thin
 @pytest.mark.parametrize("options", [{}, {"allow_unused": True}, {"materialize_grads": True}], ids=str)
 def test_what_was_not_used_is_missing_as_in_torch(options, row, call, device):
     def use(f, *xs):
@@ -158,7 +158,7 @@ def test_what_was_not_used_is_missing_as_in_torch(options, row, call, device):
 
 
 @every_call
-@thin
+@by_path
 def test_a_tensor_used_many_times_gets_the_sum(row, call, device):
     def use(f, *xs):
         z = f(*[xs[0]] * call.arity) + f(*xs) * f(*xs[::-1])
@@ -169,8 +169,8 @@ def test_a_tensor_used_many_times_gets_the_sum(row, call, device):
     assert_as_torch(use, row, call, device)
 
 
+@pytest.mark.sample(formulas="operator, path*layout", kernels="path, layout")
 @every_call
-@thin
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded", "channels_last"])
 def test_accumulated_gradients_are_laid_out_as_torchs_and_share_no_memory(layout, row, call, device):
     def use(f, *xs):

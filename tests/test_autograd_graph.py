@@ -15,8 +15,8 @@ import customops
 
 from .compare import assert_as_torch, assert_same_outcomes, backward, cotangent
 from .conftest import INTERPRETED
-from .test_autograd import every_call, thin
-from .test_inplace import BINARY, UNARY, twin
+from .inplace import BINARY, UNARY, twin
+from .marks import by_path, every_call
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def _count(tally):
 
 
 @every_call
-@thin
+@by_path
 def test_nodes_can_be_walked_and_carry_what_torchs_do(row, call, device):
     def use(f, *xs):
         z = f(*(x * 1 for x in xs))
@@ -39,7 +39,7 @@ def test_nodes_can_be_walked_and_carry_what_torchs_do(row, call, device):
 
 
 @every_call
-@thin
+@by_path
 def test_saved_tensors_can_be_read_until_backward_frees_them(row, call, device):
     xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
     node = (z := call.function(customops, *xs)).grad_fn
@@ -50,7 +50,7 @@ def test_saved_tensors_can_be_read_until_backward_frees_them(row, call, device):
 
 
 @every_call
-@thin
+@by_path
 @pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter holds what it was called with in reference cycles")
 def test_memory_is_freed_without_the_garbage_collector_and_as_early_as_torchs(row, call, device):
     def use(f, *xs):
@@ -74,7 +74,7 @@ def test_memory_is_freed_without_the_garbage_collector_and_as_early_as_torchs(ro
 
 
 @every_call
-@thin
+@by_path
 def test_profilers_see_the_operator_and_link_its_backward_to_its_forward(row, call, device):
     xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
     with profile() as profiled:
@@ -84,7 +84,7 @@ def test_profilers_see_the_operator_and_link_its_backward_to_its_forward(row, ca
 
 
 @every_call
-@thin
+@by_path
 def test_threads_go_backward_at_once(row, call, device):
     """Each through a graph of its own, of shapes of its own, and all through one that they share."""
 
@@ -102,7 +102,7 @@ def test_threads_go_backward_at_once(row, call, device):
 
 
 @every_call
-@thin
+@by_path
 def test_generators_keep_their_grad_mode_to_themselves(row, call, device):
     def use(f, *xs):
         @torch.no_grad()
@@ -116,7 +116,7 @@ def test_generators_keep_their_grad_mode_to_themselves(row, call, device):
 
 
 @every_call
-@thin
+@by_path
 def test_a_view_of_a_result_written_in_place_is_differentiated(row, call, device):
     def use(f, *xs):
         z = f(*xs)

@@ -11,8 +11,11 @@ import pytest
 from . import compatibility, recorder
 from .cases import ROWS
 from .features import CHECKS, FEATURES, INAPPLICABLE, LIMITED
+from .marks import formulas_only
 from .recorder import OPERATORS, RESULTS
-from .test_recorder import document, once, run
+from .test_recorder import document
+
+pytestmark = formulas_only
 
 TESTS = Path(__file__).parent
 DOCUMENTS = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
@@ -31,16 +34,24 @@ def results(tmp_path):
     return write
 
 
-def line_of(page, feature):
+def page(results=RESULTS):
+    """Return all pages, one after the other."""
+    return "\n".join(compatibility.pages(results).values())
+
+
+def line_of(pages, feature):
     """The cells of a feature, by operator."""
-    (line,) = (line for line in page.splitlines() if line.startswith(f"| {feature} |"))
+    (line,) = (line for line in pages.splitlines() if line.startswith(f"| {feature} |"))
     return dict(zip(OPERATORS, (cell.split("]")[0].lstrip("[") for cell in line[:-2].split(" | ")[2:]), strict=True))
 
 
-def test_committed_page_is_what_its_json_gives():
-    assert RESULTS.with_suffix(".md").read_text(encoding="utf-8") == compatibility.page(), (
-        "python -m tests.compatibility writes it"
-    )
+def test_committed_pages_are_what_their_json_gives():
+    committed = {path: path.read_text(encoding="utf-8") for path in (*RESULTS.glob("*.md"), RESULTS.with_suffix(".md"))}
+    assert committed == compatibility.pages(), "python -m tests.compatibility writes them"
+
+
+def test_the_summary_is_one_screen():
+    assert len(compatibility.pages()[RESULTS.with_suffix(".md")].splitlines()) <= 40
 
 
 def test_names_are_unique_and_known():
@@ -63,26 +74,14 @@ def test_results_are_of_tests_that_are_named():
         assert {*written["results"]} <= {*CHECKS}, f"{name}.json: make compatibility"
 
 
-@once
-def test_what_is_named_is_collected_with_the_operators_that_the_results_have(tmp_path):
-    file = tmp_path / "collected.json"
-    assert run("--collect-only", "--record", file, *{TESTS / check.file for check in CHECKS.values()}).returncode == 0
-    collected = json.loads(file.read_text())["results"]
-    here = {check.split("::")[0] for check in collected}  # a file may be skipped where a package is missing
-    for name, check in CHECKS.items():
-        if check.file in here:
-            assert name in collected, f"{name} has no case"
-            assert {*collected[name]} == {*DOCUMENTS["formulas"]["results"].get(name, ())}, name
-
-
 VMAP = "test_func.py::test_transform_matches_torch[vmap]"
 
 
 def test_cells_say_what_became_of_the_cases(results):
     counts = {"log": {"passed": 1, "partly": 2, "refused": 3}, "exp": {"passed": 4, "failed": 2}, "add": {"skipped": 1}}
     counts = {operator: {"cases": 9} | became for operator, became in counts.items()} | {"sub": {"cases": 9}}
-    page = compatibility.page(results(formulas=document({VMAP: counts}), kernels=document({})))
-    cells = line_of(page, "vmap")
+    pages = page(results(formulas=document({VMAP: counts}), kernels=document({})))
+    cells = line_of(pages, "vmap")
     assert cells["log"] == "✓ 1 ◐ 2 ⊘ 3<br>not run<br>not run"
     assert [cells[operator].split("<br>")[0] for operator in ("exp", "add", "sub", "mul")] == [
         "**✗ 2 of 6**",
@@ -95,39 +94,37 @@ def test_cells_say_what_became_of_the_cases(results):
 def test_every_failure_is_in_its_cell_and_in_the_list(results):
     """One of each check, on one operator or on all in it."""
     failed = {str(c): {"together" if c.together else "mul": {"cases": 3, "failed": 3}} for c in CHECKS.values()}
-    page = compatibility.page(results(gpu=document(failed)))
+    pages = page(results(gpu=document(failed)))
     for name, checks in ((name, checks) for section in FEATURES.values() for name, checks in section.items()):
-        cells = line_of(page, name + (" [†](../README.md#limits)" if name in LIMITED else ""))
+        cells = line_of(pages, name + (" [†](../../README.md#limits)" if name in LIMITED else ""))
         of_check = {operator: [c for c in checks if operator in (c.together or ("mul",))] for operator in OPERATORS}
         for operator, shown in of_check.items():
             n = 3 * len(shown)
             assert (f"**✗ {n} of {n}**" in cells[operator]) == bool(n), name
     for check in CHECKS.values():
         on = "all operators in it" if check.together else "mul"
-        assert f"- gpu: `{check}`, {on}: **✗ 3 of 3**" in page
+        assert f"- gpu: `{check}`, {on}: **✗ 3 of 3**" in pages
 
 
 def test_what_has_no_test_or_needs_a_gpu_says_so(results):
-    page = compatibility.page(results(formulas=document({})))
-    assert {*line_of(page, "float8 [†](../README.md#limits)").values()} == {"no test"}
-    assert {*line_of(page, "CUDA graphs").values()} == {"not run: needs a GPU"}
+    pages = page(results(formulas=document({})))
+    assert {*line_of(pages, "float8 [†](../../README.md#limits)").values()} == {"no test"}
+    assert {*line_of(pages, "CUDA graphs").values()} == {"not run: needs a GPU"}
     binary = [row.name for row in ROWS if row.calls[0].arity == 2]
     asked = {operator: "not run: needs a GPU" if operator in binary else "n/a" for operator in OPERATORS}
-    assert line_of(page, "operands on two devices") == asked
-    assert line_of(page, "`out=`")["relu"] == "n/a"
-    assert line_of(page, "uint16 [†](../README.md#limits)")["log"] == "no test"
-    assert line_of(page, "large, by blocks")["add"] == "not run<br>not run<br>n/a"
-    assert "| gpu | ours, by Triton kernels on a GPU |" in page
-    gpu = compatibility.page(
-        results(gpu=document({"test_gpu_graphs.py::test_graph_replays_with_new_values": {"log": {}}}))
-    )
+    assert line_of(pages, "operands on two devices") == asked
+    assert line_of(pages, "`out=`")["relu"] == "n/a"
+    assert line_of(pages, "uint16 [†](../../README.md#limits)")["log"] == "no test"
+    assert line_of(pages, "large, by blocks")["add"] == "not run<br>not run<br>n/a"
+    assert "| gpu | ours, by Triton kernels on a GPU |" in pages
+    gpu = page(results(gpu=document({"test_gpu_graphs.py::test_graph_replays_with_new_values": {"log": {}}})))
     assert line_of(gpu, "CUDA graphs")["log"] == "no test"
 
 
 def test_links_lead_to_files_that_are_there():
-    page = compatibility.page()
-    links = [line.split(": ", 1) for line in page.splitlines() if line.startswith("[") and "]: " in line]
+    pages = page()
+    links = [line.split(": ", 1) for line in pages.splitlines() if line.startswith("[") and "]: " in line]
     assert len(links) == len([name for features in FEATURES.values() for name, checks in features.items() if checks])
     for label, target in links:
-        assert (RESULTS.parent / target.split()[0]).exists(), target
-        assert f"]{label}" in page, f"no cell links to {label}"
+        assert (RESULTS / target.split()[0]).exists(), target
+        assert f"]{label}" in pages, f"no cell links to {label}"

@@ -16,12 +16,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import customops
 from customops import config
 
-from . import test_inplace
+from . import inplace
 from .cases import CALLS, ids
 from .compare import assert_equal, assert_same_outcomes, cotangent, outcome
 from .compiling import FORMULAS, LIBRARIES, STATIC_AND_DYNAMIC, compiling_anew, leaf, rand
 from .conftest import DEVICE
-from .test_inplace import twin
+from .inplace import twin
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
 
@@ -46,7 +46,7 @@ def compiled_graphs(library, call, xs, dynamic) -> tuple[list, list]:
     return [z, *torch.autograd.grad(z, xs, cotangent(z))], graphs
 
 
-@pytest.mark.thin(formulas=2, kernels=8, gpu=12)
+@pytest.mark.sample(formulas="operator, path, dynamic", kernels="dynamic")
 @STATIC_AND_DYNAMIC
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_compiled_calls_have_torchs_graphs_values_and_gradients(row, call, dynamic, device, tally):
@@ -98,6 +98,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.sample(formulas="change, dynamic")
 @FORMULAS
 @pytest.mark.parametrize("dynamic", [None, False, True], ids=["automatic", "static", "dynamic"])
 @pytest.mark.parametrize("change", CHANGES)
@@ -163,8 +164,8 @@ def under(context):
 
 
 PROGRAMS = {
-    **{name: (lambda lib, x, n=name: into_view(lib, x, n)) for name in test_inplace.UNARY},
-    **{name: (lambda lib, x, n=name: into_view(lib, x, n, 2)) for name in test_inplace.BINARY},
+    **{f"into a view, {name}": (lambda lib, x, n=name: into_view(lib, x, n)) for name in inplace.UNARY},
+    **{f"into a view, {name}": (lambda lib, x, n=name: into_view(lib, x, n, 2)) for name in inplace.BINARY},
     "argument written": lambda lib, x: twin(lib, "exp_")(x.detach()),
     "leaf written": lambda lib, x: twin(lib, "exp_")(x),
     "out": lambda lib, x: lib.mul(x.detach(), 2.5, out=torch.empty_like(x)),
@@ -199,7 +200,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.thin(kernels=6)
+@pytest.mark.sample(formulas="kind, dynamic", kernels="dynamic")
 @STATIC_AND_DYNAMIC
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_compiled_programs_do_what_torchs_do(name, dynamic, tally):

@@ -45,6 +45,7 @@ def rows(n):
     return torch.linspace(0.2, 1.2, n * 6, device=DEVICE).reshape(n, 6)
 
 
+@pytest.mark.sample(formulas="strict, shapes")
 @FORMULAS
 @pytest.mark.parametrize("shapes", [None, DYNAMIC], ids=["static", "dynamic"])
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "lenient"])
@@ -63,6 +64,7 @@ def test_exported_models_are_torchs_and_survive_a_file(strict, shapes):
             assert_same_outcomes(exported.module()(rows(n)), want)
 
 
+@pytest.mark.sample(formulas="")
 @FORMULAS
 @COMPILER
 def test_aot_inductor_packages_a_model(tmp_path, monkeypatch):
@@ -74,7 +76,7 @@ def test_aot_inductor_packages_a_model(tmp_path, monkeypatch):
         assert_same_outcomes(list(got), list(Gate(torch).to(DEVICE)(rows(9))))
 
 
-@pytest.mark.thin(kernels=6)
+@pytest.mark.sample(formulas="operator, path*mode", kernels="mode")
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_make_fx_records_torchs_operators(row, call, mode, device, tally):
@@ -96,7 +98,7 @@ def test_symbolic_sizes_are_numbers(name, order, device):
     assert record(customops) == record(torch)
 
 
-@pytest.mark.thin(kernels=6)
+@pytest.mark.sample(formulas="operator, path", kernels="")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_tracers_record_what_computes_the_same(row, call, device):
     def use(library, tracer):

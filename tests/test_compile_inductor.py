@@ -8,7 +8,7 @@ from torch._inductor import metrics
 
 import customops
 
-from .cases import CALLS
+from .cases import CALLS, one_of_each_path
 from .compare import assert_equal, cotangent
 from .compiling import COMPILER, FORMULAS, LIBRARIES, STATIC_AND_DYNAMIC, block, compiling_anew, every, leaf, rand
 
@@ -19,17 +19,20 @@ def _compile_anew(tmp_path):
         yield
 
 
+@pytest.mark.sample(formulas="once")
 @FORMULAS
 @COMPILER
 @STATIC_AND_DYNAMIC
 @torch._inductor.config.patch({"cpp.simdlen": 1})  # vectors take g++ twice the time
-def test_inductor_computes_every_call_and_its_gradient(dynamic, tally):
+def test_inductor_computes_calls_and_their_gradients(dynamic, full, tally):
+    """One call of each path; with ``--full`` all calls."""
+    calls = [call for _, call in (CALLS if full else one_of_each_path())]
     x = leaf(2, 3, 2, 2)
-    function = torch.compile(lambda x: every(customops, x), fullgraph=True, dynamic=dynamic)
-    z, want = function(x), every(torch, x)
+    function = torch.compile(lambda x: every(customops, x, calls), fullgraph=True, dynamic=dynamic)
+    z, want = function(x), every(torch, x, calls)
     assert_equal(z, want)
     assert_equal(*(torch.autograd.grad(value, x)[0] for value in (z, want)))
-    tally("calls compiled by Inductor", len(CALLS))
+    tally("calls compiled by Inductor", len(calls))
 
 
 def kernels(function, dynamic, *xs) -> int:
@@ -42,6 +45,7 @@ def kernels(function, dynamic, *xs) -> int:
     return metrics.generated_kernel_count
 
 
+@pytest.mark.sample(formulas="once")
 @FORMULAS
 @COMPILER
 @STATIC_AND_DYNAMIC

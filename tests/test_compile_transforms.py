@@ -10,7 +10,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import customops
 
-from .cases import CALLS, ROWS
+from .cases import CALLS, ROWS, one_of_each_path
 from .compare import assert_equal, outcome
 from .compiling import FORMULAS, LIBRARIES, compiling_anew, every, leaf, rand
 
@@ -45,14 +45,19 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.thin(kernels=12)
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_compiled_transforms_drop_no_derivative(name, tally):
-    """Ours inside, as torch's without a compiler; Dynamo itself would lose a Function's jvp."""
+def test_compiled_transforms_drop_no_derivative(name, full, tally):
+    """Ours inside, as torch's without a compiler; Dynamo itself would lose a Function's jvp.
+
+    A call of every other path, others under each transform; with ``--full`` all calls.
+    """
+    number = list(TRANSFORMS).index(name)
+    calls = SOME if full else [call for _, call in one_of_each_path(number // 2, rank=1)[number % 2 :: 2]]
     x, t = leaf(2, 1, 2, 1), rand(2, 1, 2, 1)
 
     def use(library):
-        return lambda x, t: TRANSFORMS[name](lambda x: every(library, x, SOME), x, t)
+        return lambda x, t: TRANSFORMS[name](lambda x: every(library, x, calls), x, t)
 
     got = outcome(torch.compile(use(customops), fullgraph=True, backend="aot_eager"), x, t)
     if isinstance(got, type) and name == "jvp of jvp":  # after a jvp torch 2.13 compiles none, of its own neither
@@ -63,11 +68,13 @@ def test_compiled_transforms_drop_no_derivative(name, tally):
 
 
 @FORMULAS
-def test_compiled_autograd_traces_our_backward():
+def test_compiled_autograd_traces_our_backward(full):
+    """Of one call of each path; with ``--full`` of two of each operator."""
+    calls = [call for row in ROWS for call in row.calls[:2]] if full else [call for _, call in one_of_each_path()]
     start, grads = rand(2, 3, 2, 2), []
     for library in LIBRARIES:
         x = start.clone().requires_grad_()
-        z = every(library, x, [call for row in ROWS for call in row.calls[:2]])
+        z = every(library, x, calls)
         torch.compiler.reset()
         with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
             z.backward()

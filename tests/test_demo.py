@@ -24,6 +24,14 @@ BACKEND = "triton" if KERNELS else "torch"
 TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=-99)
 
 
+@pytest.fixture(autouse=True)
+def _tested(monkeypatch):
+    if INTERPRETED:
+        monkeypatch.setattr(
+            demo.TRAININGS["digits"], "tested", 16
+        )  # to test on all digits takes the interpreter ten seconds
+
+
 class Identity(torch.autograd.Function):
     """z = x, with a fault in the gradient that a subclass adds."""
 
@@ -64,6 +72,7 @@ def test_trainings_agree_and_every_operator_is_counted(capsys):
     assert {line[0] for line in words if line} >= set(demo.OPERATORS)
 
 
+@pytest.mark.sample(formulas="once")
 @pytest.mark.skipif(INTERPRETED, reason="hundreds of steps take ten minutes in the interpreter")
 @pytest.mark.parametrize("training", TRAININGS)
 def test_full_schedule_learns_in_higher_and_first_order(training, monkeypatch, capsys):
@@ -72,6 +81,7 @@ def test_full_schedule_learns_in_higher_and_first_order(training, monkeypatch, c
     assert "The two agree." in capsys.readouterr().out
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("training", ["wgan-gp", "physics"])
 def test_trainings_of_higher_order_agree(training):
     assert demo.run(TRAININGS[training], BACKEND, TINY) == 0
@@ -88,6 +98,7 @@ def test_second_derivative_dropped_fails_in_higher_order(training, name, capsys)
     assert demo.run(digits.Digits, BACKEND, TINY, library) == 0
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("name", ["sigmoid"] if KERNELS else demo.OPERATORS)
 def test_gradient_off_by_a_thousandth_fails(name, capsys):
     assert demo.run(digits.Digits, BACKEND, TINY, broken(name, OffGradient.apply)) == 1
@@ -95,7 +106,7 @@ def test_gradient_off_by_a_thousandth_fails(name, capsys):
     assert reason.startswith(("they differ: gradient differs by", "they differ: loss differs by"))
 
 
-@pytest.mark.thin(kernels=3)
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize(
     ("name", "spoil", "reason"),
     [
@@ -109,6 +120,7 @@ def test_broken_operator_fails_for_a_reason(name, spoil, reason, capsys):
     assert f"they differ: {reason}" in capsys.readouterr().err
 
 
+@pytest.mark.sample(kernels="")
 def test_network_that_learned_nothing_fails(capsys):
     assert demo.run(digits.Digits, BACKEND, TINY._replace(floor=0.99)) == 1
     assert "they differ: test accuracy is" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from customops import formulas
 from .cases import CALLS, REDUCTIONS, ROWS, ids
 from .compare import record_launches
 from .conftest import DEVICE, INTERPRETED, KERNELS, NO_KERNEL
+from .marks import formulas_only
 
 X = torch.tensor([0.5, 2.0], device=DEVICE)
 
@@ -82,6 +83,7 @@ def test_forcing_a_kernel_where_none_can_run_says_why_and_what_to_do():
         customops.exp(X.cpu())
 
 
+@formulas_only
 def test_unknown_backend_is_refused_by_name():
     with pytest.raises(ValueError, match=r"backend\(\): expected one of auto, torch, triton, got 'cuda'"):
         customops.backend("cuda").__enter__()
@@ -95,6 +97,7 @@ def test_backend_is_restored_after_an_error():
     assert customops.config.current_backend == ("triton" if KERNELS else "auto")
 
 
+@formulas_only
 def test_importing_needs_neither_triton_nor_gpu():
     done = python(
         "import sys; sys.modules['triton'] = None\n"
@@ -109,11 +112,13 @@ def test_importing_needs_neither_triton_nor_gpu():
     )
 
 
+@formulas_only
 def test_importing_does_not_import_triton():
     done = python("import sys, customops; print('triton' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr
 
 
+@formulas_only
 def test_triton_formulas_are_the_twins_of_torchs():
     """Same names, same arguments, same order."""
     twins = pytest.importorskip("customops.triton_kernels.formulas", reason="without Triton there are no twins")

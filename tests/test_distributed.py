@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 
 from .conftest import DEVICE
+from .marks import formulas_only
+
+pytestmark = formulas_only
 
 
 def _rank_times(factor):
@@ -40,6 +43,7 @@ def test_ranks_answer_in_order(two):
     assert two(_rank_times, 10) == [(0, 3), (10, 3)]
 
 
+@pytest.mark.sample(formulas="once", kernels="")
 @pytest.mark.parametrize(
     ("how", "seconds", "message"),
     [(_raise, 60, "ValueError: of its own"), (_die, 60, "exit code 3"), (_sleep, 5, "did not answer in 5 s")],

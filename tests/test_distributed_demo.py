@@ -120,7 +120,7 @@ def test_engine_agrees_with_one_process(engine, two):
     assert two(_reason, engine) == [None, None]
 
 
-@pytest.mark.thin(kernels=15)
+@pytest.mark.sample(formulas="engine, name", kernels="")
 @pytest.mark.parametrize("name", demo.OPERATORS)
 @each_engine
 def test_gradient_off_by_a_thousandth_on_one_process_fails(engine, name, two):
@@ -128,13 +128,14 @@ def test_gradient_off_by_a_thousandth_on_one_process_fails(engine, name, two):
         assert reason.startswith(("gradient differs by", "loss differs by"))
 
 
+@pytest.mark.sample(kernels="")
 def test_difference_that_one_process_sees_fails_on_all(two):
     first, last = two(_reason, OffAfterwards)
     assert first == last
     assert first.startswith("gradient differs by 0.001 ")
 
 
-@pytest.mark.thin(kernels=3)
+@pytest.mark.sample(kernels="")
 @each_engine
 def test_operator_without_gradient_fails(engine, two):
     assert two(_reason, engine, "relu", torch.detach) == ["no gradient flows through relu"] * 2
@@ -144,10 +145,12 @@ def test_tensor_parallel_gradients_are_where_the_parameters_are(two):
     assert two(_misplaced) == [[], []]
 
 
+@pytest.mark.sample(kernels="")
 def test_each_process_takes_its_rows(two):
     assert two(_rows) == [[0, 1, 2], [3, 4, 5]]
 
 
+@pytest.mark.sample(kernels="")
 def test_run_of_one_process_prints_each_engine(alone, capsys):
     assert demo.run(BACKEND, TINY) == 0
     rows = [re.split(" {2,}", line) for line in capsys.readouterr().out.splitlines()]
@@ -201,6 +204,7 @@ def test_two_processes_want_two_gpus(gpus, device, monkeypatch):
     assert choice.choose("auto", 2)[1] == device
 
 
+@pytest.mark.sample(formulas="")
 @needs_gpus
 @pytest.mark.skipif(INTERPRETED, reason="a hundred steps take minutes in the interpreter")
 def test_command_learns_on_two_processes_without_noise():
@@ -211,6 +215,7 @@ def test_command_learns_on_two_processes_without_noise():
     assert {line.split(":")[0].strip() for line in run.stderr.splitlines() if line.strip()} == set(ENGINES)
 
 
+@pytest.mark.sample(formulas="once")
 @needs_gpus
 @pytest.mark.skipif(INTERPRETED, reason="what ends it is torchrun, kernels or none")
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from .network import LIBRARIES, Network, alone, assert_same_training, at_once, b
 TOLERANCES = {"ddp, compressed": {"rtol": 2e-3, "atol": 2e-3}, "fsdp, mixed": {"rtol": 1.6e-2, "atol": 1e-2}}
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_gradient_flows_through_all_ten_operators_to_every_parameter(library):
     calls = Counter()
@@ -23,13 +24,13 @@ def test_gradient_flows_through_all_ten_operators_to_every_parameter(library):
     assert all(p.grad.count_nonzero() == p.numel() for p in model.parameters())
 
 
-@pytest.mark.thin(kernels=5, gpu=1)
+@pytest.mark.sample(formulas="kind", kernels="", gpu="name")
 @pytest.mark.parametrize("name", ENGINES)
 def test_two_ranks_train_as_one_process(name, two, tally):
     hold(ENGINES[name], two, tally)
 
 
-@pytest.mark.thin(kernels=5, gpu=1)
+@pytest.mark.sample(formulas="kind", kernels="", gpu="name")
 @pytest.mark.parametrize("name", OF_FOUR)
 def test_four_ranks_train_as_one_process(name, four, tally):
     hold(OF_FOUR[name], four, tally)
@@ -44,6 +45,7 @@ def hold(engine, ranks, tally):
         tally("trainings under an engine")
 
 
+@pytest.mark.sample(kernels="", gpu="name")
 @pytest.mark.parametrize("name", HALF)
 def test_half_precision_trains_as_torch_does_under_the_same_engine(name, two, tally):
     ranks = zip(*(two(train, HALF[name], library) for library in LIBRARIES), strict=True)

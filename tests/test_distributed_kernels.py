@@ -54,11 +54,14 @@ def step(engine):
     return Counter(made), steps
 
 
+@pytest.mark.sample(formulas="")
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_each_rank_launches_what_one_process_does(name, interpreted, once):
+def test_each_rank_launches_what_one_process_does(name, interpreted, once, tally):
     assert launches(interpreted, ENGINES[name]) == (once, once)
+    tally("trainings under an engine")
 
 
+@pytest.mark.sample(formulas="")
 @pytest.mark.parametrize(("name", "torchs"), [("tensor", 3), ("tensor, DTensors", 10)])
 def test_shards_of_dtensors_take_the_same_launches_but_for_partial_sums(name, torchs, interpreted, once):
     """Gradients of three gains, and where classes are spread the sums over them: torch's operator adds them up."""
@@ -67,6 +70,7 @@ def test_shards_of_dtensors_take_the_same_launches_but_for_partial_sums(name, to
         assert (once - made).total() <= torchs
 
 
+@pytest.mark.sample(formulas="")
 def test_stages_together_launch_what_one_process_does_for_each_microbatch(interpreted, once):
     """At least: to find out shapes a stage runs once more."""
     engine = Engine(partial(pipeline, schedule=ScheduleGPipe, microbatches=2), by_schedule)

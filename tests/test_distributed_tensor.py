@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import customops
 
-from .cases import CALLS, EXTREMA, ROWS, ids
+from .cases import CALLS, EXTREMA, ROWS, ids, one_of_each_path
 from .compare import assert_same_outcomes, cotangent, outcome, record_launches
 from .conftest import DEVICE, KERNELS, NO_KERNEL
 
@@ -84,15 +84,16 @@ def evaluate(call, library, xs):
     ]
 
 
-def _compare(index, shapes, size, step=1):
-    """``call`` on every combination of placements, or one in ``step``; how many there were, and torch refused.
+def _compare(index, shapes, size, step=1, first=0):
+    """``call`` on one in ``step`` combinations of placements; how many there were, and torch refused.
 
     Each call then has others, so that together they have all.
     """
     (row, call), mesh = CALLS[index], mesh_of(*size)
     wholes = [row.draw(shape, seed=i, device=DEVICE) for i, shape in enumerate(shapes)]
     refused = []
-    for placements in list(product(*(placements_of(shape, mesh) for shape in shapes)))[index % step :: step]:
+    every = list(product(*(placements_of(shape, mesh) for shape in shapes)))
+    for placements in every[(index + first) % min(step, len(every)) :: step]:
         if row.name in EXTREMA and not reaches_all(shapes[0], mesh, *placements):
             continue  # of nothing there is no extremum: torch raises in that process, and the others wait
         xs = [spread(x, mesh, p) for x, p in zip(wholes, placements, strict=True)]
@@ -102,28 +103,36 @@ def _compare(index, shapes, size, step=1):
     return len(refused), sum(refused)
 
 
-def _check(ranks, tally, *args):
-    results = ranks(_compare, *args)
-    assert len(set(results)) == 1
-    compared, refused = results[0]
+def _check(ranks, tally, index, several, size, step, firsts=(0,)):
+    """Compare on each of ``several`` shapes and, a call of the ranks for each, on what comes first of a step."""
+    compared = refused = 0
+    for shapes, first in product(several, firsts):
+        results = ranks(_compare, index, shapes, size, step, first)
+        assert len(set(results)) == 1
+        compared, refused = compared + results[0][0], refused + results[0][1]
     assert compared > refused
     tally("placements", compared)
     if refused:
         tally("refused placements", refused)
 
 
+@pytest.mark.sample(kernels="operator")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-def test_every_placement_gives_what_torch_gives(row, call, two, tally):
-    for shapes in PAIRS if call.arity == 2 else [(shape,) for shape in SHAPES if len(shape) >= call.rank]:
-        _check(two, tally, CALLS.index((row, call)), shapes, (2,))
+def test_every_placement_gives_what_torch_gives(row, call, two, tally, full):
+    """All of them for a call of each path, some for the others; with ``--full`` for all."""
+    step = 1 if full or ((row, call) in one_of_each_path() and not KERNELS) else 5
+    several = PAIRS if call.arity == 2 else [(shape,) for shape in SHAPES if len(shape) >= call.rank]
+    _check(two, tally, CALLS.index((row, call)), several, (2,), step)
 
 
-@pytest.mark.thin(formulas=2, kernels=6)
+@pytest.mark.sample(formulas="operator", kernels="operator")
 @pytest.mark.parametrize(("row", "call"), [(row, call) for row, call in CALLS if call.rank < 3], ids=ids)
 def test_mesh_of_two_axes_gives_what_torch_gives(row, call, four, tally, full):
+    """On some placements; with ``--full`` on all, or by kernels, which take minutes for one call, on more."""
     shapes = PAIRS[1] if call.arity == 2 else [(4, 3)]
-    share = 1 if full else 29 if call.arity == 2 else 4
-    _check(four, tally, CALLS.index((row, call)), shapes, (2, 2), share)
+    step = 47 if call.arity == 2 else 7
+    firsts = range(1 if not full else 5 if KERNELS else step)
+    _check(four, tally, CALLS.index((row, call)), [shapes], (2, 2), step, firsts)
 
 
 def _accumulate(index, placement):
@@ -143,7 +152,7 @@ def _accumulate(index, placement):
     assert_seen_alike(use)
 
 
-@pytest.mark.thin(kernels=2)
+@pytest.mark.sample(formulas="operator, path*placement", kernels="path, placement")
 @pytest.mark.parametrize("placement", [Shard(0), Replicate()], ids=str)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_gradients_add_up_and_share_no_memory(row, call, placement, two):
@@ -267,6 +276,7 @@ def _launched(index, late):
     return counts
 
 
+@pytest.mark.sample(kernels="operator, path*late")
 @pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
 @pytest.mark.parametrize("late", [False, True], ids=["spread", "late"])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)

@@ -9,14 +9,12 @@ import torch
 
 import customops
 
-from .cases import CALLS, REDUCTIONS, Call, ids
-from .compare import TOLERANCE, assert_same_outcome, outcome
+from .cases import EDGES, ELEMENTWISE, REDUCTIONS, Call, ids
+from .compare import assert_agree_at_edges, assert_same_outcome, outcome
 from .conftest import INTERPRETED, KERNELS
 
-EDGES = (0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e30, -1e30)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
@@ -26,7 +24,7 @@ def test_edges_have_torchs_value_and_gradients(call, dtype, device, tally):
     *columns, g = torch.tensor(list(product(EDGES, repeat=call.arity + 1)), dtype=dtype, device=device).unbind(1)
     if KERNELS and call.name == "rsqrt(x)" and dtype == torch.bfloat16:
         g = torch.where(g.isinf(), 2, g)  # torch rounds z³ to 0, which times inf is nan; our kernels keep float32
-    _assert_agree(call.function, columns, g)
+    assert_agree_at_edges(call.function, columns, g)
     tally("edge points", g.numel())
 
 
@@ -44,7 +42,7 @@ def test_edge_numbers_have_torchs_value_and_gradients(name, number, dtype, devic
         if isinstance(want := outcome(function, torch, x), type):  # 1e30 is no float16
             assert outcome(function, customops, x) is want
         else:
-            _assert_agree(function, [x], g)
+            assert_agree_at_edges(function, [x], g)
             tally("edge points", g.numel())
 
 
@@ -54,7 +52,7 @@ def test_reductions_of_edges_have_torchs_value_and_gradients(name, dtype, device
     """Of 0 and -0 torch's amax and amin give the first that they meet, and that depends on how they walk a layout."""
     *columns, g = torch.tensor(list(product(EDGES, repeat=3)), dtype=dtype, device=device).unbind(1)
     reversed_ = lambda lib, x: getattr(lib, name)(x.flip(1), 1)
-    _assert_agree(lambda lib, x: getattr(lib, name)(x, 1), [torch.stack(columns, 1)], g, reversed_)
+    assert_agree_at_edges(lambda lib, x: getattr(lib, name)(x, 1), [torch.stack(columns, 1)], g, reversed_)
     tally("edge points", g.numel())
 
 
@@ -66,25 +64,3 @@ def test_ends_of_integers_have_torchs_value(call, dtype, device):
     values = [value for value in ends if value >= 0 or dtype.is_signed]
     xs = torch.tensor(list(product(values, repeat=call.arity)), dtype=dtype, device=device).unbind(1)
     assert_same_outcome(*(outcome(call.function, library, *xs) for library in (customops, torch)))
-
-
-def _assert_agree(function, columns, g, *others):
-    """As torch on the same device; the sign of a zero as there or on the CPU, where relu keeps that of -0.
-
-    Or as that of ``others`` on the CPU, which compute the same.
-    """
-    got, want = (_value_and_gradients(function, library, columns, g) for library in (customops, torch))
-    cpu = [x.cpu() for x in columns], g.cpu()
-    signs = zip(*(_value_and_gradients(same, torch, *cpu) for same in (function, *others)), strict=True)
-    for mine, theirs, known in zip(got, want, signs, strict=True):
-        torch.testing.assert_close(mine, theirs, equal_nan=True, **TOLERANCE[g.dtype])
-        wrong = mine.signbit() != theirs.signbit()
-        for sign in known:
-            wrong &= mine.signbit() != sign.to(mine.device).signbit()
-        assert not (wrong & (theirs == 0)).any(), "a zero has the wrong sign"
-
-
-def _value_and_gradients(function, library, columns, g):
-    xs = [x.clone().requires_grad_() for x in columns]
-    z = function(library, *xs)
-    return [z.detach(), *torch.autograd.grad(z, xs, g)]

@@ -88,6 +88,7 @@ def _check(names, row, call):
     assert_same_outcome(run(customops, names, call.function, xs), want)
 
 
+@pytest.mark.sample(formulas="operator*name, path*name", kernels="path, name")
 @pytest.mark.parametrize("name", ONCE)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_transform_matches_torch(row, call, name, tally):
@@ -95,15 +96,16 @@ def test_transform_matches_torch(row, call, name, tally):
     tally("transforms")
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.sample(kernels="outermost, innermost")
 @pytest.mark.parametrize("names", TWICE + THRICE, ids="-".join)
 def test_transform_of_transforms_matches_torch(names, full, tally):
-    calls = CALLS if full else Random("-".join(names)).sample(CALLS, 12 if len(names) == 2 else 4)
+    calls = CALLS if full else Random("-".join(names)).sample(CALLS, 6 if len(names) == 2 else 2)
     for row, call in calls:
         _check(names, row, call)
     tally("transforms", len(calls))
 
 
+@pytest.mark.sample(formulas="operator, path*name", kernels="name")
 @pytest.mark.parametrize("name", ["grad", "vjp", "jvp", "vmap", "jacrev", "jacfwd", "hessian"])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_transform_of_complex_numbers_matches_torch(row, call, name):
@@ -119,7 +121,7 @@ def _axes(shapes):
     return list(product(*some)) + ([(0, None), (None, -1)] if len(shapes) == 2 else [])
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.sample(formulas="call, ranks", kernels="path")
 @pytest.mark.parametrize(
     ("row", "call", "shapes"), [(row, call, shapes) for row, call in CALLS for shapes in shapes_for(call)], ids=ids
 )
@@ -141,6 +143,7 @@ def _vmapped(call, library, xs, in_dims, out_dims):
     return [z.detach(), *torch.autograd.grad(z.square().sum(), leaves)]
 
 
+@pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[1].arity == 2], ids=ids)
 def test_nested_vmap_over_different_axes_matches_torch(row, call):
     """A table of all pairs, each of vectors: what kernel matrices are made of."""
@@ -154,6 +157,7 @@ def test_nested_vmap_over_different_axes_matches_torch(row, call):
     assert_same_outcome(table(customops), table(torch))
 
 
+@pytest.mark.sample(formulas="operator, path*transform", kernels="transform")
 @pytest.mark.parametrize("transform", [func.grad, func.grad_and_value, func.jacrev, func.jacfwd])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_auxiliary_output_matches_torch(row, call, transform):
@@ -221,7 +225,7 @@ FUNCTIONAL = {
 }
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.sample(formulas="operator, path, name", kernels="name")
 @pytest.mark.parametrize("name", FUNCTIONAL)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_autograd_functional_matches_torch(row, call, name):

@@ -12,10 +12,9 @@ from torch.nn import Parameter
 
 import customops
 
-from .cases import CALLS, EXTREMA, LAYOUTS, ids, shapes_for
+from .cases import CALLS, EDGES, ELEMENTWISE, EXTREMA, LAYOUTS, ids, shapes_for
 from .compare import TOLERANCE, assert_same_outcome, assert_same_outcomes, outcome
-from .test_edges import EDGES, ELEMENTWISE
-from .test_inplace import BINARY, UNARY, twin
+from .inplace import BINARY, UNARY, twin
 
 BINARY_CALLS = [(row, call) for row, call in CALLS if call.arity == 2]
 CASES = [(row, call, shapes) for row, call in CALLS for shapes in shapes_for(call)]
@@ -48,7 +47,7 @@ def _drawn(row, shapes, device, dtypes=(torch.float64, torch.float64)):
     ]
 
 
-@pytest.mark.thin(kernels=12)
+@pytest.mark.sample(formulas="call, ranks", kernels="path")
 @pytest.mark.parametrize(("row", "call", "shapes"), CASES, ids=ids)
 def test_tangents_of_any_operands_match_torch(row, call, shapes, device, tally):
     for moves, layout in product(_moving(call.arity), LAYOUTS):
@@ -58,6 +57,7 @@ def test_tangents_of_any_operands_match_torch(row, call, shapes, device, tally):
         tally("tangents")
 
 
+@pytest.mark.sample(formulas="call, path*dtypes", kernels="path")
 @pytest.mark.parametrize(
     "dtypes", list(product([torch.float32, torch.float64, torch.int64, torch.complex128], repeat=2)), ids=ids
 )
@@ -76,7 +76,7 @@ def test_tangents_of_mixed_dtypes_match_torch(row, call, dtypes, device):
             assert_same_outcome(mine, theirs, computed=computed)
 
 
-@pytest.mark.thin(kernels=12)
+@pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize("call", ELEMENTWISE, ids=str)
 def test_edges_have_torchs_tangents(call, device, tally):
     """All tuples of special inputs and tangents, sign of zero included where all inputs move."""
@@ -116,7 +116,7 @@ def _derived(function, library, xs, tangents, moves):
         return [_split(g)[0] for g in (*first, *second)] + [x for g in turned for x in _split(g)]
 
 
-@pytest.mark.thin(kernels=6, formulas=2)
+@pytest.mark.sample(formulas="call, path*ranks", kernels="path")
 @pytest.mark.parametrize(("row", "call", "shapes"), CASES, ids=ids)
 def test_gradients_of_tangents_and_tangents_of_gradients_match_torch(row, call, shapes, device, tally):
     for moves in _moving(call.arity):
@@ -126,7 +126,7 @@ def test_gradients_of_tangents_and_tangents_of_gradients_match_torch(row, call, 
         tally("tangents", len(want))
 
 
-@pytest.mark.thin(kernels=72, formulas=3)
+@pytest.mark.sample(formulas="call", kernels="once")
 @pytest.mark.parametrize(("row", "call", "shapes"), CASES, ids=ids)
 def test_both_modes_pass_gradcheck_in_batches(row, call, shapes, device, tally):
     xs = [x.requires_grad_() for x in _drawn(row, shapes, device)[0]]
@@ -140,6 +140,9 @@ def test_both_modes_pass_gradcheck_in_batches(row, call, shapes, device, tally):
     tally("gradchecks", 2)
 
 
+@pytest.mark.sample(
+    formulas="operator*view, operator*recorded, operator*moves, view*recorded*moves", kernels="operator, view*moves"
+)
 @pytest.mark.parametrize("moves", [(True, False), (False, True), (True, True)], ids=ids)
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("view", [lambda x: x, lambda x: x.t(), lambda x: x[1]], ids=["whole", "transposed", "row"])

@@ -9,12 +9,13 @@ import customops
 
 from .compare import assert_same_outcome, assert_same_outcomes
 from .conftest import DEVICE
+from .inplace import BINARY, UNARY, twin
 from .test_func import ONCE, TRANSFORMS, run
-from .test_inplace import BINARY, UNARY, twin
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
 
 
+@pytest.mark.sample(formulas="operator, operator*written, name*written", kernels="name*written")
 @pytest.mark.parametrize("written", [0, 1])
 @pytest.mark.parametrize("name", [*TRANSFORMS, "functionalize"])
 @pytest.mark.parametrize("operator", [*UNARY, *BINARY])
@@ -62,6 +63,7 @@ BAD = {
 }
 
 
+@pytest.mark.sample(formulas="bad*name", kernels="bad, name")
 @pytest.mark.parametrize("name", ONCE)
 @pytest.mark.parametrize("bad", BAD)
 def test_what_torch_refuses_under_a_transform_is_refused(bad, name):

@@ -14,11 +14,18 @@ from torch.utils.checkpoint import checkpoint
 import customops
 from customops import fuse
 
-from .compare import assert_as_by_formula, assert_equal, assert_same_outcome, cotangent, outcome, record_launches
+from .compare import (
+    STRICT,
+    assert_as_by_formula,
+    assert_equal,
+    assert_same_outcome,
+    cotangent,
+    outcome,
+    record_launches,
+)
 from .conftest import INTERPRETED, KERNELS, NO_KERNEL
 from .programs import PROGRAMS, rms_norm
 
-STRICT = {"rtol": 1e-6, "atol": 1e-8}
 LAYOUTS = {
     "contiguous": lambda x: x,
     "transposed": lambda x: x.mT.contiguous().mT if x.dim() > 1 else x,
@@ -47,7 +54,7 @@ def results(function, xs, **options):
     return [*zs, *torch.autograd.grad(zs, taken, [cotangent(z) for z in zs], allow_unused=True, **options)]
 
 
-@pytest.mark.thin(kernels=2)
+@pytest.mark.sample(kernels="program, layout")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_values_strides_and_gradients_are_torchs(program, layout, device):
@@ -57,7 +64,6 @@ def test_values_strides_and_gradients_are_torchs(program, layout, device):
         assert_equal(mine, theirs, strides=i == 0 and layout == "contiguous")
 
 
-@pytest.mark.thin(kernels=2)
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_derivatives_of_both_orders_match_finite_differences(program, device):
     xs = [x.requires_grad_() for x in draw(small(program.small, 3), device)]
@@ -69,7 +75,6 @@ def test_derivatives_of_both_orders_match_finite_differences(program, device):
 
 
 @kernels_only
-@pytest.mark.thin(kernels=2)
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_rows_that_do_not_fit_are_cut_and_right(program, device, monkeypatch, replan):
     from customops.triton_kernels import tiling  # noqa: PLC0415 - Triton may be missing

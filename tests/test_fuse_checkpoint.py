@@ -36,7 +36,7 @@ def gradients(function, xs, forward: str, backward: str):
         return torch.autograd.grad(zs, [x for x in leaves if x.requires_grad], [cotangent(z) for z in zs])
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.sample(formulas="program, forward*backward", kernels="program, forward*backward")
 @pytest.mark.parametrize("backward", MODES)
 @pytest.mark.parametrize("forward", MODES)
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
@@ -47,7 +47,9 @@ def test_a_fused_call_is_computed_again_under_another_mode(program, forward, bac
         assert_equal(mine, theirs)
 
 
-@pytest.mark.thin(kernels=8, formulas=2)
+@pytest.mark.sample(
+    formulas="operator, path*forward, path*backward, forward*backward", kernels="path, forward*backward"
+)
 @pytest.mark.parametrize("backward", MODES)
 @pytest.mark.parametrize("forward", MODES)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)

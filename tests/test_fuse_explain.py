@@ -17,7 +17,8 @@ from .programs import PROGRAMS
 
 pytest.importorskip("triton", reason="without Triton there are no kernels")
 resource = pytest.importorskip("resource", reason="Windows does not say how much memory was used")
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter's functions do not compile")
+if INTERPRETED:
+    pytest.skip("the interpreter's functions do not compile", allow_module_level=True)
 
 BYTES = r"bytes moved ([\d,]+)"
 USERS = """

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from . import test_hypothesis  # noqa: F401 - it loads the profile
 from .programs_drawn import Program, programs
 
-PARTS = range(4)  # each draws other programs, so that they can run side by side
+PARTS = range(8)  # each draws other programs, so that they can run side by side
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROOMS = (48 << 10, 48 << 10, 16)  # values that a program holds: as on a GPU, or hardly a row
 ROUNDING = 2.0**-24  # of float32, in which half types are computed
@@ -37,7 +37,7 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
 def examples(full: bool, kernels: int, formulas: int) -> settings:
     """So many for each part in this mode; with ``--full``, 2,000 of all parts and tests."""
-    return settings(max_examples=250 if full else kernels if KERNELS else formulas)
+    return settings(max_examples=125 if full else kernels if KERNELS else formulas)
 
 
 def several(returned: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -153,7 +153,7 @@ def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tall
     counts = Counter()
 
     @seed(part)
-    @examples(full, kernels=20, formulas=50)
+    @examples(full, kernels=8, formulas=25)
     @given(programs(seen=counts), st.booleans(), st.sampled_from(ROOMS))
     def check(program, first, room):
         kernels(room)
@@ -204,7 +204,7 @@ def test_derived_gradients_of_random_programs_for_fuse_are_torchs(part, full, ta
     counts = Counter()
 
     @seed(part)
-    @examples(full, kernels=0, formulas=100)
+    @examples(full, kernels=0, formulas=50)
     @given(programs(), st.booleans())
     def check(program, first):
         assert_torchs_derivatives(derived(program), program, first)
@@ -220,7 +220,7 @@ def test_fused_random_programs_in_any_dtype_are_rounded_once(part, full, kernels
     counts = Counter()
 
     @seed(part)
-    @examples(full, kernels=14, formulas=30)
+    @examples(full, kernels=6, formulas=15)
     @given(programs(dtypes=DTYPES))
     def check(program):
         kernels(ROOMS[0])

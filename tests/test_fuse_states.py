@@ -222,11 +222,11 @@ def assert_sequence(seed: int, device: str, fused=Layer.fused) -> None:
             change(layer, drawn)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(8))
 def test_fused_functions_with_states_that_change_do_what_the_function_does(part, full, device, tally):
     """With ``--full`` 2,000 sequences of six calls."""
-    count = 500 if full else 12 if KERNELS else 25
-    for seed in range(part, 4 * count, 4):
+    count = 250 if full else 5 if KERNELS else 12
+    for seed in range(part, 8 * count, 8):
         assert_sequence(seed, device)
     tally("sequences of states", count)
 

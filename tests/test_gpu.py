@@ -14,7 +14,7 @@ from . import accuracy
 from .cases import CALLS, REDUCTIONS, ROWS, ids
 from .compare import assert_equal, assert_same_outcome, cotangent, outcome
 from .conftest import DEVICE
-from .test_inplace import twin
+from .inplace import twin
 
 if DEVICE != "cuda":
     pytest.skip("needs a GPU: CUSTOMOPS_TEST_DEVICE=cuda CUSTOMOPS_BACKEND=triton", allow_module_level=True)

@@ -10,10 +10,9 @@ import customops
 from benchmarks import memory
 
 from .cases import CALLS, LAYOUTS, ids, shapes_for
-from .compare import assert_as_by_formula, cotangent
+from .compare import STRICT, assert_as_by_formula, cotangent
 from .conftest import KERNELS
 
-STRICT = {"rtol": 1e-6, "atol": 1e-8}  # gradcheck's own 1e-3 passes a gradient that is 0.1 % wrong
 PATTERNS = [
     pytest.param(row, call, shapes, layout, id=f"{call}-{ids(shapes)}-{layout}")
     for row, call in CALLS
@@ -23,7 +22,9 @@ PATTERNS = [
 ]
 
 
-@pytest.mark.thin(kernels=9, formulas=2, gpu=96)
+@pytest.mark.sample(
+    formulas="call, operator*layout, path*ranks, layout*ranks", kernels="call, operator*layout, path*ranks"
+)
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_gradients_match_finite_differences(row, call, shapes, layout, device, tally):
     """By formula; by kernel they are those by formula."""
@@ -41,7 +42,7 @@ def test_gradients_match_finite_differences(row, call, shapes, layout, device, t
         tally("gradchecks", 2)
 
 
-@pytest.mark.thin(kernels=9, formulas=2, gpu=96)
+@pytest.mark.sample(formulas="call*ranks, operator*layout, layout*ranks", kernels="path*layout, ranks")
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shapes, layout, device):
     """Autograd would sum a gradient of the wrong shape to size by itself, and pay for it."""
@@ -62,6 +63,7 @@ def test_backward_skips_a_gradient_nobody_wants(row, call, wanted, device):
     torch.testing.assert_close(grads[wanted], want)
 
 
+@pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_saves_no_more_bytes_than_torch(row, call, device):
     for wanted in range(1, 2**call.arity):
@@ -74,6 +76,7 @@ def test_saves_no_more_bytes_than_torch(row, call, device):
         assert saved[customops] <= saved[torch], f"{saved[customops]} bytes saved, torch {saved[torch]}"
 
 
+@pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_tangents_match_torch(row, call, device):
     """Gradcheck's forward mode passes at its own loose tolerance; this does not."""

@@ -14,7 +14,8 @@ from customops.fusion import build
 from .conftest import INTERPRETED, KERNELS
 
 why = "the interpreter's functions do not compile" if INTERPRETED else "what a GPU compiles, a dry run compiles too"
-pytestmark = pytest.mark.skipif(KERNELS, reason=why)
+if KERNELS:
+    pytest.skip(why, allow_module_level=True)
 pytest.importorskip("triton", reason="without Triton there are no kernels")
 
 
@@ -23,6 +24,7 @@ def _fresh_memory_is_nan():
     """It is left alone instead: nothing is computed."""
 
 
+@pytest.mark.sample(formulas="name, rows")
 @pytest.mark.parametrize("name", growth.OPERATORS)
 @pytest.mark.parametrize("rows", [64, 512, 1000])
 def test_few_kernels_serve_all_lengths(name, rows, full, replan):

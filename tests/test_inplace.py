@@ -10,9 +10,7 @@ import customops
 from .cases import ids
 from .compare import assert_equal, assert_same_outcome, outcome
 from .conftest import DEVICE
-
-UNARY = ["log_", "exp_", "relu_", "sigmoid_", "tanh_", "sqrt_", "rsqrt_", "abs_", "neg_"]
-BINARY = ["add_", "sub_", "mul_", "div_", "pow_"]
+from .inplace import BINARY, UNARY, twin
 
 
 def ones(*shape, **options):
@@ -21,11 +19,6 @@ def ones(*shape, **options):
 
 def rand(*shape, **options):
     return torch.rand(*shape, device=DEVICE, **options)
-
-
-def twin(library, name):
-    """``name`` as a function: torch spells some in-place operators as methods alone."""
-    return getattr(torch.Tensor, name) if library is torch else getattr(library, name)
 
 
 def run(library, name, x, *rest, view=lambda x: x, wanted=(True, True)):

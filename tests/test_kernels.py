@@ -13,7 +13,8 @@ from .cases import EXTREMA
 from .compare import assert_equal
 from .conftest import INTERPRETED, KERNELS, NO_KERNEL
 
-pytestmark = pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+if not KERNELS:
+    pytest.skip(NO_KERNEL, allow_module_level=True)
 
 SCALE = 1 if INTERPRETED else 8  # many programs share a sum there too
 LONG = tuple(tuple(n * SCALE if n > 9 else n for n in shape) for shape in ((5000,), (3, 2500), (2500, 3), (2, 2500, 2)))
@@ -53,6 +54,7 @@ def test_last_program_of_a_sum_of_nearly_2_31_elements_counts_its_own(monkeypatc
     assert got == want
 
 
+@pytest.mark.sample(kernels="name, shape")
 @pytest.mark.parametrize(
     ("name", "shape"), [*product(("sum", "mean"), LONG), ("amax", LONG[1]), ("amin", LONG[0])], ids=str
 )

@@ -18,7 +18,8 @@ from .conftest import INTERPRETED
 
 pytest.importorskip("triton", reason="without Triton there are no kernels")
 resource = pytest.importorskip("resource", reason="Windows does not say how much memory was used")
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter's functions do not compile")
+if INTERPRETED:
+    pytest.skip("the interpreter's functions do not compile", allow_module_level=True)
 
 BYTES = re.compile(r"bytes moved ([\d,]+)  floor ([\d,]+)  ratio (\S+)")
 
@@ -63,6 +64,7 @@ def test_operators_are_those_under_test():
     assert set(kernels.OPERATORS) == {row.name for row in ROWS}
 
 
+@pytest.mark.sample(formulas="name, flags")
 @pytest.mark.parametrize("flags", ["", " --backward"], ids=["forward", "backward"])
 @pytest.mark.parametrize("name", kernels.OPERATORS)
 def test_every_operator_is_shown_and_added_up(name, flags, show):

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from . import test_hypothesis  # noqa: F401 - loads the profile
+from .marks import formulas_only
 
+pytestmark = formulas_only
 layout = pytest.importorskip("customops.triton_kernels.layout", reason="needs Triton")
 tile_rules = pytest.importorskip("customops.triton_kernels.tiling", reason="needs Triton")
 

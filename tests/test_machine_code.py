@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.language.extra import libdevice  # noqa: E402
 
-pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the interpreter's functions do not compile")
+if triton.knobs.runtime.interpret:
+    pytest.skip("the interpreter's functions do not compile", allow_module_level=True)
 
 CUDA = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)}
 TARGETS = {**CUDA, "gfx942": GPUTarget("hip", "gfx942", 64)}
@@ -108,6 +109,7 @@ def test_parameters_are_leaves_of_the_signature_without_constants():
     assert parameters(build_add_rows("sm_90")) == expected
 
 
+@pytest.mark.sample(formulas="target, dtype")
 @pytest.mark.parametrize(("dtype", "bits"), [("fp64", 64), ("fp32", 32), ("bf16", 16), ("i8", 8)])
 @pytest.mark.parametrize("target", CUDA)
 def test_widest_is_128_bits_where_aligned_and_an_element_elsewhere(target, dtype, bits):
@@ -119,6 +121,7 @@ def test_widest_is_128_bits_where_aligned_and_an_element_elsewhere(target, dtype
     assert {a.kind for a in accesses(compiled) if a.parameter != ("outputs", 0)} == {"load"}
 
 
+@pytest.mark.sample(formulas="target, dtype")
 @pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16", "i8"])
 @pytest.mark.parametrize("target", CUDA)
 def test_widths_in_the_ptx_are_those_of_the_binary(target, dtype, tmp_path):

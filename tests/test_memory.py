@@ -54,7 +54,7 @@ class GuardBands:
         return len(self.storages)
 
 
-@pytest.mark.thin(kernels=4, gpu=48)
+@pytest.mark.sample(formulas="operator, layout", kernels="call, layout")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_kernels_write_their_outputs_and_nothing_else(row, call, layout, device):

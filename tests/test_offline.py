@@ -17,7 +17,8 @@ from .conftest import INTERPRETED, KERNELS
 from .test_dispatch import python
 
 why = "the interpreter's functions do not compile" if INTERPRETED else "on a GPU kernels compile as they run"
-pytestmark = pytest.mark.skipif(KERNELS, reason=why)
+if KERNELS:
+    pytest.skip(why, allow_module_level=True)
 pytest.importorskip("triton", reason="without Triton there are no kernels")
 
 DTYPES = sorted(customops.runtime.paths.KERNEL_DTYPES, key=str)
@@ -30,7 +31,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.thin(formulas=20)
+@pytest.mark.sample(formulas="operator, dtype, target")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)

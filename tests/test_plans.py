@@ -15,7 +15,8 @@ from .cases import CALLS, ids
 from .conftest import INTERPRETED
 
 pytest.importorskip("triton", reason="without Triton there are no kernels")
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="a dry run compiles, which the interpreter cannot")
+if INTERPRETED:
+    pytest.skip("a dry run compiles, which the interpreter cannot", allow_module_level=True)
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def made(monkeypatch, replan):
     return made
 
 
+@pytest.mark.sample(formulas="operator, path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_the_second_call_makes_no_plan(row, call, made):
     with customops.dry_run() as records:

@@ -11,6 +11,7 @@ import customops
 
 from .cases import CALLS, ROWS, ids
 from .compare import assert_same_outcome, assert_same_outcomes, cotangent, outcome
+from .marks import by_path
 
 REAL = (torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32)
 COMPLEX = [(a, b) for a in (torch.complex64, torch.complex128) for b in (a, torch.float32)]
@@ -28,7 +29,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.thin(kernels=8)
+@pytest.mark.sample(formulas="call, path*dtype", kernels="path, dtype")
 @pytest.mark.parametrize("dtype", REAL, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_default_dtype_decides_as_in_torch(row, call, dtype, device):
@@ -40,7 +41,7 @@ def test_default_dtype_decides_as_in_torch(row, call, dtype, device):
         assert_same_outcome(got, want)
 
 
-@pytest.mark.thin(kernels=2)
+@by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_default_device_moves_nothing(row, call, device, replan):
     """Neither result nor what is computed on the way: plans are made, constants allocated."""
@@ -58,7 +59,7 @@ def test_default_device_moves_nothing(row, call, device, replan):
         assert_same_outcomes(run(customops), wanted)
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.sample(formulas="call, path*dtypes, path*view, dtypes*view", kernels="")
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("dtypes", COMPLEX, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
@@ -76,6 +77,7 @@ def test_complex_gradients_are_torchs(row, call, dtypes, view, device, tally):
     tally("complex gradients")
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_complex_derivatives_follow_the_conjugate_convention(row, call, device):
     """What a cotangent meets in ``vjp``, conjugated, is what a tangent meets in ``jvp``; |x| has a real part alone."""
@@ -92,7 +94,7 @@ def test_complex_derivatives_follow_the_conjugate_convention(row, call, device):
     assert_same_outcome(got, want if z.is_complex() else want.real)
 
 
-@pytest.mark.thin(kernels=3)
+@by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_deterministic_mode_changes_no_bit(row, call, device):
     """Nor does a second run; the gradient of an operand that is broadcast is a sum of many."""
@@ -115,7 +117,7 @@ def _complex(row, dtype, seed, device, shape=(2, 2, 2, 2)):
     return x.to(dtype).requires_grad_()
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.sample(kernels="name, dtype, n")
 @pytest.mark.parametrize("n", [257, 70000])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids)
 @pytest.mark.parametrize("name", ["mean", "amax", "amin", "fused", "sum in float32"])

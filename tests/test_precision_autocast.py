@@ -15,6 +15,7 @@ import customops
 from .cases import CALLS, ROWS, ids
 from .compare import assert_equal, assert_same_outcomes, cotangent
 from .conftest import DEVICE
+from .marks import by_path
 
 HALVES = (torch.float16, torch.bfloat16)
 PAIRS = [(a, b) for a in HALVES for b in (a, torch.float32, torch.float64)] + [(torch.float32, torch.bfloat16)]
@@ -87,7 +88,7 @@ def test_lists_name_what_the_imitation_knows():
     assert {op.name().removeprefix("aten::").split(".")[0] for op in lists()} == {"log", "exp", "rsqrt", "pow", "sum"}
 
 
-@pytest.mark.thin(kernels=8)
+@pytest.mark.sample(formulas="call, operator*dtypes, path*dtypes", kernels="operator, path, dtypes")
 @pytest.mark.parametrize("dtypes", PAIRS, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_values_and_gradients_match_torch(row, call, dtypes, tally):
@@ -102,7 +103,7 @@ def test_values_and_gradients_match_torch(row, call, dtypes, tally):
     tally("autocast gradients", 3)
 
 
-@pytest.mark.thin(kernels=3)
+@pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_gradients_overflow_only_where_torchs_do(row, call):
     """Powers of 600 do in float16, in which no power is computed."""
@@ -113,6 +114,7 @@ def test_gradients_overflow_only_where_torchs_do(row, call):
         assert_same_outcomes(*(gradients(z, xs, 1e-6, **options) for z in results))
 
 
+@pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_tangents_match_torch(row, call):
     xs = [x.detach() for x in draw(row, call, HALVES[:1] * 2)]
@@ -124,7 +126,7 @@ def test_tangents_match_torch(row, call):
     assert_equal(got, want)
 
 
-@pytest.mark.thin(kernels=4)
+@pytest.mark.sample(kernels="path, dtype")
 @pytest.mark.parametrize("dtype", HALVES, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_no_plan_is_kept_from_before(row, call, dtype):
@@ -135,6 +137,7 @@ def test_no_plan_is_kept_from_before(row, call, dtype):
             assert got.dtype == want.dtype
 
 
+@pytest.mark.sample(formulas="operator, path, dtypes", kernels="dtypes")
 @pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)], ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_fake_cuda_tensors_are_cast_by_torch_itself(row, call, dtypes):
@@ -143,7 +146,7 @@ def test_fake_cuda_tensors_are_cast_by_torch_itself(row, call, dtypes):
     assert (got.dtype, got.device, got.shape) == (want.dtype, want.device, want.shape)
 
 
-@pytest.mark.thin(kernels=8)
+@pytest.mark.sample(formulas="operator, path, chosen*dtypes", kernels="path, chosen*dtypes")
 @pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float32)], ids=ids)
 @pytest.mark.parametrize("chosen", HALVES, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
@@ -166,7 +169,7 @@ def test_out_is_not_cast(name):
     assert torch.equal(got, want)
 
 
-@pytest.mark.thin(kernels=3)
+@by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_gradients_can_be_unscaled_in_place(row, call):
     """By a loss scaler; in a gradient that is a view of one element that would be scaled again and again."""

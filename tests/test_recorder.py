@@ -11,18 +11,15 @@ from pathlib import Path
 import pytest
 
 from .conftest import MODE
+from .marks import formulas_only
 from .recorder import Check, differences, operator_of
+
+pytestmark = formulas_only
 
 pytest_plugins = "pytester"
 TESTS = Path(__file__).parent
 once = pytest.mark.skipif(MODE != "formulas", reason="the same whatever computes: seen once")
 WHERE = {"mode": "formulas", "torch": "2", "Triton": "3", "Python": "3.11", "device": "a CPU"}
-
-
-def run(*arguments, **environment):
-    """Pytest in a process of its own, in this mode."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
-    return subprocess.run(command, cwd=TESTS.parent, env=os.environ | environment, capture_output=True, check=False)
 
 
 def document(results, **changes):
@@ -86,7 +83,8 @@ def pytest_configure(config):
     file, both = "test_it.py", ("add", "sub")
     checks = [Check(file, "test_outcome"), Check(file, "test_outcome", "odd"), Check(file, "test_failure")]
     checks += [Check(file, name, together=both) for name in ("test_together", "test_skipped", "test_expected")]
-    config.pluginmanager.register(Recorder({str(c): c for c in checks}, {"mode": "formulas"}, "it.json", False))
+    checks.append(Check(file, "test_outcome", "even"))
+    config.pluginmanager.register(Recorder({str(c): c for c in checks}, {"mode": "formulas"}, "it.json", True))
 """
 
 
@@ -96,7 +94,8 @@ def test_recorder_counts_what_became_of_each_case(processes, pytester, monkeypat
     monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_it=CASES)
-    pytester.runpytest_inprocess("-n", str(processes))
+    result = pytester.runpytest_inprocess("-n", str(processes))
+    result.stdout.fnmatch_lines(["*test_it.py::test_outcome?even? has no case: tests/features.py"])
     found = json.loads(Path("it.json").read_text())
     became = {"exp": "partly", "log": "passed", "mul": "refused"}
     assert found["results"] == {

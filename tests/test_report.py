@@ -11,6 +11,10 @@ import pytest
 
 from benchmarks import report
 
+from .marks import formulas_only
+
+pytestmark = formulas_only
+
 ROOT = report.RESULTS.parent.parent
 
 

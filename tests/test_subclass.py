@@ -16,6 +16,7 @@ import customops
 from .cases import CALLS, REDUCTIONS, ROWS, ids
 from .compare import assert_same_outcomes, outcome
 from .conftest import DEVICE
+from .marks import by_path
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does slowly, half or no longer
 FAKE = FakeTensorMode()
@@ -93,7 +94,7 @@ def _assert_alike(got, want):
         assert got == want
 
 
-@pytest.mark.thin(kernels=2)
+@pytest.mark.sample(formulas="operator*kind, path*kind", kernels="path, kind")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_results_and_gradients_are_torchs(row, call, kind, tally):
@@ -110,7 +111,7 @@ def test_results_and_gradients_are_torchs(row, call, kind, tally):
     tally("unusual tensors")
 
 
-@pytest.mark.thin(kernels=2)
+@pytest.mark.sample(kernels="kind")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("row", TWINS, ids=ids)
 def test_in_place_twins_are_torchs(row, kind):
@@ -126,7 +127,7 @@ def test_in_place_twins_are_torchs(row, kind):
         assert_seen_alike(run, kind)
 
 
-@pytest.mark.thin(kernels=2)
+@pytest.mark.sample(formulas="operator*kind, kind*plain", kernels="kind*plain")
 @pytest.mark.parametrize("plain", [False, True], ids=["same kind", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name != "relu"], ids=ids)
@@ -146,6 +147,7 @@ def test_out_is_written_as_torch_would(row, kind, plain):
     assert_seen_alike(run, kind)
 
 
+@pytest.mark.sample(formulas="operator, path, device", kernels="device")
 @pytest.mark.parametrize("device", ["cpu", "cuda", "xpu", "mps", "meta"])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_results_stay_on_a_device_that_is_not_there(row, call, device):
@@ -156,6 +158,7 @@ def test_results_stay_on_a_device_that_is_not_there(row, call, device):
     assert_seen_alike(run)
 
 
+@by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_value_that_escaped_a_transform_still_computes(row, call):
     escaped = []

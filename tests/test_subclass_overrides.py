@@ -13,6 +13,7 @@ import customops
 from .cases import CALLS, ROWS, ids
 from .compare import assert_as_torch, backward
 from .conftest import DEVICE
+from .marks import by_path
 
 TEN = [getattr(torch, row.name) for row in ROWS]
 
@@ -25,6 +26,7 @@ class Picky(Tensor):
         return function.__name__ if function in TEN else NotImplemented
 
 
+@by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_subclass_is_asked_about_torchs_function_alone(row, call):
     xs = [row.draw((2, 3, 2, 2), seed=i, device=DEVICE).as_subclass(Picky) for i in range(call.arity)]
@@ -45,6 +47,7 @@ class Duck:
         return function(*(a.x if isinstance(a, Duck) else a for a in args), **(kwargs or {}))
 
 
+@pytest.mark.sample(formulas="operator, path*ducks", kernels="path")
 @pytest.mark.parametrize("ducks", [{0}, {1}, {0, 1}], ids=["first", "second", "both"])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_gradients_reach_what_stands_for_a_tensor(row, call, ducks, device):
@@ -63,7 +66,7 @@ class Negated(TorchFunctionMode):
         return -z if function in TEN else z
 
 
-@pytest.mark.thin(kernels=2)
+@pytest.mark.sample(formulas="operator, path*wanted", kernels="path, wanted")
 @pytest.mark.parametrize("wanted", [False, True], ids=["value", "gradient"])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_function_mode_may_change_a_result(row, call, wanted, device):
@@ -89,6 +92,7 @@ class Names(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_dispatch_mode_sees_what_torch_calls(row, call):
     """Forward and backward, so that what counts or records operators counts and records the same."""

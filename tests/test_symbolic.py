@@ -26,7 +26,9 @@ import sympy
 from sympy.logic.boolalg import Boolean
 
 from .definitions import ABOVE, BELOW, DEFINITIONS, ZERO, alpha, g, x, y
+from .marks import formulas_only
 
+pytestmark = formulas_only
 i, j, after = sympy.symbols("i j after", integer=True, nonnegative=True)
 COUNT = j + 1 + after  # so that x[j] is any one of x[0], ..., x[COUNT - 1]
 ELEMENTS = sympy.IndexedBase("x")

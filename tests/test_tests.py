@@ -9,13 +9,13 @@ from torch.autograd import gradcheck
 import customops
 from customops import formulas
 from customops.ops import binary
+from customops.ops.function import Operator
+from customops.ops.reductions import Extremum, Reduction
 
-from .cases import CALLS, ROWS
-from .compare import assert_as_by_formula
+from . import test_memory
+from .cases import CALLS, PATH_OF, PATHS, ROWS
+from .compare import STRICT, assert_agree_at_edges, assert_as_by_formula
 from .conftest import DEVICE, KERNELS, NO_KERNEL
-from .test_edges import _assert_agree
-from .test_gradients import STRICT
-from .test_memory import GuardBands, test_kernels_write_their_outputs_and_nothing_else
 
 ROW = {row.name: row for row in ROWS}
 CALL = {call.name: call for _, call in CALLS}
@@ -69,10 +69,10 @@ def test_edges_see_a_formula_that_is_wrong_at_special_numbers(breaking, device, 
     exponent = torch.tensor([2.0, 3.0, 0.0, 0.0], device=device)
     xs = [x] if name == "relu" else [x, exponent]
     call = CALL["relu(x)" if name == "relu" else "pow(x, y)"]
-    _assert_agree(call.function, xs, torch.ones_like(x))
+    assert_agree_at_edges(call.function, xs, torch.ones_like(x))
     breaking(name)
     with pytest.raises(AssertionError):
-        _assert_agree(call.function, xs, torch.ones_like(x))
+        assert_agree_at_edges(call.function, xs, torch.ones_like(x))
 
 
 def test_edges_see_the_sign_of_zero():
@@ -81,7 +81,7 @@ def test_edges_see_the_sign_of_zero():
 
     x = torch.tensor([-0.0])
     with pytest.raises(AssertionError, match="wrong sign"):
-        _assert_agree(lambda lib, x: (Wrong if lib is customops else torch).relu(x), [x], torch.ones(1))
+        assert_agree_at_edges(lambda lib, x: (Wrong if lib is customops else torch).relu(x), [x], torch.ones(1))
 
 
 @kernels_only
@@ -92,7 +92,7 @@ def test_guard_bands_see_a_dropped_mask(monkeypatch, replan, device):
     monkeypatch.setattr(
         plan, "arrange", lambda *args: (a := real(*args))._replace(extents=tuple(n + 1 for n in a.extents))
     )
-    with GuardBands() as bands:
+    with test_memory.GuardBands() as bands:
         customops.exp(torch.zeros(5, device=device))
     with pytest.raises(AssertionError, match="a write past an output"):
         bands.check()
@@ -103,7 +103,7 @@ def test_comparison_sees_swapped_strides(monkeypatch, replan, device):
     from customops.triton_kernels import plan  # noqa: PLC0415 - Triton may be missing
 
     row, call = ROW["mul"], CALL["mul(x, y)"]
-    test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
+    test_memory.test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
     real = plan.Plan._launch_argument
 
     def swap(self, index, strides, name):
@@ -112,9 +112,32 @@ def test_comparison_sees_swapped_strides(monkeypatch, replan, device):
     monkeypatch.setattr(plan.Plan, "_launch_argument", swap)
     replan()
     with pytest.raises(AssertionError):
-        test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
+        test_memory.test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
 
 
 @kernels_only
 def test_unwritten_memory_shows(device):
     assert bool(torch.empty(3, device=device).isnan().all())
+
+
+def path(row, call):
+    """Return what autograd sees of a call: the kind of operator, its derivatives, what it has of its own and saves."""
+    xs = [row.draw((2, 3, 2, 2), seed=i).requires_grad_() for i in range(call.arity)]
+    with customops.backend("torch"):
+        z = call.function(customops, *xs)
+    operator = z.grad_fn._forward_cls
+    base = next(kind for kind in (Extremum, Reduction, Operator) if issubclass(operator, kind))
+    own = {"forward", "setup_context", "backward", "jvp"} & {*vars(operator)}
+    names = {t.data_ptr(): name for name, t in zip(("x", "y"), xs, strict=False)} | {z.data_ptr(): "z"}
+    saved = tuple(names[t.data_ptr()] for t in z.grad_fn.saved_tensors)
+    needs = z.grad_fn.needs_input_grad
+    operands = needs[:2] if base is Operator else needs[:1]  # then come alpha, a dtype and axes
+    return base, len(getattr(operator, "derivatives", ())), tuple(sorted(own)), saved, operands
+
+
+def test_calls_of_a_path_do_the_same_and_those_of_two_do_not():
+    """So tests that run one call of each path run all there is to see."""
+    assert {str(call) for _, call in CALLS} == {*PATH_OF}
+    seen = {name: {path(row, call) for row, call in CALLS if PATH_OF[str(call)] == name} for name in PATHS}
+    assert {name: len(found) for name, found in seen.items()} == dict.fromkeys(PATHS, 1)
+    assert len(set().union(*seen.values())) == len(PATHS)

@@ -1,0 +1,99 @@
+"""The sample covers what its mark asks for in few cases, and shares of the rest are disjoint and complete."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+from typing import Any, NamedTuple
+
+import pytest
+
+from . import selection
+from .marks import formulas_only
+
+pytestmark = formulas_only
+
+
+class Item(NamedTuple):
+    """What selection reads of a test case."""
+
+    originalname: str
+    params: dict[str, Any]
+    asked: str | None = None  # of kernels; None is a test without the mark
+    fixturenames: tuple[str, ...] = ()
+    parent: str = "test_it.py"
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+    callspec = property(lambda self: self)
+
+    def get_closest_marker(self, _name):
+        return None if self.asked is None else pytest.mark.sample(formulas="", kernels=self.asked).mark
+
+
+SAMPLED = [
+    Item("test_sampled", {"a": a, "b": b, "c": c}, "a*b, c")
+    for a, b, c in product(range(3), ({"unhashable": 1}, {"unhashable": 2}), range(5))
+]
+ONCE = [Item("test_once", {"a": a}, "once") for a in range(3)]
+OF_NO_KERNEL = [Item("test_of_no_kernel", {"a": a}, "") for a in range(2)]
+UNMARKED = [Item("test_unmarked", {"a": a}) for a in range(4)]
+OF_TWO_LENGTHS = [Item("test_of_two_lengths", {}, None, ("full",))]
+ALL = SAMPLED + ONCE + OF_NO_KERNEL + UNMARKED + OF_TWO_LENGTHS
+
+
+def pairs(cases):
+    return [[(i, j, case[i], case[j]) for i in range(3) for j in range(i)] for case in cases]
+
+
+def test_covering_has_every_term_in_few_cases():
+    cases = list(product(range(7), range(5), range(4)))
+    chosen = selection.covering(pairs(cases))
+    found = {pair for terms in pairs([cases[i] for i in chosen]) for pair in terms}
+    assert found == {pair for terms in pairs(cases) for pair in terms}
+    assert 35 <= len(chosen) <= 42, "7 x 5 pairs are the most, of 140 cases"
+    assert chosen == selection.covering(pairs(cases)) == sorted(chosen)
+
+
+def test_covering_varies_what_is_not_asked_for():
+    cases = list(product(range(10), range(10)))
+    chosen = selection.covering([[("first", first)] for first, _ in cases])
+    assert len(chosen) == 10
+    assert len({cases[i][1] for i in chosen}) >= 4
+
+
+def test_covering_of_cases_that_lack_something_takes_what_there_is():
+    assert selection.covering([["a", "b"], ["a"], ["c"], []]) == [0, 2]
+
+
+def names(items):
+    return Counter(item.originalname for item in items)
+
+
+def test_sample_is_what_marks_ask_for():
+    taken = selection.sample(ALL, "kernels")
+    assert names(taken) == {"test_sampled": 6, "test_once": 1, "test_unmarked": 4, "test_of_two_lengths": 1}
+    assert taken == [item for item in ALL if item in taken]
+    assert selection.sample(ALL, "gpu") == taken
+    assert names(selection.sample(ALL, "formulas")) == {"test_unmarked": 4, "test_of_two_lengths": 1}
+
+
+def test_sample_and_rest_are_all():
+    rest = selection.rest(ALL, "kernels")
+    assert {*selection.sample(ALL, "kernels")} | {*rest} == {*ALL}
+    assert {*selection.sample(ALL, "kernels")} & {*rest} == {*OF_TWO_LENGTHS}, "which are longer in the rest"
+
+
+def test_shares_are_disjoint_and_all_and_have_their_part_of_each_test():
+    rest = selection.rest(ALL, "kernels")
+    shares = [selection.share(rest, number, of=3) for number in range(6)]
+    assert shares[:3] == shares[3:]
+    assert Counter(item for share in shares[:3] for item in share) == Counter(rest)
+    for test, total in names(rest).items():
+        assert {names(share)[test] for share in shares} <= {total // 3, -(-total // 3)}
+
+
+@pytest.mark.parametrize("text", ["3", "a/5", "1/0", "-1/5"])
+def test_what_is_no_share_is_refused(text):
+    with pytest.raises(pytest.UsageError, match="--share: expected NUMBER/COUNT"):
+        selection.parse_share(text)
