@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 tests
 RESULTS := docs/compatibility
 KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 
-.PHONY: demo distributed test test-full compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
+.PHONY: demo distributed test test-full mutants compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m customops demo digits
@@ -22,6 +22,9 @@ test: .venv/ready  ## torch formulas and offline compilation, then the kernels i
 test-full: .venv/ready  ## every sample and every compilation, however long
 	$(PYTEST) --full
 	$(KERNELS) $(PYTEST) --full
+
+mutants: .venv/ready  ## plant faults in the product, one at a time, and tell which of make test's tests catch them
+	$(BIN)/python -m tests.mutants --json tests/mutants.json
 
 compatibility: .venv/ready  ## its tests again, then torch's own operators under them, and the page; what fails stands in it
 	$(PYTEST) --record $(RESULTS)/formulas.json || test $$? -eq 1
