@@ -55,9 +55,10 @@ class Fault(NamedTuple):
     survives: str = ""  # why no test catches it, where that is known and accepted
 
 
-VALUES = ("test_edges.py", "test_hypothesis.py", "test_arguments.py", "test_database.py")
+VALUES = ("test_edges.py", "test_hypothesis.py", "test_arguments.py")
 PROVEN = ("test_symbolic.py", *VALUES)
-MEMORY = ("test_layout.py", "test_memory.py", "test_hypothesis.py", "test_kernels.py")
+WRITTEN = ("test_memory.py", "test_kernels.py", "test_hypothesis.py")
+MEMORY = ("test_layout.py", *WRITTEN)
 COSTS = ("test_layout.py", "test_audit.py", "test_kernels_command.py", "test_fuse_explain.py", "test_fuse_audit.py")
 FUSED = ("test_fuse.py", "test_fuse_long.py", "test_fuse_random.py")
 TRACED = ("test_fuse_structure.py", "test_fuse.py", "test_fuse_states.py")
@@ -295,12 +296,12 @@ FAULTS = (
         by_kernels=PROVEN,
     ),
     Fault(
-        "pow_number takes a root's cube at -inf",
+        "a root of -inf is inf",
         "kernel formulas",
         KERNEL_FORMULAS,
-        "elif y > 0 or y == -1.5:",
-        "elif y > 0:",
-        "A kernel's gradient of pow(x, -0.5) is nan at -inf instead of 0.",
+        "    elif y == 0.5:\n        return _root(x)\n",
+        "",
+        "A kernel's pow(-inf, 0.5) is inf where torch's is nan, and pow(-0.0, 0.5) is 0 where torch's is -0.",
         by_kernels=PROVEN,
     ),
     Fault(
@@ -310,7 +311,7 @@ FAULTS = (
         "tl.where(odd, 0 - one, one)",
         "one",
         "A kernel's pow(-1, -3) of integers is 1.",
-        by_kernels=PROVEN,
+        by_kernels=("test_edges.py::test_ends_of_integers_have_torchs_value", *PROVEN),
     ),
     Fault(
         "amax passes over nan",
@@ -319,7 +320,7 @@ FAULTS = (
         "return _or_nan(tl.max(x, axis=axis, keep_dims=True), x, axis)",
         "return tl.max(x, axis=axis, keep_dims=True)",
         "A kernel's amax of a row with a nan is a number.",
-        by_kernels=PROVEN,
+        by_kernels=("test_edges.py::test_reductions_of_edges_have_torchs_value_and_gradients", *PROVEN),
     ),
     Fault(
         "amax starts from the lowest finite number",
@@ -328,7 +329,7 @@ FAULTS = (
         'return float("-inf")',
         "return -3.4e38",
         "A kernel's amax of a row of -inf is -3.4e38.",
-        by_kernels=PROVEN,
+        by_kernels=("test_edges.py::test_reductions_of_edges_have_torchs_value_and_gradients", *PROVEN),
     ),
     # -- the layout: which axes are one --------------------------------------------------------------------------------
     Fault(
@@ -374,7 +375,13 @@ FAULTS = (
         "*(j for j, over in enumerate(folded) if a in over)",
         "*(0 for over in folded if a in over)",
         "Gradients of two operands that are broadcast along different axes are summed over the wrong ones.",
-        by_kernels=("test_layout.py", "test_kernels.py", "test_memory.py", "test_gradients.py"),
+        by_kernels=(
+            "test_kernels.py::test_gradients_by_partial_sums_match",
+            "test_layout.py",
+            "test_kernels.py",
+            "test_memory.py",
+            "test_gradients.py",
+        ),
     ),
     # -- tiling --------------------------------------------------------------------------------------------------------
     Fault(
@@ -420,7 +427,7 @@ FAULTS = (
         "ragged = _power_dividing(layout.extents[side]) < word",
         "ragged = False",
         "Rows of an odd length are read element by element: right, but several times slower.",
-        by_formulas=COSTS,
+        by_formulas=("test_audit.py::test_usual_calls_cost_what_they_must", *COSTS),
     ),
     Fault(
         "registers hold rows of twice the length",
@@ -439,7 +446,11 @@ FAULTS = (
         "steps = -(-tiling.chunk // tiling.tile[LOOPED])",
         "steps = tiling.chunk // tiling.tile[LOOPED]",
         "Totals of shared sums are 0.",
-        by_kernels=("test_kernels.py", "test_memory.py"),
+        by_kernels=(
+            "test_kernels.py::test_shared_totals_are_right_and_repeat_bit_for_bit",
+            "test_kernels.py",
+            "test_memory.py",
+        ),
     ),
     Fault(
         "partial sums are finished twice",
@@ -448,7 +459,11 @@ FAULTS = (
         "output, end = self._set_aside(box.shape, output, shared), end._replace(finish=None)",
         "output = self._set_aside(box.shape, output, shared)",
         "The mean of many elements is divided by their number twice.",
-        by_kernels=("test_kernels.py", "test_memory.py"),
+        by_kernels=(
+            "test_kernels.py::test_shared_totals_are_right_and_repeat_bit_for_bit",
+            "test_kernels.py",
+            "test_memory.py",
+        ),
     ),
     Fault(
         "numbers are rounded to float32",
@@ -457,7 +472,13 @@ FAULTS = (
         'return struct.unpack("<q", struct.pack("<d", number))[0]',
         'return struct.unpack("<q", struct.pack("<d", torch.tensor(number, dtype=torch.float32).item()))[0]',
         "A kernel's mul(x, 0.1) in float64 is right to 8 digits only.",
-        by_kernels=("test_edges.py", "test_precision.py", "test_gradients.py", "test_database.py"),
+        by_kernels=(
+            "test_edges.py::test_edge_numbers_have_torchs_value_and_gradients",
+            "test_edges.py",
+            "test_precision.py",
+            "test_gradients.py",
+            "test_database.py",
+        ),
     ),
     Fault(
         "the compiler may contract products",
@@ -466,7 +487,11 @@ FAULTS = (
         '"enable_fp_fusion": False',
         '"enable_fp_fusion": True',
         "Kernels on a GPU give other bits than one another for the same values.",
-        by_formulas=("test_offline.py", "test_fuse_long.py"),
+        by_formulas=(
+            "test_offline.py::test_compiled_kernels_round_each_product",
+            "test_offline.py",
+            "test_fuse_long.py",
+        ),
     ),
     Fault(
         "launches go to the default stream",
@@ -475,7 +500,7 @@ FAULTS = (
         "stream = driver.active.get_current_stream(self.index)",
         "stream = 0",
         "On a GPU a kernel runs before another stream has written what it reads.",
-        by_formulas=LAUNCHED,
+        by_formulas=("test_plans.py::test_a_launch_goes_to_the_stream_of_its_moment", *LAUNCHED),
     ),
     Fault(
         "launches stay on the current device",
@@ -484,7 +509,7 @@ FAULTS = (
         "if INTERPRETED or driver.active.get_current_device() == self.index:",
         "if True:",
         "Tensors on a second GPU are computed by the first, which cannot reach them.",
-        by_formulas=LAUNCHED,
+        by_formulas=("test_plans.py::test_a_call_on_another_device_goes_there", *LAUNCHED),
     ),
     Fault(
         "every pointer is taken for aligned",
@@ -493,7 +518,7 @@ FAULTS = (
         "for i, slot in enumerate(slots) if slot.aligned and slot.dtype)",
         "for i, slot in enumerate(slots) if slot.dtype)",
         "On a GPU a kernel on x[1:] fails with a misaligned address.",
-        by_formulas=("test_plans.py", *COSTS),
+        by_formulas=("test_audit.py::test_usual_calls_cost_what_they_must", "test_plans.py", *COSTS),
     ),
     Fault(
         "every stride is taken for whole words",
@@ -502,7 +527,7 @@ FAULTS = (
         "if value % word == 0:",
         "if value:",
         "On a GPU a kernel on rows of odd length reads the wrong elements or fails.",
-        by_formulas=("test_plans.py", *COSTS),
+        by_formulas=("test_audit.py::test_usual_calls_cost_what_they_must", "test_plans.py", *COSTS),
     ),
     # -- masks in kernels ----------------------------------------------------------------------------------------------
     Fault(
@@ -512,7 +537,7 @@ FAULTS = (
         "mask = mask & (indices[i] < extents[i])",
         "mask = mask & (indices[i] <= extents[i])",
         "Kernels write over the memory behind their output.",
-        by_kernels=MEMORY,
+        by_kernels=WRITTEN,
     ),
     Fault(
         "every tile of a ragged row is taken for whole",
@@ -521,7 +546,7 @@ FAULTS = (
         "if GEOMETRY.ragged and column + GEOMETRY.tile[1] <= extents[1]:",
         "if GEOMETRY.ragged and column <= extents[1]:",
         "Kernels write past the end of tensors whose size is odd.",
-        by_kernels=MEMORY,
+        by_kernels=WRITTEN,
     ),
     Fault(
         "a reduction in a row sees past its end",
@@ -539,7 +564,13 @@ FAULTS = (
         "value = tl.where(looped < extents[1], value, PROGRAM.ends[j].start)",
         "value = tl.where(looped <= extents[1], value, PROGRAM.ends[j].start)",
         "A reduction over the looped axis has one element of rubbish in it.",
-        by_kernels=("test_kernels.py", "test_edges.py", "test_gradients.py", "test_database.py"),
+        by_kernels=(
+            "test_edges.py::test_reductions_of_edges_have_torchs_value_and_gradients",
+            "test_kernels.py",
+            "test_edges.py",
+            "test_gradients.py",
+            "test_database.py",
+        ),
     ),
     Fault(
         "a reduction of a tile sees past its end",
@@ -548,7 +579,13 @@ FAULTS = (
         "value = tl.where(indices[i] < extents[i], value, PROGRAM.ends[j].start)",
         "value = tl.where(indices[i] <= extents[i], value, PROGRAM.ends[j].start)",
         "A reduction over the tiled or kept axes has one element of rubbish in it.",
-        by_kernels=("test_kernels.py", "test_edges.py", "test_gradients.py", "test_database.py"),
+        by_kernels=(
+            "test_edges.py::test_reductions_of_edges_have_torchs_value_and_gradients",
+            "test_kernels.py",
+            "test_edges.py",
+            "test_gradients.py",
+            "test_database.py",
+        ),
     ),
     # -- strides and 64-bit offsets ------------------------------------------------------------------------------------
     Fault(
@@ -558,7 +595,7 @@ FAULTS = (
         "        if i == 0:\n            coordinate = index  #",
         "        if i <= 1:\n            coordinate = index  #",
         "Kernels reach the wrong elements of tensors with two axes that cannot be coalesced.",
-        by_kernels=MEMORY,
+        by_kernels=WRITTEN,
     ),
     Fault(
         "2^32 is where 64 bits begin",
@@ -604,7 +641,12 @@ FAULTS = (
         'full = torch.empty_like(g, device="meta").stride()',
         "full = contiguous(g.shape)",
         "Gradients of channels-last tensors are laid out otherwise than torch's: slower from there on.",
-        by_kernels=("test_memory.py", "test_hypothesis.py", "test_autograd_engine.py"),
+        by_kernels=(
+            "test_autograd_engine.py::test_accumulated_gradients_are_laid_out_as_torchs_and_share_no_memory",
+            "test_memory.py",
+            "test_hypothesis.py",
+            "test_autograd_engine.py",
+        ),
     ),
     # -- type promotion ------------------------------------------------------------------------------------------------
     Fault(
@@ -624,6 +666,7 @@ FAULTS = (
         "return torch.log(x)",
         "Gradients of pow along a float64 exponent are right to 8 digits only where x is float32 or an integer.",
         by_formulas=(
+            "test_func_forward_ad.py::test_tangents_of_mixed_dtypes_match_torch",
             "test_edges.py",
             "test_arguments.py",
             "test_precision.py",
@@ -653,7 +696,12 @@ FAULTS = (
         "ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16",
         "ACCUMULATE = {torch.bfloat16",
         "A kernel's float16 sum of thousands of elements overflows or loses digits.",
-        by_kernels=("test_precision.py", "test_edges.py", "test_database.py"),
+        by_kernels=(
+            "test_precision.py::test_half_types_count_further_than_they_hold",
+            "test_precision.py",
+            "test_edges.py",
+            "test_database.py",
+        ),
     ),
     # -- what is saved for backward ------------------------------------------------------------------------------------
     Fault(
@@ -709,7 +757,10 @@ FAULTS = (
         "            if not x.is_inference():\n",
         "            if False:\n",
         "Overwriting a saved tensor goes unnoticed: silently wrong gradients.",
-        by_kernels=("test_inplace.py",),
+        by_kernels=(
+            "test_inplace.py::test_version_counter_rises_without_autograd",
+            "test_inplace.py",
+        ),
     ),
     Fault(
         "backward reads the new x",
@@ -727,7 +778,12 @@ FAULTS = (
         "if outside or any(y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for y in tensors):",
         "if outside:",
         "x.mul_(x.T) reads elements that it has already written.",
-        by_kernels=("test_inplace.py", "test_memory.py", "test_subclass.py"),
+        by_kernels=(
+            "test_inplace.py::test_overlapping_operand_behaves_as_torchs",
+            "test_inplace.py",
+            "test_memory.py",
+            "test_subclass.py",
+        ),
     ),
     Fault(
         "a result of another kind is written over x",
@@ -736,7 +792,11 @@ FAULTS = (
         "if spec.shape != x.shape or not torch.can_cast(spec.dtype, x.dtype):",
         "if spec.shape != x.shape:",
         "An integer tensor divided in place is truncated where torch raises.",
-        by_kernels=("test_inplace.py", "test_subclass.py"),
+        by_kernels=(
+            "test_inplace.py::test_result_of_another_shape_or_dtype_is_refused",
+            "test_inplace.py",
+            "test_subclass.py",
+        ),
     ),
     # -- kernel or formula ---------------------------------------------------------------------------------------------
     Fault(
@@ -761,7 +821,12 @@ FAULTS = (
         "if not pointer or (graph and x.requires_grad):",
         "if not pointer:",
         "Second derivatives are lost.",
-        by_kernels=("test_dispatch.py", "test_inplace.py", "test_gradients.py"),
+        by_kernels=(
+            "test_inplace.py::test_binary_twins_match_torch_twice_differentiated",
+            "test_dispatch.py",
+            "test_inplace.py",
+            "test_gradients.py",
+        ),
     ),
     Fault(
         "kernels answer where tangents move",
@@ -770,7 +835,11 @@ FAULTS = (
         " or _are_functorch_transforms_active() or _moves_tangents()",
         " or _are_functorch_transforms_active()",
         "Forward-mode derivatives are lost.",
-        by_kernels=("test_dispatch.py", "test_func_forward_ad.py"),
+        by_kernels=(
+            "test_func_forward_ad.py::test_tangents_of_mixed_dtypes_match_torch",
+            "test_dispatch.py",
+            "test_func_forward_ad.py",
+        ),
     ),
     Fault(
         "kernels answer under a mode",
@@ -779,7 +848,12 @@ FAULTS = (
         'return _backend == "torch" or is_watched() or',
         'return _backend == "torch" or',
         "A dispatch mode or a tracer does not see our operators.",
-        by_kernels=("test_dispatch.py", "test_subclass_overrides.py", "test_autograd.py"),
+        by_kernels=(
+            "test_dispatch.py::test_formula_answers_where_torch_must_see_through",
+            "test_dispatch.py",
+            "test_subclass_overrides.py",
+            "test_autograd.py",
+        ),
     ),
     Fault(
         "our rule is used two transforms deep",
@@ -788,7 +862,10 @@ FAULTS = (
         "if len(layers) > 1 or (layers",
         "if len(layers) > 2 or (layers",
         "jvp of jvp is 0.",
-        by_formulas=("test_func.py",),
+        by_formulas=(
+            "test_func.py::test_transform_of_transforms_matches_torch",
+            "test_func.py",
+        ),
     ),
     Fault(
         "an empty tensor goes to a kernel",
@@ -896,7 +973,7 @@ FAULTS = (
         "if len(set(axes)) < len(axes):",
         "if False:",
         "A fused x + x.T of one vector is its diagonal.",
-        by_kernels=(*FUSED, "test_fuse_structure.py"),
+        by_kernels=("test_fuse.py::test_a_value_meets_itself_along_another_axis", *FUSED, "test_fuse_structure.py"),
     ),
     Fault(
         "axes that must not be one stay half joined",
@@ -905,7 +982,7 @@ FAULTS = (
         "                self.first = before\n",
         "",
         "A fused function that is refused as one axis mixes up axes afterwards.",
-        by_kernels=(*FUSED, "test_fuse_structure.py"),
+        by_kernels=("test_fuse.py::test_a_value_meets_itself_along_another_axis", *FUSED, "test_fuse_structure.py"),
     ),
     Fault(
         "axes come back in the order of the graph",
@@ -924,7 +1001,13 @@ FAULTS = (
         "                if a is not None and sizes.setdefault(a, n) != n:\n                    raise",
         "                if a is not None and sizes.setdefault(a, n) != n and n < 0:\n                    raise",
         "A fused function takes shapes that do not broadcast, and reads past the end of a tensor.",
-        by_kernels=("test_fuse_structure.py", "test_fuse_refusals.py", "test_fuse.py", "test_fuse_states.py"),
+        by_kernels=(
+            "test_fuse_refusals.py::test_an_operators_own_error_is_torchs",
+            "test_fuse_structure.py",
+            "test_fuse_refusals.py",
+            "test_fuse.py",
+            "test_fuse_states.py",
+        ),
     ),
     # -- the gradient of a graph ---------------------------------------------------------------------------------------
     Fault(
@@ -963,7 +1046,12 @@ FAULTS = (
         "return back, which",
         "Fused gradients of a second shape are those of the first one's size.",
         by_formulas=("test_growth.py",),
-        by_kernels=("test_fuse_structure.py", *FUSED, "test_fuse_states.py"),
+        by_kernels=(
+            "test_fuse_structure.py::test_what_was_traced_is_known_for_every_shape_and_shapes_may_be_read",
+            "test_fuse_structure.py",
+            *FUSED,
+            "test_fuse_states.py",
+        ),
     ),
     Fault(
         "gradients see a value again along the wrong axes",
@@ -973,7 +1061,7 @@ FAULTS = (
         "Again((g,), step.old, step.new)",
         "Fused gradients of x + x.T of one vector are transposed.",
         by_formulas=("test_fuse_random.py",),
-        by_kernels=FUSED,
+        by_kernels=("test_fuse.py::test_a_value_meets_itself_along_another_axis", *FUSED),
     ),
     # -- the graph in kernels ------------------------------------------------------------------------------------------
     Fault(
@@ -983,7 +1071,7 @@ FAULTS = (
         "if len(self.stages) > 1 and compared:",
         "if False and compared:",
         "Fused gradients of amax are 0 where two kernels round the same sum otherwise.",
-        by_kernels=FUSED,
+        by_kernels=("test_fuse_long.py::test_gradients_of_cut_extrema_reach_the_elements_that_they_are", *FUSED),
     ),
     Fault(
         "what is not linear goes under a reduction",
@@ -1116,7 +1204,7 @@ FAULTS = (
         "key.append(repr(x) if kind in TOLD_BY_REPR else x)",
         "key.append(x)",
         "A fused function called with -0.0 computes with the 0.0 of an earlier call.",
-        by_kernels=TRACED,
+        by_kernels=("test_fuse_structure.py::test_arguments_that_equal_but_differ_are_other_structures", *TRACED),
     ),
     Fault(
         "a trace takes True for 1",
@@ -1125,8 +1213,8 @@ FAULTS = (
         "parts += kind, x if kind in _TOLD_BY_VALUE",
         "parts += int, x if kind in _TOLD_BY_VALUE",
         "A fused x + 1 after x + True computes with the other.",
-        by_formulas=TRACED,
-        by_kernels=TRACED,
+        by_formulas=("test_fuse_structure.py::test_numbers_of_other_kinds_are_other_structures", *TRACED),
+        by_kernels=("test_fuse_structure.py::test_numbers_of_other_kinds_are_other_structures", *TRACED),
     ),
     Fault(
         "what a function closes over is not looked at",
@@ -1135,7 +1223,7 @@ FAULTS = (
         "now = (*map(self._globals.get, self._names), *map(_content, self._cells))",
         "now = (*map(self._globals.get, self._names),)",
         "A fused function computes with the old value of a variable around it.",
-        by_kernels=TRACED,
+        by_kernels=("test_fuse_structure.py::test_what_a_function_reads_around_it_may_change", *TRACED),
     ),
     Fault(
         "a trace does not know of autocast",
@@ -1144,8 +1232,16 @@ FAULTS = (
         "        _is_any_autocast_enabled() and _autocast(),\n",
         "        False,\n",
         "A fused function under autocast does what it did without.",
-        by_formulas=(*TRACED, "test_fuse_refusals.py"),
-        by_kernels=(*TRACED, "test_fuse_refusals.py"),
+        by_formulas=(
+            "test_fuse_structure.py::test_what_a_trace_depends_on_besides_its_arguments",
+            *TRACED,
+            "test_fuse_refusals.py",
+        ),
+        by_kernels=(
+            "test_fuse_structure.py::test_what_a_trace_depends_on_besides_its_arguments",
+            *TRACED,
+            "test_fuse_refusals.py",
+        ),
     ),
     Fault(
         "an edited formula leaves the old kernel",
@@ -1154,7 +1250,11 @@ FAULTS = (
         'return "-".join([*(f.cache_key for f in functions), str(self[1:])])',
         'return "-".join([*(f.__name__ for f in functions), str(self[1:])])',
         "After an update of the package Triton's cache on disk runs the kernels of the old one.",
-        by_formulas=("test_fuse.py::test_an_edited_formula_is_compiled_anew", "test_offline.py"),
+        by_formulas=(
+            "test_offline.py::test_editing_a_formula_makes_a_new_kernel_from_a_warm_cache",
+            "test_fuse.py::test_an_edited_formula_is_compiled_anew",
+            "test_offline.py",
+        ),
     ),
     # -- reductions ----------------------------------------------------------------------------------------------------
     Fault(
@@ -1173,7 +1273,11 @@ FAULTS = (
         "count = x.numel() // kept.numel()",
         "count = x.numel()",
         "A kernel's mean over an axis is too small.",
-        by_kernels=("test_edges.py", "test_hypothesis.py"),
+        by_kernels=(
+            "test_edges.py::test_reductions_of_edges_have_torchs_value_and_gradients",
+            "test_edges.py",
+            "test_hypothesis.py",
+        ),
     ),
     Fault(
         "the gradient of a half mean is rounded before it is scaled",
@@ -1191,7 +1295,11 @@ FAULTS = (
         "moved = torch.where(x == z, dx, 0)",
         "moved = dx * (x == z)",
         "An infinite tangent of another element makes that of amax nan.",
-        by_formulas=("test_func_forward_ad.py", "test_edges.py"),
+        by_formulas=(
+            "test_func_forward_ad.py::test_edges_have_torchs_tangents_of_extrema",
+            "test_func_forward_ad.py",
+            "test_edges.py",
+        ),
     ),
     Fault(
         "amin keeps the greatest",
@@ -1200,7 +1308,11 @@ FAULTS = (
         '"amin": (_highest, minimum, _min_across)',
         '"amin": (_highest, maximum, _min_across)',
         "A kernel's amin of many elements is not the least.",
-        by_kernels=("test_kernels.py", "test_edges.py"),
+        by_kernels=(
+            "test_kernels.py::test_shared_totals_are_right_and_repeat_bit_for_bit",
+            "test_kernels.py",
+            "test_edges.py",
+        ),
     ),
     # -- explain, and what is counted ----------------------------------------------------------------------------------
     Fault(
@@ -1210,7 +1322,7 @@ FAULTS = (
         "loads *= n if any(steps) else count",
         "loads *= n if any(steps) else 1",
         "The bytes that explain and a dry run report are too few.",
-        by_formulas=COSTS,
+        by_formulas=("test_kernels_command.py::test_ratio_is_bytes_moved_over_the_floor", *COSTS),
     ),
     Fault(
         "partial sums count as results",
@@ -1219,7 +1331,7 @@ FAULTS = (
         "if slot.dtype and not slot.partial else 0",
         "if slot.dtype else 0",
         "The floor of bytes that a report compares with is too high.",
-        by_formulas=COSTS,
+        by_formulas=("test_kernels_command.py::test_ratio_is_bytes_moved_over_the_floor", *COSTS),
     ),
     Fault(
         "what is overwritten counts twice",
@@ -1237,7 +1349,10 @@ FAULTS = (
         "Cost(len(launched) + len(sums)",
         "Cost(len(launched)",
         "explain shows too few kernels for what is not fused.",
-        by_formulas=("test_fuse_explain.py",),
+        by_formulas=(
+            "test_fuse_explain.py::test_operators_are_counted_forward_backward_and_where_gradients_meet",
+            "test_fuse_explain.py",
+        ),
     ),
     Fault(
         "an expanded tensor counts in full",
@@ -1256,7 +1371,10 @@ FAULTS = (
         "        triton.runtime.driver.set_active(active)\n        driver.records = outer\n",
         "        driver.records = outer\n",
         "After a dry run Triton launches nothing any more.",
-        by_formulas=("test_offline.py",),
+        by_formulas=(
+            "test_offline.py::test_nothing_is_left_of_a_dry_run",
+            "test_offline.py",
+        ),
     ),
     Fault(
         "cuda:80 is compiled as 90",
@@ -1274,7 +1392,12 @@ FAULTS = (
         "        driver.records = outer\n",
         "",
         "After a nested dry run the outer one records nothing more.",
-        by_formulas=("test_offline.py", "test_plans.py", "test_fuse_explain.py"),
+        by_formulas=(
+            "test_offline.py::test_nothing_is_left_of_a_dry_run",
+            "test_offline.py",
+            "test_plans.py",
+            "test_fuse_explain.py",
+        ),
     ),
     Fault(
         "the target of a dry run stays",
@@ -1283,7 +1406,10 @@ FAULTS = (
         "        target = before\n",
         "        pass\n",
         "After a dry run CPU tensors still take the path of kernels.",
-        by_formulas=("test_offline.py",),
+        by_formulas=(
+            "test_offline.py::test_nothing_is_left_of_a_dry_run",
+            "test_offline.py",
+        ),
     ),
     Fault(
         "a dry run leaves its lock",
@@ -1292,6 +1418,9 @@ FAULTS = (
         "        _ONE_THREAD.release()\n",
         "        pass\n",
         "After a dry run no other thread can open one.",
-        by_formulas=("test_offline.py",),
+        by_formulas=(
+            "test_offline.py::test_a_dry_run_in_another_thread_is_refused",
+            "test_offline.py",
+        ),
     ),
 )

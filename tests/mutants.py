@@ -26,7 +26,7 @@ from .faults import FAULTS, Fault
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "mutants.json"
 MODES = {"formulas": {}, "kernels": {"TRITON_INTERPRET": "1", "CUSTOMOPS_BACKEND": "triton"}}  # as in the Makefile
-LIMIT = 900  # seconds that the tests of one fault may take in one mode; to take longer is to be caught
+LIMIT = 1800  # seconds that the tests of one fault may take in one mode; to take longer is to be caught
 PASSED, FAILED = 0, 1  # pytest's exit statuses; any other means that it did not run the tests
 NOT_COPIED = (".*", "__pycache__", "build", "dist", "*.egg-info")
 WHERE = """\
@@ -138,9 +138,14 @@ def line(outcome: Outcome) -> str:
     return f"{fault.area:15} {fault.name:58} {seconds:4.0f} s  {verdict}"
 
 
+def read(path: Path) -> dict[str, dict[str, str | None]]:
+    """Return the outcomes at ``path``: by fault and column, what caught it."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def record(outcome: Outcome, path: Path, column: str) -> None:
     """Write to ``path`` which test caught a fault; other columns, and other faults, stay as they are."""
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read(path)
     known.setdefault(outcome.fault.name, {})[column] = outcome.caught_by
     names = [fault.name for fault in FAULTS if fault.name in known]
     path.write_text(json.dumps({name: known[name] for name in names}, indent=1) + "\n")
@@ -153,9 +158,13 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="list the faults and run nothing")
     parser.add_argument("--json", type=Path, help=f"where to write the outcome, as {RESULTS.name} has it")
     parser.add_argument("--column", default="new", help="what this run is called there; default: %(default)s")
+    parser.add_argument("--missing", action="store_true", help="faults that the JSON has no outcome of in that column")
     parser.add_argument("-j", type=int, default=1, help="how many faults to examine at once; default: %(default)s")
     args = parser.parse_args()
-    faults = [f for f in FAULTS if not args.only or {f.name, f.area} & set(args.only)]
+    faults = [fault for fault in FAULTS if not args.only or {fault.name, fault.area} & set(args.only)]
+    if args.missing:
+        known = read(args.json or RESULTS)
+        faults = [fault for fault in faults if args.column not in known.get(fault.name, {})]
     if args.list:
         print(*(f"{f.area:15} {f.name:58} {f.effect}" for f in faults), sep="\n")
         return 0
