@@ -718,7 +718,7 @@ FAULTS = (
         "saving",
         FUNCTION,
         "positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)",
-        "positions = tuple(range(min(len(needs), len(derivatives))))",
+        "positions = tuple(i for i, kind in enumerate(types[: len(derivatives)]) if issubclass(kind, Tensor))",
         "mul saves both operands though one is a constant: more memory, and a gradient for nothing.",
         by_formulas=RECORDED,
     ),
