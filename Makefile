@@ -8,7 +8,7 @@ KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 SHARES := 40
 SHARE ?= 0
 
-.PHONY: demo distributed test test-share test-share-kernels test-full compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
+.PHONY: demo distributed test test-share test-share-kernels test-full mutants compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -31,6 +31,9 @@ test-share-kernels: .venv/ready  ## the same, by kernels
 test-full: .venv/ready  ## every case and every compilation, however long
 	$(PYTEST) --full
 	$(KERNELS) $(PYTEST) --full
+
+mutants: .venv/ready  ## plant faults in the product, one at a time, and tell which of make test's tests catch them
+	$(BIN)/python -m tests.mutants --json tests/mutants.json
 
 compatibility: .venv/ready  ## its tests again, then torch's own operators under them, and the page; what fails stands in it
 	$(PYTEST) --record $(RESULTS)/formulas.json || test $$? -eq 1

@@ -20,8 +20,8 @@ RUNS = {
 }
 SYMBOLS = {"passed": "✓", "partly": "◐", "refused": "⊘", "xfailed": "expected ✗"}
 LIMITS, BACKENDS = (
-    "../README.md#limits",
-    "../README.md#which-backend-computes",
+    "limits.md",
+    "backends.md#the-four-rules",
 )  # as docs/compatibility.md links to them
 SUMMARY = """\
 # Compatibility
