@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from torch import multiprocessing
 
 from .conftest import DEVICE
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SECONDS = 90  # after which ranks that wait for one another are taken to hang
 
 
@@ -90,6 +94,8 @@ class Ranks:
 
 def _serve(pipe, meeting: str, rank: int, size: int) -> None:
     """Join the group, then call what arrives until nothing more does."""
+    if sys.platform == "linux":  # end with the parent, if that is killed: a rank may wait for another for ever
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if DEVICE == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group(

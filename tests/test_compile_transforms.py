@@ -80,3 +80,17 @@ def test_compiled_autograd_traces_our_backward(full):
             z.backward()
         grads.append(x.grad)
     assert_equal(*grads)
+
+
+@FORMULAS
+def test_compiled_autograd_traces_our_backward_in_place():
+    start, grads = (rand(2, 3), rand(2, 3)), []
+    for multiply in (customops.mul_, torch.Tensor.mul_):
+        x, y = (value.clone().requires_grad_() for value in start)
+        z = multiply(x.clone(), y)
+        torch.compiler.reset()
+        with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+            z.sum().backward()
+        grads.append((x.grad, y.grad))
+    for mine, theirs in zip(*grads, strict=True):
+        assert_equal(mine, theirs)
