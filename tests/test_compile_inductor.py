@@ -25,7 +25,7 @@ def _compile_anew(tmp_path):
 @STATIC_AND_DYNAMIC
 @torch._inductor.config.patch({"cpp.simdlen": 1})  # vectors take g++ twice the time
 def test_inductor_computes_calls_and_their_gradients(dynamic, full, tally):
-    """One call of each path; with ``--full`` all calls."""
+    """It does so for one call of each path; with ``--full`` for all calls."""
     calls = [call for _, call in (CALLS if full else one_of_each_path())]
     x = leaf(2, 3, 2, 2)
     function = torch.compile(lambda x: every(customops, x, calls), fullgraph=True, dynamic=dynamic)
@@ -36,7 +36,7 @@ def test_inductor_computes_calls_and_their_gradients(dynamic, full, tally):
 
 
 def kernels(function, dynamic, *xs) -> int:
-    """How many kernels Inductor makes of ``function`` and, where something requires a gradient, of its backward."""
+    """Return how many kernels Inductor makes of ``function`` and, where an input requires a gradient, of backward."""
     torch.compiler.reset()
     metrics.reset()
     z = torch.compile(function, fullgraph=True, dynamic=dynamic)(*xs)
@@ -59,7 +59,7 @@ def test_chain_is_fused_into_as_many_kernels_as_torchs(dynamic, tally):
 @FORMULAS
 @COMPILER
 def test_an_opaque_neighbour_costs_kernels():
-    """So the count above would tell if ours were opaque."""
+    """This shows that the count above would tell if ours were opaque."""
     opaque = torch.library.custom_op(
         "customops_tests::opaque", lambda h: h.clone(), mutates_args=(), schema="(Tensor h) -> Tensor"
     )

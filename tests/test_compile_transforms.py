@@ -48,9 +48,9 @@ TRANSFORMS = {
 @pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_compiled_transforms_drop_no_derivative(name, full, tally):
-    """Ours inside, as torch's without a compiler; Dynamo itself would lose a Function's jvp.
+    """Ours give inside what torch's give without a compiler; Dynamo itself would lose a Function's jvp.
 
-    A call of every other path, others under each transform; with ``--full`` all calls.
+    Each transform has a call of every other path, another transform those of the others; with ``--full`` all calls.
     """
     number = list(TRANSFORMS).index(name)
     calls = SOME if full else [call for _, call in one_of_each_path(number // 2, rank=1)[number % 2 :: 2]]
@@ -69,7 +69,7 @@ def test_compiled_transforms_drop_no_derivative(name, full, tally):
 
 @FORMULAS
 def test_compiled_autograd_traces_our_backward(full):
-    """Of one call of each path; with ``--full`` of two of each operator."""
+    """It traces that of one call of each path; with ``--full`` of two calls of each operator."""
     calls = [call for row in ROWS for call in row.calls[:2]] if full else [call for _, call in one_of_each_path()]
     start, grads = rand(2, 3, 2, 2), []
     for library in LIBRARIES:

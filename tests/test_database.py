@@ -41,7 +41,7 @@ LARGEST = 4096 if KERNELS else 2**30  # elements in them; the interpreter takes 
 
 
 def samples(name, dtype, full, requires_grad=False):
-    """Sample inputs of a dtype and, seeded, a share of the reference inputs; each as it is and non-contiguous."""
+    """Yield sample inputs of a dtype and, seeded, a share of the reference inputs; each as it is and non-contiguous."""
     chance = random.Random(f"{name} {dtype}")
     first, step = (0, 1) if full or dtype in MAIN else (DTYPES.index(dtype) % STEP, STEP)
     for sample in list(INFOS[name].sample_inputs(DEVICE, dtype, requires_grad=requires_grad))[first::step]:
@@ -82,7 +82,7 @@ def test_samples_have_torchs_gradients(name, dtype, full, tally):
 
 
 def _reference(name, s, inputs, g):
-    """Torch's gradients. Of half types in a kernel its float32 ones, from what is saved rounded: no step between is."""
+    """Return torch's gradients; for half types in a kernel, its float32 ones from rounded saved tensors."""
     if not (KERNELS and g.dtype.itemsize == 2):
         return torch.autograd.grad(INFOS[name](s.input, *s.args, **s.kwargs), inputs, g, allow_unused=True)
     wide = [t.float() if isinstance(t, torch.Tensor) and t.dtype.itemsize == 2 else t for t in (s.input, *s.args)]

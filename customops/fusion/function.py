@@ -143,7 +143,7 @@ class Fusion:
 
 
 class Recording(NamedTuple):
-    """What autograd has to know of a call, for one set of inputs that need gradients."""
+    """The facts about a call that autograd needs, for one set of inputs that need gradients."""
 
     needed: tuple[InputIndex, ...]  # the inputs that need gradients
     gradient: Gradient  # of these inputs, for cotangents of the results that depend on them

@@ -1,4 +1,4 @@
-"""What the parameter names of formulas say: which values a derivative reads."""
+"""The meaning of the parameter names of formulas: they say which values a derivative reads."""
 
 from __future__ import annotations
 
