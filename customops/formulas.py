@@ -1,8 +1,12 @@
-"""Every formula and derivative, spelled in torch; its twin is ``triton_kernels/formulas.py``.
+"""Every formula and derivative, spelled in torch; ``triton_kernels/formulas.py`` spells them in Triton.
 
-A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over broadcast axes. It names as arguments
-exactly what it reads, of g, the inputs x and y, the output z and ``alpha``: that decides what is saved. Read with a
-tangent for g it is forward mode; complex conjugation is applied around it (``compute.py``).
+A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over broadcast axes. Read with a tangent for g it is
+forward mode; complex conjugation is applied around it (``runtime/elementwise.py``). Three conventions tie it to the rest:
+
+- Its parameters name exactly what it reads, of g, the inputs x and y, the output z and ``alpha``: that decides what is
+  saved (``runtime/rules.py``).
+- Its name is that of its counterpart in Triton, by which kernels find it.
+- Where the gradient is g itself it returns the object ``g``: then nothing is computed.
 
 Inputs may be tensors or Python numbers, as torch's own operators take them.
 """
