@@ -50,6 +50,13 @@ def test_what_is_kept_of_runs_is_of_these_faults_and_those_that_survive_have_a_r
         assert all(caught_by or reasons[name] for caught_by in outcomes.values()), name
 
 
+def test_what_the_suite_caught_before_it_took_samples_it_catches_still():
+    """``old`` is the column of the suite that ran all cases, ``new`` that of today's."""
+    kept = json.loads(RESULTS.read_text())
+    lost = [name for name, by in kept.items() if by.get("old") and not by.get("new", True)]
+    assert lost == []
+
+
 @pytest.mark.parametrize("change", [{"old": "no such text"}, {"old": "return"}, {"new": "    return g / x\n"}])
 def test_a_fault_that_cannot_be_planted_is_an_error(change, tmp_path):
     fault = FAULTS[0]._replace(path=FORMULAS, old="    return g / x\n", new="    return g\n")
