@@ -117,6 +117,19 @@ def test_columns_are_one_axis_so_that_no_element_costs_a_division(shape, strides
     assert len(arranged.sizes[layout.COLUMNS]) == 1
 
 
+def test_rows_end_in_the_axis_that_an_operand_walks_by_1():
+    """A transposed one: threads side by side read what lies side by side."""
+    arranged = layout.arrange((4, 5, 6), ((1, 4, 20),), ((30, 6, 1),), NONE)
+    assert (arranged.sizes, arranged.operand_strides) == (((5, 4), (6,)), (((4, 1), (20,)),))
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_tile_has_all_of_a_row_that_ops_reduce(itemsize):
+    for n in range(1, 4200):
+        arranged = layout.arrange((3, n), ((n, 1),), ((n, 1),), NONE, frozenset({1}))
+        assert n == 1 or tile_rules.choose_tiling(arranged, itemsize).tile[arranged.row_group] >= n
+
+
 def test_reductions_over_more_sets_of_axes_than_a_kernel_has_groups_are_refused():
     """Each axis by itself is three sets; a fourth that no output is reduced over, or all are, is one too many."""
     outputs = ((0, 0, 1), (1, 0, 0))

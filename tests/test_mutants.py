@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(MODE != "formulas", reason="the same whatever co
 AREAS = {
     *("formulas", "kernel formulas", "layout", "tiling", "launch", "masks", "offsets", "promotion", "saving"),
     *("in place", "dispatch", "autocast", "shards", "axes", "derivation", "partition", "schedule", "cache keys"),
-    *("reductions", "explain", "dry run"),
+    *("reductions", "explain", "dry run", "interpreter"),
 }
 
 
@@ -48,6 +48,13 @@ def test_what_is_kept_of_runs_is_of_these_faults_and_those_that_survive_have_a_r
     assert kept.keys() <= reasons.keys()
     for name, outcomes in kept.items():
         assert all(caught_by or reasons[name] for caught_by in outcomes.values()), name
+
+
+def test_what_the_suite_caught_before_it_took_samples_it_catches_still():
+    """``old`` is the column of the suite that ran all cases, ``new`` that of today's."""
+    kept = json.loads(RESULTS.read_text())
+    lost = [name for name, by in kept.items() if by.get("old") and not by.get("new", True)]
+    assert lost == []
 
 
 @pytest.mark.parametrize("change", [{"old": "no such text"}, {"old": "return"}, {"new": "    return g / x\n"}])
