@@ -105,6 +105,7 @@ def _check_all_and_train(models, x):
         model.step(x)
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=forks), "spawn"])
 def test_child_processes_compute_the_same_and_train_a_shared_model(method, device):
     """They do so after a backward pass in the parent, too."""

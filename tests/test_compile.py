@@ -46,7 +46,7 @@ def compiled_graphs(library, call, xs, dynamic) -> tuple[list, list]:
     return [z, *torch.autograd.grad(z, xs, cotangent(z))], graphs
 
 
-@pytest.mark.sample(formulas="operator, path, dynamic", kernels="dynamic")
+@pytest.mark.sample(formulas="operator, path, dynamic", kernels="once")
 @STATIC_AND_DYNAMIC
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_compiled_calls_have_torchs_graphs_values_and_gradients(row, call, dynamic, device, tally):
@@ -200,7 +200,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.sample(formulas="kind, dynamic", kernels="dynamic")
+@pytest.mark.sample(formulas="kind, dynamic", kernels="once")
 @STATIC_AND_DYNAMIC
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_compiled_programs_do_what_torchs_do(name, dynamic, tally):

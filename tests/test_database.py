@@ -35,8 +35,8 @@ MAIN = {
     "kernels": (torch.float32, torch.int64),
     "gpu": (torch.float32, torch.bfloat16, torch.int64),
 }[MODE]
-STEP = 3 if KERNELS else 1  # from one sample of another dtype to the next
-SHARE = {"formulas": 0.2, "kernels": 0.02, "gpu": 0.01}[MODE]  # of the reference inputs
+STEP = 5 if KERNELS else 1  # from one sample of another dtype to the next
+SHARE = {"formulas": 0.1, "kernels": 0.01, "gpu": 0.01}[MODE]  # of the reference inputs
 LARGEST = 4096 if KERNELS else 2**30  # elements in them; the interpreter takes minutes for a million
 
 
@@ -101,7 +101,7 @@ def test_error_inputs_raise_torchs_type(name, tally):
         tally("database samples")
 
 
-@pytest.mark.sample(formulas="name, dtype", kernels="name, dtype")
+@pytest.mark.sample(formulas="name, dtype", kernels="name")
 @pytest.mark.parametrize(("name", "dtype"), [(n, d) for n, d in VALUES if INFOS[n].supports_out], ids=ids)
 def test_out_behaves_as_torchs(name, dtype, tally):
     """Right and wrong shape, dtype and layout: same value, same strides, same memory, same warning, same error."""

@@ -115,6 +115,7 @@ def _main(monkeypatch):
     return demo.main()
 
 
+@pytest.mark.sample(kernels="")  # test_distributed_kernels.py has engines by kernels
 @each_engine
 def test_engine_agrees_with_one_process(engine, two):
     assert two(_reason, engine) == [None, None]

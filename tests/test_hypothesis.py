@@ -21,7 +21,7 @@ DTYPES = (
 )
 settings.register_profile(
     "customops",
-    max_examples=60 if KERNELS else 400,
+    max_examples=40 if KERNELS else 200,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
