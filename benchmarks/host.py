@@ -1,4 +1,4 @@
-"""What a call costs the host, at 8 elements: on the device, and on a driver that launches nothing.
+"""The time that a call costs the host, at 8 elements: on the device, and on a driver that launches nothing.
 
 On so few elements a call takes host time alone. On the recording driver of ``customops.dry_run`` it takes all of the
 kernels' path but the GPU driver's own launch.

@@ -26,13 +26,13 @@ current_backend = _known(os.environ.get("CUSTOMOPS_BACKEND", "auto"), "CUSTOMOPS
 # The GPU that a dry run compiles for, None outside of one.
 dry_run_target: str | None = None
 
-# Whether no kernel runs on CPU tensors. It follows from the settings, and decides most calls by itself.
+# This says whether no kernel runs on CPU tensors. It follows from the settings, and decides most calls by itself.
 cpu_by_formula = True
 
-# What earlier calls led to, by all that it depends on: a plan, False where torch's formula computes.
+# The outcome of earlier calls, by all that it depends on: a plan, or False where torch's formula computes.
 plans: dict[tuple, Any] = {}
 
-# What kernels are compiled for, and the names and texts of launches: they are the same for all lengths of a tensor.
+# The facts that kernels are compiled for, and names and texts of launches: all lengths of a tensor have the same.
 kernel_constants: dict[Any, Any] = {}
 
 # Tuples of small integers, of which plans have many and there are few.

@@ -1,8 +1,12 @@
-"""Every formula and derivative, spelled in torch; its twin is ``triton_kernels/formulas.py``.
+"""Every formula and derivative, spelled in torch; ``triton_kernels/formulas.py`` spells them in Triton.
 
-A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over broadcast axes. It names as arguments
-exactly what it reads, of g, the inputs x and y, the output z and ``alpha``: that decides what is saved. Read with a
-tangent for g it is forward mode; complex conjugation is applied around it (``compute.py``).
+A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over broadcast axes. Read with a tangent for g it is
+forward mode; complex conjugation is applied around it (``runtime/elementwise.py``). Three conventions tie it to the rest:
+
+- Its parameters name exactly what it reads, of g, the inputs x and y, the output z and ``alpha``: that decides what is
+  saved (``runtime/rules.py``).
+- Its name is that of its counterpart in Triton, by which kernels find it.
+- Where the gradient is g itself it returns the object ``g``: then nothing is computed.
 
 Inputs may be tensors or Python numbers, as torch's own operators take them.
 """
@@ -213,24 +217,24 @@ def equal(x, z):
 
 
 def _times(number, g):
-    """number·g; for 1 that is g itself, which costs nothing."""
+    """Return number·g; for 1 that is g itself, which costs nothing."""
     return g if _is_one(number) else number * g
 
 
 def _is_one(number):
-    """Whether a factor can go without saying; a compiler is not asked, or it would make a graph for each number."""
+    """Return whether a factor is the integer 1; False under a compiler, which would make a graph for each number."""
     return type(number) is int and not torch.compiler.is_dynamo_compiling() and number == 1
 
 
 def _where_not_zero(y, value):
-    """``value``, but 0 where y is 0, whatever ``value`` is there."""
+    """Return ``value``, but 0 where y is 0, whatever ``value`` is there."""
     if y.dtype != value.dtype or value.is_complex():
         return torch.where(y == 0, 0, value)
     return torch.ops.aten.threshold_backward(value, abs(y.detach()), 0)  # 0 where |y| <= 0, in half the time
 
 
 def _not_negative(y):
-    """Whether y >= 0, which a complex number is only on the real axis."""
+    """Return whether y >= 0, which a complex number is only on the real axis."""
     if y.is_complex():
         return (y.imag == 0) & (y.real >= 0)
     return y >= 0

@@ -29,7 +29,7 @@ PACKAGES = {"sklearn": "scikit-learn"}  # names to install by, of modules that a
 
 
 class Schedule(NamedTuple):
-    """How long to train, how wide a network, and the score that it has to reach."""
+    """The length of a training, the width of its network, and the score that this has to reach."""
 
     steps: int  # of the optimizer
     batch: int  # examples in each step

@@ -20,22 +20,22 @@ from .cases import REDUCTIONS
 
 
 class Error(NamedTuple):
-    """Over so many points, the largest error in ulp and how many results are inf or nan wrongly, or wrongly not."""
+    """The errors of the results at many points."""
 
     points: int
-    ulp: float
-    wrong: int
+    ulp: float  # the largest error
+    wrong: int  # how many results are inf or nan where the exact one is not, or the other way round
 
 
 def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between the numbers of ``dtype`` around ``x``, which is float64."""
+    """Return the distance between the numbers of ``dtype`` around ``x``, which is float64."""
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(x.abs().clamp(info.tiny, info.max))
     return ((exponent.long() + 1022) << 52).view(torch.float64) * info.eps  # ldexp and exp2 are not exact
 
 
 def largest_error(got: Tensor, want: Tensor, off: Tensor) -> Error:
-    """The error of ``got``, which is ``off`` from the exact value; that rounds to ``want`` in float64."""
+    """Return the error of ``got``, which is ``off`` from an exact value that rounds to ``want`` in float64."""
     rounded = want.to(got.dtype)
     same = (got == rounded) | (got.isnan() & rounded.isnan())
     finite = got.isfinite() & rounded.isfinite()
@@ -44,7 +44,7 @@ def largest_error(got: Tensor, want: Tensor, off: Tensor) -> Error:
 
 
 def is_ordinary(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where float64 ``x`` is 0, or so far inside the range of ``dtype`` that no step to or from it leaves it.
+    """Return where float64 ``x`` is 0, or so far inside the range of ``dtype`` that no step of the formulas leaves it.
 
     Half types are computed in float32: for them the range itself is far inside.
     """
@@ -53,7 +53,7 @@ def is_ordinary(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def random_bits(numel: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """Finite numbers of ``dtype`` with random bits, so of every magnitude; all there are of a half type."""
+    """Return finite numbers of ``dtype`` with random bits, so of every magnitude; of a half type, return all."""
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     generator = torch.Generator().manual_seed(seed)
     if dtype.itemsize == 2:
@@ -66,14 +66,14 @@ def random_bits(numel: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def sample(row: Any, dtype: torch.dtype, numel: int, seed: int) -> Tensor:
-    """Random bits, the row's own domain, and 32 times that, where exp and pow reach the ends of a range."""
+    """Return random bits, numbers from the row's domain, and 32 times these: exp and pow reach the ends of a range."""
     bits = random_bits(numel, dtype, seed)
     near = row.draw((numel,), dtype, seed=seed)
     return torch.cat([bits.abs() if row.low > 0 else bits, near, near * 32])
 
 
 def measure(row: Any, call: Any, dtype: torch.dtype, device: str, libraries: dict[str, Any]) -> list[dict]:
-    """The largest errors of a call's value and gradients, by range: plain dicts, to travel between processes."""
+    """Return the largest errors of a call's value and gradients, by range, as dicts that can be written as JSON."""
     xs, g = _drawn(row, call, dtype)
     errors: dict[tuple[str, str], dict[str, Error]] = {}
     for name, library in libraries.items():
@@ -97,7 +97,7 @@ def measure(row: Any, call: Any, dtype: torch.dtype, device: str, libraries: dic
 
 
 def _drawn(row: Any, call: Any, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Inputs and a gradient on the CPU. Those of a reduction are positive: cancelling, chance would decide."""
+    """Draw inputs and a gradient on the CPU; a reduction's are positive: where they cancel, chance decides errors."""
     if row.name in REDUCTIONS:
         x = row.draw((8, 16, 8, 16) if dtype.itemsize == 2 else (16, 64, 32, 64), dtype).abs()
         return [x], row.draw(call.function(torch, x).shape, dtype, seed=1)
@@ -107,14 +107,14 @@ def _drawn(row: Any, call: Any, dtype: torch.dtype) -> tuple[list[Tensor], Tenso
 
 
 def _run(call: Callable, library: Any, xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
-    """The value of ``call(library, *xs)`` and its gradients for ``g``."""
+    """Return the value of ``call(library, *xs)`` and its gradients for ``g``."""
     leaves = [x.detach().requires_grad_() for x in xs]
     z = call(library, *leaves)
     return [z.detach(), *torch.autograd.grad(z, leaves, g)]
 
 
 def in_float64(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The value of a call and its gradients, by torch in float64; and how far ``got`` is off."""
+    """Return the value of a call and its gradients, by torch in float64, each with how far ``got`` is off."""
     wide = [x.double().requires_grad_() for x in xs]
     given, saved = {x.data_ptr() for x in wide}, got[0].double()
 
@@ -128,7 +128,7 @@ def in_float64(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Te
 
 
 def in_mpmath(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The same of an elementwise call, in 200 bits."""
+    """Return the same for an elementwise call, computed in 200 bits."""
     import mpmath  # noqa: PLC0415 - SymPy brings it
 
     rows = []
@@ -145,14 +145,14 @@ def in_mpmath(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Ten
 
 
 class _Spoken:
-    """A library whose operators answer what was called: name, arguments, options."""
+    """A library whose operators return what they were called by: name, arguments, options."""
 
     def __getattr__(self, name):
         return lambda *args, **options: (name, args, options)
 
 
 def _exactly(m: Any) -> dict[str, Callable]:
-    """Every elementwise operator: its value, and its slope along each input at the saved z."""
+    """Return every elementwise operator as a function to its value, and its slope along each input at the saved z."""
     return {
         "log": lambda z, x: (m.log(x), 1 / x),
         "exp": lambda z, x: (m.exp(x), z),
@@ -185,7 +185,7 @@ def write(measured: Sequence[dict]) -> Path:
 
 
 def markdown(where: dict[str, str], measured: Sequence[dict]) -> str:
-    """The table, one line for each operator, derivative, dtype and range."""
+    """Return the table as Markdown: one line for each operator, derivative, dtype and range."""
     head = "| operator | of | dtype | range | points | ours, ulp | torch, ulp | ours wrong | torch wrong |"
     lines = [
         "# Largest errors, in ulp",
@@ -209,12 +209,12 @@ def markdown(where: dict[str, str], measured: Sequence[dict]) -> str:
 
 
 def is_worse(m: dict, allowed: float = 0) -> bool:
-    """Whether ours is off by more than torch's and so many ulp, or wrong more often."""
+    """Return whether ours is off by more than torch's and ``allowed`` ulp, or wrong more often."""
     return m["ours"]["ulp"] > m["torch"]["ulp"] + allowed or m["ours"]["wrong"] > m["torch"]["wrong"]
 
 
 def summary(measured: Sequence[dict], written: Path | None) -> str:
-    """One line for the end of a run."""
+    """Return one line for the end of a run."""
     worse = sum(map(is_worse, measured))
     where = f"written to {written}" if written else "not written: only a part was measured"
     return f"{len(measured):>8} largest errors, {worse} of ours above torch's, {where}"

@@ -1,4 +1,4 @@
-"""What every call costs on an H100, read from compiled kernels: ``python -m tests.audit [--full]`` prints a table.
+"""Audit what each call costs on an H100, read from compiled kernels: ``python -m tests.audit [--full]`` prints a table.
 
 A dry run compiles and records the launches on large tensors; nothing is computed, so no element is ever touched.
 """
@@ -26,7 +26,7 @@ from customops.tools import machine_code
 from .cases import CALLS, EXTREMA, REDUCTIONS, Call, ids
 
 WORD = 16  # bytes that one instruction loads at most
-WARP = 32 * WORD  # what has fewer bytes has no word for each lane of a warp
+WARP = 32 * WORD  # a tensor with fewer bytes has no vector for each lane of a warp
 DTYPES = sorted(KERNEL_DTYPES, key=str)
 USUAL = (
     "log(x)", "exp(x)", "relu(x)", "sigmoid(x)", "tanh(x)", "sqrt(x)", "rsqrt(x)", "abs(x)", "neg(x)",
@@ -107,26 +107,26 @@ EITHER = {("small", ""), ("small", "None"), ("small", "0, -1"), ("cube", "1")}  
 
 
 class Layout(NamedTuple):
-    """How the tensors of a call lie: ``make`` gives two operands of a dtype, a call takes as many as it has.
+    """A way for the tensors of a call to lie in memory; they are called x, y, z, g, dx and dy.
 
-    ``narrow`` are those that whole words are not asked of: x, y, z, g, dx, dy. They are asked of any other whose rows,
-    ``pitch`` elements apart, all start at a multiple of 16 bytes.
+    Vectors of 16 bytes are expected of a tensor that is not in ``narrow``, if its rows all start at a multiple of 16
+    bytes.
     """
 
     name: str
-    make: Callable[[torch.dtype], list[Tensor]]
-    narrow: tuple[str, ...] = ()
-    pitch: int = 4096
+    make: Callable[[torch.dtype], list[Tensor]]  # returns two operands of a dtype; a call takes as many as it has
+    narrow: tuple[str, ...] = ()  # the tensors of which no full vectors are expected
+    pitch: int = 4096  # elements from the start of one row to that of the next
     kind: str = "whole"  # how the operands broadcast: a column of BACKWARD
-    fits: str = "any"  # call, or only a "pair" of operands, or a "reduction"
-    most: float = 1.05  # bytes moved, to bytes that have to move
+    fits: str = "any"  # the calls that it is for: "any", those of a "pair" of operands, or those of a "reduction"
+    most: float = 1.05  # the bytes that a call may move, as a multiple of those that have to move
 
     def __str__(self):
         return self.name
 
 
 class Case(NamedTuple):
-    """A call, and what on."""
+    """A call, and the dtype and layout of its operands."""
 
     operator: str
     call: Call
@@ -138,14 +138,14 @@ class Case(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """What one direction of a call launches."""
+    """The launches of one direction of a call."""
 
     launches: int
-    bits: dict[str, int]  # of the widest access to each tensor, in the launch where that is narrowest
-    wide: set[str]  # the tensors that whole words are asked of
-    spills: int  # bytes of a thread
-    excess: float  # bytes moved, to those of every input and output once
-    faults: list[str]
+    bits: dict[str, int]  # by tensor: the bits of the widest access to it, in the launch where that is narrowest
+    wide: set[str]  # the tensors of which full vectors are expected
+    spills: int  # the bytes of registers that a thread spills
+    excess: float  # the bytes moved, as a multiple of those of every input and output once
+    faults: list[str]  # all that is wrong, in words
 
 
 Finding = dict[str, Phase]  # by direction, "forward" and "backward"
@@ -183,7 +183,7 @@ LAYOUTS = (
 
 @cache
 def cases() -> tuple[Case, ...]:
-    """Every call on every layout that it fits, in every dtype that torch has it for."""
+    """Return every call on every layout that it fits, in every dtype that torch has it for."""
     channels = [
         (name, Call(f"{name}(0, 2, 3)", lambda lib, x, name=name: getattr(lib, name)(x, (0, 2, 3)), rank=4))
         for name in REDUCTIONS
@@ -199,7 +199,7 @@ def cases() -> tuple[Case, ...]:
 
 @cache
 def chosen() -> tuple[Case, ...]:
-    """The cases of every run: usual calls in two dtypes, contiguous and on a row; each layout, dtype and past fault."""
+    """Return the cases of every run: usual calls in two dtypes and two layouts; each layout, dtype and past fault."""
     two = (torch.float32, torch.bfloat16)
     usual = [c for c in cases() if c.call.name in USUAL and c.dtype in two and c.layout.name in ("contiguous", "row")]
     fitting = [[c for c in cases() if (c.layout, c.dtype) == turn] for turn in zip(LAYOUTS, cycle(DTYPES))]
@@ -225,7 +225,7 @@ def audit(case: Case) -> Finding:
 
 
 def faults(finding: Finding) -> list[str]:
-    """All that is wrong, in words."""
+    """Return all that is wrong, in words."""
     return [f"{direction}: {fault}" for direction, phase in finding.items() for fault in phase.faults]
 
 
@@ -236,7 +236,7 @@ def _fits(operator: str, call: Call, layout: Layout) -> bool:
 
 
 def _is_defined(call: Call, dtype: torch.dtype, layout: Layout) -> bool:
-    """Whether torch has the operator for the dtype: no mean of integers, no difference of bool."""
+    """Return whether torch has the operator for the dtype: there is no mean of integers, no difference of bool."""
     try:
         call.function(torch, *(torch.ones([1] * x.dim(), dtype=dtype) for x in layout.make(dtype)[: call.arity]))
     except RuntimeError:
@@ -245,7 +245,7 @@ def _is_defined(call: Call, dtype: torch.dtype, layout: Layout) -> bool:
 
 
 def _launches(run: Callable):
-    """What ``run`` returns; and of every launch the record, and what each operand and output was given."""
+    """Return the result of ``run``, and for every launch its record and the address or number of each argument."""
     given = []
     launch = Launch.__call__
 
@@ -265,7 +265,7 @@ def _address(x: Tensor | int) -> int:
 
 
 def _measure(case: Case, direction: str, tensors: dict[str, Tensor], launched: list) -> Phase:
-    """Read the launches of one direction; which tensor is which, their addresses tell."""
+    """Read the launches of one direction; addresses tell which tensor is which."""
     names = {x.data_ptr(): name for name, x in reversed(tensors.items())}  # a gradient that is g itself is g
     bits: dict[str, int] = {}
     for record, given in launched:
@@ -300,7 +300,7 @@ def _judge(case: Case, direction: str, phase: Phase, used: dict[str, Tensor]) ->
 
 
 def _expected(case: Case, direction: str) -> tuple[int, ...]:
-    """The launches that a phase may take."""
+    """Return the numbers of launches that a phase may take."""
     reduces = case.operator in REDUCTIONS
     if direction == "backward":
         by_kind = BACKWARD[case.operator if reduces else case.call.name]
@@ -312,7 +312,7 @@ def _expected(case: Case, direction: str) -> tuple[int, ...]:
 
 
 def _wide(case: Case, used: dict[str, Tensor]) -> set[str]:
-    """The tensors that whole words are asked of; of what is too small for a warp, or a sum, they are not."""
+    """Return the tensors of which full vectors are expected: none too small for a warp, and no sum."""
     if case.operator in REDUCTIONS:  # whose backward scales a small dense tensor
         whole = used.keys() - {"z"}
         flat = "g" in used or ("z" in used and used["z"].numel() == 1 and used["x"].is_contiguous())
@@ -324,7 +324,7 @@ def _wide(case: Case, used: dict[str, Tensor]) -> set[str]:
 
 
 def _bytes(x: Tensor) -> int:
-    """What a tensor fills, however often it is expanded."""
+    """Return the bytes of memory that a tensor fills, however often it is expanded."""
     return prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride) * x.itemsize
 
 
@@ -334,7 +334,7 @@ forward, backward: launches; bytes: moved, to those of each input and output onc
 
 
 def table(findings: dict[Case, Finding]) -> str:
-    """What was found, a line for each layout, and then all that is wrong."""
+    """Return what was found as text: a line for each layout, and then all that is wrong."""
     heads = f"{'bits':>6}{'other':>7}{'spills':>8}{'forward':>9}{'backward':>10}{'bytes':>7}"
     lines = [f"{'layout':<18}{'calls':>6}{heads}"]
     for layout in LAYOUTS:
@@ -347,7 +347,7 @@ def table(findings: dict[Case, Finding]) -> str:
 
 
 def _row(findings: list[Finding]) -> str:
-    """Of the findings on one layout, the worst."""
+    """Return the worst of the findings on one layout, as the cells of a line."""
     phases = [phase for finding in findings for phase in finding.values()]
     bits = {asked: [n for p in phases for name, n in p.bits.items() if (name in p.wide) == asked] for asked in (1, 0)}
     narrowest = [str(min(some)) if some else "-" for some in bits.values()]
@@ -358,7 +358,7 @@ def _row(findings: list[Finding]) -> str:
 
 
 def main() -> int:
-    """Audit, print, and say whether all is as it should be."""
+    """Audit, print the table, and return whether anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.audit", description=__doc__)
     parser.add_argument("--full", action="store_true", help="every call, dtype and layout: half an hour")
     wanted = cases() if parser.parse_args().full else chosen()

@@ -21,19 +21,19 @@ class Call(NamedTuple):
 
 
 class OperatorCase(NamedTuple):
-    """An operator: where it is smooth, what it is called in torch's database, and the ways to call it."""
+    """An operator and the ways to call it."""
 
     name: str
-    low: float
+    low: float  # from here to ``high`` the operator is smooth, but for a kink at 0
     high: float
     calls: tuple[Call, ...]
-    database: str = ""
+    database: str = ""  # its name in torch's database, if that is another
 
     def __str__(self):
         return self.name
 
     def draw(self, shape, dtype=torch.float64, seed: int = 0, device="cpu") -> torch.Tensor:
-        """Values inside the domain, none within 0.05 of a kink at 0; the same on every device."""
+        """Return values inside the domain, none within 0.05 of a kink at 0, and the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         x = torch.rand(shape, generator=generator, dtype=torch.float64) * (self.high - self.low) + self.low
         return torch.where(x.abs() < 0.05, 0.5, x).to(device, dtype)
@@ -160,7 +160,7 @@ BROADCASTS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 
 
 def shapes_for(call: Call) -> list[tuple[tuple[int, ...], ...]]:
-    """The shapes of inputs a call is tried on."""
+    """Return the shapes of the inputs that a call is tried on."""
     if call.arity == 2:
         return list(BROADCASTS)
     return [(shape,) for shape in SHAPES if len(shape) >= call.rank]
@@ -180,5 +180,5 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def ids(value: Any) -> str:
-    """A readable test id for anything in these tables."""
+    """Return a readable test id for anything in these tables."""
     return str(value).replace("torch.", "")

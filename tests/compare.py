@@ -30,13 +30,13 @@ outcomes: Counter[str] = Counter()  # how many calls returned and how many raise
 
 
 def assert_equal(got: Tensor, want: Tensor, strides: bool = False, computed: torch.dtype | None = None) -> None:
-    """Value, as close as ``computed`` allows, dtype, shape and, if asked, strides; nan equals nan."""
+    """Assert equal values, as close as ``computed`` allows, dtypes, shapes and, if asked, strides; nan equals nan."""
     tolerance = TOLERANCE.get(computed or want.dtype, {"rtol": 0, "atol": 0})
     torch.testing.assert_close(got, want, equal_nan=True, check_stride=strides, **tolerance)
 
 
 def outcome(function: Callable, *args, **kwargs) -> Any:
-    """What a call returns, or the type of what it raises."""
+    """Return what a call returns, or the type of what it raises."""
     try:
         result = function(*args, **kwargs)
     except Exception as error:
@@ -47,7 +47,7 @@ def outcome(function: Callable, *args, **kwargs) -> Any:
 
 
 def assert_same_outcome(got: Any, want: Any, strides: bool = False, computed: torch.dtype | None = None) -> None:
-    """Equal results, both recorded or neither, or the same type of exception."""
+    """Assert equal results, both recorded or neither, or the same type of exception."""
     if isinstance(got, Tensor) and isinstance(want, Tensor):
         assert got.requires_grad == want.requires_grad
         assert_equal(got, want, strides, computed)
@@ -56,7 +56,7 @@ def assert_same_outcome(got: Any, want: Any, strides: bool = False, computed: to
 
 
 def assert_same_outcomes(got: Any, want: Any) -> None:
-    """Equal results one by one, nested or not, or the same type of exception."""
+    """Assert equal results one by one, nested or not, or the same type of exception."""
     if not isinstance(got, list | tuple) or not isinstance(want, list | tuple):
         return assert_same_outcome(got, want)
     for mine, theirs in zip(got, want, strict=True):
@@ -66,7 +66,7 @@ def assert_same_outcomes(got: Any, want: Any) -> None:
 def assert_as_torch(
     use: Callable, row: OperatorCase, call: Call, device: str, raises: bool | None = False, **options
 ) -> None:
-    """``use(f, *leaves)`` does the same with f ours as with torch's, which raises or not; None for either."""
+    """Assert that ``use(f, *leaves)`` does the same for our f as for torch's, which raises or not; None allows both."""
     results = []
     for library in (customops, torch):
         xs = [row.draw((2, 3, 2, 2), seed=i, device=device, **options).requires_grad_() for i in range(call.arity)]
@@ -77,13 +77,13 @@ def assert_as_torch(
 
 
 def backward(z: Tensor, *leaves: Tensor, **options) -> list[Tensor | None]:
-    """The gradients that the backward pass of ``z`` leaves in these tensors."""
+    """Return the gradients that the backward pass of ``z`` leaves in these tensors."""
     z.backward(cotangent(z), **options)
     return [x.grad for x in leaves]
 
 
 def gradients(function: Callable, inputs: list[Tensor], g: Tensor | None = None) -> list[Tensor | None]:
-    """The gradients of ``function(*inputs)`` for the cotangent ``g``, by default one drawn from its shape."""
+    """Return the gradients of ``function(*inputs)`` for ``g``, by default the cotangent that its shape has."""
     leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]
     z = function(*leaves)
     if g is None:
@@ -92,7 +92,7 @@ def gradients(function: Callable, inputs: list[Tensor], g: Tensor | None = None)
 
 
 def derivatives(function: Callable, xs: list[Tensor]) -> list[Tensor | None]:
-    """Values, gradients, the same to be differentiated again, and the gradients of these in inputs and cotangents."""
+    """Return values, gradients, the same recorded, and the gradients of these for inputs and cotangents."""
     z = function(*xs)
     zs = z if isinstance(z, tuple | list) else (z,)
     gs = [cotangent(z).requires_grad_() for z in zs]
@@ -104,7 +104,7 @@ def derivatives(function: Callable, xs: list[Tensor]) -> list[Tensor | None]:
 
 
 def assert_as_by_formula(function: Callable, xs: list[Tensor]) -> None:
-    """Values and derivatives in float64 are those that the formulas give, whose own match finite differences.
+    """Assert that values and derivatives in float64 are those of the formulas, which match finite differences.
 
     So any element that is off by 1e-10 shows, where gradcheck's fast mode passes one in a thousand that is off by 1 %.
     """
@@ -118,13 +118,13 @@ def assert_as_by_formula(function: Callable, xs: list[Tensor]) -> None:
 
 
 def cotangent(z: Tensor) -> Tensor:
-    """A fixed, irregular gradient for ``z``."""
+    """Return a fixed, irregular gradient for ``z``."""
     numbers = torch.arange(z.numel(), dtype=torch.float64).mul(0.7).sin().add(1.2)
     return numbers.reshape(z.shape).to(z.device, z.dtype)
 
 
 def record_launches(monkeypatch: pytest.MonkeyPatch, fact: Callable = lambda launch: launch.kernel.__name__) -> list:
-    """A ``fact`` of each launch from now on: by default the name of its kernel."""
+    """Return a list that gets a ``fact`` of each launch from now on: by default the name of its kernel."""
     from customops.triton_kernels.launch import Launch  # noqa: PLC0415 - Triton may be missing
 
     made: list = []
@@ -140,9 +140,10 @@ def record_launches(monkeypatch: pytest.MonkeyPatch, fact: Callable = lambda lau
 
 
 def assert_agree_at_edges(function, columns, g, *others):
-    """As torch on the same device; the sign of a zero as there or on the CPU, where relu keeps that of -0.
+    """Assert that value and gradients are torch's on the same device.
 
-    Or as that of ``others`` on the CPU, which compute the same.
+    A zero has the sign that it has there, or on the CPU, where relu keeps that of -0, or the sign that ``others``,
+    which compute the same, give it on the CPU.
     """
     got, want = (_value_and_gradients(function, library, columns, g) for library in (customops, torch))
     cpu = [x.cpu() for x in columns], g.cpu()

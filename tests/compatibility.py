@@ -1,4 +1,4 @@
-"""``python -m tests.compatibility``: docs/compatibility.md and its tables, from the JSON that test runs leave alone."""
+"""``python -m tests.compatibility`` writes docs/compatibility.md and its tables from the JSON that test runs leave."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ RUNS = {
     "gpu": "ours, by Triton kernels on a GPU",
 }
 SYMBOLS = {"passed": "✓", "partly": "◐", "refused": "⊘", "xfailed": "expected ✗"}
-LIMITS, BACKENDS = (
-    "limits.md",
-    "backends.md#the-four-rules",
-)  # as docs/compatibility.md links to them
+LIMITS, BACKENDS = "limits.md", "backends.md#the-four-rules"  # as docs/compatibility.md links to them
 SUMMARY = """\
 # Compatibility
 
@@ -52,7 +49,7 @@ Run = dict | None  # a JSON document, if there is one
 
 
 def load(results: Path = RESULTS) -> dict[str, Run]:
-    """The document of each run."""
+    """Return the document of each run."""
     files = {run: results / f"{run}.json" for run in RUNS}
     return {run: json.loads(file.read_text()) if file.exists() else None for run, file in files.items()}
 
@@ -75,7 +72,7 @@ def pages(results: Path = RESULTS) -> dict[Path, str]:
 
 
 def about(run: tuple[str, Run]) -> dict[str, str]:
-    """What a run ran on, and how many cases."""
+    """Return the line of a run: what it ran on, and how many cases."""
     name, document = run
     line = {"run": name, "what computes": RUNS[name]}
     if document is None:
@@ -100,13 +97,13 @@ def summary(runs: dict[str, Run]) -> Iterator[dict[str, str]]:
 
 
 def met(runs: dict[str, Run], checks: tuple[Check, ...], operator: str) -> bool:
-    """Whether a run of ours has shown a feature, and none has seen it fail."""
+    """Return whether a run of ours has shown a feature, and none has seen it fail."""
     counts = sum((count(runs[run], checks, operator) for run in RUNS if run != "torch"), Counter())
     return any(counts[what] for what in ("passed", "partly", "refused")) and not counts["failed"]
 
 
 def row(runs: dict[str, Run], name: str, checks: tuple[Check, ...]) -> dict[str, str]:
-    """A feature: one line for each run in every cell."""
+    """Return the line of a feature, in which every cell has a line for each run."""
     shown = [run for run in RUNS if run in asked_of(checks) and (run != "gpu" or runs[run] or on_gpu(checks))]
     line = {"feature": name + (f" [†](../{LIMITS})" if name in LIMITED else ""), "run": "<br>".join(shown)}
     for operator in OPERATORS:
@@ -121,22 +118,22 @@ def row(runs: dict[str, Run], name: str, checks: tuple[Check, ...]) -> dict[str,
 
 
 def on_gpu(checks: tuple[Check, ...]) -> bool:
-    """Whether only a GPU can show it."""
+    """Return whether only a GPU can run these checks."""
     return bool(checks) and all(check.file in NEEDS_GPU for check in checks)
 
 
 def asked_of(checks: tuple[Check, ...]) -> Iterable[str]:
-    """The runs that a feature is asked of."""
+    """Return the runs that have to show a feature."""
     return ("gpu",) if on_gpu(checks) else RUNS if checks else ()
 
 
 def concerns(check: Check, operator: str) -> bool:
-    """Whether a check may be about an operator."""
+    """Return whether a check may be about an operator."""
     return not check.together or operator in check.together
 
 
 def cell(runs: dict[str, Run], run: str, checks: tuple[Check, ...], operator: str) -> str:
-    """What a run says of a feature of an operator, in one line."""
+    """Return what a run says of a feature of an operator, in one line."""
     document = runs[run]
     if run == "torch":
         checks = tuple(check for check in checks if not check.ours)
@@ -152,7 +149,7 @@ def cell(runs: dict[str, Run], run: str, checks: tuple[Check, ...], operator: st
 
 
 def count(document: Run, checks: Iterable[Check], operator: str) -> Counter[str]:
-    """What became of the cases of some checks."""
+    """Return counts of what became of the cases of some checks."""
     total: Counter[str] = Counter()
     for check in checks if document else ():
         counts = document["results"].get(str(check), {})
@@ -161,12 +158,12 @@ def count(document: Run, checks: Iterable[Check], operator: str) -> Counter[str]
 
 
 def drawn(counts: Counter[str]) -> int:
-    """How many of the cases a run had."""
+    """Return how many of the cases a run took."""
     return counts.total() - counts["cases"]
 
 
 def verdict(counts: Counter[str]) -> str:
-    """Counts, as a cell has them."""
+    """Return counts as the text of a cell."""
     ran = drawn(counts)
     if counts["failed"]:
         return f"**✗ {counts['failed']} of {ran}**"
@@ -178,12 +175,12 @@ def verdict(counts: Counter[str]) -> str:
 
 
 def link(name: str, checks: tuple[Check, ...]) -> str:
-    """What the cells of a feature link to."""
+    """Return the definition of the link in the cells of a feature."""
     return f'[{slug(name)}]: ../../tests/{checks[0].file} "{", ".join(map(str, checks))}"'
 
 
 def failures(runs: dict[str, Run]) -> list[str]:
-    """Every check that failed, by run and operator."""
+    """Return every check that failed, by run and operator."""
     return [
         f"{run}: `{check}`, {'all operators in it' if operator == 'together' else operator}: {verdict(Counter(counts))}"
         for run, document in runs.items()
@@ -194,7 +191,7 @@ def failures(runs: dict[str, Run]) -> list[str]:
 
 
 def skips(runs: dict[str, Run]) -> list[str]:
-    """Why tests were skipped."""
+    """Return why tests were skipped, by run."""
     return [
         f"{run}, {n} {'cases' if n > 1 else 'case'}: {reason}"
         for run, document in runs.items()
@@ -203,12 +200,12 @@ def skips(runs: dict[str, Run]) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """A name as the label of a link."""
+    """Return a name as the label of a link."""
     return re.sub(r"\W+", "-", name).strip("-")
 
 
 def table(lines: Iterable[dict[str, str]]) -> str:
-    """A Markdown table of all the keys there are."""
+    """Return a Markdown table with a column for every key there is."""
     lines = list(lines)
     keys = list(dict.fromkeys(key for line in lines for key in line))
     rows = [keys, ["---"] * len(keys), *([line.get(key, "") for key in keys] for line in lines)]
@@ -216,7 +213,7 @@ def table(lines: Iterable[dict[str, str]]) -> str:
 
 
 def bullets(texts: Iterable[str]) -> str:
-    """A Markdown list."""
+    """Return a Markdown list."""
     return "\n".join(f"- {text}" for text in texts)
 
 

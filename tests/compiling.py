@@ -1,4 +1,4 @@
-"""What tests of compiled code share."""
+"""Helpers that tests of compiled code share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMULAS = pytest.mark.skipif(MODE == "kernels", reason="compiled, formulas comp
 
 @contextmanager
 def compiling_anew(directory) -> Iterator[None]:
-    """Use no graph or kernel of an earlier test; take a number in a closure for the constant it is in a model."""
+    """Use no graph or kernel of an earlier test; take a number in a closure for a constant, which it is in a model."""
     torch.compiler.reset()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -37,17 +37,17 @@ def compiling_anew(directory) -> Iterator[None]:
 
 
 def rand(*shape: int, **options) -> Tensor:
-    """Numbers from 0.4 to 1.9."""
+    """Return numbers from 0.4 to 1.9."""
     return (torch.rand(shape, dtype=torch.float64) * 1.5 + 0.4).to(device=DEVICE, **options)
 
 
 def leaf(*shape: int) -> Tensor:
-    """The same, and wanting a gradient."""
+    """Return numbers from 0.4 to 1.9 that require a gradient."""
     return rand(*shape).requires_grad_()
 
 
 def every(library, x: Tensor, calls: Iterable[Call] = tuple(call for _, call in CALLS)) -> Tensor:
-    """All calls there are on an ``x`` of rank 4, each with a weight of its own, in one number."""
+    """Return the sum of all calls there are on an ``x`` of rank 4, each with a weight of its own."""
     total = x.sum()
     for i, call in enumerate(calls):
         total = total + (i + 7) * call.function(library, *(x, x[:1])[: call.arity]).sin().sum()
@@ -55,7 +55,7 @@ def every(library, x: Tensor, calls: Iterable[Call] = tuple(call for _, call in 
 
 
 def block(library, x, gain, between=lambda h: h):
-    """A gated RMSNorm and a loss: ten operators in a chain."""
+    """Compute a gated RMSNorm and a loss: ten operators in a chain."""
     power = library.mean(library.pow(x, 2), -1, keepdim=True)
     h = library.mul(library.mul(x, library.pow(library.add(power, 1e-6), -0.5)), gain)
     h = library.mul(h, library.sigmoid(library.sub(between(h), 1.0)))

@@ -91,13 +91,13 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def full(request) -> bool:
-    """Whether to run every sample."""
+    """Return whether to run every sample."""
     return request.config.option.full or bool(request.config.option.share)
 
 
 @pytest.fixture
 def device() -> str:
-    """Where a test puts its tensors: ``cpu``, or ``cuda`` with CUSTOMOPS_TEST_DEVICE=cuda."""
+    """Return where a test puts its tensors: ``cpu``, or ``cuda`` with CUSTOMOPS_TEST_DEVICE=cuda."""
     return DEVICE
 
 
@@ -119,7 +119,7 @@ def tally(request):
 
 @pytest.fixture
 def replan():
-    """Forget the plans of earlier calls, for a test that changes what they are made of; and again after it."""
+    """Forget the plans of earlier calls before and after a test that changes what plans are made of."""
     config.plans.clear()
     yield config.plans.clear
     config.plans.clear()
@@ -143,13 +143,13 @@ def breaking(monkeypatch, replan):
 
 @pytest.fixture(scope="session")
 def two():
-    """Two processes that form a group, for the whole session; see :class:`ranks.Ranks`."""
+    """Yield two processes that form a group, for the whole session; see :class:`ranks.Ranks`."""
     yield from _ranks(2)
 
 
 @pytest.fixture(scope="session")
 def four():
-    """Four of them."""
+    """Yield four processes that form a group, for the whole session."""
     yield from _ranks(4)
 
 
@@ -202,7 +202,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def _unchecked(config) -> list[str]:
-    """The proofs that a whole run should have made and did not: a run that checks nothing has failed."""
+    """Return the proofs that a whole run should have made and did not: a run that checks nothing has failed."""
     whole = [os.path.basename(os.path.normpath(a)) for a in config.args] == ["tests"] and not config.option.keyword
     whole = whole and not (config.option.record or config.option.share)
     return [name for name in COUNTED if not _checked[name]] if whole and not hasattr(config, "workerinput") else []

@@ -1,4 +1,4 @@
-"""What each operator is, in SymPy: its term, which SymPy can differentiate. No assertions here."""
+"""The definition of each operator in SymPy: a term, which SymPy can differentiate. No assertions here."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negativ
 
 
 class Definition(NamedTuple):
-    """What an operator is, the tensors it can take, the kinds of x and the numbers y that its proof is split into."""
+    """The definition of an operator, and the cases that its proof is split into."""
 
     term: sympy.Expr
-    inputs: tuple[sympy.Symbol, ...] = (x,)
-    kinds: tuple[sympy.Expr, ...] = (x,)
-    numbers: tuple = (y,)
+    inputs: tuple[sympy.Symbol, ...] = (x,)  # the tensors that it can take
+    kinds: tuple[sympy.Expr, ...] = (x,)  # the kinds of x, each a case of the proof
+    numbers: tuple = (y,)  # the numbers y, each a case of the proof
 
 
 DEFINITIONS: dict[type[Operator], Definition] = {

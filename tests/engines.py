@@ -29,12 +29,12 @@ from .network import Engine, Network, as_it_is, at_once
 
 
 def own_share(x: Tensor) -> Tensor:
-    """Every rank has its own part of a batch."""
+    """Return the part of a batch that this rank alone has."""
     return x.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def share_of_two(x: Tensor) -> Tensor:
-    """Neighbouring ranks have one part together."""
+    """Return the part of a batch that this rank and its neighbour have."""
     return x.chunk(dist.get_world_size() // 2)[dist.get_rank() // 2]
 
 
@@ -67,7 +67,7 @@ def compiled(model: Network) -> Network:
 
 
 def tensor_parallel(model: Network, mesh: DeviceMesh | None = None, local: bool = True) -> nn.Module:
-    """Norms have a part of the sequence, layers of the features; what goes between them is ``local`` or a DTensor."""
+    """Split the sequence for norms, the features for layers; what goes between them is ``local`` or a DTensor."""
     to = {"use_local_output": local}
     plan = {
         "enter": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1), **to),
@@ -91,7 +91,7 @@ def pipeline(
     mesh: DeviceMesh | None = None,
     change: Callable = as_it_is,
 ) -> nn.Module:
-    """Of two stages, the first holds the first two layers."""
+    """Return this rank's stage of two, of which the first holds the first two layers."""
     mesh = mesh or init_device_mesh(DEVICE, (2,))
     index, layers = mesh.get_local_rank(), list(model.named_children())
     part = change(nn.Sequential(OrderedDict([layers[:2], layers[2:]][index])))
@@ -129,7 +129,7 @@ def two_meshes(first: str, second: str) -> DeviceMesh:
 
 
 def hybrid(model: Network) -> nn.Module:
-    """Parameters are sharded over two ranks, and repeated on the other two."""
+    """Shard parameters over two ranks, and repeat them on the other two."""
     return fsdp(model, mesh=two_meshes("repeated", "sharded"))
 
 

@@ -1,4 +1,4 @@
-"""What docs/compatibility.md tells of: each feature, and the tests behind it."""
+"""The features that docs/compatibility.md tells of, and the tests behind each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import customops
 from .cases import ROWS, one_of_each_path
 from .recorder import OPERATORS, Check
 
-# Elsewhere skipped as files, so that their tests are not known.
+# Without a GPU these files are skipped as a whole, so that their tests are not known.
 NEEDS_GPU = ("test_gpu.py", "test_gpu_graphs.py", "test_sanitizer.py")
 
 
 def _check(text: str, **options) -> Check:
-    """Of ``file::test``, perhaps with a part of ids in brackets."""
+    """Return the check for ``file::test``, perhaps with a part of ids in brackets."""
     file, name, part = re.fullmatch(r"(\w+)::(\w+)(?:\[(.*)\])?", text).groups()
     return Check(f"test_{file}.py", name, part or "", **options)
 
@@ -25,11 +25,11 @@ def _shared(text: str, on: str = " ".join(OPERATORS)) -> Check:
     return _check(text, together=tuple(on.split()))
 
 
-_BY_PATH = " ".join(dict.fromkeys(str(row) for row, _ in one_of_each_path()))  # what runs one call of each path
+_BY_PATH = " ".join(dict.fromkeys(str(row) for row, _ in one_of_each_path()))  # in tests of one call of each path
 
 
 def _trained(text: str) -> Check:
-    """Of networks and models, on the ten operators that they are made of."""
+    """Return a check of networks and models, on the ten operators that they are made of."""
     return _shared(text, on=" ".join(TRAINED))
 
 
@@ -41,7 +41,7 @@ Checks = str | Check | tuple[str | Check, ...]
 
 
 def _checks(value: Checks) -> tuple[Check, ...]:
-    """Each check of one feature."""
+    """Return each check of one feature."""
     values = value if type(value) is tuple else (value,)
     return tuple(v if isinstance(v, Check) else _check(v) for v in values)
 
@@ -314,7 +314,7 @@ INAPPLICABLE = {
     **dict.fromkeys(("large, by blocks", "operands on two devices"), _NOT_BINARY),
     "symbolic sizes": (*_NOT_BINARY, "maximum", "minimum"),  # these take no numbers
 }
-# Where ours differs from torch in what a test here does not hold it to; README.md says how, under Limits.
+# Features near which ours differs from torch, in what no test here compares; docs/limits.md says how.
 LIMITED = (
     *("values, database", "0, -0, inf, nan, 1e30", "in-place twin", "odd arguments", "uint16", "float8"),
     *("with gradients, both ways", "programs, and refused ones", "jit.script", "a saved tensor changed"),

@@ -7,5 +7,5 @@ import pytest
 from .cases import CALLS, ids
 
 every_call = pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
-by_path = pytest.mark.sample(formulas="operator, path", kernels="path")  # what a call's path alone decides
-formulas_only = pytest.mark.sample(kernels="")  # what asks nothing of the backend
+by_path = pytest.mark.sample(formulas="operator, path", kernels="path")  # for what a call's path alone decides
+formulas_only = pytest.mark.sample(kernels="")  # for what asks nothing of the backend

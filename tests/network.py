@@ -24,7 +24,7 @@ Step = dict[str, Tensor]  # the loss, and each gradient by its parameter's name
 
 
 class Norm(nn.Module):
-    """Each row at mean 0 and variance 1, then at the gain, a power of 2, and shift that are learned."""
+    """A normalisation of rows to mean 0 and variance 1, with a learned gain, a power of 2, and a learned shift."""
 
     def __init__(self, ops):
         super().__init__()
@@ -84,7 +84,7 @@ class Network(nn.Sequential):
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
-    """For each step the inputs, and the classes that are right."""
+    """Return for each step the inputs, and the classes that are right."""
     generator = torch.Generator().manual_seed(2)
     drawn = []
     for _ in range(STEPS):
@@ -95,28 +95,28 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def at_once(parallel: nn.Module, loss: Callable, x: Tensor, targets: Tensor) -> Tensor:
-    """One pass forward and one back."""
+    """Take one pass forward and one back; return the loss."""
     z = loss(parallel(x), targets)
     z.backward()
     return z
 
 
 def as_it_is(x: Any) -> Any:
-    """What one process makes of a network or of a batch."""
+    """Return a network or a batch as one process takes it: unchanged."""
     return x
 
 
 class Engine(NamedTuple):
-    """How to wrap a network, to differentiate a loss, to take a rank's share of a batch; whether to clip gradients."""
+    """One of PyTorch's engines: the ways in which it wraps, shares out and differentiates."""
 
-    wrap: Callable[[Network], nn.Module] = as_it_is
-    differentiate: Callable[[nn.Module, Callable, Tensor, Tensor], Tensor | None] = at_once
-    share: Callable[[Tensor], Tensor] = as_it_is
-    clips: bool = False
+    wrap: Callable[[Network], nn.Module] = as_it_is  # returns the network that this rank trains
+    differentiate: Callable[[nn.Module, Callable, Tensor, Tensor], Tensor | None] = at_once  # returns the loss
+    share: Callable[[Tensor], Tensor] = as_it_is  # returns this rank's part of a batch
+    clips: bool = False  # whether gradients are clipped
 
 
 def train(engine: Engine, library: str, steps: int = STEPS) -> list[Step]:
-    """Train a new network."""
+    """Train a new network; return its steps."""
     model = Network(LIBRARIES[library])
     parallel = engine.wrap(model)
     return train_on(engine, model.loss, parallel, optimizer_of(parallel), batches()[:steps])
@@ -124,17 +124,17 @@ def train(engine: Engine, library: str, steps: int = STEPS) -> list[Step]:
 
 @cache
 def alone(library: str, clips: bool = False) -> list[Step]:
-    """Train one in this process, on the whole of each batch."""
+    """Train a network in this process, on the whole of each batch; return its steps."""
     return train(Engine(clips=clips), library)
 
 
 def optimizer_of(parallel: nn.Module) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum."""
+    """Return stochastic gradient descent with momentum."""
     return torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9)
 
 
 def train_on(engine: Engine, loss: Callable, parallel: nn.Module, optimizer, batches: Sequence) -> list[Step]:
-    """Take a step for each batch: its loss and its gradients, as this rank sees them."""
+    """Take a step for each batch; return losses and gradients as this rank sees them."""
     steps = []
     for x, targets in batches:
         found = {"loss": engine.differentiate(parallel, loss, engine.share(x), engine.share(targets))}
@@ -148,12 +148,15 @@ def train_on(engine: Engine, loss: Callable, parallel: nn.Module, optimizer, bat
 
 
 def whole(x: Tensor) -> Tensor:
-    """All of ``x``, in memory of the CPU that nothing else writes."""
+    """Return all of ``x``, in memory of the CPU that nothing else writes."""
     return (x.to(DEVICE).full_tensor() if isinstance(x, DTensor) else x).detach().cpu().clone()
 
 
 def assert_same_training(ranks: Sequence[list[Step]], want: list[Step], **tolerance: float) -> None:
-    """The mean of the ranks' losses is that of ``want``, and each gradient on every rank that has it; one has it."""
+    """Assert that the mean of the ranks' losses, and each gradient on every rank that has it, are those of ``want``.
+
+    Each gradient is on one rank at least.
+    """
     tolerance = tolerance or TOLERANCE[torch.float64]
     for steps, wanted in zip(zip(*ranks, strict=True), want, strict=True):
         assert set().union(*steps) == wanted.keys()

@@ -12,18 +12,18 @@ SMALL, LARGE = (37, 50), (4096, 4096)
 
 
 class Program(NamedTuple):
-    """``function`` takes the library, then a tensor of each of ``small``, or of ``large``."""
+    """A composition that people fuse, and shapes of its inputs."""
 
     name: str
-    function: Callable
-    small: Shapes
-    large: Shapes
+    function: Callable  # takes the library, then the tensors
+    small: Shapes  # of each tensor, where elements are computed
+    large: Shapes  # of each tensor, where launches are only recorded
 
     def __str__(self):
         return self.name
 
     def of(self, lib) -> Callable:
-        """The function of tensors alone, with the operators of ``lib``."""
+        """Return the function of tensors alone, with the operators of ``lib``."""
         bound = partial(self.function, lib)
         bound.__name__ = self.name
         return bound
@@ -94,7 +94,7 @@ def softmax_first(lib, x):
 
 
 def double_normalised(lib, x):
-    """Rows, then columns, scaled to a sum of one."""
+    """Scale rows, then columns, to a sum of one."""
     positive = lib.exp(x)
     rows = positive / lib.sum(positive, 1, keepdim=True)
     return rows / lib.sum(rows, 0, keepdim=True)

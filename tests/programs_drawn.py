@@ -1,4 +1,4 @@
-"""Programs of the pack's operators, drawn by Hypothesis: lines of Python over a library, and the tensors for them."""
+"""Programs of customops' operators, drawn by Hypothesis: lines of Python over a library, and the tensors for them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .conftest import DEVICE
 
 Interval = tuple[float, float]
 NEAR = 1e-3  # nearer than that to a kink, rounding may decide on which side a value is
-LARGEST = 200  # of any value
-ELEMENTS = 200  # of any value, at most: the interpreter takes a tenth of a second for a program of a grid
+LARGEST = 200  # the largest magnitude that a value may have
+ELEMENTS = 200  # the most that a value may have: the interpreter takes a tenth of a second for a program of a grid
 
 ANY, FEW, POSITIVE, ONES = (-4, 4), (-2, 2), (0.3, 4), (-1, 1)
 UNARY = {  # where each is smooth, and its result not large
@@ -63,17 +63,17 @@ KINK_WHERE_EQUAL = ("lib.maximum({}, {})", "lib.minimum({}, {})")
 
 
 class Input(NamedTuple):
-    """How a tensor is made: its axes lie in memory in this ``order``, each in steps or, in steps of 0, repeated."""
+    """An input of a drawn program, and how it lies in memory."""
 
     shape: tuple[int, ...]
-    order: tuple[int, ...]
-    steps: tuple[int, ...]
+    order: tuple[int, ...]  # its axes as they lie in memory, outermost first
+    steps: tuple[int, ...]  # for each axis: every so many elements are taken; in steps of 0 the first is repeated
     dtype: torch.dtype
-    recorded: bool
-    seed: int
+    recorded: bool  # whether it requires a gradient
+    seed: int  # of its numbers
 
     def tensor(self) -> Tensor:
-        """Numbers in (-2, 2); without dimensions in eighths, which every dtype has."""
+        """Return numbers in (-2, 2); a tensor without dimensions holds a number of eighths, which every dtype has."""
         sizes = [self.shape[a] * max(1, self.steps[a]) for a in self.order]
         x = torch.rand(sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed)) * 4 - 2
         x = (x if self.shape else x.mul(8).round().div(8)).to(DEVICE, self.dtype)
@@ -85,14 +85,14 @@ class Input(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What is computed line by line, from which inputs, and what is returned."""
+    """A function that was drawn, and its inputs x0, x1, ...."""
 
     inputs: tuple[Input, ...]
-    lines: tuple[str, ...]
-    returns: tuple[str, ...]
+    lines: tuple[str, ...]  # expressions in Python, whose values are v0, v1, ...
+    returns: tuple[str, ...]  # the names of the values that it returns
 
     def source(self, around: str = "{}") -> str:
-        """The function in Python, with something ``around`` each line."""
+        """Return the function in Python, with something ``around`` each line."""
         lines = [f"    v{i} = {around.format(line)}" for i, line in enumerate(self.lines)]
         names = ", ".join(f"x{i}" for i in range(len(self.inputs)))
         return "\n".join([f"def f({names}):", *lines, f"    return {', '.join(self.returns)}"])
@@ -101,19 +101,19 @@ class Program(NamedTuple):
         return "\n".join(["", *(f"x{i}: {x}" for i, x in enumerate(self.inputs)), self.source()])
 
     def function(self, lib: Any, noise: Callable | None = None) -> Callable:
-        """The function on tensors, with the operators of ``lib`` and ``noise`` on what each line gives."""
+        """Return the function on tensors, with the operators of ``lib`` and ``noise`` on what each line gives."""
         names = {"lib": lib, "noise": noise}
         exec(self.source("noise({})" if noise else "{}"), names)
         return names["f"]
 
     def tensors(self) -> list[Tensor]:
-        """The inputs, made anew."""
+        """Make the inputs anew."""
         return [x.tensor() for x in self.inputs]
 
 
 @st.composite
 def programs(draw, dtypes=(torch.float64,), seen: Counter | None = None):
-    """A program with no operator near a pole or a kink; ``seen`` counts the lines that were dropped for that."""
+    """Draw a program with no operator near a pole or a kink; ``seen`` counts the lines that were dropped for that."""
     inputs = draw(_inputs(dtypes))
     values = {f"x{i}": x.tensor().detach().double() for i, x in enumerate(inputs)}
     made: list[str] = []
@@ -133,7 +133,7 @@ def programs(draw, dtypes=(torch.float64,), seen: Counter | None = None):
 
 @st.composite
 def _inputs(draw, dtypes):
-    """One to four that broadcast together."""
+    """Draw one to four inputs that broadcast together."""
     shape: list[int] = []
     for _ in range(draw(st.sampled_from([2, 3, 1, 4, 0]))):
         n = draw(st.sampled_from([3, 4, 1, 2, 5, 33]))
@@ -152,7 +152,7 @@ def _inputs(draw, dtypes):
 
 @st.composite
 def _line(draw, values, unread):
-    """An operator on values so far, each first moved to where the operator is smooth; None near a kink."""
+    """Draw an operator on values so far, each first moved to where the operator is smooth; return None near a kink."""
     names = list(values)[::-1]
     widest = max(names, key=lambda name: values[name].numel())
     x = draw(st.sampled_from([names[0]] * 2 * len(names) + names))  # mostly the last
@@ -173,7 +173,7 @@ def _line(draw, values, unread):
 
 @st.composite
 def _fold(draw, word, x, value):
-    """A reduction over some axes or all; None where rounding may decide which element is the extreme one."""
+    """Draw a reduction over some axes or all; return None where rounding may decide which element is extreme."""
     fewest, most = draw(st.sampled_from([(1, 1), (1, 1), (1, 2), (0, value.dim())]))
     axes = st.lists(st.integers(0, value.dim() - 1), unique=True, min_size=fewest, max_size=min(most, value.dim()))
     dims = draw(axes) if value.dim() else []
@@ -197,13 +197,13 @@ def _near(x: str, y: str, values: dict[str, Tensor]) -> bool:
 
 
 def _is_close(x: Tensor, y: Tensor | float) -> bool:
-    """Whether some element is nearly another, but not exactly."""
+    """Return whether some element of ``x`` is nearly its counterpart in ``y``, but not exactly."""
     apart = (x - y).abs()
     return bool(((apart < NEAR) & (apart > 0)).any())
 
 
 def _moved(name: str, values: dict[str, Tensor], domain: Interval) -> str:
-    """The value, scaled and shifted into ``domain`` where it is not inside."""
+    """Return an expression for the value, scaled and shifted into ``domain`` where it is not inside."""
     low, high = values[name].min().item(), values[name].max().item()
     if domain[0] <= low and high <= domain[1]:
         return name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -17,11 +20,12 @@ from torch import multiprocessing
 
 from .conftest import DEVICE
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SECONDS = 90  # after which ranks that wait for one another are taken to hang
 
 
 class Ranks:
-    """``size`` processes; ``ranks(function, *args)`` has what ``function(*args)`` returned on each.
+    """A group of ``size`` processes; ``ranks(function, *args)`` returns what ``function(*args)`` returned on each.
 
     The function is one of a module's own, as it is pickled by name. Where a rank raises, an AssertionError here holds
     its traceback, and the other ranks, which may wait for it, are killed; the next call starts new ones.
@@ -33,7 +37,7 @@ class Ranks:
         self.size, self.environment, self.processes, self.pipes = size, environment, [], []
 
     def __call__(self, function: Callable, *args: Any, seconds: float = SECONDS) -> list:
-        """Call it on every rank; the results in order of rank."""
+        """Call ``function`` on every rank; return the results in order of rank."""
         if not self.processes:
             self.start()
         for pipe in self.pipes:
@@ -51,7 +55,7 @@ class Ranks:
         return [results[rank] for rank in range(self.size)]
 
     def receive(self, rank: int | None, seconds: float) -> tuple[bool, Any]:
-        """Whether ``rank`` came through, and with what; None is a rank that is late."""
+        """Return whether the call worked on ``rank``, and its result or error; None is a rank that is late."""
         if rank is None:
             return False, f"a rank did not answer in {seconds} s"
         try:
@@ -90,6 +94,8 @@ class Ranks:
 
 def _serve(pipe, meeting: str, rank: int, size: int) -> None:
     """Join the group, then call what arrives until nothing more does."""
+    if sys.platform == "linux":  # end with the parent, if that is killed: a rank may wait for another for ever
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if DEVICE == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group(

@@ -26,22 +26,22 @@ class Check(NamedTuple):
     A case is about the operator that its id names first, and about those in ``together`` where it runs them all.
     """
 
-    file: str
-    test: str
+    file: str  # the name of the file, as test_gpu.py
+    test: str  # the name of the function
     part: str = ""
     together: tuple[str, ...] = ()
-    ours: bool = False  # about what torch's own operators have otherwise or not at all
+    ours: bool = False  # whether it is about what torch's own operators have otherwise or not at all
 
     def __str__(self):
         return f"{self.file}::{self.test}" + (f"[{self.part}]" if self.part else "")
 
     def has(self, case: str) -> bool:
-        """Whether the case of this id is one of them."""
+        """Return whether the case of this id is one of them."""
         return not self.part or re.search(rf"(^|-){re.escape(self.part)}(, [^-]*)?($|-)", case) is not None
 
 
 def operator_of(case: str) -> str | None:
-    """The operator that an id names first, by itself, as a call or as an in-place twin."""
+    """Return the operator that an id names first, by itself, as a call or as an in-place variant."""
     found = re.search(rf"(?:^|-)({'|'.join(OPERATORS)})_?(?=$|-|\(|,)", case)
     return found[1] if found else None
 
@@ -49,8 +49,9 @@ def operator_of(case: str) -> str | None:
 class Recorder:
     """A pytest plugin that counts, by check and operator, what became of the cases; under xdist too.
 
-    ``passed``, ``partly`` where torch refused some of what was tried, and ours the same, ``refused`` where all;
-    ``failed``, ``xfailed``, ``skipped``; ``cases`` is how many there are, of which a run may draw a share.
+    It counts ``passed``, ``partly`` where torch refused some of what was tried and ours refused the same, ``refused``
+    where both refused all of it, ``failed``, ``xfailed``, ``skipped``; ``cases`` is how many there are, of which a run
+    may take a sample.
     """
 
     def __init__(self, checks: dict[str, Check], where: dict, record: str | None, check: bool):
@@ -66,7 +67,7 @@ class Recorder:
         self.stale: list[str] = []
 
     def places(self, item) -> list[tuple[str, str]]:
-        """Where the results of a case go."""
+        """Return where the results of a case are counted: the checks, each with an operator."""
         case = item.callspec.id if hasattr(item, "callspec") else ""
         found = [c for c in self.checks.get((item.path.name, item.originalname), ()) if c.has(case)]
         named = [(str(c), "together" if c.together else operator_of(case)) for c in found]
@@ -79,7 +80,7 @@ class Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config, items):
-        """Count the cases before a sample is taken; to be recorded are only these."""
+        """Count the cases before a sample is taken; where results are recorded, run only these cases."""
         self.files = {item.path.name for item in items}
         placed = [item for item in items if self.places(item)]
         for item in placed:
@@ -104,7 +105,7 @@ class Recorder:
         return report
 
     def pytest_runtest_logreport(self, report):
-        """Count it once: when called, or where it failed or was skipped before or after."""
+        """Count a case once: when called, or where it failed or was skipped before or after."""
         places = getattr(report, "places", ())  # none in the report of a worker that died
         if not places or (report.when != "call" and report.passed):
             return
@@ -151,12 +152,12 @@ class Recorder:
             terminalreporter.write_line(f"FAILED: docs/compatibility: {line}", red=True)
 
     def without_cases(self) -> list[str]:
-        """Return what features name and no test is: a test or a part of its ids has another name by now."""
+        """Return the checks that name no case: a test, or a part of its ids, has another name by now."""
         named = [str(check) for checks in self.checks.values() for check in checks if check.file in self.files]
         return [f"{check} has no case: tests/features.py" for check in named if check not in self.counts]
 
     def document(self) -> dict:
-        """All that was counted; the same run gives the same."""
+        """Return all that was counted; the same run gives the same document."""
         results = {
             check: {operator: dict(sorted(n.items())) for operator, n in sorted(counts.items())}
             for check, counts in sorted(self.counts.items())
@@ -165,7 +166,7 @@ class Recorder:
 
 
 def where(mode: str, library: str) -> dict[str, str]:
-    """What computes, in which versions, on what."""
+    """Return what computes, in which versions, on what device."""
     gpu = mode == "gpu"
     return {
         "mode": "torch" if library == "torch" else mode,
@@ -177,14 +178,14 @@ def where(mode: str, library: str) -> dict[str, str]:
 
 
 def as_json(document: dict) -> str:
-    """A document with a line for each check."""
+    """Return a document as JSON with a line for each check."""
     lines = [f"  {json.dumps(check)}: {json.dumps(counts)}" for check, counts in document["results"].items()]
     head = [f' "{key}": {json.dumps(dict(sorted(document[key].items())))},' for key in ("where", "ran", "skipped")]
     return "\n".join(["{", *head, ' "results": {', ",\n".join(lines), " }", "}", ""])
 
 
 def differences(written: dict, found: dict) -> list[str]:
-    """What was found otherwise than written, by the same versions on the same kind of device; skips may differ."""
+    """Return where results differ from those written by the same versions on the same device; skips may differ."""
     if written["where"] != found["where"]:
         return []
     lines = []

@@ -1,4 +1,4 @@
-"""Which cases of a test a run takes: a covering array of its parameters without ``--full``, and shares of the rest.
+"""The choice of a test's cases for a run: a covering array of its parameters without ``--full``, shares of the rest.
 
 ``@pytest.mark.sample(formulas="call, path*mode", kernels="")`` says what the cases that `make test` runs must cover, by
 mode: here each call at least once, and each pair of a path and a mode; by kernels none. ``"once"`` takes one case. A

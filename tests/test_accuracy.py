@@ -1,4 +1,4 @@
-"""How errors in ulp are found and written down, on numbers whose errors are known."""
+"""Errors in ulp are found and written down as they are, on numbers whose errors are known."""
 
 from __future__ import annotations
 

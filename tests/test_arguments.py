@@ -216,7 +216,7 @@ WITHOUT_A_KERNEL = {name: "<class 'complex'>" for name in CASES if name.endswith
 
 
 class TorchWithTwins:
-    """torch, with the in-place operators it spells as methods alone."""
+    """A stand-in for torch, with functions for the in-place operators that torch spells as methods alone."""
 
     mul_, div_ = staticmethod(torch.Tensor.mul_), staticmethod(torch.Tensor.div_)
 
@@ -274,7 +274,7 @@ def test_result_of_a_root_may_be_written_over():
 
 
 def test_keepdim_of_an_extremum_needs_no_dim():
-    """Torch's sum wants one; here nothing is missing, so the operator is ours."""
+    """Torch's sum wants a dim with it; here nothing is missing, so the operator is ours."""
     z = customops.amax(leaf(2, 3), keepdim=True)
     assert z.shape == (1, 1)
     assert z.grad_fn._forward_cls is customops.ops.reductions.Amax

@@ -24,7 +24,7 @@ CHOSEN = [str(case) for case in audit.chosen()]
 
 @pytest.fixture(autouse=True)
 def _fresh_memory_is_nan():
-    """It is left alone instead: nothing is computed, and gigabytes would be filled."""
+    """Leave memory as it is, where other tests fill it: nothing is computed here, and gigabytes would be filled."""
 
 
 @pytest.mark.parametrize("case", audit.chosen(), ids=str)
@@ -64,7 +64,7 @@ BINARY = {row.name for row, call in CALLS if call.arity == 2}
 
 @triton.jit
 def hoard(x):
-    """Thirty powers of x, all in use until the last is known: a sum over the tile waits for each."""
+    """Compute thirty powers of x, all in use until the last is known: a sum over the tile waits for each."""
     powers = ()
     for _ in tl.static_range(30):
         x = x * x
@@ -80,7 +80,7 @@ def faults_of(call: str, layout: str = "contiguous", dtype: str = "float32") -> 
 
 @pytest.fixture
 def change(monkeypatch, replan):
-    """Replace an attribute, and whatever was planned with it."""
+    """Replace an attribute, and forget whatever was planned with it."""
 
     def replace(owner, name, make):
         monkeypatch.setattr(owner, name, make(getattr(owner, name)))

@@ -222,7 +222,7 @@ FRAMES, OF_TORCH = 24, 5  # torch's: is_dynamo_compiling, and the methods of ctx
 @pytest.mark.skipif(KERNELS, reason="a launch runs more, in Triton too")
 @every_call
 def test_recorded_call_runs_few_python_frames(row, call, device):
-    """None of torch's that bind arguments: ``inspect`` alone would be 50, and most of the time of a call."""
+    """None of them binds arguments for torch: ``inspect`` alone would be 50, and most of the time of a call."""
     xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
     call.function(customops, *xs)  # from here on its plan is known
     frames: list[str] = []

@@ -86,7 +86,7 @@ def test_profilers_see_the_operator_and_link_its_backward_to_its_forward(row, ca
 @every_call
 @by_path
 def test_threads_go_backward_at_once(row, call, device):
-    """Each through a graph of its own, of shapes of its own, and all through one that they share."""
+    """Each goes through a graph of its own, with shapes of its own, and all go through one that they share."""
 
     def use(f, *xs):
         z = f(*xs)

@@ -48,7 +48,7 @@ class Model(nn.Module):
 
 
 class Gradients(Dataset):
-    """For each operator the gradient of its last call, taken where the element is asked for."""
+    """A data set with the gradient of each operator's last call, taken in the process that asks for the element."""
 
     def __init__(self, library):
         self.library = library
@@ -105,9 +105,10 @@ def _check_all_and_train(models, x):
         model.step(x)
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=forks), "spawn"])
 def test_child_processes_compute_the_same_and_train_a_shared_model(method, device):
-    """After a backward pass in the parent, too."""
+    """They do so after a backward pass in the parent, too."""
     x, models = torch.rand(3, 4, device=device), [Model(customops).share_memory(), Model(torch).share_memory()]
     _check_all_and_train(models, x)
     before = models[0].gain.detach().clone()

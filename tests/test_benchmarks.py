@@ -65,7 +65,7 @@ def test_operands_in_the_cache_show(monkeypatch):
 
 
 def test_operands_fill_the_cache_again_and_again():
-    """Each time elsewhere, and a copy as well."""
+    """They lie elsewhere each time, and so do those of a copy."""
     seen = set()
 
     def function(_library, x):

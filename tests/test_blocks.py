@@ -30,7 +30,7 @@ LARGER = (
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """Make blocks of a few elements; the list of the sizes that derivatives saw."""
+    """Make blocks of a few elements; return the list of the sizes that derivatives saw."""
     seen: list[int] = []
     monkeypatch.setattr(cpu_blocks, "BLOCK_ELEMENTS", 4)
     monkeypatch.setattr(cpu_blocks, "LARGE_ELEMENTS", 8)

@@ -24,7 +24,7 @@ NAMES = [name for features in FEATURES.values() for name in features]
 
 @pytest.fixture
 def results(tmp_path):
-    """Write results; the folder they are in."""
+    """Write results; return the folder that they are in."""
 
     def write(**documents):
         for name, written in documents.items():
@@ -40,7 +40,7 @@ def page(results=RESULTS):
 
 
 def line_of(pages, feature):
-    """The cells of a feature, by operator."""
+    """Return the cells of a feature, by operator."""
     (line,) = (line for line in pages.splitlines() if line.startswith(f"| {feature} |"))
     return dict(zip(OPERATORS, (cell.split("]")[0].lstrip("[") for cell in line[:-2].split(" | ")[2:]), strict=True))
 
@@ -92,7 +92,7 @@ def test_cells_say_what_became_of_the_cases(results):
 
 
 def test_every_failure_is_in_its_cell_and_in_the_list(results):
-    """One of each check, on one operator or on all in it."""
+    """Each check fails once, on one operator or on all in it."""
     failed = {str(c): {"together" if c.together else "mul": {"cases": 3, "failed": 3}} for c in CHECKS.values()}
     pages = page(results(gpu=document(failed)))
     for name, checks in ((name, checks) for section in FEATURES.values() for name, checks in section.items()):

@@ -33,7 +33,7 @@ def _compile_anew(tmp_path):
 
 
 def compiled_graphs(library, call, xs, dynamic) -> tuple[list, list]:
-    """A compiled call's value and gradients, and the ATen operators of its graphs, forward and backward."""
+    """Return a compiled call's value and gradients, and the ATen operators of its graphs, forward and backward."""
     graphs = []
 
     def keep(module, _):
@@ -46,7 +46,7 @@ def compiled_graphs(library, call, xs, dynamic) -> tuple[list, list]:
     return [z, *torch.autograd.grad(z, xs, cotangent(z))], graphs
 
 
-@pytest.mark.sample(formulas="operator, path, dynamic", kernels="dynamic")
+@pytest.mark.sample(formulas="operator, path, dynamic", kernels="once")
 @STATIC_AND_DYNAMIC
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_compiled_calls_have_torchs_graphs_values_and_gradients(row, call, dynamic, device, tally):
@@ -120,7 +120,7 @@ def test_changed_arguments_are_compiled_for_as_often_as_torchs(change, dynamic, 
 
 @torch._dynamo.config.patch(specialize_int=False)
 def test_powers_of_a_changing_integer_are_differentiated():
-    """Torch before 2.15 fails to: to its own power n is symbolic from the second value on. To ours it is from 2.15."""
+    """Torch before 2.15 fails to: its own power gets a symbolic n from the second value on, ours does from 2.15 on."""
     backend = CompileCounterWithBackend("aot_eager")
     power = torch.compile(customops.pow, fullgraph=True, backend=backend)
     x, exponents = leaf(3), (4, 5, 7, -3)
@@ -148,7 +148,7 @@ def into_view(library, x, name, *rest):
 
 
 def test_no_generator_binds_a_name():
-    """Torch 2.11 compiles none that does: it reads the name before it is bound."""
+    """Torch 2.11 compiles no generator that does: it reads the name before it is bound."""
     for path in Path(customops.__file__).parent.glob("*.py"):
         generators = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.GeneratorExp)]
         assert not any(isinstance(part, ast.NamedExpr) for node in generators for part in ast.walk(node)), path
@@ -200,11 +200,11 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.sample(formulas="kind, dynamic", kernels="dynamic")
+@pytest.mark.sample(formulas="kind, dynamic", kernels="once")
 @STATIC_AND_DYNAMIC
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_compiled_programs_do_what_torchs_do(name, dynamic, tally):
-    """Value, gradient and what became of the argument, or the type of error."""
+    """Value, gradient and what became of the argument are the same, or the type of error is."""
 
     def use(library):
         torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""What records a model that uses ours records torch's operators: torch.export, AOTInductor, make_fx, tracers."""
+"""Whatever records a model that uses ours records torch's operators: torch.export, AOTInductor, make_fx, tracers."""
 
 from __future__ import annotations
 

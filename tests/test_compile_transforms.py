@@ -48,12 +48,12 @@ TRANSFORMS = {
 @pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_compiled_transforms_drop_no_derivative(name, full, tally):
-    """Ours inside, as torch's without a compiler; Dynamo itself would lose a Function's jvp.
+    """Ours give inside what torch's give without a compiler; Dynamo itself would lose a Function's jvp.
 
-    A call of every other path, others under each transform; with ``--full`` all calls.
+    Each transform has a call of every fourth path, other transforms those of the others; with ``--full`` all calls.
     """
     number = list(TRANSFORMS).index(name)
-    calls = SOME if full else [call for _, call in one_of_each_path(number // 2, rank=1)[number % 2 :: 2]]
+    calls = SOME if full else [call for _, call in one_of_each_path(number // 4, rank=1)[number % 4 :: 4]]
     x, t = leaf(2, 1, 2, 1), rand(2, 1, 2, 1)
 
     def use(library):
@@ -69,8 +69,8 @@ def test_compiled_transforms_drop_no_derivative(name, full, tally):
 
 @FORMULAS
 def test_compiled_autograd_traces_our_backward(full):
-    """Of one call of each path; with ``--full`` of two of each operator."""
-    calls = [call for row in ROWS for call in row.calls[:2]] if full else [call for _, call in one_of_each_path()]
+    """It traces that of a call of every other path; with ``--full`` of two calls of each operator."""
+    calls = [call for row in ROWS for call in row.calls[:2]] if full else [call for _, call in one_of_each_path()[::2]]
     start, grads = rand(2, 3, 2, 2), []
     for library in LIBRARIES:
         x = start.clone().requires_grad_()
@@ -80,3 +80,17 @@ def test_compiled_autograd_traces_our_backward(full):
             z.backward()
         grads.append(x.grad)
     assert_equal(*grads)
+
+
+@FORMULAS
+def test_compiled_autograd_traces_our_backward_in_place():
+    start, grads = (rand(2, 3), rand(2, 3)), []
+    for multiply in (customops.mul_, torch.Tensor.mul_):
+        x, y = (value.clone().requires_grad_() for value in start)
+        z = multiply(x.clone(), y)
+        torch.compiler.reset()
+        with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+            z.sum().backward()
+        grads.append((x.grad, y.grad))
+    for mine, theirs in zip(*grads, strict=True):
+        assert_equal(mine, theirs)

@@ -60,7 +60,7 @@ class OffGradient(Identity):
 
 
 def broken(name, spoil):
-    """Ours, but for ``spoil`` applied to what operator ``name`` returns."""
+    """Return our operators, but with ``spoil`` applied to what operator ``name`` returns."""
     ours = {operator: getattr(customops, operator) for operator in demo.OPERATORS}
     return SimpleNamespace(**ours | {name: lambda *args, **kwargs: spoil(ours[name](*args, **kwargs))})
 

@@ -22,7 +22,7 @@ X = torch.tensor([0.5, 2.0], device=DEVICE)
 
 @pytest.fixture
 def launches(monkeypatch):
-    """The kernels launched during a test, by name; needs kernels."""
+    """Return the list of the kernels launched during a test, by name; needs kernels."""
     if not KERNELS:
         pytest.skip(NO_KERNEL)
     return record_launches(monkeypatch)
@@ -120,7 +120,7 @@ def test_importing_does_not_import_triton():
 
 @formulas_only
 def test_triton_formulas_are_the_twins_of_torchs():
-    """Same names, same arguments, same order."""
+    """They have the same names, the same arguments and the same order."""
     twins = pytest.importorskip("customops.triton_kernels.formulas", reason="without Triton there are no twins")
     mine = [n for n in vars(formulas) if callable(getattr(formulas, n)) and not n.startswith("_") and n[-1] != "_"]
     theirs = [n for n, value in vars(twins).items() if hasattr(value, "arg_names") and not n.startswith("_")]

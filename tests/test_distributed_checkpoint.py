@@ -23,7 +23,7 @@ def state_of(model, optimizer):
     return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
 
 
-@pytest.mark.sample(kernels="")
+@pytest.mark.sample(formulas="name", kernels="")
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", ["fsdp", "tensor"])

@@ -44,7 +44,7 @@ class OffAfterwards(demo.DDP):
     """Gradients that are 0.1 % off as one process sees them."""
 
     def gradients(self):
-        """Scale them."""
+        """Scale the gradients on the last process."""
         return [g * (1.001 if _is_last() else 1) for g in super().gradients()]
 
 
@@ -56,7 +56,7 @@ FAULTS = {"raises": _raise, "dies": partial(os._exit, 3), "hangs": partial(time.
 
 
 def _reason(engine, name="exp", spoil=torch.clone):
-    """Why training with an operator whose results are spoilt fails."""
+    """Return why training with an operator whose results are spoilt fails."""
     mesh = demo.init_device_mesh(DEVICE, (dist.get_world_size(),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo.Digits, "tested", TESTED)
@@ -65,7 +65,7 @@ def _reason(engine, name="exp", spoil=torch.clone):
 
 
 def _misplaced():
-    """The parameters whose gradients tensor parallelism leaves elsewhere than they are."""
+    """Return the parameters whose gradients tensor parallelism leaves with other placements than their own."""
     mesh = demo.init_device_mesh(DEVICE, (dist.get_world_size(),))
     network = demo.Digits(customops, TINY.width, DEVICE)
     batch = network.draw(TINY.batch)
@@ -74,13 +74,13 @@ def _misplaced():
 
 
 def _rows():
-    """What this process takes of a batch of six."""
+    """Return the rows that this process takes of a batch of six."""
     mesh = demo.init_device_mesh(DEVICE, (dist.get_world_size(),))
     return demo.DDP(mesh, demo.Digits(torch, 1, DEVICE)).local_batch(torch.arange(6)).tolist()
 
 
 def _with_fault(how):
-    """The command, with an operator that fails on the last process."""
+    """Run the command with an operator that fails on the last process."""
 
     def fail(z):
         if _is_last():
@@ -91,7 +91,7 @@ def _with_fault(how):
 
 
 def _torchrun(*arguments):
-    """What a command started by torchrun on two processes came to, within a time that nothing that hangs would keep."""
+    """Run a command by torchrun on two processes, within a time that a hanging process would exceed."""
     started = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(started, env=environment, capture_output=True, text=True, timeout=110, check=False)
@@ -115,6 +115,7 @@ def _main(monkeypatch):
     return demo.main()
 
 
+@pytest.mark.sample(kernels="")  # test_distributed_kernels.py has engines by kernels
 @each_engine
 def test_engine_agrees_with_one_process(engine, two):
     assert two(_reason, engine) == [None, None]
@@ -173,7 +174,7 @@ def test_run_without_torchrun_names_the_command(monkeypatch, capsys):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_odd_number_of_processes_is_refused_by_each_of_them(rank, alone, monkeypatch, capsys):
-    """The first to end ends all."""
+    """The first one that ends makes torchrun end all."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", rank)
     assert _main(monkeypatch) == 2

@@ -18,7 +18,7 @@ from .ranks import Ranks
 
 @pytest.fixture(scope="module")
 def interpreted(two):
-    """Two ranks whose kernels run in the interpreter."""
+    """Yield two ranks whose kernels run in the interpreter."""
     if DEVICE == "cuda":
         pytest.skip("the interpreter runs kernels on CPU tensors")
     pytest.importorskip("triton", reason="without Triton there are no kernels")
@@ -32,7 +32,7 @@ def interpreted(two):
 
 @pytest.fixture(scope="module")
 def once(interpreted):
-    """The launches of one step in one process."""
+    """Return the launches of one step in one process."""
     made = launches(interpreted, Engine())[0]
     assert made.total() > 80
     assert {backward for backward, _ in made} == {False, True}
@@ -47,7 +47,7 @@ def launches(ranks, engine):
 
 
 def step(engine):
-    """Take one; with it its launches, by whether they were made in the backward pass and what they compute."""
+    """Take a step; return its launches, by whether the backward pass made them and what they compute, and the step."""
     with pytest.MonkeyPatch.context() as patch:
         made = record_launches(patch, lambda launch: (torch._C._current_graph_task_id() >= 0, launch.summary))
         steps = train(engine, "customops", steps=1)
@@ -64,7 +64,7 @@ def test_each_rank_launches_what_one_process_does(name, interpreted, once, tally
 @pytest.mark.sample(formulas="")
 @pytest.mark.parametrize(("name", "torchs"), [("tensor", 3), ("tensor, DTensors", 10)])
 def test_shards_of_dtensors_take_the_same_launches_but_for_partial_sums(name, torchs, interpreted, once):
-    """Gradients of three gains, and where classes are spread the sums over them: torch's operator adds them up."""
+    """Gradients of three gains, and sums over classes where these are spread, are added up by torch's operator."""
     for made in launches(interpreted, ENGINES[name]):
         assert made <= once
         assert (once - made).total() <= torchs
@@ -72,6 +72,6 @@ def test_shards_of_dtensors_take_the_same_launches_but_for_partial_sums(name, to
 
 @pytest.mark.sample(formulas="")
 def test_stages_together_launch_what_one_process_does_for_each_microbatch(interpreted, once):
-    """At least: to find out shapes a stage runs once more."""
+    """They launch at least that: to find out shapes a stage runs once more."""
     engine = Engine(partial(pipeline, schedule=ScheduleGPipe, microbatches=2), by_schedule)
     assert sum(launches(interpreted, engine), Counter()) >= once + once

@@ -27,12 +27,12 @@ PAIRS = (((4, 3), (4, 3)), ((4, 3), (3,)), ((4, 1), (1, 3)), ((4, 3), ()), ((3,)
 
 @cache
 def mesh_of(*size):
-    """One mesh for all tests: each makes groups of its own."""
+    """Return one mesh for all tests: each mesh makes groups of its own."""
     return init_device_mesh(DEVICE, size)
 
 
 def spread(x, mesh, placements):
-    """``x`` over ``mesh``; where it is partial, in parts that differ."""
+    """Spread ``x`` over ``mesh``; where it is partial, the parts differ."""
     whole = [Replicate() if p.is_partial() else p for p in placements]
     local = distribute_tensor(x, mesh, whole).to_local()
     for axis, p in enumerate(placements):
@@ -42,18 +42,18 @@ def spread(x, mesh, placements):
 
 
 def placements_of(shape, mesh):
-    """Every way for a tensor of ``shape`` to be spread over ``mesh``."""
+    """Return every way for a tensor of ``shape`` to be spread over ``mesh``."""
     return product([Replicate(), Partial(), *map(Shard, range(len(shape)))], repeat=mesh.ndim)
 
 
 def reaches_all(shape, mesh, placements):
-    """Whether a tensor of ``shape`` so spread has elements in each process."""
+    """Return whether a tensor of ``shape`` so spread has elements in each process."""
     parts = [prod(mesh.size(a) for a, p in enumerate(placements) if p == Shard(dim)) for dim in range(len(shape))]
     return all(n >= m for n, m in zip(shape, parts, strict=True))
 
 
 def seen(z, strides):
-    """All there is to see of a result: the whole of a DTensor, what is here of it, where it is and how it lies."""
+    """Return all there is to see of a result: a DTensor as a whole, its local shard, placements and strides."""
     if isinstance(z, list | tuple):
         return [seen(part, strides) for part in z]
     if not isinstance(z, DTensor):
@@ -62,7 +62,7 @@ def seen(z, strides):
 
 
 def assert_seen_alike(use, where="", strides=False):
-    """``use(library)`` gives of ours what it gives of torch; whether torch refuses it."""
+    """Assert that ``use(library)`` gives the same for ours as for torch; return whether torch refuses it."""
     got, want = (seen(outcome(use, library), strides) for library in (customops, torch))
     try:
         assert_same_outcomes(got, want)
@@ -72,7 +72,7 @@ def assert_seen_alike(use, where="", strides=False):
 
 
 def evaluate(call, library, xs):
-    """The value; the gradients for a cotangent that is where the value is, and for one that is everywhere."""
+    """Return the value, its gradients for a cotangent with its placements, and those for a replicated one."""
     leaves = [x.detach().requires_grad_() for x in xs]
     z = call.function(library, *leaves)
     g = cotangent(torch.empty(z.shape, dtype=z.dtype, device=DEVICE))
@@ -85,9 +85,9 @@ def evaluate(call, library, xs):
 
 
 def _compare(index, shapes, size, step=1, first=0):
-    """``call`` on one in ``step`` combinations of placements; how many there were, and torch refused.
+    """Compare a call on one in ``step`` combinations of placements; return how many it has compared and torch refused.
 
-    Each call then has others, so that together they have all.
+    Each call has other combinations, so that together they have all.
     """
     (row, call), mesh = CALLS[index], mesh_of(*size)
     wholes = [row.draw(shape, seed=i, device=DEVICE) for i, shape in enumerate(shapes)]
@@ -104,7 +104,7 @@ def _compare(index, shapes, size, step=1, first=0):
 
 
 def _check(ranks, tally, index, several, size, step, firsts=(0,)):
-    """Compare on each of ``several`` shapes and, a call of the ranks for each, on what comes first of a step."""
+    """Compare on each of ``several`` shapes, beginning in turn with each of ``firsts`` of a step."""
     compared = refused = 0
     for shapes, first in product(several, firsts):
         results = ranks(_compare, index, shapes, size, step, first)
@@ -119,7 +119,7 @@ def _check(ranks, tally, index, several, size, step, firsts=(0,)):
 @pytest.mark.sample(kernels="operator")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_every_placement_gives_what_torch_gives(row, call, two, tally, full):
-    """All of them for a call of each path, some for the others; with ``--full`` for all."""
+    """A call of each path has all placements, any other call some; with ``--full`` all have all."""
     step = 1 if full or ((row, call) in one_of_each_path() and not KERNELS) else 5
     several = PAIRS if call.arity == 2 else [(shape,) for shape in SHAPES if len(shape) >= call.rank]
     _check(two, tally, CALLS.index((row, call)), several, (2,), step)
@@ -128,7 +128,7 @@ def test_every_placement_gives_what_torch_gives(row, call, two, tally, full):
 @pytest.mark.sample(formulas="operator", kernels="operator")
 @pytest.mark.parametrize(("row", "call"), [(row, call) for row, call in CALLS if call.rank < 3], ids=ids)
 def test_mesh_of_two_axes_gives_what_torch_gives(row, call, four, tally, full):
-    """On some placements; with ``--full`` on all, or by kernels, which take minutes for one call, on more."""
+    """Calls have some placements; with ``--full`` all, or more of them by kernels, which take minutes for one call."""
     shapes = PAIRS[1] if call.arity == 2 else [(4, 3)]
     step = 47 if call.arity == 2 else 7
     firsts = range(1 if not full else 5 if KERNELS else step)
@@ -136,7 +136,7 @@ def test_mesh_of_two_axes_gives_what_torch_gives(row, call, four, tally, full):
 
 
 def _accumulate(index, placement):
-    """Gradients of three passes, added up; what becomes of them where one is doubled; and the cotangent."""
+    """Compare the sums of the gradients of three passes, what they are after one is doubled, and the cotangent."""
     (row, call), mesh = CALLS[index], mesh_of(2)
     wholes = [row.draw((4, 3, 2, 2), seed=i, device=DEVICE) for i in range(call.arity)]
 
@@ -168,7 +168,7 @@ def _transposed(lib, x, y, mesh):
 
 
 def _alone(lib, x, y, mesh):
-    """On the first process; the others have nothing."""
+    """Return what comes of tensors on the first process, of which the others have nothing."""
     there = DeviceMesh(DEVICE, [0])
     leaf, other = _leaf(distribute_tensor(x, there, [Shard(0)])), _leaf(distribute_tensor(y, there, [Replicate()]))
     z = lib.mul(lib.exp(leaf), other)
@@ -177,12 +177,12 @@ def _alone(lib, x, y, mesh):
 
 
 def _swap(x, mesh):
-    """``x`` on the same processes in another order."""
+    """Spread ``x`` over the same processes in another order."""
     return spread(x, DeviceMesh(DEVICE, mesh.mesh.flip(0)), [Shard(0)])
 
 
 def _late(x):
-    """``x`` as a collective leaves it that nobody has waited for."""
+    """Return ``x`` as the result of a collective that nobody has waited for."""
     z = collectives.all_reduce(x / 2, "sum", dist.group.WORLD)
     assert type(z) is collectives.AsyncCollectiveTensor
     return z
@@ -261,7 +261,7 @@ def _compare_use(name):
 
 
 def _launched(index, late):
-    """How many kernels ran for plain tensors, and how many on what is here of spread or late ones."""
+    """Return how many kernels ran for plain tensors, and how many for the local shards of spread or late ones."""
     row, call = CALLS[index]
     wholes = [row.draw((4, 3, 2, 2), seed=i, device=DEVICE) for i in range(call.arity)]
     mesh = mesh_of(dist.get_world_size())

@@ -20,7 +20,7 @@ INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("call", ELEMENTWISE, ids=ids)
 def test_edges_have_torchs_value_and_gradients(call, dtype, device, tally):
-    """All tuples of special inputs, each with all special incoming gradients."""
+    """They have them at all tuples of special inputs, each with all special incoming gradients."""
     *columns, g = torch.tensor(list(product(EDGES, repeat=call.arity + 1)), dtype=dtype, device=device).unbind(1)
     if KERNELS and call.name == "rsqrt(x)" and dtype == torch.bfloat16:
         g = torch.where(g.isinf(), 2, g)  # torch rounds z³ to 0, which times inf is nan; our kernels keep float32

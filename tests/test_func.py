@@ -24,7 +24,7 @@ LOW = ((3,), (3,), (2, 3), (2, 1, 2), (1, 2, 1, 2))  # a small shape of each ran
 
 
 def _scalar(f):
-    """A real loss, none of whose derivatives is constant."""
+    """Return a function to a real loss, none of whose derivatives is constant."""
     return lambda *xs: (f(*xs).abs() ** 2).sum() / 2
 
 
@@ -69,13 +69,13 @@ THRICE = list(product(TRANSFORMS, repeat=3))
 
 
 def run(library, names, function, xs):
-    """``function(library, *xs)`` under the transforms of these names, the last one innermost."""
+    """Return the outcome of ``function(library, *xs)`` under these transforms, the last one innermost."""
     transforms = [ONCE[name] for name in reversed(names)]
     return outcome(reduce(lambda f, transform: transform(f), transforms, lambda *xs: function(library, *xs)), *xs)
 
 
 def _draw(row, call, batches=0, dtype=torch.float64):
-    """Inputs with axes for as many vmaps, the second one broadcast within them."""
+    """Draw inputs with axes for as many vmaps, the second one broadcast within them."""
     batch = (2,) * batches
     shapes = [batch + LOW[call.rank], batch + (1,) if batches else (3,)]
     return [row.draw(shape, dtype, i, DEVICE) for i, shape in enumerate(shapes[: call.arity])]
@@ -116,7 +116,7 @@ def test_transform_of_complex_numbers_matches_torch(row, call, name):
 
 
 def _axes(shapes):
-    """The axes for a batch that inputs of these shapes can have, all of them or one alone."""
+    """Return the axes that a batch of inputs of these shapes can have, where all of them or one alone has it."""
     some = [[0, -1, 1] if shape else [0, -1] for shape in shapes]
     return list(product(*some)) + ([(0, None), (None, -1)] if len(shapes) == 2 else [])
 
@@ -146,7 +146,7 @@ def _vmapped(call, library, xs, in_dims, out_dims):
 @pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[1].arity == 2], ids=ids)
 def test_nested_vmap_over_different_axes_matches_torch(row, call):
-    """A table of all pairs, each of vectors: what kernel matrices are made of."""
+    """They give a table of all pairs of vectors, as a kernel matrix is."""
     xs = [row.draw(shape, seed=i, device=DEVICE) for i, shape in enumerate([(3, 2), (3, 4)])]
 
     def table(library):

@@ -21,7 +21,7 @@ CASES = [(row, call, shapes) for row, call in CALLS for shapes in shapes_for(cal
 
 
 def _moving(arity):
-    """Which of so many operands carry a tangent: all of them, or one."""
+    """Return which of so many operands carry a tangent: all of them, or one."""
     return [(True,)] if arity == 1 else [(True, True), (True, False), (False, True)]
 
 
@@ -30,7 +30,7 @@ def _dual(x, tangent, moves=True):
 
 
 def _split(z):
-    """What does not depend on the dual level: value and tangent, which may be None."""
+    """Return what does not depend on the dual level: value and tangent, which may be None."""
     return [None if x is None else x.detach() for x in forward_ad.unpack_dual(z)]
 
 
@@ -40,7 +40,7 @@ def _pushed(function, library, xs, tangents, moves):
 
 
 def _drawn(row, shapes, device, dtypes=(torch.float64, torch.float64)):
-    """Operands of these shapes, and tangents for them."""
+    """Draw operands of these shapes, and tangents for them."""
     return [
         [row.draw(shape, dtype, seed + i, device) for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=False))]
         for seed in (0, 7)
@@ -79,7 +79,7 @@ def test_tangents_of_mixed_dtypes_match_torch(row, call, dtypes, device):
 @pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize("call", ELEMENTWISE, ids=str)
 def test_edges_have_torchs_tangents(call, device, tally):
-    """All tuples of special inputs and tangents, sign of zero included where all inputs move."""
+    """They have them at all tuples of special inputs and tangents; zeros have torch's sign where all inputs move."""
     columns = torch.tensor(list(product(EDGES, repeat=2 * call.arity)), dtype=torch.float64, device=device).unbind(1)
     xs, tangents = columns[: call.arity], columns[call.arity :]
     for moves in _moving(call.arity):
@@ -92,7 +92,7 @@ def test_edges_have_torchs_tangents(call, device, tally):
 
 @pytest.mark.parametrize("name", EXTREMA)
 def test_edges_have_torchs_tangents_of_extrema(name, device, tally):
-    """Rows of two special inputs, with ties and nan, and of two special tangents."""
+    """Rows have two special inputs, with ties and nan, and two special tangents."""
     columns = torch.tensor(list(product(EDGES, repeat=4)), dtype=torch.float64, device=device)
     x, tangent = columns[:, :2], columns[:, 2:]
     function = lambda lib, x: getattr(lib, name)(x, 1)
@@ -102,7 +102,7 @@ def test_edges_have_torchs_tangents_of_extrema(name, device, tally):
 
 
 def _derived(function, library, xs, tangents, moves):
-    """Gradients of a tangent, gradients of those, and tangents of gradients, by leaf and tangent."""
+    """Return gradients of a tangent, gradients of those, and tangents of gradients, by leaf and tangent."""
     leaves = [Parameter(x.clone()) for x in xs]
     tangents = [t.clone().requires_grad_() for t in tangents]
     wanted = leaves + [t for t, move in zip(tangents, moves, strict=True) if move]
@@ -148,7 +148,7 @@ def test_both_modes_pass_gradcheck_in_batches(row, call, shapes, device, tally):
 @pytest.mark.parametrize("view", [lambda x: x, lambda x: x.t(), lambda x: x[1]], ids=["whole", "transposed", "row"])
 @pytest.mark.parametrize("operator", [*UNARY, *BINARY])
 def test_in_place_twin_of_dual_numbers_matches_torch(operator, view, recorded, moves, device):
-    """Written over a dual number, or over a plain tensor that becomes one."""
+    """It writes over a dual number, or over a plain tensor that becomes one."""
     xs, tangents = ([torch.rand(3, 3, dtype=torch.float64, device=device) + 0.5 for _ in range(2)] for _ in range(2))
 
     def function(lib, x, y):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of what it does
 @pytest.mark.parametrize("name", [*TRANSFORMS, "functionalize"])
 @pytest.mark.parametrize("operator", [*UNARY, *BINARY])
 def test_in_place_twin_under_a_transform_matches_torch(operator, name, written):
-    """Written over a copy, or over what the transform handed in."""
+    """It writes over a copy, or over what the transform handed in."""
     xs = [torch.rand(2, 3, dtype=torch.float64, device=DEVICE) + 0.5 for _ in range(1 + (operator in BINARY))]
 
     def written_over(library):

@@ -46,7 +46,7 @@ def small(shapes, most=7):
 
 
 def results(function, xs, **options):
-    """Values, then gradients, of leaves like ``xs``."""
+    """Return values, then gradients, of leaves like ``xs``."""
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in xs]
     z = function(*leaves)
     zs = z if isinstance(z, tuple | list) else (z,)
@@ -174,7 +174,7 @@ def test_part_of_the_results_and_of_the_inputs_have_gradients(device):
 
 
 def test_one_tensor_passed_twice_gets_both_gradients(device):
-    """Beside one whose name could be mistaken for it."""
+    """It does so beside a tensor whose name could be mistaken for it."""
     x, other = draw([(3, 4), (4, 3)], device)
     x.requires_grad_()
     z = fuse(lambda x, y, y1: x * customops.exp(y) + y1)(x, x, other.mT)
@@ -221,7 +221,7 @@ def test_what_saves_nothing_goes_backward_twice(device):
 
 
 def test_an_argument_may_be_called_g(device):
-    """As the cotangent is, in programs."""
+    """The cotangent has that name in printed programs."""
     g, x = draw([(3, 4), (3, 4)], device)
     got = results(fuse(lambda g, x: customops.exp(g) * x), [g, x])
     for mine, theirs in zip(got, results(lambda g, x: torch.exp(g) * x, [g, x]), strict=True):
@@ -248,7 +248,7 @@ def test_a_value_meets_itself_along_another_axis(device):
 
 
 def test_half_types_are_rounded_once(device):
-    """Nearer to the truth than operator by operator, where kernels compute."""
+    """They are nearer to the truth than operator by operator, where kernels compute."""
     x, w = draw([(64, 100), (100,)], device, torch.bfloat16)
     truth = rms_norm(torch, x.double(), w.double())
     off = [(f(lib, x, w).double() - truth).abs().max() for f, lib in ((fuse(rms_norm), customops), (rms_norm, torch))]

@@ -24,16 +24,16 @@ from customops.tools import machine_code  # noqa: E402
 
 
 class Expected(NamedTuple):
-    """Kernels of each direction, the most bytes moved to those of every tensor once, and what passes through memory.
+    """The cost that a fused program may have.
 
     A vector that is read by every program counts each time, though a cache has it: ``most`` is above 1.05 for those
     that read two vectors of a row, or write two gradients of one in partial sums.
     """
 
-    forward: int = 1
-    backward: int = 1
-    most: float = 1.0
-    spilled: tuple[int, int] = (0, 0)
+    forward: int = 1  # the number of kernels
+    backward: int = 1  # the number of kernels
+    most: float = 1.0  # the bytes that it may move, as a multiple of those of every tensor once
+    spilled: tuple[int, int] = (0, 0)  # values that pass between kernels through memory, forward and backward
 
 
 PARTS = 2  # kernels of a direction that leaves partial sums: those are added up by one more
@@ -66,13 +66,13 @@ LIKE |= {"swiglu": "gelu", "cross_entropy": "mse", "softmax_first": "long_softma
 
 @pytest.fixture(autouse=True)
 def _fresh_memory_is_nan():
-    """It is left alone instead: nothing is computed, and gigabytes would be filled."""
+    """Leave memory as it is, where other tests fill it: nothing is computed here, and gigabytes would be filled."""
 
 
 @pytest.mark.sample(formulas="like")
 @pytest.mark.parametrize(("program", "like"), [(p, LIKE.get(p.name, p.name)) for p in PROGRAMS], ids=str)
 def test_programs_cost_what_they_must_and_less_than_their_operators(program, like):
-    """Two claims about one measurement, which takes seconds."""
+    """These are two claims about one measurement, which takes seconds."""
     found = measure(program, torch.bfloat16)
     assert not faults_in(program, found)
     assert sum(cost.bytes_moved for cost in found.unfused) > 1.5 * sum(phase.bytes_moved for phase in found.fused)
@@ -148,7 +148,7 @@ def faults_in(program: Program, found: Findings) -> list[str]:
 
 
 def words(phase: Phase) -> Iterator[tuple[str, int]]:
-    """Each access of a launch to a tensor that is as large as any: which, and its widest word in bits."""
+    """Yield each access of a launch to a tensor that is as large as any, with the bits of its widest instruction."""
     plan = phase.executable.plan
     first = plan.first_scratch - len(phase.executable.buffers)
     sizes = dict(enumerate(x.numel() for x in phase.inputs))

@@ -27,7 +27,7 @@ MODES = {
 
 
 def gradients(function, xs, forward: str, backward: str):
-    """Of a checkpoint under one mode, computed again under another."""
+    """Return the gradients of a checkpoint under one mode, computed again under another."""
     leaves = [x.detach().requires_grad_(x.requires_grad) for x in xs]
     with MODES[forward]():
         z = checkpoint(function, *leaves, use_reentrant=False)
@@ -75,7 +75,7 @@ def test_tangents_of_a_power_under_hooks_save_nothing(device):
 
 @pytest.mark.parametrize("hooks", [True, False])
 def test_a_fused_call_saves_inputs_alone_under_hooks(hooks, device, monkeypatch, replan):
-    """Not what was reduced between two kernels, which formulas do not know of."""
+    """It does not save what was reduced between two kernels, which formulas do not know of."""
     tiling = pytest.importorskip("customops.triton_kernels.tiling", reason="needs Triton")
     monkeypatch.setattr(tiling, "MAX_ROW_VALUES", 8)
     (x,), saved = draw([(3, 4)], device), []

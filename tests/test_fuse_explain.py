@@ -45,7 +45,7 @@ def rows_then_columns(x):
 
 @pytest.fixture
 def explained(capsys):
-    """What ``explain`` prints."""
+    """Return a function to what ``explain`` prints."""
 
     def run(fused, *args, **kwargs) -> str:
         assert fused.explain(*args, **kwargs) is None
@@ -56,7 +56,7 @@ def explained(capsys):
 
 @pytest.fixture
 def users(tmp_path, monkeypatch):
-    """A module ``users`` in the current directory."""
+    """Write a module ``users`` into the current directory."""
     (tmp_path / "users.py").write_text(USERS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
@@ -65,7 +65,7 @@ def users(tmp_path, monkeypatch):
 
 
 def block(text: str, heading: str) -> list[str]:
-    """The indented lines below ``heading``."""
+    """Return the indented lines below ``heading``."""
     return [line.strip() for line in re.search(rf"^{heading}\n((?: {{4}}\S.*\n)*)", text, re.MULTILINE)[1].splitlines()]
 
 
@@ -248,7 +248,7 @@ def test_no_memory_is_touched(explained):
 
 
 def test_tensors_larger_than_memory_are_explained(explained):
-    """Of 256 GB, without elements."""
+    """They have 256 GB, and no elements."""
     text = explained(rms_norm, torch.empty(2**18, 2**18, device="meta"), torch.empty(2**18, device="meta"))
     assert f"floor {5 * 4 * 2**36 + 3 * 4 * 2**18:,}  ratio" in text
 

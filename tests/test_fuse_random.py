@@ -36,7 +36,7 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 def examples(full: bool, kernels: int, formulas: int) -> settings:
-    """So many for each part in this mode; with ``--full``, 2,000 of all parts and tests."""
+    """Return settings for so many examples of a part in this mode; with ``--full``, 2,000 of all parts and tests."""
     return settings(max_examples=125 if full else kernels if KERNELS else formulas)
 
 
@@ -45,7 +45,7 @@ def several(returned: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def derivatives(function: Function, xs: Sequence[Tensor], taken: Sequence[int]) -> list[list[Tensor]]:
-    """Values, gradients from the results ``taken``, and gradients of those, of inputs and cotangents alike."""
+    """Return values, gradients from the results ``taken``, and gradients of those, by inputs and cotangents alike."""
     leaves = [x for x in xs if x.requires_grad]
     zs = several(function(*xs))
     gs = [cotangent(zs[i]).requires_grad_() for i in taken]
@@ -62,7 +62,7 @@ def _grad(zs, leaves, gs, **options) -> list[Tensor]:
 
 
 def derived(program: Program) -> Function:
-    """The program and its gradients as :mod:`customops.compiler.gradient` derives them, by torch's formulas."""
+    """Return the program with the gradients that :mod:`customops.compiler.gradient` derives, by torch's formulas."""
     made = customops.fuse(program.function(customops))
 
     class Derived(torch.autograd.Function):
@@ -92,7 +92,7 @@ def _common(xs: Sequence[Tensor]) -> torch.dtype:
 
 
 def assert_near(got: Sequence[Tensor], want: Sequence[Tensor], rounding: float, name: str) -> None:
-    """To within ``rounding`` of the largest of all elements."""
+    """Assert equality to within ``rounding`` of the largest of all elements."""
     largest = max([1e-3, *(float(z.detach().abs().max()) for z in want if z.numel())])
     for mine, theirs in zip(got, want, strict=True):
         assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype), name
@@ -100,7 +100,7 @@ def assert_near(got: Sequence[Tensor], want: Sequence[Tensor], rounding: float, 
 
 
 def relations(xs: Sequence[Tensor], returned: Tensor | Sequence[Tensor]) -> list[tuple]:
-    """Of each result: whether it is recorded, its strides, and which inputs and results lie in the same memory."""
+    """Return for each result whether it is recorded, its strides, and which inputs and results share its memory."""
     zs = several(returned)
     memory = [z.untyped_storage().data_ptr() for z in (*xs, *zs)]
     return [
@@ -109,7 +109,7 @@ def relations(xs: Sequence[Tensor], returned: Tensor | Sequence[Tensor]) -> list
 
 
 def assert_torchs_derivatives(function: Function, program: Program, first: bool) -> None:
-    """In float64; from the ``first`` result only, if so asked."""
+    """Assert torch's derivatives in float64; those of the ``first`` recorded result only, if so asked."""
     plain = program.function(torch)
     recorded = [i for i, z in enumerate(several(plain(*program.tensors()))) if z.requires_grad]
     assume(recorded)
@@ -123,7 +123,7 @@ def assert_torchs_derivatives(function: Function, program: Program, first: bool)
 
 @pytest.fixture
 def kernels(monkeypatch, replan):
-    """``kernels(values)`` plans anew, for programs that hold so many; ``kernels.count()`` looks at what was planned."""
+    """Return ``begin(values)``, which has plans made anew, for programs that hold so many values of a row."""
 
     def begin(values: int) -> None:
         replan()
@@ -134,7 +134,7 @@ def kernels(monkeypatch, replan):
 
 
 def compiled() -> Counter:
-    """Stages, and reasons for cuts, of the plans that there are for fused programs."""
+    """Count stages, and reasons for spills, of the plans that there are for fused programs."""
     made = [x for x in config.plans.values() if isinstance(x, Fusion | Executable)]
     found = Counter()
     for x in made:
@@ -149,7 +149,7 @@ def compiled() -> Counter:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tally):
-    """Values, gradients and gradients of gradients, in float64; values pass between stages of a few in memory."""
+    """They have them in float64, gradients of gradients too; in a few, values pass between stages through memory."""
     counts = Counter()
 
     @seed(part)
@@ -182,7 +182,7 @@ def test_results_of_fused_random_programs_lie_and_are_recorded_as_torchs(program
 
 @pytest.mark.parametrize("name", ["mul_dx", "mean_dx", "sigmoid"])
 def test_fused_random_programs_find_a_formula_off_by_1e_5(name, monkeypatch):
-    """In what is derived; the formula in torch, that of the plain program is not touched."""
+    """The formula is wrong in what is derived; torch's own, which the plain program uses, is not touched."""
     right = getattr(formulas, name)
     wrong = wraps(right)(lambda *args, **options: right(*args, **options) * (1 + 1e-5))
     monkeypatch.setattr(formulas, name, wrong)
@@ -200,7 +200,7 @@ def test_fused_random_programs_find_a_formula_off_by_1e_5(name, monkeypatch):
 @pytest.mark.skipif(KERNELS, reason="by formulas it is the same in either mode")
 @pytest.mark.parametrize("part", PARTS)
 def test_derived_gradients_of_random_programs_for_fuse_are_torchs(part, full, tally):
-    """What kernels are made of, computed by formulas, in float64."""
+    """Kernels are made of these gradients, which formulas compute here, in float64."""
     counts = Counter()
 
     @seed(part)
@@ -216,7 +216,7 @@ def test_derived_gradients_of_random_programs_for_fuse_are_torchs(part, full, ta
 
 @pytest.mark.parametrize("part", PARTS)
 def test_fused_random_programs_in_any_dtype_are_rounded_once(part, full, kernels, tally):
-    """Values and gradients, half a unit of the dtype from the truth, but for the rounding of float32 between."""
+    """Values and gradients are half a unit of the dtype from the truth, but for the rounding of float32 between."""
     counts = Counter()
 
     @seed(part)
@@ -263,7 +263,7 @@ def assert_rounded_once(function: Function, program: Program, plain: Sequence[Te
 
 
 def _in_dtype(function: Function, program: Program, taken, gs, dtype: torch.dtype, nudge: int = 0) -> list[Tensor]:
-    """Values and gradients of the same inputs, or some a little larger, computed throughout in ``dtype``."""
+    """Return values and gradients of the same inputs, or some a little larger, computed throughout in ``dtype``."""
     given = [(x, x.detach() * (1 + nudge * 2.0**-6) if nudge else x.detach()) for x in program.tensors()]
     xs = [near.to(dtype).requires_grad_(x.requires_grad) for x, near in given]
     zs = several(function(*xs))

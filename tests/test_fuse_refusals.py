@@ -156,7 +156,7 @@ def test_what_cannot_be_traced_is_an_error_that_names_the_line(function, device)
 
 
 def switched(mode, function=customops.exp):
-    """A function that applies an operator under a mode of its own."""
+    """Return a function that applies an operator under a mode of its own."""
 
     def run(x):
         with mode():
@@ -173,7 +173,7 @@ def _left_behind(x):
 
 @contextmanager
 def not_deterministic():
-    """Deterministic algorithms off, which the tests have on."""
+    """Switch deterministic algorithms off, which the tests have on."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(not before)
     try:

@@ -26,14 +26,14 @@ NUMBERS = (0.0, -0.0, 1, 1.0, True, 2, 2.5, -1.5, np.float32(2.5), np.int64(2))
 
 
 class PassDispatch(TorchDispatchMode):
-    """Sees every operator, and changes none."""
+    """A mode that sees every operator, and changes none."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
 
 
 class PassFunctions(TorchFunctionMode):
-    """Sees every function, and changes none."""
+    """A mode that sees every function, and changes none."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
@@ -64,7 +64,7 @@ READ_AND_NOT_RESTORED = ("default dtype", "inference")  # by a checkpoint: compu
 
 @dataclass
 class Config:
-    """Equal by value, without a hash; an address is soon that of another one."""
+    """An object that is equal by value, without a hash; its address is soon that of another one."""
 
     scale: Any = 1.0
     kind: str = "exp"
@@ -72,14 +72,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Equal and of one hash for 0.0 and -0.0, for 1 and True."""
+    """An object that is equal, and has the same hash, for 0.0 and -0.0, for 1 and True."""
 
     scale: Any = 1.0
     kind: str = "exp"
 
 
 class Slotted:
-    """Has no dictionary."""
+    """An object without a dictionary."""
 
     __slots__ = ("kind", "scale")
 
@@ -88,7 +88,7 @@ class Slotted:
 
 
 class Layer(torch.nn.Module):
-    """Reads its state in every way: attributes of attributes, lists, properties, methods, other modules."""
+    """A module that reads its state in every way: attributes of attributes, lists, properties, methods, modules."""
 
     def __init__(self):
         super().__init__()
@@ -98,15 +98,15 @@ class Layer(torch.nn.Module):
 
     @property
     def bias(self):
-        """One of the numbers in a dictionary."""
+        """Return one of the numbers in a dictionary."""
         return self.table["bias"]
 
     def shifted(self, x):
-        """A method that reads state."""
+        """Shift ``x`` by what a method reads of the state."""
         return x + self.bias
 
     def compute(self, x, w, by=1.0, act=customops.neg):
-        """What is fused."""
+        """Compute what is fused."""
         y = act(x) / self.config.scale
         if self.config.kind == "exp":
             y = customops.exp(-customops.abs(x)) + y
@@ -171,7 +171,7 @@ def draw_call(drawn: random.Random, device: str) -> dict[str, Any]:
 
 
 def results(function, call: dict[str, Any]) -> list[Any]:
-    """Value and gradients of ``function`` at a call, and how they are recorded; or the error of either."""
+    """Return value and gradients of ``function`` at a call, and how they are recorded; or the error of either."""
     xs = [x.clone().requires_grad_(needs) for x, needs in zip(call["tensors"], call["needs"], strict=True)]
     options = dict(call["options"]) | ({} if call["act"] is None else {"act": call["act"]})
 
@@ -195,7 +195,7 @@ def results(function, call: dict[str, Any]) -> list[Any]:
 
 
 def assert_alike(got: list[Any], want: list[Any], name: str) -> None:
-    """Equal to within rounding, signs of zeros and infinities included; what is no tensor is the same."""
+    """Assert equality to within rounding, signs of zeros and infinities included; what is no tensor is the same."""
     assert len(got) == len(want), name
     for mine, theirs in zip(got, want, strict=True):
         if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
@@ -210,7 +210,7 @@ def assert_alike(got: list[Any], want: list[Any], name: str) -> None:
 
 
 def assert_sequence(seed: int, device: str, fused=Layer.fused) -> None:
-    """Draw a sequence of calls and changes; the same of fused and plain function."""
+    """Draw a sequence of calls and changes; assert that fused and plain function do the same."""
     drawn, layer = random.Random(seed), Layer()
     for k in range(CALLS_IN_A_SEQUENCE):
         call = draw_call(drawn, device)
@@ -224,7 +224,7 @@ def assert_sequence(seed: int, device: str, fused=Layer.fused) -> None:
 
 @pytest.mark.parametrize("part", range(8))
 def test_fused_functions_with_states_that_change_do_what_the_function_does(part, full, device, tally):
-    """With ``--full`` 2,000 sequences of six calls."""
+    """With ``--full`` there are 2,000 sequences of six calls."""
     count = 250 if full else 5 if KERNELS else 12
     for seed in range(part, 8 * count, 8):
         assert_sequence(seed, device)
@@ -232,7 +232,7 @@ def test_fused_functions_with_states_that_change_do_what_the_function_does(part,
 
 
 def test_sequences_find_what_is_remembered_of_an_earlier_call(device):
-    """A function that keeps the state it saw first, as a key by an address that is used again made it."""
+    """A function that keeps the state it saw first is found, as a key by an address that is used again made it."""
     seen: dict[str, Any] = {}
 
     def stale(layer, *xs, **options):

@@ -28,7 +28,7 @@ from .test_fuse import draw
 
 @pytest.fixture
 def grown(monkeypatch):
-    """The operators that were met for the first time."""
+    """Return the list of the operators that a trace meets for the first time."""
     found, real = [], trace.Tracing._grow
     monkeypatch.setattr(trace.Tracing, "_grow", lambda *args: (found.append(args[1]), real(*args))[1])
     return found
@@ -90,7 +90,7 @@ class Layer(torch.nn.Module):
 
     @fuse
     def forward(self, x):
-        """e^x by an attribute."""
+        """Compute e^x by an attribute."""
         return customops.exp(x) * self.by
 
 
@@ -169,7 +169,7 @@ def test_pickles_and_copies_are_it():
 
 
 def by(x, n):
-    """A function that is fused elsewhere."""
+    """Compute n·e^x, in a function that is fused elsewhere."""
     return customops.exp(x) * n
 
 
@@ -183,7 +183,7 @@ class Scaled:
         return customops.exp(x) * self.by
 
     def method(self, x):
-        """e^x by an attribute."""
+        """Compute e^x by an attribute."""
         return customops.exp(x) * self.by
 
 
@@ -195,7 +195,7 @@ class Plain(torch.nn.Module):
         self.by = 2.0
 
     def forward(self, x):
-        """e^x by an attribute."""
+        """Compute e^x by an attribute."""
         return customops.exp(x) * self.by
 
 
@@ -248,27 +248,27 @@ class Methods:
     @classmethod
     @fuse
     def of_class(cls, x):
-        """e^x by an attribute of the class."""
+        """Compute e^x by an attribute of the class."""
         return customops.exp(x) * cls.by
 
     @staticmethod
     @fuse
     def of_none(x):
-        """e^x."""
+        """Compute e^x."""
         return customops.exp(x)
 
     @fuse
     def method(self, x):
-        """e^x by an attribute."""
+        """Compute e^x by an attribute."""
         return customops.exp(x) * self.by
 
 
 class Inherits(Methods):
-    """Calls the fused method that it replaces."""
+    """A class whose fused method calls the one that it replaces."""
 
     @fuse
     def method(self, x):
-        """Twice the method of the parent."""
+        """Return twice what the method of the parent does."""
         return super().method(x) * 2
 
 
@@ -348,7 +348,7 @@ def test_a_bound_method_as_argument_is_traced_once(device, grown):
 
 @fuse
 def triple(x):
-    """3 x."""
+    """Compute 3 x."""
     return x * 3
 
 
@@ -397,7 +397,7 @@ def test_there_is_no_program_of_what_is_not_traced(device):
 
 
 class Subclass(torch.Tensor):
-    """What sees the calls made with it."""
+    """A tensor that sees the calls made with it."""
 
 
 scale = 2.0
@@ -405,12 +405,12 @@ held = Slotted()
 
 
 def reads_a_global(x):
-    """What stands in the module may change."""
+    """Read a global of the module, which may change."""
     return customops.exp(x) * scale
 
 
 def reads_an_object(x):
-    """And so may what an object there holds."""
+    """Read what an object in the module holds, which may change, too."""
     return customops.exp(x) * held.by
 
 
@@ -441,20 +441,20 @@ def test_what_a_function_reads_around_it_may_change(device, values, monkeypatch)
 
 
 class Counter:
-    """Counts its calls, which it reads."""
+    """An object that counts its calls and reads the count."""
 
     def __init__(self):
         self.calls = 0
 
     @fuse
     def of_floats(self, x):
-        """e^x times the number of calls."""
+        """Compute e^x times the number of calls."""
         self.calls += 1
         return customops.exp(x) * self.calls
 
     @fuse
     def of_integers(self, x):
-        """What no kernel computes."""
+        """Compute relu of integers times the number of calls, for which there is no kernel."""
         self.calls += 1
         return customops.relu(x) * self.calls
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, threads, several devices, huge tensors, errors in ulp."""
+"""Properties that only a GPU can show: streams, threads, several devices, huge tensors, errors in ulp."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(row, call, shape=SHAPE, dtype=torch.float32, seed=0, device="cuda"):
 
 
 def evaluate(call, library, xs, g=None):
-    """The value and, given ``g``, the gradients."""
+    """Return the value and, given ``g``, the gradients."""
     if g is None:
         return [call.function(library, *xs)]
     xs = [x if x.requires_grad else x.detach().requires_grad_() for x in xs]
@@ -43,7 +43,7 @@ def assert_all_equal(got, want):
 
 @every_call
 def test_call_waits_its_turn_on_the_current_stream(row, call):
-    """Behind a long kernel it is launched without waiting, and reads what the stream wrote before it."""
+    """A call behind a long kernel is launched without waiting, and reads what the stream wrote before it."""
     values = draw(row, call)
     g_values = cotangent(call.function(torch, *values))
     want = evaluate(call, torch, values, g_values)
@@ -66,7 +66,7 @@ def test_call_waits_its_turn_on_the_current_stream(row, call):
 
 
 def test_threads_on_streams_of_their_own_compute_side_by_side():
-    """On shapes that no other test has, so that they also compile side by side."""
+    """They have shapes that no other test has, so that they also compile side by side."""
     together = Barrier(8)
 
     def work(seed):
@@ -96,7 +96,7 @@ def test_tensors_on_another_than_the_current_device(row, call):
 
 
 def _mixed(name, *devices):
-    """An operator on a vector and a 0-dim tensor, in either order, and their gradients."""
+    """Return a function to an operator's results and gradients for a vector and a 0-dim tensor, in either order."""
 
     def function(lib):
         operands = zip(([0.5, 2.0, 3.0], 1.5), devices, strict=True)
@@ -167,7 +167,7 @@ def room():
 
 
 def pattern(dtype, *shape):
-    """0 to 7, over and over: its sums and means are exact."""
+    """Return the numbers 0 to 7, over and over: their sums and means are exact."""
     return torch.arange(8, device="cuda").to(dtype).repeat(MANY // 8).view(shape or MANY)
 
 
@@ -214,7 +214,7 @@ def test_gradient_summed_over_more_elements_than_31_bits_count(room):
 
 @every_call
 def test_views_whose_offsets_pass_31_bits_are_read(row, call, room):
-    """Few elements, more than 2^31 apart."""
+    """The views have few elements, more than 2^31 apart."""
     room(MANY * 4)
     base, shape, strides = torch.empty(MANY, dtype=torch.float32, device="cuda"), (3, 2, 2, 2), (2**30, 4, 2, 1)
     xs = draw(row, call, shape)
@@ -242,7 +242,7 @@ MEASURED = [
 
 @pytest.mark.parametrize(("row", "call", "dtype"), MEASURED)
 def test_errors_are_no_larger_than_torchs(row, call, dtype, measured, tally):
-    """By half an ulp at most, since largest errors are chance; sums are rounded in another order, by 4."""
+    """They are larger by half an ulp at most, as largest errors are chance; by 4 for sums, rounded in another order."""
     if dtype == torch.float64:
         pytest.importorskip("mpmath", reason="float64 is held to 200 bits")
     errors = accuracy.measure(row, call, dtype, "cuda", {"ours": customops, "torch": torch})

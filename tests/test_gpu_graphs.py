@@ -15,7 +15,7 @@ from .test_gpu import assert_all_equal, draw, evaluate, every_call  # which skip
 
 
 def captured(function):
-    """A graph of what ``function`` does, and its results; warmed up on a side stream, as torch's docs ask."""
+    """Capture ``function``, warmed up on a side stream, as torch's docs ask; return the graph and the results."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -123,7 +123,7 @@ def test_branches_on_streams_of_their_own_join(row, call):
 
 
 def _across(model, x):
-    """The first block here and the rest on the other device; neither of them need be the current one."""
+    """Run the first block here and the rest on the other device; neither of them need be the current one."""
     enter, first, *others = model
     return nn.Sequential(*others).to("cuda:1")(first(enter(x)).to("cuda:1"))
 

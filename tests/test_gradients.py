@@ -27,7 +27,7 @@ PATTERNS = [
 )
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_gradients_match_finite_differences(row, call, shapes, layout, device, tally):
-    """By formula; by kernel they are those by formula."""
+    """Those by formula do; those by kernel are equal to those by formula."""
     xs = [row.draw(shape, seed=i, device=device).requires_grad_() for i, shape in enumerate(shapes)]
 
     def function(*xs):
@@ -89,5 +89,5 @@ def test_tangents_match_torch(row, call, device):
 
 @torch.no_grad()
 def _backward(z):
-    """What backward returns, before the engine mends it."""
+    """Return what backward does, before the engine mends it."""
     return z.grad_fn.apply(cotangent(z))

@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="without Triton there are no kernels")
 
 @pytest.fixture(autouse=True)
 def _fresh_memory_is_nan():
-    """It is left alone instead: nothing is computed."""
+    """Leave memory as it is, where other tests fill it: nothing is computed here."""
 
 
 @pytest.mark.sample(formulas="name, rows")
@@ -48,12 +48,12 @@ def test_few_kernels_serve_all_numbers_of_rows(name, replan):
 
 @pytest.mark.parametrize("name", growth.OPERATORS)
 def test_a_new_shape_keeps_little_memory(name, replan):
-    """Of three launches at most, with their arguments, and what looks them up: it was 15 to 60 kB."""
+    """It keeps three launches at most, with their arguments, and what looks them up: it was 15 to 60 kB."""
     assert growth.growth(name, torch.bfloat16, 64, growth.lengths(100), traced=True).bytes < 16 << 10
 
 
 def test_another_shape_derives_nothing(monkeypatch, replan):
-    """A graph and its derivative are those of an earlier shape, but for the sizes: a count of elements is of this."""
+    """A graph and its derivative are those of an earlier shape, but counts of elements are those of this shape."""
 
     @customops.fuse
     def center(x, y):

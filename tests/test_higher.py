@@ -17,7 +17,7 @@ PATTERNS = [
 
 
 def derivatives(library, row, call, shapes, order, device, dtype):
-    """What the last of ``order`` calls of grad gives, each of what the one before gave.
+    """Return what the last of ``order`` calls of grad gives, each of what the one before gave.
 
     The first cotangent is recorded like the inputs: backward is a function of it too. The last call records nothing, so
     that kernels run in it. None where nothing is left to differentiate.

@@ -22,7 +22,7 @@ def rand(*shape, **options):
 
 
 def run(library, name, x, *rest, view=lambda x: x, wanted=(True, True)):
-    """Value, first and second gradients of an in-place call on a copy of x, made where autograd records it."""
+    """Return value, first and second gradients of an in-place call on a copy of x, which autograd records."""
     leaves = [x.clone(), *(y.clone() for y in rest if isinstance(y, torch.Tensor))]
     leaves = [leaf.requires_grad_(wants) for leaf, wants in zip(leaves, wanted, strict=False)]
     target = leaves[0] * 1

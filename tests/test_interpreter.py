@@ -81,7 +81,7 @@ def _bytes(x):
 
 
 def attributes():
-    """Every attribute of the places of which Triton's interpreter, or we, replace some."""
+    """Return every attribute of the places of which Triton's interpreter, or we, replace some."""
     builder = interpreter.interpreter_builder
     places = tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.block_type, tl.core.tensor_descriptor_base, interpreter
     found = {(place, name): getattr(place, name, None) for place in places for name in dir(place)}
@@ -105,7 +105,7 @@ def restored():
 
 @pytest.fixture
 def patches(monkeypatch):
-    """The functions for which Triton has replaced the language from now on."""
+    """Return the list of the functions for which Triton replaces the language from now on."""
     made, patch = [], interpreter._patch_lang
     monkeypatch.setattr(interpreter, "_patch_lang", lambda fn: made.append(fn) or patch(fn))
     return made

@@ -1,4 +1,4 @@
-"""What shape alone asks of the kernels: offsets past 31 bits, and sums that several programs share."""
+"""Shapes that ask more of the kernels: offsets past 31 bits, and sums that several programs share."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ BYTES = re.compile(r"bytes moved ([\d,]+)  floor ([\d,]+)  ratio (\S+)")
 
 @pytest.fixture
 def show(capsys):
-    """What the command prints for a line of arguments."""
+    """Return a function to what the command prints for a line of arguments."""
 
     def run(line: str) -> str:
         assert main(["kernels", *line.split(" ")]) == 0
@@ -37,7 +37,7 @@ def show(capsys):
 
 @pytest.fixture
 def refusal(capsys):
-    """What it says where it prints nothing else."""
+    """Return a function to the line in which the command says why it prints nothing else."""
 
     def run(line: str) -> str:
         assert main(["kernels", *line.split(" ")]) == 2
@@ -51,12 +51,12 @@ def refusal(capsys):
 
 
 def blocks(text: str) -> list[str]:
-    """The lines of each launch, then those of the total, without the heading."""
+    """Return the lines of each launch, then those of the total, without the heading."""
     return re.split(r"\n(?=forward|backward|total)", text)[1:]
 
 
 def traffic(text: str) -> list[tuple[int, int]]:
-    """Bytes moved and floor of each launch and of the total."""
+    """Return the bytes moved and the fewest possible, for each launch and for the total."""
     return [(int(moved.replace(",", "")), int(floor.replace(",", ""))) for moved, floor, _ in BYTES.findall(text)]
 
 

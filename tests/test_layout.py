@@ -25,7 +25,7 @@ NONE = (frozenset[int](),)  # the only output is reduced over no axis
 
 @st.composite
 def strided(draw):
-    """A shape, operands with any strides, and outputs reduced over up to two separate sets of axes."""
+    """Draw a shape, operands with any strides, and outputs reduced over up to two separate sets of axes."""
     shape = tuple(draw(st.lists(st.integers(1, 4), max_size=4)))
     any_strides = st.tuples(*(st.sampled_from((0, 1, 2, 3, 4, 6, 8, 12, 24)) for _ in shape))
     operands = draw(st.lists(st.none() | any_strides, min_size=1, max_size=3))
@@ -100,7 +100,7 @@ def _check(arranged, tiling, itemsize):
 
 @pytest.mark.parametrize("numel", [1 << n for n in range(14, 31)])
 def test_grid_fills_a_large_gpu(numel):
-    """As soon as there is a vector for every thread of one warp on each of 132 multiprocessors."""
+    """It does as soon as there is a vector for every thread of one warp on each of 132 multiprocessors."""
     arranged = layout.arrange((numel,), ((1,),), ((1,),), NONE)
     blocks = prod(tile_rules.choose_tiling(arranged, 4).tile_counts)
     assert blocks >= 132 or numel // blocks == tile_rules.WARP_THREADS * layout.VECTOR_BYTES // 4
@@ -145,7 +145,7 @@ def test_axes_of_contiguous_operands_coalesce_to_one():
 
 @st.composite
 def enormous(draw):
-    """The arguments of ``arrange`` for boxes of up to 2^37 elements with gaps, and so many bytes an element takes."""
+    """Draw the arguments of ``arrange`` for up to 2^37 elements with gaps, and the bytes that an element takes."""
     shape = tuple(draw(st.lists(st.integers(1, 8) | st.integers(1, 2**19) | st.just(2**15), min_size=1, max_size=4)))
     steps = st.tuples(*(st.sampled_from((0, 1, 3, 2**10, 2**24, 2**30)) for _ in shape))
     dense = layout.dense_strides(shape, (1,) * len(shape))
@@ -181,7 +181,7 @@ def test_tiles_and_warps_are_powers_of_2_whatever_a_program_holds(drawn, live):
 
 @pytest.mark.parametrize("kept", [2**16 - 1, 2**16])
 def test_partials_past_31_bits_take_int64(kept):
-    """Those of a total of so many elements, of which there are as many as programs along the loop."""
+    """An output of so many elements has as many partials of each as there are programs along the loop."""
     arranged = layout.arrange((2, 2**20), ((0, 0),), ((0, 1),), (frozenset({0}),))
     tiling = tile_rules.choose_tiling(arranged, 4)._replace(splits=2**15 + 1)
     assert not tile_rules.needs_int64(arranged, tiling)
@@ -189,7 +189,7 @@ def test_partials_past_31_bits_take_int64(kept):
 
 
 def test_offsets_are_wide_past_31_bits():
-    """Those of the lanes that a mask hides, too: a tile has 128."""
+    """Offsets of lanes that a mask hides count, too: a tile has 128 lanes."""
     step = (2**31 - 1) // 127
     for stride, wide in ((step, False), (step + 1, True)):
         arranged = layout.arrange((3,), ((stride,),), ((1,),), NONE)
@@ -197,7 +197,7 @@ def test_offsets_are_wide_past_31_bits():
 
 
 def _integers(arranged, tiling):
-    """What the first and the last program along each group compute, step by step, of indices and offsets."""
+    """Yield the indices and offsets that the first and the last program along each group compute, step by step."""
     if len(tiling.tile) == 2:
         starts = [{i * size for i in (0, n - 1)} for n, size in zip(tiling.tile_counts, tiling.tile, strict=True)]
         yield from (start + size for pair, size in zip(starts, tiling.tile, strict=True) for start in pair)
@@ -223,7 +223,7 @@ def _integers(arranged, tiling):
 
 
 def _offset(index, sizes, strides):
-    """What the kernel computes for one group."""
+    """Return the offset that the kernel computes for one group."""
     offset = 0
     for axis in reversed(range(len(sizes))):
         offset += (index % sizes[axis] if axis else index) * strides[axis]

@@ -1,4 +1,4 @@
-"""What customops.machine_code reads from a compiled kernel: on small kernels, compiled here for GPUs that are not."""
+"""The facts that machine_code reads from a compiled kernel: on small kernels, compiled for GPUs that are not here."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def store_in_call(z):
 
 @triton.jit
 def softmax(x, z, BLOCK: tl.constexpr):
-    """Every element waits for the sum of all."""
+    """Compute a softmax, in which every element waits for the sum of all."""
     i = tl.arange(0, BLOCK)
     e = tl.exp(tl.load(x + i))
     tl.store(z + i, e / tl.sum(e))
@@ -72,7 +72,7 @@ def build(kernel, signature, target, constants=None, aligned=(), **options):
 
 
 def build_add_rows(target, dtype="fp32"):
-    """All arguments are divisible by 16 but for the first operand."""
+    """Compile ``add_rows`` for arguments that are divisible by 16 but for the first operand."""
     p = f"*{dtype}"
     signature = {
         "ONE": "constexpr",
@@ -92,7 +92,7 @@ def build_softmax(target, block, **options):
 
 
 def written(text):
-    """A kernel k(x, y) whose machine code is this text."""
+    """Return a kernel k(x, y) whose machine code is this text."""
     return SimpleNamespace(
         hash=text,
         asm={"ptx": f".visible .entry k()\n{text}", "amdgcn": text},

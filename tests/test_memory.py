@@ -17,7 +17,7 @@ BAND = 64  # elements before and after
 
 
 class GuardBands:
-    """Every tensor that is allocated inside lies between bands of a known value; ``check`` looks at them.
+    """A context in which every tensor is allocated between bands of a known value; ``check`` looks at them.
 
     A function mode would see allocations too, but under one no kernel runs.
     """
@@ -35,7 +35,7 @@ class GuardBands:
         self.patch.undo()
 
     def allocate(self, factory, *args, **options):
-        """What ``factory`` would, but between bands."""
+        """Allocate what ``factory`` would, but between bands."""
         z = factory(*args, **options)
         if z.is_meta:
             return z
@@ -46,7 +46,7 @@ class GuardBands:
         return guarded.as_strided(z.shape, z.stride(), BAND)
 
     def check(self) -> int:
-        """The number of allocations seen, none of whose bands changed."""
+        """Assert that no band changed; return the number of allocations."""
         for guarded in self.storages:
             band = torch.full((BAND,), 77, dtype=guarded.dtype, device=guarded.device)
             assert torch.equal(guarded[:BAND], band), "a write before an output"

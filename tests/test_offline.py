@@ -94,7 +94,7 @@ def _leaf(x):
 
 
 def _is_defined(call, xs):
-    """Whether torch has this operator for these dtypes: no mean of integers, no difference of bool."""
+    """Return whether torch has this operator for these dtypes: there is no mean of integers, no difference of bool."""
     try:
         call.function(torch, *xs)
     except RuntimeError:
@@ -168,7 +168,7 @@ def test_compiled_kernels_round_each_product():
 
 
 def test_kernels_are_compiled_without_a_warning(tmp_path):
-    """From an empty cache: Triton warns as it compiles."""
+    """The cache is empty, as Triton warns when it compiles."""
     script = "import torch, customops\nwith customops.dry_run() as records:\n    customops.exp(torch.rand(8))"
     done = python(script, PYTHONWARNINGS="error", TRITON_CACHE_DIR=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")

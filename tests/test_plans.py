@@ -21,7 +21,7 @@ if INTERPRETED:
 
 @pytest.fixture
 def made(monkeypatch, replan):
-    """The plans made during a test."""
+    """Return the list of the plans made during a test."""
     from customops.triton_kernels.plan import Plan  # noqa: PLC0415 - Triton may be missing
 
     made, real = [], Plan.__init__

@@ -33,7 +33,7 @@ def default_dtype(dtype):
 @pytest.mark.parametrize("dtype", REAL, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_default_dtype_decides_as_in_torch(row, call, dtype, device):
-    """Whatever it was at an earlier call of the same kind."""
+    """It does so whatever it was at an earlier call of the same kind."""
     xs = [row.draw((2, 2, 2, 2), seed=i, device=device).abs().ceil().to(dtype) for i in range(call.arity)]
     for default in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float32):
         with default_dtype(default):
@@ -44,7 +44,7 @@ def test_default_dtype_decides_as_in_torch(row, call, dtype, device):
 @by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_default_device_moves_nothing(row, call, device, replan):
-    """Neither result nor what is computed on the way: plans are made, constants allocated."""
+    """It moves neither the result nor what is computed on the way: plans are made, constants allocated."""
     xs = [row.draw((2, 2, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
     want = call.function(torch, *xs)
     g = cotangent(want)
@@ -64,7 +64,7 @@ def test_default_device_moves_nothing(row, call, device, replan):
 @pytest.mark.parametrize("dtypes", COMPLEX, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_complex_gradients_are_torchs(row, call, dtypes, view, device, tally):
-    """Of a real operand beside a complex one too; operands and cotangents lazily conjugated, and negated."""
+    """A real operand beside a complex one has them too; operands and cotangents are lazily conjugated, and negated."""
 
     def run(library):
         xs = [_complex(row, dtypes[i], i, device) for i in range(call.arity)]
@@ -102,7 +102,7 @@ def test_complex_derivatives_follow_the_conjugate_convention(row, call, device):
 @by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_deterministic_mode_changes_no_bit(row, call, device):
-    """Nor does a second run; the gradient of an operand that is broadcast is a sum of many."""
+    """A second run changes none either; the gradient of an operand that is broadcast is a sum of many."""
     shape = (3, 4, 5, 9)
     xs = [row.draw(shape[2 * i :], torch.float32, seed=i, device=device).requires_grad_() for i in range(call.arity)]
     results = []
@@ -115,7 +115,7 @@ def test_deterministic_mode_changes_no_bit(row, call, device):
 
 
 def _complex(row, dtype, seed, device, shape=(2, 2, 2, 2)):
-    """A leaf, complex if ``dtype`` is."""
+    """Draw a leaf, complex if ``dtype`` is."""
     x = row.draw(shape, seed=seed, device=device)
     if dtype.is_complex:
         x = torch.complex(x, row.draw(shape, seed=seed + 9, device=device))
@@ -127,7 +127,7 @@ def _complex(row, dtype, seed, device, shape=(2, 2, 2, 2)):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids)
 @pytest.mark.parametrize("name", ["mean", "amax", "amin", "fused", "sum in float32"])
 def test_half_types_count_further_than_they_hold(name, dtype, n, device):
-    """Of equal elements each has 1/n of the slope, and what is summed of that is 1: bfloat16 has no 257, nor 70000."""
+    """Each of n equal elements has 1/n of the slope, and these add up to 1: bfloat16 has no 257, nor 70000."""
     x = torch.ones(n, dtype=dtype, device=device)
     call = {
         "fused": customops.fuse(lambda x: customops.amax(x * x, 0, True) * 0.5),

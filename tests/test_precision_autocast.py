@@ -23,7 +23,7 @@ PAIRS = [(a, b) for a in HALVES for b in (a, torch.float32, torch.float64)] + [(
 
 @cache
 def lists() -> tuple[torch._ops.OpOverload, ...]:
-    """The overloads of ours that CUDA's autocast computes in float32, asked of torch."""
+    """Return the overloads of our operators that CUDA's autocast computes in float32, asked of torch."""
     packets = [getattr(torch.ops.aten, row.name) for row in ROWS]
     dispatched = set(torch._C._dispatch_get_all_op_names())  # the rest is TorchScript's
     overloads = [getattr(packet, name) for packet in packets for name in packet.overloads()]
@@ -32,7 +32,7 @@ def lists() -> tuple[torch._ops.OpOverload, ...]:
 
 
 def in_float32(op):
-    """What CUDA's autocast makes of ``op``, without CUDA: it casts half operands, or sets a dtype that ``op`` takes."""
+    """Return ``op`` as CUDA's autocast calls it, without CUDA: half operands are cast, or a dtype is set."""
     takes_dtype = any(argument.name == "dtype" for argument in op._schema.arguments)
 
     def cast(x):
@@ -51,7 +51,7 @@ def in_float32(op):
 
 @contextmanager
 def cuda_state(enabled: bool = True):
-    """Autocast on or off for CUDA tensors, whether or not there are any; plans depend on it."""
+    """Switch autocast on or off for CUDA tensors, whether or not there are any; plans depend on it."""
     before = torch.is_autocast_enabled("cuda")
     torch.set_autocast_enabled("cuda", enabled)
     try:
@@ -62,7 +62,7 @@ def cuda_state(enabled: bool = True):
 
 @contextmanager
 def autocast(enabled: bool = True):
-    """CUDA's autocast; without a GPU CPU tensors are cast as its would be, so that kernels are seen under it."""
+    """Switch CUDA's autocast on; without a GPU, CPU tensors are cast as it would, so that kernels run under it."""
     with cuda_state(enabled), torch.library._scoped_library("aten", "IMPL") as library:
         for op in lists() if DEVICE == "cpu" else ():
             library.impl(op.name().removeprefix("aten::"), in_float32(op), "AutocastCPU")
@@ -71,12 +71,12 @@ def autocast(enabled: bool = True):
 
 
 def draw(row, call, dtypes, shape=(2, 3, 2, 2), scale=1):
-    """Operands of these dtypes, one each."""
+    """Draw operands of these dtypes, one each."""
     return [row.draw(shape, dtypes[i], seed=i, device=DEVICE).mul(scale).requires_grad_() for i in range(call.arity)]
 
 
 def both(call, *xs):
-    """The results of ours and of torch."""
+    """Return the results of ours and of torch."""
     return [call.function(library, *xs) for library in (customops, torch)]
 
 
@@ -92,7 +92,7 @@ def test_lists_name_what_the_imitation_knows():
 @pytest.mark.parametrize("dtypes", PAIRS, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_values_and_gradients_match_torch(row, call, dtypes, tally):
-    """Backward inside, outside, and recorded, which is the formula's."""
+    """They match with backward inside, outside, and recorded, where formulas compute it."""
     xs = draw(row, call, dtypes)
     with autocast():
         results = both(call, *xs)
@@ -106,7 +106,7 @@ def test_values_and_gradients_match_torch(row, call, dtypes, tally):
 @pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_gradients_overflow_only_where_torchs_do(row, call):
-    """Powers of 600 do in float16, in which no power is computed."""
+    """Powers of 600 overflow in float16, in which no power is computed."""
     xs = draw(row, call, HALVES[:1] * 2, (2, 2, 2, 2), scale=200)
     for options in ({"retain_graph": True}, {"create_graph": True}):
         with autocast():
@@ -172,7 +172,7 @@ def test_out_is_not_cast(name):
 @by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_gradients_can_be_unscaled_in_place(row, call):
-    """By a loss scaler; in a gradient that is a view of one element that would be scaled again and again."""
+    """A loss scaler does so; a gradient that is an expanded view has one element, which it would scale many times."""
     results = []
     for library in (customops, torch):
         xs = draw(row, call, (torch.float32,) * 2)

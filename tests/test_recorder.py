@@ -23,7 +23,7 @@ WHERE = {"mode": "formulas", "torch": "2", "Triton": "3", "Python": "3.11", "dev
 
 
 def document(results, **changes):
-    """What a run would have written."""
+    """Return what a run would have written."""
     return {"where": WHERE, "ran": {"cases": 4, "passed": 3}, "skipped": {}, "results": results} | changes
 
 

@@ -19,7 +19,7 @@ ROOT = report.RESULTS.parent.parent
 
 
 def row(operator, ratio, **changes) -> dict:
-    """A row of the JSON, in which eager takes 2 ms and a copy 1 ms."""
+    """Return a row of the JSON, in which eager takes 2 ms and a copy 1 ms."""
     return {
         "operator": operator,
         "call": f"{operator}(x, y)",
@@ -64,7 +64,7 @@ GPU = {
 
 @pytest.fixture
 def results(tmp_path):
-    """A folder with the results of a CPU and of a GPU."""
+    """Return a folder with the results of a CPU and of a GPU."""
     for kind, document in {"cpu": CPU, "cuda": GPU}.items():
         where = {"device": f"a {kind}, of its kind", "date": "2026-01-01", "command": "python -m benchmarks"}
         whole = {"where": where, "kind": kind, "rows": [], "host": [], "verdicts": [], "failed": [], "left_out": []}

@@ -15,7 +15,7 @@ pytestmark = formulas_only
 
 
 class Item(NamedTuple):
-    """What selection reads of a test case."""
+    """A stand-in for a test case, with what selection reads of it."""
 
     originalname: str
     params: dict[str, Any]

@@ -26,7 +26,7 @@ BATCHES = torch.tensor([0, 1, 2], device=DEVICE)  # as jagged tensors have one n
 
 
 class Subclass(Tensor):
-    """One that leaves everything to torch."""
+    """A tensor that leaves everything to torch."""
 
 
 KINDS = {
@@ -57,7 +57,7 @@ def draw(row, kind: str, seed: int) -> Tensor:
 
 
 def seen(z: Any) -> Any:
-    """All there is to see of a result: what it is, and its values as plain tensors."""
+    """Return all there is to see of a result: what it is, and its values as plain tensors."""
     if isinstance(z, list | tuple):
         return list(map(seen, z))
     if not isinstance(z, Tensor):
@@ -76,7 +76,7 @@ def seen(z: Any) -> Any:
 
 
 def assert_seen_alike(run, kind: str = "") -> None:
-    """``run(library)`` gives of ours what it gives of torch."""
+    """Assert that ``run(library)`` gives the same for ours as for torch."""
     with customops.backend("auto" if kind in UNDRIVEN else customops.config.current_backend):
         got, want = (seen(outcome(run, library)) for library in (customops, torch))
     assert type(got) is type(want), (got, want)

@@ -19,7 +19,7 @@ TEN = [getattr(torch, row.name) for row in ROWS]
 
 
 class Picky(Tensor):
-    """One that knows the ten functions of torch, and refuses any other."""
+    """A tensor that knows the ten functions of torch, and refuses any other."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -35,7 +35,7 @@ def test_subclass_is_asked_about_torchs_function_alone(row, call):
 
 
 class Duck:
-    """No tensor, but torch's functions take it for the one that it holds."""
+    """An object that is no tensor, but that torch's functions take for the one that it holds."""
 
     __hash__ = None
 
@@ -59,7 +59,7 @@ def test_gradients_reach_what_stands_for_a_tensor(row, call, ducks, device):
 
 
 class Negated(TorchFunctionMode):
-    """Has the ten return less of what they would."""
+    """A mode that has the ten functions return the negative of what they would."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         z = function(*args, **(kwargs or {}))
@@ -70,7 +70,7 @@ class Negated(TorchFunctionMode):
 @pytest.mark.parametrize("wanted", [False, True], ids=["value", "gradient"])
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_function_mode_may_change_a_result(row, call, wanted, device):
-    """It then changes the gradient."""
+    """The mode then changes the gradient, too."""
 
     def use(f, *xs):
         with Negated(), torch.set_grad_enabled(wanted):
@@ -81,7 +81,7 @@ def test_function_mode_may_change_a_result(row, call, wanted, device):
 
 
 class Names(TorchDispatchMode):
-    """Keeps those of the aten operators that are called."""
+    """A mode that keeps the names of the aten operators that are called."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ class Names(TorchDispatchMode):
 @by_path
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_dispatch_mode_sees_what_torch_calls(row, call):
-    """Forward and backward, so that what counts or records operators counts and records the same."""
+    """It sees the same forward and backward, so that what counts or records operators does the same."""
     called = []
     for library in (customops, torch):
         xs = [row.draw((2, 3, 2, 2), seed=i, device=DEVICE).requires_grad_() for i in range(call.arity)]

@@ -44,19 +44,19 @@ REDUCTIONS = {
 
 
 def term(value):
-    """The SymPy expression of a value or number, a decimal fraction as an exact one."""
+    """Return the SymPy expression of a value or number, a decimal fraction as an exact one."""
     if isinstance(value, float):
         return sympy.Rational(str(value))
     return value.term if isinstance(value, Value) else sympy.sympify(value)
 
 
 def as_number(truth):
-    """1 or 0 for what is true or false; a number as it is."""
+    """Return 1 or 0 for what is true or false, and a number as it is."""
     return sympy.Piecewise((1, truth), (0, True)) if isinstance(truth, Boolean) and not truth.is_Symbol else truth
 
 
 def lifted(function):
-    """A function of SymPy expressions as one of values."""
+    """Return a function of SymPy expressions as one of values."""
 
     def on_values(*args, **options):
         return Value(function(*map(term, args), **{name: term(option) for name, option in options.items()}))
@@ -157,7 +157,7 @@ LIBRARIES = {
 
 @pytest.fixture(params=LIBRARIES)
 def spelled(request) -> dict[str, FunctionType]:
-    """The functions of a module, rebuilt to see each other and stand-ins for its libraries, nothing else."""
+    """Return the functions of a module, rebuilt to see each other and stand-ins for its libraries, nothing else."""
     if "triton" in request.param:
         pytest.importorskip("triton", reason="its spelling of the formulas imports Triton")
     functions: dict = {"__builtins__": builtins, **LIBRARIES[request.param]}
@@ -170,7 +170,7 @@ def spelled(request) -> dict[str, FunctionType]:
 
 
 def evaluate(function, **values):
-    """What ``function`` makes of those of ``values`` that it reads; a Python number is handed over as one."""
+    """Apply ``function`` to those of ``values`` that it reads; a Python number is handed over as one."""
     read = {name: values[name] for name in inspect.signature(function).parameters if name in values}
     return term(function(**{name: v if isinstance(v, int | float) else Value(v) for name, v in read.items()}))
 
@@ -194,7 +194,7 @@ def prove_operator(spelled, operator: type[Operator]) -> int:
 
 
 def numbers(spelled, value: int) -> list:
-    """A number as a tensor of it and, for torch, as Python's: conditions on that are bools."""
+    """Return a number as a tensor's and, for torch, as a Python number: conditions on that are bools."""
     return [sympy.Integer(value), *([value] if "torch" in spelled else [])]
 
 
@@ -216,7 +216,7 @@ def test_formula_and_derivatives_follow_from_the_definition(spelled, operator, t
 
 
 def test_relu_derivative_at_zero_is_zero(spelled, tally):
-    """Where the definition has none, torch's choice of subgradient."""
+    """The definition has no derivative there; this is torch's choice of subgradient."""
     prove(spelled["relu"], 0, x=ZERO)
     prove(spelled["relu_dx"], 0, g=g, z=ZERO)
     tally("symbolic proofs", 2)
@@ -230,7 +230,7 @@ def test_absolute_value_derivative_at_zero_is_zero(spelled, tally):
 
 @pytest.mark.parametrize("operator", [binary.Maximum, binary.Minimum])
 def test_equal_operands_share_their_gradient(spelled, operator, tally):
-    """Where the definition has no derivative, torch's choice: halves."""
+    """The definition has no derivative there; torch chooses halves."""
     prove(spelled[operator.formula.__name__], x, x=x, y=x)
     for derivative in operator.derivatives:
         prove(spelled[derivative.__name__], g / 2, g=g, x=x, y=x)
@@ -241,7 +241,7 @@ def test_equal_operands_share_their_gradient(spelled, operator, tally):
     ("name", "exponent"), [("pow_dx", n) for n in range(-2, 4)] + [("pow_number_dx", n) for n in (-2, -1, 2, 3)]
 )
 def test_whole_powers_derive_on_the_whole_line(spelled, name, exponent, tally):
-    """Below 0 too; and at 0, where the general expression for x^0 gives 0·inf and the derivative is 0."""
+    """They do so below 0 too, and at 0, where the general expression for x^0 gives 0·inf and the derivative is 0."""
     kinds = (ABOVE, BELOW, ZERO) if exponent >= 0 else (ABOVE, BELOW)
     for kind, number in product(kinds, numbers(spelled, exponent) if name == "pow_dx" else [exponent]):
         prove(spelled[name], g * sympy.diff(x**exponent, x).subs(x, kind), g=g, x=kind, y=number)
@@ -267,7 +267,7 @@ def test_powers_of_a_number_derive_along_the_exponent(spelled, tally):
 
 @pytest.mark.parametrize("function", REDUCTIONS, ids=lambda f: f.__name__)
 def test_reduction_follows_from_the_definition(spelled, function, tally):
-    """For any number of elements. Triton's formulas finish the total that a kernel made."""
+    """It does for any number of elements. Triton's formulas finish the total that a kernel made."""
     formula = spelled[function.__name__.lower()]
     total = "count" in inspect.signature(formula).parameters
     truth = REDUCTIONS[function].subs(NUMEL_IN, NUMEL_OUT * COUNT)
@@ -277,13 +277,13 @@ def test_reduction_follows_from_the_definition(spelled, function, tally):
 
 
 def test_derivative_of_a_sum_is_one(tally):
-    """For any one element: the gradient is g itself, seen in the shape of the input."""
+    """This holds for any one element: the gradient is g itself, seen in the shape of the input."""
     assert sympy.diff(REDUCTIONS[reductions.Sum], ELEMENTS[j]).doit() == 1
     tally("symbolic proofs")
 
 
 def test_derivative_of_a_mean_follows_from_the_definition(spelled, tally):
-    """For any one element: beta/alpha."""
+    """It is beta/alpha for any one element."""
     slope = sympy.diff(REDUCTIONS[reductions.Mean], ELEMENTS[j]).doit()
     prove(spelled["mean_dx"], g * slope, g=g, count=NUMEL_IN / NUMEL_OUT)
     tally("symbolic proofs")
@@ -300,7 +300,7 @@ def test_inverse_factor_of_the_mean_is_no_derivative(spelled):
 
 @pytest.mark.parametrize(("extremum", "sign"), [(sympy.Max, 1), (sympy.Min, -1)], ids=str)
 def test_derivative_of_an_extremum_follows_where_it_has_one(spelled, extremum, sign, tally):
-    """For any one element x, where y is the extremum of the others: 1 where x is beyond it, 0 where it is not."""
+    """For an element x, where y is the extremum of the others, it is 1 where x is beyond y, 0 where it is not."""
     definition = extremum(x, y)
     for beyond, kind in ((1, y + sign * ABOVE), (0, y - sign * ABOVE)):
         z, slope = definition.subs(x, kind), sympy.diff(definition, x).subs(x, kind)

@@ -136,7 +136,7 @@ def path(row, call):
 
 
 def test_calls_of_a_path_do_the_same_and_those_of_two_do_not():
-    """So tests that run one call of each path run all there is to see."""
+    """So tests that run one call of each path see all there is to see."""
     assert {str(call) for _, call in CALLS} == {*PATH_OF}
     seen = {name: {path(row, call) for row, call in CALLS if PATH_OF[str(call)] == name} for name in PATHS}
     assert {name: len(found) for name, found in seen.items()} == dict.fromkeys(PATHS, 1)

@@ -1,4 +1,4 @@
-"""What type checkers see of ``fuse``: the signature of the function. mypy reads this file; see pyproject.toml."""
+"""The types that ``fuse`` has for checkers: the signature of the function. mypy reads this file; see pyproject.toml."""
 
 # mypy: warn-unused-ignores
 
@@ -25,7 +25,7 @@ class Layer:
 
 
 def check(x: Tensor, layer: Layer) -> None:
-    """Never called: mypy reports an error that is not ignored, and an ignored one that is none."""
+    """Hold types for mypy alone, which reports an error that is not ignored, and an ignored one that is none."""
     assert_type(scaled(x, x), tuple[Tensor, Tensor])
     assert_type(scaled(x, weight=x, eps=2.0), tuple[Tensor, Tensor])
     assert_type(scaled.program(x, x), Graph)

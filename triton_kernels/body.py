@@ -1,4 +1,4 @@
-"""What both kernels do on a tile: load the operands, evaluate formulas on them, store the outputs.
+"""The code that both kernels run on a tile: load the operands, evaluate formulas on them, store the outputs.
 
 A value stays in registers from formula to formula. Legend of the kernels:
 
@@ -46,7 +46,7 @@ from .formulas import INTERPRETED
 
 
 class Reducer(NamedTuple):
-    """How values along an axis become one."""
+    """A way to reduce the values along an axis to one."""
 
     identity: float  # what a reduction starts with: ``combine(identity, x)`` is x
     combine: Any  # the JIT function that makes one value of two
@@ -81,7 +81,7 @@ class KernelBody(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What else a kernel is compiled for: see :class:`layout.Layout` and :class:`tiling.Tiling`."""
+    """The geometry that a kernel is compiled for: see :class:`layout.Layout` and :class:`tiling.Tiling`."""
 
     tile: tuple[int, ...]  # of each group: the elements of a tile along it
     vector_group: int  # the group along which threads load vectors: of elements side by side, or of a row

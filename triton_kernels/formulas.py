@@ -373,7 +373,7 @@ def _highest(dtype):
     return float("inf") if dtype.is_floating() else (1 << dtype.int_bitwidth - dtype.is_int_signed()) - 1
 
 
-# How each reduction makes one value of those along an axis, as in ``body.Reducer``; the identity depends on the dtype.
+# The reducer of each reduction, with the fields of ``body.Reducer``; the identity depends on the dtype.
 _SUM = (lambda _dtype: 0, _plus, _sum_tile)
 REDUCERS = {
     "sum": _SUM,

@@ -28,7 +28,7 @@ class TooManyGroups(ValueError):
 
 
 class Layout(NamedTuple):
-    """How operands and outputs lie over coalesced axes, which are in groups: two for a map kernel, else three.
+    """The layout of operands and outputs over coalesced axes, which are in groups: two for a map kernel, else three.
 
     A set of groups is an integer whose bit i stands for group i.
     """

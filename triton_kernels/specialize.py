@@ -1,4 +1,4 @@
-"""What a kernel is compiled for: few kernels serve all shapes."""
+"""The facts about arguments that a kernel is compiled for: few kernels serve all shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Path = tuple[int, ...]  # where an integer or a pointer stands: the position of 
 
 
 class Specialization(NamedTuple):
-    """What a kernel is compiled for."""
+    """The facts about arguments that one kernel is compiled for."""
 
     types: tuple  # of each argument: Triton's type, or a tuple of the types of its items
     constants: tuple[tuple[Path, Any], ...]  # what is compiled in, by its path
@@ -21,7 +21,7 @@ class Specialization(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How one integer is specialised, or every integer of one tuple."""
+    """A rule for specialising one integer, or every integer of one tuple."""
 
     vectors: Vectors = ()  # the first of these that divides it is a divisor that the kernel may count on
     fixes_0_and_1: bool = False  # whether the values 0 and 1 are compiled in
@@ -62,7 +62,7 @@ def specialize(
 
 
 class _Facts:
-    """What is known of arguments, and compiled in, beside their types."""
+    """The facts about arguments that are known, or compiled in, besides their types."""
 
     def __init__(self):
         self.constants: dict[Path, Any] = {}  # the value of what is compiled in

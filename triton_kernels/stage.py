@@ -14,7 +14,7 @@ ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch
 
 
 class Argument(NamedTuple):
-    """What a plan knows of one tensor's memory."""
+    """The facts that a plan knows about one tensor's memory."""
 
     dtype: torch.dtype
     aligned: bool = True  # whether it starts at a multiple of 16 bytes
@@ -50,7 +50,7 @@ class Output(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What one kernel computes, for each element of an iteration space.
+    """The computation of one kernel, for each element of an iteration space.
 
     Its values are numbered: first the operands, then one for each op.
     """

@@ -40,7 +40,7 @@ FINALIZE_TILE_WIDTH = 32  # partials, and outputs, in the tiles of a finalizing 
 
 
 class Tiling(NamedTuple):
-    """How the iteration space of a layout is divided among programs."""
+    """The division of a layout's iteration space among programs."""
 
     tile: tuple[int, ...]  # of each group: the elements of a tile along it, a power of two
     tile_counts: tuple[int, ...]  # of each group but the looped one: the tiles along it

@@ -27,9 +27,9 @@ COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32} | {
 
 
 class Result(NamedTuple):
-    """Which tensor one result of an executable is, or is a view of."""
+    """A result of an executable: the tensor that it is, or is a view of."""
 
-    is_input: bool  # whether that is one of the inputs; if not, it is one of the buffers that kernels wrote
+    is_input: bool  # whether that tensor is one of the inputs; if not, it is one of the buffers that kernels wrote
     position: int  # among these
     shape: torch.Size | None = None  # the shape of the view; None if it is the tensor itself
     own_shape: torch.Size | None = None  # of an input, its shape with dimensions in the order of the view

@@ -53,7 +53,7 @@ class _Differentiation:
         self._copy_forward()
         self.row_axes = _row_axes(self.graph)
         self.depends_on_needed = _dependents(self.graph, {self.offset + i for i in needed})
-        # Of each value, its cotangents; each is still to be summed over the axes that it is found by.
+        # The cotangents of each value; each is still to be summed over the axes that it is found by.
         self.pending_reductions: dict[int, dict[Axes, int]] = {}
 
     def _copy_forward(self) -> None:

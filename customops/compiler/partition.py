@@ -52,7 +52,7 @@ class Partition(NamedTuple):
 
 
 class SubPartition(NamedTuple):
-    """What kernels of its own have to compute before the rest."""
+    """The part of a graph that has to be computed before the rest, by kernels of its own."""
 
     values: tuple[int, ...]  # the values that it spills
     reason: str  # why, in words for users

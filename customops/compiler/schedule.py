@@ -14,14 +14,14 @@ InputsOf = Callable[[int], Sequence[int]]  # the values that a value is computed
 
 
 class Live(NamedTuple):
-    """What a kernel holds while it computes one value."""
+    """The values that a kernel holds while it computes one value."""
 
     values: int  # how many
     needed_later: frozenset[int]  # the computed values that are read after it
 
 
 class SpillPoint(NamedTuple):
-    """Where a kernel ends, so that another can go on."""
+    """A point where a kernel ends, so that another can go on."""
 
     spilled: list[int]  # the values that it leaves in memory
     last: int  # the position of its last value

@@ -13,7 +13,7 @@ from .graph import Constant, Graph, Op
 
 
 class Binding(NamedTuple):
-    """Where a value lies in memory."""
+    """The place of a value in memory."""
 
     argument: int  # the position of its tensor among the arguments of the plan
     dims: Dims  # the axis of each dimension of that tensor

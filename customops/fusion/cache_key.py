@@ -48,9 +48,9 @@ def is_constant(x: Any) -> bool:
 
 
 class Surroundings:
-    """What one function reads besides its arguments: global names in its code, and what it closes over.
+    """The values that one function reads besides its arguments: global names in its code, and what it closes over.
 
-    What functions that it calls read is not seen.
+    The values that functions called by it read are not among them.
     """
 
     def __init__(self, function: Callable):
@@ -58,7 +58,7 @@ class Surroundings:
         self._globals: dict[str, Any] = getattr(function, "__globals__", {})
         self._names = tuple(dict.fromkeys(_names(code))) if code else ()
         self._cells = getattr(function, "__closure__", None) or ()
-        # What was read last, and the number of that state: one tuple, as threads share it.
+        # The values read last, and the number of that state: one tuple, as threads share it.
         self._last: tuple[tuple, int | None] = (), 0
         self._numbers = count(1)
 

@@ -62,7 +62,7 @@ class Phase(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a call costs, forward and perhaps backward."""
+    """The cost of a call, forward and perhaps backward."""
 
     fused: list[Phase]  # each direction
     unfused: list[Cost]  # of the same directions, operator by operator

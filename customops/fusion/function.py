@@ -7,8 +7,7 @@ value ``offset + i``, as cotangents come first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
-from operator import is_
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -138,18 +137,16 @@ class Fusion:
         return Recording(
             needed,
             gradient,
-            tuple_getter(differentiable),
             tuple_getter(non_differentiable) if non_differentiable else None,
             tuple_getter(saved_positions),
         )
 
 
 class Recording(NamedTuple):
-    """What autograd has to know of a call, for one set of inputs that need gradients."""
+    """The facts about a call that autograd needs, for one set of inputs that need gradients."""
 
     needed: tuple[InputIndex, ...]  # the inputs that need gradients
     gradient: Gradient  # of these inputs, for cotangents of the results that depend on them
-    differentiable: Callable[[Sequence], Sequence]  # pick those results, or their cotangents, out of all
     non_differentiable: Callable[[Sequence], Sequence] | None  # pick all else out of the outputs, None where all depend
     saved: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that the gradient reads out of (*inputs, *outputs)
 
@@ -270,10 +267,10 @@ class FusedFunction(Function):
     @staticmethod
     def backward(ctx, *gs):
         """Return the gradients that are needed, None for all else; results that no cotangent arrived from count not."""
-        call, (needed, gradient, differentiable, *_) = ctx.saved_meta
+        call, (needed, gradient, *_) = ctx.saved_meta
         saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_intermediates else ()
-        gs = differentiable(gs)
-        if any(map(_is_none, gs)):
+        gs = tuple([gs[i] for i in gradient.outputs])
+        if any([g is None for g in gs]):
             gradient, gs, saved = _of_those_that_arrived(call, needed, gradient, gs, saved)
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(needed, gradient((*gs, *saved)), strict=True):
@@ -282,7 +279,6 @@ class FusedFunction(Function):
 
 
 _record = apply_without_binding(FusedFunction)  # no transform is ever open around it
-_is_none = partial(is_, None)
 
 
 def _of_those_that_arrived(

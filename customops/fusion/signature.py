@@ -1,4 +1,4 @@
-"""What type checkers see of a fused function: the signature of the function that it was made of."""
+"""The type of a fused function for type checkers: the signature of the function that it was made of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class FusedCallable(Protocol[P, R_co]):
-    """What ``fuse`` returns: it is called, and bound as a method, as the function is."""
+    """A function that ``fuse`` returned: it is called, and bound as a method, as the original is."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Return what the function returns."""

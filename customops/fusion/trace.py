@@ -26,14 +26,14 @@ class Node(NamedTuple):
 
 
 class ValueSpec(NamedTuple):
-    """What is known of a value whatever its shape."""
+    """The facts about a value that hold whatever its shape."""
 
     dtype: torch.dtype
     ndim: int
 
 
 class Trace:
-    """What a function does to tensors: operators in order, and which of their values it returns.
+    """A record of what a function does to tensors: operators in order, and which of their values it returns.
 
     Values are numbered: first the tensors, then one for each node.
     """

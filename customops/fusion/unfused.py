@@ -1,4 +1,4 @@
-"""What a trace would launch operator by operator: what fusing it saves."""
+"""The launches that a trace would take operator by operator, to tell what fusing it saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .trace import Trace
 
 
 class Cost(NamedTuple):
-    """What one direction costs."""
+    """The cost of one direction."""
 
     kernels: int  # how many are launched
     bytes_moved: int  # bytes that they load and store

@@ -1,1 +1,1 @@
-"""What an operator is: its formula, its derivation, and its ``autograd.Function``."""
+"""The operators: each has a formula, a derivation, and an ``autograd.Function``."""

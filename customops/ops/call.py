@@ -1,4 +1,4 @@
-"""How an elementwise operator is called: recorded by autograd or not, traced, or written over its first input."""
+"""The ways of calling an elementwise operator: recorded by autograd or not, traced, or written over its first input."""
 
 from __future__ import annotations
 

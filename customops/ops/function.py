@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.compiler import is_dynamo_compiling
 
 from .. import config
 from .._compat import apply_without_binding, forward_level, name_nodes_after
@@ -147,12 +148,13 @@ class Operator(CustomFunction):
         """Return the tangent of the output: each derivative applied to the tangent of its input, added up."""
         needed, numbers, (shape, dtype) = ctx.tangent_meta
         total = -torch.zeros((), dtype=dtype, device="cpu")  # a tangent of -0 stays one
-        for position, (derivative, pick) in zip(needed.positions, needed.rule.steps, strict=True):
+        for position, (derivative, arguments) in zip(needed.positions, needed.rule.steps, strict=True):
             tangent = tangents[position]
             if tangent is not None:
                 real_from_complex = tangent.is_complex() and not dtype.is_complex  # |x|: the part along the slope
                 first = tangent.conj() if real_from_complex else tangent.to(dtype)
-                term = derivative(*pick(widened((first, *ctx.saved_tensors, *numbers))))
+                values = widened((first, *ctx.saved_tensors, *numbers))
+                term = derivative(*[values[k] for k in arguments])
                 total = total + (term.real if real_from_complex else term)
         return total.expand(shape).to(dtype)
 
@@ -203,7 +205,10 @@ class InPlace(Function):
         operator.setup_context(ctx, (z if before is None else before, *inputs), z)  # unread, x is only of z's shape
         return z
 
-    @classmethod
-    def backward(cls, ctx, g):
-        """Return the operator's gradients, and none for the copy."""
-        return cls.operator.backward(ctx, g)
+    @staticmethod
+    def backward(ctx, g):
+        """Return the operator's gradients, and none for the copy; compiled autograd traces no class method."""
+        grads = Operator.backward(ctx, g)
+        if is_dynamo_compiling() and ctx.needs_input_grad[-2]:  # compiled autograd adds up what it gets, None too
+            return (*grads[:-2], torch.zeros_like(g), None)
+        return grads

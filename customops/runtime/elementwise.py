@@ -90,10 +90,11 @@ def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpe
         values = (g.conj(), *values[1:])
     grads: list[Any] = [None] * len(specs)
     large = is_large(g) and is_private_cpu(values)
-    for i in _smallest_first(specs, g):
-        derivative, pick = rule.steps[i]
-        shape, dtype = specs[i]
-        grad = derivative_by_blocks(derivative, pick(values), shape) if large else derivative(*pick(values))
+    order = _smallest_first(specs, g)
+    arguments = [[values[k] for k in positions] for _, positions in rule.steps]
+    for i in order:
+        derivative, (shape, dtype) = rule.derivatives[i], specs[i]
+        grad = derivative_by_blocks(derivative, arguments[i], shape) if large else derivative(*arguments[i])
         if conjugates:
             grad = grad.conj()
         grads[i] = grad if grad.dtype is dtype and grad.shape == shape else _fit(grad, shape, dtype)
@@ -125,7 +126,7 @@ def _vjp_on_shards(
 
 def _is_joint(rule: VjpRule, values: Sequence, sharding: ShardingSpec) -> bool:
     """Return whether the operands of each derivative by itself have the common sharding: torch goes by those."""
-    return all(common_sharding(pick(values)) == sharding for _, pick in rule.steps)
+    return all(common_sharding([values[k] for k in positions]) == sharding for _, positions in rule.steps)
 
 
 def widened(values: Sequence) -> Sequence:

@@ -1,4 +1,4 @@
-"""Which path a call takes, by kernel or by formula: the four rules that decide it, in the order of docs/backends.md.
+"""The four rules that decide whether a call runs by kernel or by formula, in the order of docs/backends.md.
 
 1. :func:`is_intercepted`: something sees or replaces the calls.
 2. :func:`is_differentiated`: autograd records what is done, or tangents move along.

@@ -26,7 +26,7 @@ def kernels() -> Any:
 
 
 class Execution(NamedTuple):
-    """What a call like an earlier one does."""
+    """The work of a call like an earlier one."""
 
     plan: Callable[[Sequence, Sequence[Tensor]], Any]  # its launches
     outputs: tuple[TensorSpec, ...]  # the tensors that they write, which are allocated at each call

@@ -1,4 +1,4 @@
-"""What the parameter names of formulas say: which values a derivative reads."""
+"""The meaning of the parameter names of formulas: they say which values a derivative reads."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class VjpRule(NamedTuple):
 
     derivatives: tuple[Callable, ...]
     names: tuple[str, ...]  # of the values that they read
-    steps: tuple[tuple[Callable, Callable[[Sequence], Sequence]], ...]  # each, and what picks its arguments out of them
+    steps: tuple[tuple[Callable, tuple[int, ...]], ...]  # each, and the positions of its arguments among them
 
     @classmethod
     def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> VjpRule:
         """Return the rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
         names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
-        return cls(derivatives, names, tuple((d, tuple_getter(map(names.index, parameters(d)))) for d in derivatives))
+        return cls(derivatives, names, tuple((d, tuple(map(names.index, parameters(d)))) for d in derivatives))
 
 
 def tuple_getter(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:

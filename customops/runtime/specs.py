@@ -1,4 +1,4 @@
-"""What a tensor is but for its memory, and what torch would return for one."""
+"""Tensors without their memory, and what torch would return for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ gradient_spec_of: Callable[[Tensor], GradientSpec] = attrgetter("shape", "dtype"
 
 
 class TensorSpec(NamedTuple):
-    """What a tensor is but for its memory."""
+    """A tensor without its memory."""
 
     shape: torch.Size
     strides: tuple[int, ...]  # in elements
