@@ -63,7 +63,7 @@ FUSED = ("test_fuse.py", "test_fuse_long.py", "test_fuse_random.py")
 TRACED = ("test_fuse_structure.py", "test_fuse.py", "test_fuse_states.py")
 RECORDED = ("test_gradients.py", "test_autograd_engine.py", "test_autograd.py")
 AUTOCAST = ("test_precision_autocast.py", "test_precision.py")
-SPREAD = ("test_distributed_tensor.py",)
+SPREAD = ("test_distributed_tensor.py::test_unusual_use_is_torchs", "test_distributed_tensor.py")
 LAUNCHED = ("test_plans.py", "test_audit.py", "test_kernels.py", "test_gradients.py")
 
 FAULTS = (
@@ -93,7 +93,7 @@ FAULTS = (
         "torch.ops.aten.sigmoid_backward(g, z.conj())",
         "torch.ops.aten.sigmoid_backward(g, z)",
         "Complex gradients of sigmoid are wrong; real ones are right.",
-        by_formulas=("test_precision.py::test_complex_gradients_are_torchs", *VALUES),
+        by_formulas=("test_precision.py::test_complex_derivatives_follow_the_conjugate_convention", *VALUES),
     ),
     Fault(
         "sqrt_dx guards its division",
@@ -1023,7 +1023,7 @@ FAULTS = (
         "type(p)(p.dim - sum(a < p.dim for a in axes))",
         "type(p)(p.dim)",
         "A sum over axis 0 of a tensor sharded along axis 1 says that it is sharded along an axis that is not there.",
-        by_kernels=SPREAD,
+        by_kernels=("test_distributed_tensor.py::test_axis_before_the_sharded_one_can_be_reduced", *SPREAD),
     ),
     Fault(
         "an axis of size 1 is taken for sharded",
@@ -1032,17 +1032,15 @@ FAULTS = (
         "if dim is not None and len(shape) >= -dim and shape[dim] > 1:",
         "if dim is not None and len(shape) >= -dim:",
         "An operand that is broadcast along the sharded axis is cut.",
-        by_formulas=SPREAD,
         by_kernels=SPREAD,
     ),
     Fault(
-        "operands sharded otherwise are computed together",
+        "parts of a sum are taken for the whole",
         "shards",
         DTENSOR,
-        "    if any(len(dims) > 1 for dims in sharded):\n        return None\n",
-        "",
-        "Rows of one tensor meet columns of another.",
-        by_formulas=SPREAD,
+        "return sharding if all(map(sharding.suits, tensors)) else None",
+        "return sharding",
+        "The relu of a DTensor whose parts are still to be added up is that of each part.",
         by_kernels=SPREAD,
     ),
     # -- named axes: fusion --------------------------------------------------------------------------------------------
@@ -1082,7 +1080,7 @@ FAULTS = (
         "                if a is not None and sizes.setdefault(a, n) != n and n < 0:\n                    raise",
         "A fused function takes shapes that do not broadcast, and reads past the end of a tensor.",
         by_kernels=(
-            "test_fuse_refusals.py::test_an_operators_own_error_is_torchs",
+            "test_fuse_refusals.py::test_shapes_that_do_not_broadcast_are_refused_after_some_that_did",
             "test_fuse_structure.py",
             "test_fuse_refusals.py",
             "test_fuse.py",

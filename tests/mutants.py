@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -110,10 +111,11 @@ def tests_of(fault: Fault) -> dict[str, tuple[str, ...]]:
 
 
 def examine(fault: Fault) -> Outcome:
-    """Plant ``fault`` and run its tests, by one mode after the other until one fails."""
+    """Plant ``fault`` and run its tests until one fails: those of a name, then whole files, which pytest would mix."""
     start, caught_by, error = monotonic(), None, ""
     try:
-        for mode, tests in tests_of(fault).items():
+        for named, (mode, every) in product((True, False), tests_of(fault).items()):
+            tests = [test for test in every if ("::" in test) == named]
             if tests and (failed := run_tests(tests, mode, fault)):
                 caught_by = f"{mode}: {failed}"
                 break
@@ -151,6 +153,16 @@ def record(outcome: Outcome, path: Path, column: str) -> None:
     path.write_text(json.dumps({name: known[name] for name in names}, indent=1) + "\n")
 
 
+def totals(known: dict[str, dict[str, str | None]]) -> str:
+    """Return in a sentence how many faults there are, and how many of those examined were caught, by column."""
+    columns = {name: [by[name] for by in known.values() if name in by] for name in ("old", "new")}
+    caught = {name: f"{sum(map(bool, column))} of {len(column)}" for name, column in columns.items()}
+    areas = len({fault.area for fault in FAULTS})
+    return (
+        f"{len(FAULTS)} faults in {areas} areas; of those examined, caught: old {caught['old']}, new {caught['new']}."
+    )
+
+
 def main() -> int:
     """Print the table; return 1 if a fault survives for no known reason or could not be examined."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -178,6 +190,7 @@ def main() -> int:
     caught = [outcome.caught_by for outcome in outcomes if outcome.caught_by]
     check_unmutated(caught)
     print(f"{len(caught)} of {len(outcomes)} faults are caught")
+    print(f"{RESULTS.name}: {totals(read(RESULTS))}")
     return int(any(not o.caught_by and not o.fault.survives for o in outcomes))
 
 

@@ -291,3 +291,14 @@ def test_unusual_use_is_torchs(name, two, tally):
     assert two(_compare_use, name) == [name in REFUSED] * 2
     if name in REFUSED:
         tally("refused uses")
+
+
+def _compare_before_the_sharded(name):
+    x = spread(ROWS[0].draw((4, 6), device=DEVICE), mesh_of(2), [Shard(1)])
+    return assert_seen_alike(lambda lib: getattr(lib, name)(x, 0), strides=True)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "amax", "amin"])
+def test_axis_before_the_sharded_one_can_be_reduced(name, two):
+    """The result has that axis no more: it is sharded along another number."""
+    assert two(_compare_before_the_sharded, name) == [False, False]

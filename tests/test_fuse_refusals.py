@@ -309,3 +309,11 @@ def test_an_operators_own_error_is_torchs(device):
     ):
         with pytest.raises(error):
             fuse(function)(x)
+
+
+def test_shapes_that_do_not_broadcast_are_refused_after_some_that_did(device):
+    """The graph is known then, and only the sizes are new."""
+    fused, x = fuse(lambda x, y: x * y + 1), torch.ones(3, 4, device=device)
+    fused(x, x[0])
+    with pytest.raises(RuntimeError, match="must match the size"):
+        fused(x, torch.ones(5, device=device))

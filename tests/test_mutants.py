@@ -11,7 +11,7 @@ import pytest
 from . import mutants
 from .conftest import MODE
 from .faults import FAULTS, FORMULAS
-from .mutants import RESULTS, ROOT, HarnessError, plant
+from .mutants import RESULTS, ROOT, HarnessError, plant, totals
 
 pytestmark = pytest.mark.skipif(MODE != "formulas", reason="the same whatever computes: seen once")
 
@@ -55,6 +55,10 @@ def test_what_the_suite_caught_before_it_took_samples_it_catches_still():
     kept = json.loads(RESULTS.read_text())
     lost = [name for name, by in kept.items() if by.get("old") and not by.get("new", True)]
     assert lost == []
+
+
+def test_page_has_the_totals():
+    assert totals(json.loads(RESULTS.read_text())) in (ROOT / "docs" / "testing.md").read_text().replace("\n", " ")
 
 
 @pytest.mark.parametrize("change", [{"old": "no such text"}, {"old": "return"}, {"new": "    return g / x\n"}])

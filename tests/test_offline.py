@@ -134,7 +134,7 @@ def test_profilers_do_not_disturb_a_dry_run():
 import gc
 import torch, triton
 import customops
-from customops import compute
+from customops import config
 from customops.triton_kernels import launch
 
 for name in ("launch_enter_hook", "kernel_load_end_hook"):
@@ -145,7 +145,7 @@ print(len(records))
 assert records[0].compiled.module is None
 del records
 launch._compile.cache_clear()
-compute._calls.clear()
+config.plans.clear()
 gc.collect()
 """
     done = python(script)

@@ -59,7 +59,7 @@ def test_default_device_moves_nothing(row, call, device, replan):
         assert_same_outcomes(run(customops), wanted)
 
 
-@pytest.mark.sample(formulas="call*dtypes, path*view, dtypes*view", kernels="")
+@pytest.mark.sample(formulas="call, path*dtypes, path*view, dtypes*view", kernels="")
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("dtypes", COMPLEX, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
@@ -80,7 +80,10 @@ def test_complex_gradients_are_torchs(row, call, dtypes, view, device, tally):
 @pytest.mark.sample(kernels="")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_complex_derivatives_follow_the_conjugate_convention(row, call, device):
-    """What a cotangent meets in ``vjp``, conjugated, is what a tangent meets in ``jvp``; |x| has a real part alone."""
+    """What a cotangent meets in ``vjp``, conjugated, is what a tangent meets in ``jvp``; |x| has a real part alone.
+
+    Torch's gradients are the same.
+    """
     if row.name in ("relu", "maximum", "minimum", "amax", "amin"):
         pytest.skip(f"{row.name} takes no complex numbers")
     xs = [_complex(row, torch.complex128, i, device).detach() for i in range(call.arity)]
@@ -90,7 +93,9 @@ def test_complex_derivatives_follow_the_conjugate_convention(row, call, device):
         _, push = torch.func.jvp(lambda *xs: call.function(customops, *xs), tuple(xs), directions)
         g = cotangent(z) * (1 + 2j if z.is_complex() else 1)
         got = (g.conj() * push).sum()
-        want = sum((dx.conj() * direction).sum() for dx, direction in zip(pull(g), directions, strict=True))
+        gradients, torchs = pull(g), torch.func.vjp(lambda *xs: call.function(torch, *xs), *xs)[1]
+        want = sum((dx.conj() * direction).sum() for dx, direction in zip(gradients, directions, strict=True))
+        assert_same_outcomes(gradients, torchs(g))
     assert_same_outcome(got, want if z.is_complex() else want.real)
 
 
