@@ -159,12 +159,12 @@ def pointer_type(dtype: torch.dtype) -> str:
 
 @contextmanager
 def interpreting() -> Iterator[None]:
-    """Make launches in Triton's interpreter take a seventh of the CPU time inside the block, with the same results.
+    """Speed up launches in Triton's interpreter inside the block, about 7 times, with the same results.
 
     Triton replaces its whole language at each launch, and anew at each call of a device function in a kernel; it
     computes a check of every integer operation for overflow, which it then drops unless it debugs; and it works out
     what a type is at each operation. Here the language is replaced once for the block, the check is left out, and what
-    is known of a type is kept. A launch of ``mul`` took 19.7 ms, and takes 2.7 (Triton 3.7.1).
+    is known of a type is cached. A launch of ``mul`` took 19.7 ms, and takes 2.7 (Triton 3.7.1).
 
     At the end, also of a block that raises, all is as it was before. One thread at a time is inside. Launches that
     another thread makes meanwhile go Triton's own way. Where the interpreter is not as in Triton 3.6 to 3.9, it stays
@@ -189,7 +189,7 @@ def _interpreted_language() -> _InterpretedLanguage | None:
     from triton.runtime import interpreter  # noqa: PLC0415
 
     try:
-        found = (
+        interface = (
             tuple(signature(interpreter._patch_lang).parameters),
             interpreter._LangPatchScope()._changes,
             {"debug", "sanitize_overflow"} <= vars(interpreter.interpreter_builder.options).keys(),
@@ -200,7 +200,7 @@ def _interpreted_language() -> _InterpretedLanguage | None:
     except (AttributeError, TypeError):
         return None
     block, tensor = {"element_ty", "shape", "numel", "name"}, {"handle", "shape", "numel", "type", "dtype"}
-    if found != (("fn",), [], True, block, tensor, True):
+    if interface != (("fn",), [], True, block, tensor, True):
         return None
     return _InterpretedLanguage(interpreter, language)
 
@@ -250,9 +250,9 @@ class _InterpretedLanguage:
         unchecked = options if options.debug else replace(options, sanitize_overflow=False)
         return [
             (interpreter, "_patch_lang", interpreter._patch_lang, self._patch_once(interpreter._patch_lang)),
-            (interpreter, "_get_np_dtype", interpreter._get_np_dtype, _keep_dtypes(interpreter._get_np_dtype)),
-            (core.block_type, "__init__", core.block_type.__init__, _keep_blocks(core.block_type)),
-            (core.tensor, "__init__", core.tensor.__init__, _keep_shapes(core.tensor)),
+            (interpreter, "_get_np_dtype", interpreter._get_np_dtype, _cache_dtypes(interpreter._get_np_dtype)),
+            (core.block_type, "__init__", core.block_type.__init__, _cache_blocks(core.block_type)),
+            (core.tensor, "__init__", core.tensor.__init__, _cache_shapes(core.tensor)),
             (builder, "options", options, unchecked),
         ]
 
@@ -268,48 +268,48 @@ class _InterpretedLanguage:
         return patch_once
 
 
-def _keep_dtypes(numpy_dtype: Callable) -> Callable:
-    """Return ``numpy_dtype``, NumPy's type for one of Triton, with its answers kept by the names of types."""
-    kept: dict[str, Any] = {}
+def _cache_dtypes(numpy_dtype: Callable) -> Callable:
+    """Return ``numpy_dtype``, NumPy's type for one of Triton, with its answers cached by the names of types."""
+    cache: dict[str, Any] = {}
 
     def get(dtype):
-        found = kept.get(dtype.name)
-        if found is None:
-            found = kept[dtype.name] = numpy_dtype(dtype)
-        return found
+        known = cache.get(dtype.name)
+        if known is None:
+            known = cache[dtype.name] = numpy_dtype(dtype)
+        return known
 
     return get
 
 
-def _keep_blocks(block_type: Any) -> Callable:
+def _cache_blocks(block_type: Any) -> Callable:
     """Return the initializer of ``block_type``, which checks and prints each shape of each element type only once."""
     initialize = block_type.__init__
-    kept: dict[tuple, dict[str, Any]] = {}
+    cache: dict[tuple, dict[str, Any]] = {}
 
     def __init__(self, element_ty, shape):
         sizes = getattr(shape, "values", shape)  # Triton's own tuple has them
         key = (element_ty.name, *[size if isinstance(size, int) else getattr(size, "value", None) for size in sizes])
-        found = kept.get(key)
-        if found is None:
+        known = cache.get(key)
+        if known is None:
             initialize(self, element_ty, shape)
-            kept[key] = {name: vars(self)[name] for name in ("shape", "numel", "name")}
+            cache[key] = {name: vars(self)[name] for name in ("shape", "numel", "name")}
         else:
-            vars(self).update(found, element_ty=element_ty)
+            vars(self).update(known, element_ty=element_ty)
 
     return __init__
 
 
-def _keep_shapes(tensor: Any) -> Callable:
+def _cache_shapes(tensor: Any) -> Callable:
     """Return the initializer of ``tensor``, which makes the shape of each type only once."""
     initialize = tensor.__init__
-    kept: dict[str, dict[str, Any]] = {}
+    cache: dict[str, dict[str, Any]] = {}
 
     def __init__(self, handle, type):
-        found = kept.get(type.name)
-        if found is None:
+        known = cache.get(type.name)
+        if known is None:
             initialize(self, handle, type)
-            kept[type.name] = {name: vars(self)[name] for name in ("shape", "numel")}
+            cache[type.name] = {name: vars(self)[name] for name in ("shape", "numel")}
         else:
-            vars(self).update(found, handle=handle, type=type, dtype=type.scalar)
+            vars(self).update(known, handle=handle, type=type, dtype=type.scalar)
 
     return __init__

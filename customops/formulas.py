@@ -1,7 +1,8 @@
 """Every formula and derivative, spelled in torch; ``triton_kernels/formulas.py`` spells them in Triton.
 
-A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over broadcast axes. Read with a tangent for g it is
-forward mode; complex conjugation is applied around it (``runtime/elementwise.py``). Three conventions tie it to the rest:
+A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over broadcast axes. With a tangent for g it is
+forward mode; complex conjugation is applied around it (``runtime/elementwise.py``). Three conventions tie it to the
+rest:
 
 - Its parameters name exactly what it reads, of g, the inputs x and y, the output z and ``alpha``: that decides what is
   saved (``runtime/rules.py``).

@@ -96,7 +96,7 @@ def test_every_failure_is_in_its_cell_and_in_the_list(results):
     failed = {str(c): {"together" if c.together else "mul": {"cases": 3, "failed": 3}} for c in CHECKS.values()}
     pages = page(results(gpu=document(failed)))
     for name, checks in ((name, checks) for section in FEATURES.values() for name, checks in section.items()):
-        cells = line_of(pages, name + (" [†](../../README.md#limits)" if name in LIMITED else ""))
+        cells = line_of(pages, name + (" [†](../limits.md)" if name in LIMITED else ""))
         of_check = {operator: [c for c in checks if operator in (c.together or ("mul",))] for operator in OPERATORS}
         for operator, shown in of_check.items():
             n = 3 * len(shown)
@@ -108,13 +108,13 @@ def test_every_failure_is_in_its_cell_and_in_the_list(results):
 
 def test_what_has_no_test_or_needs_a_gpu_says_so(results):
     pages = page(results(formulas=document({})))
-    assert {*line_of(pages, "float8 [†](../../README.md#limits)").values()} == {"no test"}
+    assert {*line_of(pages, "float8 [†](../limits.md)").values()} == {"no test"}
     assert {*line_of(pages, "CUDA graphs").values()} == {"not run: needs a GPU"}
     binary = [row.name for row in ROWS if row.calls[0].arity == 2]
     asked = {operator: "not run: needs a GPU" if operator in binary else "n/a" for operator in OPERATORS}
     assert line_of(pages, "operands on two devices") == asked
     assert line_of(pages, "`out=`")["relu"] == "n/a"
-    assert line_of(pages, "uint16 [†](../../README.md#limits)")["log"] == "no test"
+    assert line_of(pages, "uint16 [†](../limits.md)")["log"] == "no test"
     assert line_of(pages, "large, by blocks")["add"] == "not run<br>not run<br>n/a"
     assert "| gpu | ours, by Triton kernels on a GPU |" in pages
     gpu = page(results(gpu=document({"test_gpu_graphs.py::test_graph_replays_with_new_values": {"log": {}}})))

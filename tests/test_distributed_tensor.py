@@ -111,9 +111,7 @@ def _check(ranks, tally, index, several, size, step, firsts=(0,)):
         assert len(set(results)) == 1
         compared, refused = compared + results[0][0], refused + results[0][1]
     assert compared > refused
-    tally("placements", compared)
-    if refused:
-        tally("refused placements", refused)
+    tally("placements", compared)  # some of which torch refuses: how many depends on what ran before
 
 
 @pytest.mark.sample(kernels="operator")

@@ -142,7 +142,7 @@ def compiled() -> Counter:
         found[f"fused {way} programs"] += 1
         found[f"fused {way} programs in one stage"] += plans.stage_count <= 1
         reasons = {spill.reason.split(" values")[0].rstrip("0123456789 ") for spill in plans.spills}
-        for reason in reasons or ({"no cut: results over several sets of axes"} if plans.stage_count > 1 else ()):
+        for reason in reasons or ({"no spill: results over several sets of axes"} if plans.stage_count > 1 else ()):
             found[f"fused {way} programs cut: {reason}"] += 1
     return found
 

@@ -205,7 +205,7 @@ def test_no_memory_is_touched(show):
         ("exp --shape 8x8", "--shape: expected integers, as 4096,4096, got '8x8'"),
         ("exp --shape 9999999999999999999", "--shape: expected integers"),
         ("exp --shape=-8", "negative dimension"),
-        ("exp --shape 99999999,99999999", "no room for 39,999,999,200,000,004 bytes, .* take a smaller shape"),
+        ("exp --shape 99999999,99999999", "cannot reserve 39,999,999,200,000,004 bytes .* use a smaller shape"),
         ("exp --shape 99999999999999,99999999999999", "overflowed"),
         ("exp --shape 8 --other 8", r"--other is not for exp\(input, out\)"),
         ("sum --shape 8 --number 8", r"--number is not for sum\(input, dim, "),

@@ -327,11 +327,11 @@ def _portable_pow(x, y):
     infinity = float("inf")
     size = tl.exp2(b * tl.log2(tl.abs(a)))
     size = tl.where((b == 0) | ((tl.abs(a) == 1) & (tl.abs(b) == infinity)), 1, size)
-    whole = tl.floor(b) == b
-    odd = whole & (tl.floor(b / 2) * 2 != b)
+    is_integer = tl.floor(b) == b
+    odd = is_integer & (tl.floor(b / 2) * 2 != b)
     negative = (a < 0) | ((a == 0) & (1 / a < 0))
     z = tl.where(negative & odd, size * -1, size)
-    z = tl.where(negative & (a != 0) & (a != -infinity) & (whole == 0), float("nan"), z)
+    z = tl.where(negative & (a != 0) & (a != -infinity) & (is_integer == 0), float("nan"), z)
     return tl.where((b == 0) | (a == 1), 1, z).to(x.dtype)
 
 

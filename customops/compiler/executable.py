@@ -54,7 +54,7 @@ class Executable:
     gradient's memory for its own, to accumulate in.
     """
 
-    __slots__ = ("_results", "buffers", "device", "numbers", "plan", "spills", "stage_count")
+    __slots__ = ("_results", "buffers", "numbers", "plan", "spills", "stage_count")
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Executable:
         ancestors = graph.ancestors([value for value, _ in graph.results], tensors)
         constants = [i for i in ancestors if isinstance(graph.values[i], Constant)]
         self.numbers = tuple(graph.number(i) for i in constants)  # arguments of the plan, after the tensors
-        self.device = next(iter(tensors.values())).device
+        device = next(iter(tensors.values())).device
         self.buffers: list[TensorSpec] = []  # the tensors that kernels write: the last arguments
         self._results: list[Result] = []
         outputs = self._place_results(graph, tensors, specs, distinct)
@@ -85,7 +85,7 @@ class Executable:
             for i, x in tensors.items()
         ]
         arguments += [None] * len(constants) + [Argument(spec.dtype) for spec in self.buffers]
-        parts = partition(
+        pieces = partition(
             graph,
             _input_bindings(graph, tensors),
             {i: len(tensors) + k for k, i in enumerate(constants)},
@@ -93,10 +93,10 @@ class Executable:
             min(argument.dtype.itemsize for argument in arguments if argument),
             COMPUTE[common].itemsize // 4,
         )
-        self.stage_count, self.spills = len(parts.stages), parts.spills
+        self.stage_count, self.spills = len(pieces.stages), pieces.spills
         self.plan = None
         if outputs:
-            self.plan = kernels().Plan(parts.stages, arguments, common, self.device, parts.scratch_sizes)
+            self.plan = kernels().Plan(pieces.stages, arguments, common, device, pieces.scratch_sizes)
 
     def _place_results(
         self, graph: Graph, tensors: dict[int, Tensor], specs: Sequence[TensorSpec], distinct: bool

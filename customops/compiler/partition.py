@@ -71,18 +71,18 @@ def partition(
 
     Args:
         graph: its results do not matter, but ``outputs`` do.
-        inputs: where the values lie that are given.
+        inputs: where each input lies in memory.
         numbers: for each constant that is read, its position among the arguments of the plan.
         outputs: values, and where each is to be written. Scratch buffers follow these arguments.
         itemsize: of the narrowest tensor, in bytes.
         registers: how many a value takes in a thread, of 4 bytes each.
     """
-    found = _Partitioner(graph, numbers, itemsize, registers)
-    found.run(inputs, outputs)
-    compared = found.compared_sums(inputs, outputs)
-    if len(found.stages) > 1 and compared:
-        found.run(inputs, outputs, compared)
-    return Partition(tuple(found.stages), tuple(found.spills), found.scratch_sizes)
+    partitioner = _Partitioner(graph, numbers, itemsize, registers)
+    partitioner.run(inputs, outputs)
+    compared = partitioner.compared_sums(inputs, outputs)
+    if len(partitioner.stages) > 1 and compared:
+        partitioner.run(inputs, outputs, compared)
+    return Partition(tuple(partitioner.stages), tuple(partitioner.spills), partitioner.scratch_sizes)
 
 
 class _Partitioner:
@@ -124,10 +124,10 @@ class _Partitioner:
             by_domain: dict[Axes, list[Bound]] = {}
             for value, binding in outputs:
                 by_domain.setdefault(self._domain(value), []).append((value, binding))
-            found = [one for group in by_domain.values() for one in self._split(group)]
-            sub = next((one for one in found if isinstance(one, SubPartition)), None)
+            kernels_or_sub = [one for group in by_domain.values() for one in self._split(group)]
+            sub = next((one for one in kernels_or_sub if isinstance(one, SubPartition)), None)
             if sub is None:
-                self.stages += found
+                self.stages += kernels_or_sub
                 return
             outputs = self._spill(sub, outputs)
 

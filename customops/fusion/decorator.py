@@ -57,8 +57,8 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
     object that can be called is fused, too; the result is then an object, copied and pickled as what it was made of.
 
     Raises:
-        TypeError: ``function`` cannot be traced: it branches on a value, calls what is no operator of customops, or
-            switches grad mode, autocast or another mode. The message names the line.
+        FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what is no operator of
+            customops, or switches grad mode, autocast or another mode. The message names the line.
         RuntimeError: the backend is ``triton`` and no kernel can run.
         Exception: what torch raises for the operators.
 
@@ -140,7 +140,7 @@ class Fused(Generic[P, R]):
     def program(self, *args: P.args, **kwargs: P.kwargs) -> Graph:
         """Return what is computed for these arguments: formulas of values over named axes.
 
-        Raises TypeError as a call does, ValueError where nothing can be traced: for subclasses, under modes.
+        Raises FusionError as a call does, ValueError where nothing can be traced: for subclasses, under modes.
         """
         arguments, named = self.all_arguments(args, kwargs)
         tensors, _ = self.read(arguments, named)
@@ -155,7 +155,7 @@ class Fused(Generic[P, R]):
         any tensors do. ``target`` names the GPU, as for :func:`dry_run`, unless the function takes that itself.
 
         Raises:
-            RuntimeError: as :func:`dry_run` does. TypeError: as a call does.
+            RuntimeError: as :func:`dry_run` does. FusionError: as a call does.
         """
         options = {} if "target" in self._signature.parameters else kwargs
         target = options.pop("target", "cuda:90")
@@ -280,8 +280,8 @@ def fused_behind(function: Any) -> Fused | None:
     """Return what ``fuse`` made of this function, if it is one that it returned."""
     if isinstance(function, Fused):
         return function
-    found = getattr(function, "fused", None)  # copied by functools.wraps, too
-    return found if isinstance(found, Fused) and found.called is getattr(function, "__wrapped__", None) else None
+    fused = getattr(function, "fused", None)  # copied by functools.wraps, too
+    return fused if isinstance(fused, Fused) and fused.called is getattr(function, "__wrapped__", None) else None
 
 
 def _is_importable(function: Callable) -> bool:

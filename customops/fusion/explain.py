@@ -34,7 +34,7 @@ class Phase(NamedTuple):
     program: list[str]  # the graph in lines
     executable: Executable  # its kernels
     records: list[LaunchRecord]  # their launches
-    inputs: Sequence[Tensor]  # of the kernels, but for what they keep from the other direction
+    inputs: Sequence[Tensor]  # the kernels' inputs, without the saved intermediates
     outputs: Sequence[Tensor]
 
     @property

@@ -130,7 +130,7 @@ class Fusion:
         ]
         gradient = self.gradient(needed, tuple(differentiable), saves_intermediates)
         saved = self.saved_intermediates if saves_intermediates else ()
-        outputs = {value: len(results) + k for k, value in enumerate(saved)}
+        outputs: dict[ValueIndex, OutputIndex] = {value: len(results) + k for k, value in enumerate(saved)}
         non_differentiable = [*(i for i in results if i not in differentiable), *outputs.values()]
         inputs = len(self.gradient_specs)
         saved_positions = [*gradient.saved_inputs, *(inputs + outputs[i] for i in gradient.saved_intermediates)]
@@ -242,8 +242,8 @@ class FusedFunction(Function):
     """A fused call: ``forward`` is one graph, ``backward`` the one derived from it by the operators' rules.
 
     Saves the inputs that the gradients read, and what was reduced between two kernels. Differentiated twice, gradients
-    are computed from the inputs alone: so that stays right. Under hooks only inputs are saved: a checkpoint computes
-    the call again, perhaps where no kernel runs, and pairs by position what both saved.
+    are computed from the inputs alone, so second derivatives are right. Under hooks only inputs are saved: a checkpoint
+    computes the call again, perhaps where no kernel runs, and pairs by position what both saved.
     """
 
     @staticmethod
@@ -266,12 +266,12 @@ class FusedFunction(Function):
 
     @staticmethod
     def backward(ctx, *gs):
-        """Return the gradients that are needed, None for all else; results that no cotangent arrived from count not."""
+        """Return the gradients that are needed, None for all else; results without a cotangent are left out."""
         call, (needed, gradient, *_) = ctx.saved_meta
         saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_intermediates else ()
         gs = tuple([gs[i] for i in gradient.outputs])
         if any([g is None for g in gs]):
-            gradient, gs, saved = _of_those_that_arrived(call, needed, gradient, gs, saved)
+            gradient, gs, saved = _without_absent_cotangents(call, needed, gradient, gs, saved)
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(needed, gradient((*gs, *saved)), strict=True):
             grads[i + 1] = grad
@@ -281,7 +281,7 @@ class FusedFunction(Function):
 _record = apply_without_binding(FusedFunction)  # no transform is ever open around it
 
 
-def _of_those_that_arrived(
+def _without_absent_cotangents(
     call: FusedCall, needed: tuple[InputIndex, ...], gradient: Gradient, gs: Sequence, saved: Sequence[Tensor]
 ) -> tuple[Gradient, tuple, tuple]:
     """Return the gradient for the cotangents among ``gs`` that are there, these, and what it reads of ``saved``."""

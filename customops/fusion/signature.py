@@ -16,6 +16,9 @@ R_co = TypeVar("R_co", covariant=True)
 class FusedCallable(Protocol[P, R_co]):
     """A function that ``fuse`` returned: it is called, and bound as a method, as the original is."""
 
+    __name__: str
+    __wrapped__: Any  # the original
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Return what the function returns."""
 

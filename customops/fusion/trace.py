@@ -159,14 +159,14 @@ class Tracing:
         """Apply ``operator`` to stand-ins and numbers, along a branch; torch refuses what it would."""
         if modes() != self.modes:
             self.check_modes()
-        parts = [operator]
+        key_parts = [operator]
         for x in inputs:
             kind = type(x)
             if kind is Traced:
-                parts.append(x.ref if x._tracing is self else x)
+                key_parts.append(x.ref if x._tracing is self else x)
             else:
-                parts += kind, x if kind in BY_VALUE else repr(x) if kind in BY_REPR else NO_KEY
-        key = tuple(parts)
+                key_parts += kind, x if kind in BY_VALUE else repr(x) if kind in BY_REPR else NO_KEY
+        key = tuple(key_parts)
         branch = self.branch.next.get(key)
         if branch is None:
             branch = self._grow(operator, inputs, key)

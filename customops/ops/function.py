@@ -40,9 +40,9 @@ class CustomFunction(Function):
 
     @classmethod
     def prepare(cls, ctx, inputs: Sequence) -> Callable[[Sequence], Sequence[Tensor]] | None:
-        """Keep in ``ctx`` what backward needs but tensors; return what picks those out of ``(*inputs, output)``.
+        """Keep in ``ctx`` what backward needs but tensors; return a getter of the tensors to save.
 
-        It returns None where no tensor is saved.
+        The getter is applied to ``(*inputs, output)``; it is None if there are none.
         """
         raise NotImplementedError
 

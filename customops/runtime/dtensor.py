@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, is_grad_enabled
 
-from .paths import CLASSES, is_by_formula, is_dense_tensor, must_fall_back
+from .. import config
+from .._compat import transforms_active
+from .paths import CLASSES, is_by_formula, is_dense_tensor, is_intercepted, moves_tangents
 
 # By which operation over processes the results of a reduction on each shard become that of the full tensor.
 REDUCE_OPS = {"sum": "sum", "mean": "avg", "amax": "max", "amin": "min"}
@@ -83,11 +85,11 @@ def local_shape(shape: Sequence[int], local_output: Sequence[int]) -> torch.Size
 
 
 def find_sharding(values: Sequence) -> ShardingSpec | None:
-    """Return the common sharding of ``values`` if kernels may run on local shards, None where torch computes."""
+    """Return the common sharding of ``values`` if kernels may run on local shards, else None."""
     subclasses = [x for x in values if type(x) not in CLASSES and isinstance(x, Tensor)]
     if not any(is_distributed_or_pending(x) and not is_by_formula(x) for x in subclasses):
         return None
-    sharding = None if must_fall_back() else common_sharding(values)
+    sharding = None if _must_fall_back() else common_sharding(values)
     if sharding and is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
         return None
     return sharding
@@ -120,7 +122,7 @@ def drop_dims(placements: Iterable, axes: Iterable[int]) -> tuple:
 
 
 def is_distributed_or_pending(x: Any) -> bool:
-    """Return whether ``x`` stands for a tensor of torch's own that is in other processes too, or yet to come."""
+    """Return whether ``x`` is a DTensor or the result of an unfinished collective."""
     return _is_distributed(x) or _is_pending(x)
 
 
@@ -136,3 +138,8 @@ def _is_pending(x: Any) -> bool:
 def _is(x: Any, module: str, name: str) -> bool:
     """Return whether ``x`` is of the class of this name, of which there is nothing before its module is imported."""
     return type(x) is getattr(sys.modules.get(module), name, None)
+
+
+def _must_fall_back() -> bool:
+    """Return whether the formula computes, whatever the tensors."""
+    return config.current_backend == "torch" or is_intercepted() or transforms_active() or moves_tangents()

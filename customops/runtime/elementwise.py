@@ -90,7 +90,7 @@ def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpe
         values = (g.conj(), *values[1:])
     grads: list[Any] = [None] * len(specs)
     large = is_large(g) and is_private_cpu(values)
-    order = _smallest_first(specs, g)
+    order = _summed_first(specs, g)
     arguments = [[values[k] for k in positions] for _, positions in rule.steps]
     for i in order:
         derivative, (shape, dtype) = rule.derivatives[i], specs[i]
@@ -101,8 +101,8 @@ def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpe
     return grads
 
 
-def _smallest_first(specs: Sequence[GradientSpec], g: Tensor) -> Sequence[int]:
-    """Return the order in which to compute gradients: one that may be summed is gone before the next is made."""
+def _summed_first(specs: Sequence[GradientSpec], g: Tensor) -> Sequence[int]:
+    """Return an order in which a gradient that may be summed comes first: its full-size value is then freed."""
     order = range(len(specs))
     return order[::-1] if len(specs) > 1 and specs[0][0] == g.shape else order
 

@@ -49,7 +49,8 @@ _LARGEST_HALF, _LARGEST_BYTE = 65504, 127
 def plan_key(args: Sequence, recorded: bool = False) -> tuple | None:
     """Return all that a kernel's plan depends on of ``args``; None where the formula computes, by rules 1 to 3.
 
-    A call that a Function of ours records is ``recorded``. Rule 4 is asked once for each key: :func:`has_kernel`.
+    ``recorded`` says that one of our Functions records the call, so gradients do not prevent a kernel.
+    Rule 4 is asked once for each key: :func:`has_kernel`.
     """
     if config.cpu_by_formula:
         for x in args:
@@ -110,24 +111,19 @@ def is_private_cpu(args: Sequence) -> bool:
     return all(type(x) in NUMBERS or (is_dense_tensor(x) and x.is_cpu) for x in args)
 
 
-def must_fall_back() -> bool:
-    """Return whether the formula computes, whatever the tensors."""
-    return config.current_backend == "torch" or is_intercepted() or transforms_active() or _moves_tangents()
-
-
 def is_differentiated(args: Sequence, recorded: bool = False) -> bool:
     """Return whether a gradient graph is recorded of what is done to ``args``, or tangents move along: rule 2.
 
-    A graph that a Function of ours records as such, ``recorded``, is no obstacle.
+    Where one of our Functions records the call, ``recorded``, gradients do not prevent a kernel.
     """
-    if _moves_tangents():
+    if moves_tangents():
         return True
     if recorded or not is_grad_enabled():
         return False
     return any([type(x) in CLASSES and x.requires_grad for x in args])
 
 
-def _moves_tangents() -> bool:
+def moves_tangents() -> bool:
     """Return whether forward mode sees what is done to tensors; it does not inside the forward of a Function."""
     return forward_level() >= 0 and is_forward_grad_enabled()
 

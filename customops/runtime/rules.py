@@ -32,7 +32,7 @@ class VjpRule(NamedTuple):
 
 
 def tuple_getter(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:
-    """Return what picks these positions out of a sequence, several as a tuple, without a Python frame."""
+    """Return a getter of these positions of a sequence, several as a tuple, without a Python frame."""
     return _tuple_getter(tuple(positions))
 
 

@@ -36,7 +36,7 @@ def reason(error: Exception) -> str:
     """Return why a call failed, on one line; torch's message about too large a tensor speaks of its source."""
     allocation = re.search(r"tried to allocate (\d+) bytes", str(error))
     if allocation:
-        return f"no room for {int(allocation[1]):,} bytes, though none is touched: take a smaller shape"
+        return f"cannot reserve {int(allocation[1]):,} bytes of address space (none is written): use a smaller shape"
     return " ".join(str(error).split())
 
 
