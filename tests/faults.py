@@ -912,7 +912,7 @@ FAULTS = (
         "kernels answer where tangents move",
         "dispatch",
         PATHS,
-        "if _moves_tangents():",
+        "if moves_tangents():",
         "if False:",
         "Forward-mode derivatives are lost.",
         by_kernels=(
@@ -1146,7 +1146,7 @@ FAULTS = (
         "each kernel adds up what is compared by itself",
         "partition",
         PARTITION,
-        "if len(found.stages) > 1 and compared:",
+        "if len(partitioner.stages) > 1 and compared:",
         "if False and compared:",
         "Fused gradients of amax are 0 where two kernels round the same sum otherwise.",
         by_kernels=("test_fuse_long.py::test_gradients_of_cut_extrema_reach_the_elements_that_they_are", *FUSED),
