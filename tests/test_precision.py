@@ -59,7 +59,7 @@ def test_default_device_moves_nothing(row, call, device, replan):
         assert_same_outcomes(run(customops), wanted)
 
 
-@pytest.mark.sample(formulas="call, path*dtypes, path*view, dtypes*view", kernels="")
+@pytest.mark.sample(formulas="call*dtypes, path*view, dtypes*view", kernels="")
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("dtypes", COMPLEX, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
