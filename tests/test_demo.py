@@ -27,9 +27,7 @@ TINY = demo.Schedule(steps=1 if KERNELS else 3, batch=8, width=8, floor=-99)
 @pytest.fixture(autouse=True)
 def _tested(monkeypatch):
     if INTERPRETED:
-        monkeypatch.setattr(
-            demo.TRAININGS["digits"], "tested", 16
-        )  # to test on all digits takes the interpreter ten seconds
+        monkeypatch.setattr(digits.Digits, "tested", 16)  # to test on all digits takes the interpreter ten seconds
 
 
 class Identity(torch.autograd.Function):
