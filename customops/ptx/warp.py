@@ -1,0 +1,254 @@
+"""What the threads of a warp do together: shuffles, votes, reductions, and matrices moved to and from shared memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .faults import LaneFault
+from .frame import WARP, Frame, Step, address_of, source, target
+from .memory import Access
+from .module import Instruction
+
+_LANES = np.arange(WARP)
+
+
+def synchronize(frame: Frame, members: Any) -> None:
+    """Pass a barrier of the warp, for ``bar.warp.sync members``."""
+    _require(frame, members)
+    if frame.batch.threads == WARP:
+        frame.batch.shared.pass_barrier(frame.chosen(), of_block=True)
+    else:
+        frame.batch.shared.pass_barrier(frame.chosen(), of_block=False)
+
+
+def _require(frame: Frame, members: Any) -> np.ndarray | None:
+    """Return which lanes take part, [warps, 32], None for all; raise a fault if not all ``members`` do.
+
+    ``members`` has a bit for each lane of the warp.
+    """
+    if frame.active is None and members.ndim == 0 and int(members) & 0xFFFFFFFF == 0xFFFFFFFF:
+        return None
+    active = np.ones(frame.batch.lanes, np.bool_) if frame.active is None else frame.active
+    active, needed = active.reshape(-1, WARP), frame.spread(members).reshape(-1, WARP)
+    wrong = active & ((_bits(active)[:, None] & needed) != needed)
+    if wrong.any():
+        raise LaneFault("threads that take part in an instruction of the warp do not reach it", int(np.argmax(wrong)))
+    return active
+
+
+def _bits(active: np.ndarray) -> np.ndarray:
+    """Return the lanes of each warp as the bits of a number: [warps], uint32."""
+    return (active.astype(np.uint32) << _LANES.astype(np.uint32)).sum(axis=1, dtype=np.uint32)
+
+
+def _shuffle(instruction: Instruction, context: Any) -> Step:
+    """Read a register of another lane: ``shfl.sync.mode.b32 d|p, a, b, c, members``."""
+    names, (to, *operands) = context.names, instruction.operands
+    _, sync, mode, kind = instruction.opcode.split(".")
+    to, _, in_range = to.partition("|")
+    put, note = target(names, to, kind), target(names, in_range or "_", "pred")
+    get, *gets = [source(names, operand, kind) for operand in operands]
+
+    def step(frame):
+        value, lane, clamp, members = (frame.spread(get(frame)), *[each(frame) for each in gets])
+        active = _require(frame, members)
+        chosen, inside = _shuffle_lanes(mode, frame.spread(lane), frame.spread(clamp))
+        if active is not None:
+            _require_source(active, chosen, frame)
+        put(frame, np.take_along_axis(value.reshape(-1, WARP), chosen, axis=1).ravel())
+        note(frame, inside.ravel())
+
+    return step
+
+
+def _shuffle_lanes(mode: str, lane: np.ndarray, clamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which lane each reads from, and whether that was in range: [warps, 32].
+
+    ``clamp`` has the last lane of a segment in its low bits, and the bits that name the segment in bits 8 to 12.
+    """
+    b, c = lane.reshape(-1, WARP).astype(np.int64) & 31, clamp.reshape(-1, WARP).astype(np.int64)
+    segment = c >> 8 & 31
+    last = (_LANES & segment) | (c & 31 & ~segment)
+    first = _LANES & segment
+    if mode == "up":
+        wanted = _LANES - b
+        inside = wanted >= last
+    elif mode == "down":
+        wanted = _LANES + b
+        inside = wanted <= last
+    elif mode == "bfly":
+        wanted = _LANES ^ b
+        inside = wanted <= last
+    else:
+        wanted = first | (b & ~segment)
+        inside = wanted <= last
+    return np.where(inside, wanted, _LANES), inside
+
+
+def _require_source(active: np.ndarray, chosen: np.ndarray, frame: Frame) -> None:
+    absent = active & ~np.take_along_axis(active, chosen, axis=1)
+    if absent.any():
+        i = int(np.argmax(absent))
+        raise LaneFault(f"a shuffle reads lane {chosen.ravel()[i]}, which takes no part", i)
+
+
+def _vote(instruction: Instruction, context: Any) -> Step:
+    """Ask all lanes: ``vote.sync.mode.kind d, p, members``."""
+    names, (to, predicate, members) = context.names, instruction.operands
+    _, _, mode, kind = instruction.opcode.split(".")
+    put, get, those = target(names, to, kind), source(names, predicate, "pred"), source(names, members, "b32")
+
+    def step(frame):
+        members = frame.spread(those(frame)).reshape(-1, WARP)
+        _require(frame, those(frame))
+        votes, needed = _bits(frame.spread(get(frame)).reshape(-1, WARP))[:, None], members
+        yes, none = votes & needed == needed, votes & needed == 0
+        ballot = votes & needed
+        put(frame, {"all": yes, "any": ~none, "uni": yes | none, "ballot": ballot}[mode].ravel())
+
+    return step
+
+
+def _active_mask(instruction: Instruction, context: Any) -> Step:
+    put = target(context.names, instruction.operands[0], "b32")
+
+    def step(frame):
+        active = np.ones(frame.batch.lanes, np.bool_) if frame.active is None else frame.active
+        put(frame, np.repeat(_bits(active.reshape(-1, WARP)), WARP))
+
+    return step
+
+
+def _match(instruction: Instruction, context: Any) -> Step:
+    """Find the lanes that have the same value: ``match.any.sync.kind d, a, members``."""
+    names, (to, of, members) = context.names, instruction.operands
+    if not re.fullmatch(r"match\.any\.sync\.b(32|64)", instruction.opcode):
+        raise KeyError(instruction.opcode)
+    kind = instruction.opcode.split(".")[-1]
+    put, get, those = target(names, to, "b32"), source(names, of, kind), source(names, members, "b32")
+
+    def step(frame):
+        _require(frame, those(frame))
+        values, members = frame.spread(get(frame)).reshape(-1, WARP), frame.spread(those(frame))
+        equal = (values[:, :, None] == values[:, None, :]).astype(np.uint32) << _LANES.astype(np.uint32)
+        put(frame, equal.sum(axis=2, dtype=np.uint32).ravel() & members)
+
+    return step
+
+
+_REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+
+
+def _reduce(instruction: Instruction, context: Any) -> Step:
+    """Reduce a register over the members: ``redux.sync.op.kind d, a, members``."""
+    names, (to, of, members) = context.names, instruction.operands
+    _, _, name, *modifiers, kind = instruction.opcode.split(".")
+    if modifiers and kind != "f32":
+        raise KeyError(instruction.opcode)
+    put, get, those = target(names, to, kind), source(names, of, kind), source(names, members, "b32")
+    reduce = _REDUCTIONS[name] if kind != "f32" else _float_reduction(name, modifiers)
+
+    def step(frame):
+        active = _require(frame, those(frame))
+        values = frame.spread(get(frame)).reshape(-1, WARP)
+        if active is not None:
+            every = frame.spread(those(frame)).reshape(-1, WARP) >> _LANES.astype(np.uint32) & 1 != 0
+            first = np.take_along_axis(values, np.argmax(every, axis=1)[:, None], axis=1)
+            values = np.where(every, values, first) if name != "add" else np.where(every, values, values.dtype.type(0))
+        put(frame, np.repeat(reduce.reduce(values, axis=1, dtype=values.dtype), WARP))
+
+    return step
+
+
+def _float_reduction(name: str, modifiers: list[str]) -> Any:
+    """Return what reduces float32: a nan is passed on with ``.NaN``, else left out."""
+    if not set(modifiers) <= {"NaN", "abs"} or "abs" in modifiers:
+        raise KeyError(name)
+    return {("max", True): np.maximum, ("max", False): np.fmax, ("min", True): np.minimum, ("min", False): np.fmin}[
+        name, "NaN" in modifiers
+    ]
+
+
+def _elect(instruction: Instruction, context: Any) -> Step:
+    """Choose the first of the members: ``elect.sync d|p, members``."""
+    names, (to, members) = context.names, instruction.operands
+    to, _, predicate = to.partition("|")
+    put, choose, those = target(names, to, "b32"), target(names, predicate, "pred"), source(names, members, "b32")
+
+    def step(frame):
+        _require(frame, those(frame))
+        every = frame.spread(those(frame)).reshape(-1, WARP) >> _LANES.astype(np.uint32) & 1 != 0
+        first = np.argmax(every, axis=1)[:, None]
+        put(frame, np.repeat(first.ravel().astype(np.uint32), WARP))
+        choose(frame, (first == _LANES).ravel())
+
+    return step
+
+
+def _matrix(instruction: Instruction, context: Any) -> Step:
+    """Move 8 x 8 matrices of 16 bits between registers and shared memory: ``ldmatrix``, ``stmatrix``.
+
+    A matrix is eight rows of 16 bytes, at the addresses of eight lanes: those of matrix ``i`` are lanes ``8i`` on.
+    Register ``i`` of lane ``t`` holds elements ``2(t % 4)`` and the next of row ``t / 4`` of matrix ``i``.
+    """
+    names, opcode = context.names, instruction.opcode
+    match = re.fullmatch(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x(\d)(\.trans)?\.shared(::cta)?\.b16", opcode)
+    if match is None:
+        raise KeyError(opcode)
+    loads, count, transposed = match[1] == "ld", int(match[2]), bool(match[3])
+    group, where = instruction.operands if loads else instruction.operands[::-1]
+    registers = [name.strip() for name in group.strip("{}").split(",")]
+    base, offset = address_of(where)
+    get, shift = source(names, base, "b32"), np.uint64(offset)
+    puts = [target(names, name, "b32") for name in registers] if loads else []
+    gets = [] if loads else [source(names, name, "b32") for name in registers]
+
+    def rows(frame):
+        """Return the access of all rows: of matrix ``i`` of each warp, eight lanes in order."""
+        if frame.active is not None:
+            _require(frame, np.uint32(0xFFFFFFFF))
+        lanes = frame.chosen().reshape(-1, WARP)[:, : 8 * count].ravel()
+        return Access(lanes, frame.spread(get(frame)).astype(np.uint64)[lanes] + shift, 8, 2)
+
+    def load(frame):
+        access = rows(frame)
+        halves = frame.batch.shared.load(access).view(np.uint16).reshape(-1, count, 8, 8)
+        halves = halves.swapaxes(2, 3) if transposed else halves
+        words = np.ascontiguousarray(halves).view(np.uint32).reshape(-1, count, WARP)
+        for i, put in enumerate(puts):
+            value = np.zeros(frame.batch.lanes, np.uint32)
+            value[frame.chosen()] = words[:, i].ravel()
+            put(frame, value)
+
+    def store(frame):
+        frame.batch.stores += 1
+        access, lanes = rows(frame), frame.chosen()
+        words = np.stack([frame.spread(each(frame)).view(np.uint32)[lanes].reshape(-1, WARP) for each in gets], axis=1)
+        halves = np.ascontiguousarray(words).view(np.uint16).reshape(-1, count, 8, 8)
+        halves = np.ascontiguousarray(halves.swapaxes(2, 3)) if transposed else halves
+        frame.batch.shared.store(access, halves.reshape(-1, 8).view(np.uint64))
+
+    return load if loads else store
+
+
+INSTRUCTIONS: dict[str, Callable[[Instruction, Any], Step]] = {
+    "shfl": _shuffle,
+    "vote": _vote,
+    "activemask": _active_mask,
+    "match": _match,
+    "redux": _reduce,
+    "elect": _elect,
+    "ldmatrix": _matrix,
+    "stmatrix": _matrix,
+}
