@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .formats import BITS, DTYPES, INTEGERS, Array, Function, width
+from .formats import BITS, DTYPES, INTEGERS, Array, Function, width, words
 from .registry import Opcode, Operation, instruction
 
 LOGIC: dict[str, Function] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
@@ -29,26 +29,49 @@ def cnot(opcode: Opcode) -> Operation:
     return Operation(lambda a: (a == 0).astype(dtype), opcode.types, opcode.types)
 
 
+PAIRS: tuple[Function, ...] = (  # the functions of two bits, by their truth table: bit 2b + c is the value at (b, c)
+    lambda b, c: (b & c) ^ (b & c),
+    lambda b, c: ~(b | c),
+    lambda b, c: ~b & c,
+    lambda b, c: ~b,
+    lambda b, c: b & ~c,
+    lambda b, c: ~c,
+    lambda b, c: b ^ c,
+    lambda b, c: ~(b & c),
+    lambda b, c: b & c,
+    lambda b, c: ~(b ^ c),
+    lambda b, c: c,
+    lambda b, c: ~b | c,
+    lambda b, c: b,
+    lambda b, c: b | ~c,
+    lambda b, c: b | c,
+    lambda b, c: ~((b & c) ^ (b & c)),
+)
+
+
 @instruction("lop3", ("b32",))
 def lop3(opcode: Opcode) -> Operation:
-    """Build the logical operation of three sources whose truth table is the fourth, which is an immediate."""
+    """Build the logical operation of three sources whose truth table is the fourth, which is an immediate.
+
+    Bit 4a + 2b + c of the table is the value at (a, b, c); the lower half holds for a = 0, and where a = 1 it changes
+    by the difference of the halves.
+    """
 
     def function(a: Array, b: Array, c: Array, table: Array) -> Array:
         rows = int(np.ravel(table)[0])
-        result = a & b & c & np.uint32(0)
-        for row in range(8):
-            if rows >> row & 1:
-                result = result | ((a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c))
-        return result
+        low, change = rows & 15, (rows ^ rows >> 4) & 15
+        return PAIRS[low](b, c) ^ (a if change == 15 else a & PAIRS[change](b, c))
 
     return Operation(function, ("b32",) * 4, ("b32",))
 
 
-def shifted(shift: Function, bits: int) -> Function:
+def shifted(shift: Function, bits: int, dtype: type) -> Function:
     """Return a shift by an unsigned 32-bit amount; NumPy shifts everything out from `bits` on, as PTX does."""
 
     def function(a: Array, amount: Array) -> Array:
-        return shift(a, np.minimum(amount, np.uint32(bits)).astype(a.dtype))
+        if not np.ndim(amount):
+            return shift(a, dtype(min(int(amount), bits)))
+        return shift(a, np.minimum(amount, np.uint32(bits)).astype(dtype))
 
     return function
 
@@ -57,14 +80,14 @@ def shifted(shift: Function, bits: int) -> Function:
 def shl(opcode: Opcode) -> Operation:
     """Build a shift to the left."""
     kind = opcode.types[0]
-    return Operation(shifted(np.left_shift, width(kind)), (kind, "u32"), (kind,))
+    return Operation(shifted(np.left_shift, width(kind), DTYPES[kind]), (kind, "u32"), (kind,))
 
 
 @instruction("shr", (*BITS, *INTEGERS))
 def shr(opcode: Opcode) -> Operation:
     """Build a shift to the right, which repeats the sign of a signed type."""
     kind = opcode.types[0]
-    return Operation(shifted(np.right_shift, width(kind)), (kind, "u32"), (kind,))
+    return Operation(shifted(np.right_shift, width(kind), DTYPES[kind]), (kind, "u32"), (kind,))
 
 
 @instruction("shf", ("b32",), "l r wrap clamp")
@@ -89,20 +112,18 @@ def ones(count: Array, kind: str) -> Array:
 
 @instruction("bfe", ("u32", "s32", "u64", "s64"))
 def bfe(opcode: Opcode) -> Operation:
-    """Build the extraction of a field; a signed one repeats its highest bit, or the word's where the field goes past."""
+    """Build the extraction of a field; a signed one repeats its highest bit, or the word's if the field goes past it."""
     kind = opcode.types[0]
-    bits, dtype = width(kind), DTYPES["u" + kind[1:]]
+    bits, dtype = width(kind), DTYPES[kind]
 
     def function(a: Array, start: Array, length: Array) -> Array:
-        word = a.view(dtype)
         start, length = start & np.uint32(0xFF), length & np.uint32(0xFF)
-        inside = np.minimum(length, bits - np.minimum(start, bits))
-        field = (word >> np.minimum(start, bits).astype(dtype)) & ones(inside, kind)
-        if kind[0] == "u":
-            return field
-        top = np.minimum(start + np.maximum(length, 1) - 1, bits - 1).astype(dtype)
-        negative = ((word >> top) & dtype(1)).astype(bool) & (length > 0)
-        return np.where(negative, field | ~ones(inside, kind), field).view(a.dtype)
+        end = np.minimum(start + length, np.uint32(bits))
+        left = (np.uint32(bits) - end).astype(dtype)
+        right = left + np.minimum(start, np.uint32(bits)).astype(dtype)
+        if kind[0] == "s":  # a field that starts past the word is its sign
+            right = np.minimum(right, dtype(bits - 1))
+        return np.where(length == 0, dtype(0), (a << left) >> right)
 
     return Operation(function, (kind, "u32", "u32"), (kind,))
 
@@ -152,17 +173,17 @@ def clz(opcode: Opcode) -> Operation:
     return Operation(lambda a: (bits - bit_length(a)).astype(np.uint32), opcode.types, ("u32",))
 
 
-def alternating(dtype: type[np.generic], bits: int) -> Array:
+def alternating(dtype: type, bits: int) -> Array:
     """Return a word of `bits` ones, `bits` zeros and so on, from the lowest bit."""
     total = np.dtype(dtype).itemsize * 8
-    return dtype(sum(((1 << bits) - 1) << start for start in range(0, total, 2 * bits)))  # type: ignore[call-arg]
+    return dtype(sum(((1 << bits) - 1) << start for start in range(0, total, 2 * bits)))
 
 
 @instruction("popc", ("b32", "b64"))
 def popc(opcode: Opcode) -> Operation:
     """Build the number of ones, added up in fields of doubling width."""
     dtype, total = DTYPES[opcode.types[0]], width(opcode.types[0])
-    steps = [(dtype(bits), alternating(dtype, bits)) for bits in (1, 2, 4, 8, 16, 32) if bits < total]  # type: ignore[call-arg]
+    steps = [(dtype(bits), alternating(dtype, bits)) for bits in (1, 2, 4, 8, 16, 32) if bits < total]
 
     def function(a: Array) -> Array:
         for bits, mask in steps:
@@ -176,7 +197,7 @@ def popc(opcode: Opcode) -> Operation:
 def brev(opcode: Opcode) -> Operation:
     """Build the reversal of all bits, by swapping fields of doubling width."""
     dtype, total = DTYPES[opcode.types[0]], width(opcode.types[0])
-    steps = [(dtype(bits), alternating(dtype, bits)) for bits in (1, 2, 4, 8, 16, 32) if bits < total]  # type: ignore[call-arg]
+    steps = [(dtype(bits), alternating(dtype, bits)) for bits in (1, 2, 4, 8, 16, 32) if bits < total]
 
     def function(a: Array) -> Array:
         for bits, mask in steps:
@@ -195,6 +216,8 @@ PERMUTATIONS = {  # selectors of the four bytes, for each value of the two lowes
     "rc16": (0x1010, 0x3232, 0x1010, 0x3232),
 }
 
+NIBBLES = np.arange(0, 16, 4, dtype=np.uint32)
+
 
 @instruction("prmt", ("b32",), " ".join(PERMUTATIONS))
 def prmt(opcode: Opcode) -> Operation:
@@ -204,14 +227,15 @@ def prmt(opcode: Opcode) -> Operation:
     def function(a: Array, b: Array, control: Array) -> Array:
         if selectors is not None:
             control = selectors[control & np.uint32(3)]
-        both = b.astype(np.uint64) << 32 | a.astype(np.uint64)
-        result = np.uint32(0)
-        for place in range(4):
-            selector = (control >> np.uint32(4 * place)).astype(np.uint64)
-            byte = (both >> ((selector & np.uint64(7)) << np.uint64(3))).astype(np.uint8)
-            sign = np.where(byte >= 128, np.uint8(255), np.uint8(0))
-            byte = np.where(selector & np.uint64(8), sign, byte)
-            result = result | byte.astype(np.uint32) << np.uint32(8 * place)
-        return result
+        both = np.empty((np.broadcast(a, b, control).size, 2), np.uint32)
+        both[:, 0], both[:, 1] = a, b
+        choice = np.asarray(control)[..., None] >> NIBBLES & np.uint32(15)
+        if not np.ndim(control):
+            chosen = both.view(np.uint8)[:, choice & np.uint32(7)]
+        else:
+            chosen = np.take_along_axis(both.view(np.uint8), (choice & np.uint32(7)).astype(np.intp), axis=1)
+        if (choice > 7).any():
+            chosen = np.where(choice > 7, (chosen.view(np.int8) >> 7).view(np.uint8), chosen)
+        return words(chosen)
 
     return Operation(function, ("b32",) * 3, ("b32",))

@@ -36,8 +36,8 @@ FLOAT_COMPARE: dict[str, Function] = COMPARE | {
     "leu": lambda a, b: ~(a > b),
     "gtu": lambda a, b: ~(a <= b),
     "geu": lambda a, b: ~(a < b),
-    "num": lambda a, b: (a == a) & (b == b),
-    "nan": lambda a, b: (a != a) | (b != b),
+    "num": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
+    "nan": lambda a, b: np.isnan(a) | np.isnan(b),
 }
 COMBINE: dict[str, Function] = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 SCALARS = (*BITS, *INTEGERS, *FLOATS)
@@ -97,8 +97,13 @@ def halves_compared(opcode: Opcode) -> Function:
     return both
 
 
-TRUE = {"u32": np.uint32(0xFFFFFFFF), "s32": np.int32(-1), "f32": np.float32(1), "f16": np.float16(1)}
-TRUE["bf16"] = np.uint16(0x3F80)
+TRUE: dict[str, Array] = {
+    "u32": np.uint32(0xFFFFFFFF),
+    "s32": np.int32(-1),
+    "f32": np.float32(1),
+    "f16": np.float16(1),
+    "bf16": np.uint16(0x3F80),
+}
 
 
 @instruction("set", TRUE, MODIFIERS)

@@ -98,7 +98,7 @@ def float_to_integer(opcode: Opcode) -> Function:
         value = whole(a.astype(np.float64))
         inside = np.clip(value, low, high)
         clamped = inside.astype(dtype) if bits < 64 else np.where(inside < high, inside.astype(dtype), limits.max)
-        return np.where(value != value, nan, clamped).astype(dtype)
+        return np.where(np.isnan(value), nan, clamped).astype(dtype)
 
     flushed = flush_values(source) if "ftz" in opcode.modifiers else None
     return prepare(function, flushed, DECODE.get(source))
@@ -149,7 +149,7 @@ def to_tf32(opcode: Opcode) -> Function:
 
     def function(a: Array) -> Array:
         rounded = round_to(a.astype(np.float64), "tf32", mode, finite).astype(np.float32)
-        return np.where(a != a, NAN32, rounded).view(np.uint32)
+        return np.where(np.isnan(a), NAN32, rounded).view(np.uint32)
 
     return prepare(function, clamp)
 
@@ -192,7 +192,7 @@ def to_code(kind: str, mode: str, finite: bool) -> Function:
         r = round_to(a.astype(np.float64), kind, mode, finite)
         code = np.searchsorted(numbers, np.abs(r)).astype(np.uint8)  # infinity has the code after the numbers
         code = code | (np.signbit(r).astype(np.uint8) << np.uint8(7))
-        return np.where(r != r, np.uint8(0x7F), code)
+        return np.where(np.isnan(r), np.uint8(0x7F), code)
 
     return function
 

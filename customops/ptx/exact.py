@@ -90,7 +90,7 @@ NATIVE: dict[str, Function] = {
     "sqrt": np.sqrt,
     "fma": lambda a, b, c: a * b + c,
 }
-SUMS = {"add": (lambda a, b: (a, b)), "sub": (lambda a, b: (a, -b)), "fma": (lambda a, b, c: (a * b, c))}
+SUMS: dict[str, Function] = {"add": lambda a, b: (a, b), "sub": lambda a, b: (a, -b), "fma": lambda a, b, c: (a * b, c)}
 
 
 def minus_zero(name: str, result: Array, sources: tuple[Array, ...]) -> Array:
@@ -101,16 +101,59 @@ def minus_zero(name: str, result: Array, sources: tuple[Array, ...]) -> Array:
     return np.where((result == 0) & (x + y == 0), -(-x - y), result)
 
 
+def exact_short_fma(a: Array, b: Array, c: Array) -> Exact:
+    """Return ``a * b + c`` of numbers of up to 26 bits, whose product is exact."""
+    return two_sum(a * b, c)
+
+
+SHORT = EXACT | {"mul": lambda a, b: (a * b, np.float64(0)), "fma": exact_short_fma}
+
+
 def short(name: str, kind: str, mode: str) -> Function:
-    """Return the operation for float32 sources, rounded once to the format `kind`, as float64."""
-    operation = EXACT[name]
+    """Return the operation for float32 sources, rounded once to the format `kind`, as float64 (float32 for f32)."""
+    operation = SHORT[name]
 
     def function(*sources: Array) -> Array:
         wide = tuple(source.astype(np.float64) for source in sources)
-        result = round_to(odd(*operation(*wide)), kind, mode)
+        exact = operation(*wide)
+        if kind == "f32" and mode != "rn":
+            result = directed(*exact, mode, np.float32)
+        else:
+            result = round_to(odd(*exact), kind, mode)
         return minus_zero(name, result, wide) if mode == "rm" else result
 
     return function
+
+
+def is_tie(x: Array, kind: str) -> bool:
+    """Return whether float32 numbers may lie half way between two of the format f16 or bf16.
+
+    A result rounded to float32, and then to the format, is right wherever the first rounding does not end there.
+    """
+    bits = x.view(np.uint32)
+    if kind == "bf16":
+        return bool(((bits & np.uint32(0xFFFF)) == np.uint32(0x8000)).any())
+    subnormal = (bits << np.uint32(1)) - np.uint32(1) < np.uint32(0x71000000)  # below 2**-14, and not zero
+    return bool((((bits & np.uint32(0x1FFF)) == np.uint32(0x1000)) | subnormal).any())
+
+
+def half_fma(kind: str) -> Function:
+    """Return ``a * b + c`` of f16 or bf16 numbers in float32, as float32 from which rounding to nearest is right."""
+    careful = short("fma", kind, "rn")
+
+    def function(a: Array, b: Array, c: Array) -> Array:
+        r = (a.astype(np.float64) * b + c).astype(np.float32)
+        return careful(a, b, c).astype(np.float32) if is_tie(r, kind) else r
+
+    return function
+
+
+def mul_bf16(a: Array, b: Array) -> Array:
+    """Return ``a * b`` of bf16 numbers in float32: exact, or rounded to bf16 already where float32 is subnormal."""
+    r = a * b
+    if ((r.view(np.uint32) << np.uint32(1)) - np.uint32(1) < np.uint32(0x01000000)).any():
+        return short("mul", "bf16", "rn")(a, b).astype(np.float32)
+    return r
 
 
 def fma32(a: Array, b: Array, c: Array) -> Array:
@@ -119,7 +162,7 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
     The product is exact in float64. Its sum with `c` is not, but rounding that to float32 goes wrong only where the sum
     lies half way between two float32, or where float32 is subnormal; only then the exact way is taken.
     """
-    s = a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)
+    s = a.astype(np.float64) * b + c
     bits = s.view(np.uint64)
     doubtful = ((bits & TAIL) == TIE) | ((bits << ONE) - ONE < SUBNORMAL)
     if doubtful.any():
@@ -137,7 +180,8 @@ def double(name: str, mode: str) -> Function:
     def function(*sources: Array) -> Array:
         sources = tuple(np.asarray(source) for source in np.broadcast_arrays(*sources))
         plain = native(*sources)
-        result = directed(*operation(*sources), mode)
+        value, error = operation(*sources)
+        result = value if mode == "rn" else directed(value, error, mode)
         finite = np.isfinite(sources[0])
         for source in sources[1:]:
             finite = finite & np.isfinite(source)
@@ -178,5 +222,5 @@ def _extremes(name: str, mode: str, sources: tuple[Array, ...], finite: Array, r
     for lane in np.argwhere(risky):
         at = tuple(lane)
         value = FRACTIONS[name](*(Fraction(float(source[at])) for source in sources))
-        result[at] = round_fraction(value, "f64", mode) if value else NATIVE[name](*(source[at] for source in sources))
+        result[at] = round_fraction(value, mode) if value else NATIVE[name](*(source[at] for source in sources))
     return result

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .exact import NATIVE, double, fma32, short
+from .exact import NATIVE, double, fma32, half_fma, mul_bf16, short
 from .formats import (
     DECODE,
     ENCODE,
     FLOATS,
-    FORMATS,
     MODES,
     PACKED,
     Array,
@@ -24,6 +23,7 @@ from .formats import (
 )
 from .registry import Opcode, Operation, instruction
 
+HALF: dict[str, Function] = {"f16": nearest_f16, "bf16": nearest_bf16}
 ARITY = {"add": 2, "sub": 2, "mul": 2, "div": 2, "fma": 3, "mad": 3, "rcp": 1, "sqrt": 1}
 HALVES = ("f16x2", "bf16x2")
 ALL = FLOATS + HALVES
@@ -82,15 +82,18 @@ def rounded(name: str, kind: str, mode: str) -> tuple[Function, Function | None]
     """Return a correctly rounded operation on float32 (float64 for f64) sources, and what makes its result a register.
 
     The sum, and in f16 the product, of two halves is rounded to float32 first: float32 has more than twice their bits,
-    and is exact where they are subnormal. A product of bf16 can lie below all float32.
+    and is exact where they are subnormal.
     """
     if kind == "f64":
         return (NATIVE[name] if mode == "rn" and name != "fma" else double(name, mode)), None
-    if mode == "rn" and name in ("add", "sub") + (("mul",) if kind == "f16" else ()) and kind in ("f16", "bf16"):
-        return NATIVE[name], nearest_f16 if kind == "f16" else nearest_bf16
+    if kind in HALF:
+        if mode != "rn" or name not in ("add", "sub", "mul", "fma"):
+            raise KeyError(f"{name}.{mode}.{kind}")
+        special = {("mul", "bf16"): mul_bf16, ("fma", "f16"): half_fma("f16"), ("fma", "bf16"): half_fma("bf16")}
+        return special.get((name, kind), NATIVE[name]), HALF[kind]
     if mode == "rn" and kind == "f32":
         return (fma32 if name == "fma" else NATIVE[name]), canonical
-    return short(name, kind, mode), ENCODE[kind]
+    return short(name, kind, mode), canonical
 
 
 @instruction("add sub mul fma mad div rcp sqrt", ALL, "rn rz rm rp ftz sat relu")
@@ -128,7 +131,7 @@ def larger(a: Array, b: Array) -> Array:
 
 def strict(function: Function) -> Function:
     """Return `function` with nan where a source is nan."""
-    return lambda a, b: np.where((a != a) | (b != b), a.dtype.type(np.nan), function(a, b))
+    return lambda a, b: np.where(np.isnan(a) | np.isnan(b), a.dtype.type(np.nan), function(a, b))
 
 
 def signed_by_both(function: Function) -> Function:
@@ -137,7 +140,7 @@ def signed_by_both(function: Function) -> Function:
     def extreme(a: Array, b: Array) -> Array:
         magnitude = function(np.abs(a), np.abs(b))
         sign = np.where(np.signbit(a) ^ np.signbit(b), a.dtype.type(-1), a.dtype.type(1))
-        return np.where(magnitude != magnitude, magnitude, np.copysign(magnitude, sign))
+        return np.where(np.isnan(magnitude), magnitude, np.copysign(magnitude, sign))
 
     return extreme
 
@@ -177,9 +180,9 @@ def copysign(opcode: Opcode) -> Operation:
 CLASSES: dict[str, Function] = {
     "finite": np.isfinite,
     "infinite": np.isinf,
-    "number": lambda a: a == a,
-    "notanumber": lambda a: a != a,
-    "normal": lambda a: np.isfinite(a) & (np.abs(a) >= np.finfo(a.dtype).tiny),
+    "number": lambda a: ~np.isnan(a),
+    "notanumber": np.isnan,
+    "normal": lambda a: np.isfinite(a) & ((a == 0) | (np.abs(a) >= np.finfo(a.dtype).tiny)),
     "subnormal": lambda a: (a != 0) & (np.abs(a) < np.finfo(a.dtype).tiny),
 }
 
@@ -188,6 +191,3 @@ CLASSES: dict[str, Function] = {
 def testp(opcode: Opcode) -> Operation:
     """Build the test for a class of numbers."""
     return Operation(CLASSES[opcode.modifiers[0]], opcode.types, ("pred",))
-
-
-SMALLEST = {kind: 2.0 ** FORMATS[kind].emin for kind in FLOATS}  # normal number

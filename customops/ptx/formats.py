@@ -10,7 +10,7 @@ import numpy as np
 Array = Any  # an array or a NumPy scalar; one element per lane
 Function = Callable[..., Any]
 
-DTYPES: dict[str, type[np.generic]] = {
+DTYPES: dict[str, Any] = {
     "pred": np.bool_,
     **{f"{kind}{bits}": getattr(np, f"uint{bits}") for kind in "ub" for bits in (8, 16, 32, 64)},
     **{f"s{bits}": getattr(np, f"int{bits}") for bits in (8, 16, 32, 64)},
@@ -60,8 +60,7 @@ def width(kind: str) -> int:
 
 def has_nan(x: Array) -> bool:
     """Return whether an element is nan: the sum of squares is nan exactly then, and is the quickest test of all."""
-    total = np.vdot(x, x)
-    return bool(total != total)
+    return bool(np.isnan(np.vdot(x, x)))
 
 
 def canonical(x: Array) -> Array:
@@ -133,7 +132,7 @@ def flush(kind: str) -> Function:
     smallest = 2.0 ** FORMATS[kind].emin
 
     def flushed(x: Array) -> Array:
-        return np.where(np.abs(x) < smallest, x * x.dtype.type(0), x)
+        return x * (np.abs(x) >= smallest)
 
     return flushed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .formats import DTYPES, INTEGERS, SIGNED, UNSIGNED, Array, Function, halves, width, words
+from .formats import DTYPES, INTEGERS, SIGNED, Array, Function, halves, width, words
 from .registry import Opcode, Operation, instruction
 
 SIMPLE: dict[str, Function] = {
@@ -25,7 +25,7 @@ def double_width(kind: str) -> str:
 
 @instruction("add sub min max neg abs", (*INTEGERS, *PACKABLE), "sat relu")
 def simple(opcode: Opcode) -> Operation:
-    """Build an operation that is one of NumPy's; ``add.sat.s32`` clamps, ``min.relu.s32`` returns no negative number."""
+    """Build an operation that is one of NumPy's; ``add.sat.s32`` clamps, ``min.relu.s32`` gives no negative number."""
     kind = opcode.types[0]
     function = SIMPLE[opcode.name]
     if "sat" in opcode.modifiers:
@@ -132,8 +132,7 @@ def mul24(opcode: Opcode) -> Operation:
 @instruction("div", INTEGERS)
 def div(opcode: Opcode) -> Operation:
     """Build a quotient, rounded towards zero. The ISA leaves a division by zero open; here all bits are set."""
-    ones = DTYPES[opcode.types[0]](0)
-    ones = ~ones
+    ones = ~DTYPES[opcode.types[0]](0)
 
     def unsigned(a: Array, b: Array) -> Array:
         return np.where(b == 0, ones, np.floor_divide(a, b))
@@ -146,7 +145,7 @@ def div(opcode: Opcode) -> Operation:
 
 @instruction("rem", INTEGERS)
 def rem(opcode: Opcode) -> Operation:
-    """Build a remainder with the sign of the dividend. The ISA leaves a division by zero open; here it is the dividend."""
+    """Build a remainder with the sign of the dividend. The ISA leaves a zero divisor open; here it gives the dividend."""
     return Operation(lambda a, b: np.where(b == 0, a, np.fmod(a, b)), opcode.types * 2, opcode.types)
 
 
@@ -182,6 +181,3 @@ def _field(x: Array, start: int, bits: int, kind: str) -> Array:
     """Return bits of 32-bit words as int64, with their sign if the type has one."""
     shifted = x.astype(np.int64) << (64 - start - bits)
     return shifted >> (64 - bits) if kind in SIGNED else (shifted.view(np.uint64) >> (64 - bits)).astype(np.int64)
-
-
-UNSIGNED_OF = {kind: "u" + kind[1:] for kind in (*SIGNED, *UNSIGNED)}

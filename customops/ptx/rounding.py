@@ -1,9 +1,9 @@
 """Round exact results once: to every format, in every rounding mode of PTX.
 
-An exact result is a pair ``(value, error)`` of float64 arrays: `value` is the result rounded to nearest even, `error` has
-the sign of what is missing (zero where `value` is exact). From it follow
+An exact result is a pair ``(value, error)`` of float64 arrays: `value` is the result rounded to nearest even, `error`
+has the sign of what is missing (zero where `value` is exact). From it follow
 
-- float64 in any mode: `value`, or its neighbour towards the error (`directed`);
+- float64 and float32 in a directed mode: `value`, or its neighbour towards the error (`directed`);
 - a shorter format in any mode: `value` rounded to odd (`odd`), which keeps "there is more" in its last bit, and then to
   the format (`round_to`). Boldo and Melquiond, "When double rounding is odd" (2005), prove that nothing is lost while
   the format has at least two bits less than float64.
@@ -12,10 +12,11 @@ the sign of what is missing (zero where `value` is exact). From it follow
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil, copysign, floor, inf
 
 import numpy as np
 
-from .formats import FORMATS, Array, Format
+from .formats import FORMATS, Array, Format, Function
 
 EXPONENT = np.int64(0x7FF << 52)
 SPLIT = float(2**27 + 1)
@@ -38,26 +39,26 @@ def two_product(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def odd(value: Array, error: Array) -> Array:
-    """Return the exact result `value` + `error` rounded to odd: the neighbour whose last bit is 1 unless it is exact."""
+    """Return an exact result rounded to odd: if it is not exact, the neighbour whose last bit is 1."""
     bits = value.view(np.int64)
     step = np.where((error > 0) == (value > 0), np.int64(1), np.int64(-1))
-    inexact = (error != 0) & (error == error) & ((bits & 1) == 0)
+    inexact = (error != 0) & ~np.isnan(error) & ((bits & 1) == 0)
     return np.where(inexact, bits + step, bits).view(np.float64)
 
 
-def directed(value: Array, error: Array, mode: str) -> Array:
-    """Return the exact result `value` + `error` as float64 in rounding mode `mode`."""
-    if mode == "rn":
-        return value
-    down, up = np.nextafter(value, -np.inf), np.nextafter(value, np.inf)
-    below, above = error < 0, error > 0
+def directed(value: Array, error: Array, mode: str, dtype: type = np.float64) -> Array:
+    """Return an exact result as float64 or float32, rounded towards zero (rz), downwards (rm) or upwards (rp)."""
+    r = value.astype(dtype)
+    wide = r.astype(np.float64)
+    same = wide == value
+    above = (wide > value) | (same & (error < 0))  # r is above the exact result
+    below = (wide < value) | (same & (error > 0))
     if mode == "rz":
-        below, above = below & (value > 0), above & (value < 0)
-    elif mode == "rm":
-        above = np.zeros_like(above)
-    else:
-        below = np.zeros_like(below)
-    return np.where(below, down, np.where(above, up, value))
+        inwards = np.where(r > 0, above, below)
+        return np.where(inwards, np.nextafter(r, dtype(0)), r)
+    if mode == "rm":
+        return np.where(above, np.nextafter(r, dtype(-np.inf)), r)
+    return np.where(below, np.nextafter(r, dtype(np.inf)), r)
 
 
 def spacing(x: Array, form: Format) -> Array:
@@ -72,7 +73,7 @@ def _away(x: Array) -> Array:
     return whole + np.where(np.abs(x - whole) >= 0.5, np.copysign(1.0, x), 0.0)
 
 
-TO_INTEGER = {"rn": np.rint, "rz": np.trunc, "rm": np.floor, "rp": np.ceil, "rna": _away}
+TO_INTEGER: dict[str, Function] = {"rn": np.rint, "rz": np.trunc, "rm": np.floor, "rp": np.ceil, "rna": _away}
 
 
 def round_to(x: Array, kind: str, mode: str = "rn", finite: bool = False) -> Array:
@@ -93,18 +94,18 @@ def round_to(x: Array, kind: str, mode: str = "rn", finite: bool = False) -> Arr
     return np.where(beyond & np.isfinite(x), np.where(inward, largest, np.copysign(np.inf, x)), r)
 
 
-def round_fraction(x: Fraction, kind: str, mode: str) -> float:
-    """Return a nonzero fraction rounded to a format, for the operands that floating point cannot split exactly."""
-    form = FORMATS[kind]
-    exponent = max(_floor_log2(abs(x)), form.emin) - form.precision + 1
-    scaled = x / Fraction(2) ** exponent
-    towards = {"rz": "rm" if x > 0 else "rp"}.get(mode, mode)
-    whole = {"rn": round, "rm": lambda v: v.__floor__(), "rp": lambda v: v.__ceil__()}[towards](scaled)
-    result = whole * Fraction(2) ** exponent
-    sign = 1.0 if x > 0 else -1.0
-    if abs(result) > Fraction(form.largest):
-        return sign * (form.largest if mode == "rz" or ((mode == "rm") == (x > 0) and mode != "rn") else float("inf"))
-    return sign * abs(float(result))
+def round_fraction(x: Fraction, mode: str) -> float:
+    """Return a nonzero fraction rounded to float64, for operands that floating point cannot split exactly."""
+    form = FORMATS["f64"]
+    unit = Fraction(2) ** (max(_floor_log2(abs(x)), form.emin) - form.precision + 1)
+    if mode == "rz":
+        mode = "rm" if x > 0 else "rp"
+    scaled = x / unit
+    whole = round(scaled) if mode == "rn" else floor(scaled) if mode == "rm" else ceil(scaled)
+    if abs(whole * unit) <= Fraction(form.largest):
+        return copysign(float(abs(whole) * unit), x)
+    inwards = mode == ("rm" if x > 0 else "rp")
+    return copysign(form.largest if inwards else inf, x)
 
 
 def _floor_log2(x: Fraction) -> int:
