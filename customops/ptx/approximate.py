@@ -6,8 +6,8 @@ the format; the error never exceeds what the ISA allows, and comes close to it. 
 a chip is better than documented shows it. The same operands always give the same result.
 
 Exact are the special values of the ISA's tables, results that are zero or a power of two (ex2 of integers, rcp of
-powers of two, roots of powers of four, lg2 of some of them, a quotient of equal numbers), and tanh of subnormal numbers.
-sin, cos and tanh stay within [-1, 1], and only results whose error is absolute change their sign.
+powers of two, roots of powers of four, a quotient of equal numbers), lg2 of powers of two, and tanh of subnormal
+numbers. sin, cos and tanh stay within [-1, 1], and only results whose error is absolute change their sign.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def _absolute(bound: float) -> Function:
 def _log_slack(t: Array, unit: Array, x: Array) -> Array:
     """Return the slack for 2**-22, absolute in (0.5, 2) and relative elsewhere."""
     bound = np.where((x > 0.5) & (x < 2), 1.0 / unit, np.abs(t)) * 2.0**-22
-    return np.maximum(bound - 0.5, 0.0)
+    power = (x.view(np.int64) & MANTISSA) == 0  # of two: exact
+    return np.where(power, 0.0, np.maximum(bound - 0.5, 0.0))
 
 
 def _angle_slack(t: Array, unit: Array, x: Array) -> Array:

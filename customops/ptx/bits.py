@@ -112,11 +112,20 @@ def ones(count: Array, kind: str) -> Array:
 
 @instruction("bfe", ("u32", "s32", "u64", "s64"))
 def bfe(opcode: Opcode) -> Operation:
-    """Build the extraction of a field; a signed one repeats its highest bit, or the word's if the field goes past it."""
+    """Build the extraction of a field; a signed one repeats its highest bit, or the word's if it goes past the word."""
     kind = opcode.types[0]
     bits, dtype = width(kind), DTYPES[kind]
 
+    def constant(a: Array, start: int, length: int) -> Array:
+        left = bits - min(start + length, bits)
+        right = left + min(start, bits)
+        if kind[0] == "s":
+            right = min(right, bits - 1)
+        return (a << dtype(left)) >> dtype(right) if length else a & dtype(0)
+
     def function(a: Array, start: Array, length: Array) -> Array:
+        if not np.ndim(start) and not np.ndim(length):
+            return constant(a, int(start) & 0xFF, int(length) & 0xFF)
         start, length = start & np.uint32(0xFF), length & np.uint32(0xFF)
         end = np.minimum(start + length, np.uint32(bits))
         left = (np.uint32(bits) - end).astype(dtype)

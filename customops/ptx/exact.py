@@ -98,7 +98,7 @@ def minus_zero(name: str, result: Array, sources: tuple[Array, ...]) -> Array:
     if name not in SUMS:
         return result
     x, y = SUMS[name](*sources)
-    return np.where((result == 0) & (x + y == 0), -(-x - y), result)
+    return np.where((result == 0) & (x + y == 0), (-(-x - y)).astype(result.dtype), result)
 
 
 def exact_short_fma(a: Array, b: Array, c: Array) -> Exact:

@@ -145,7 +145,7 @@ def div(opcode: Opcode) -> Operation:
 
 @instruction("rem", INTEGERS)
 def rem(opcode: Opcode) -> Operation:
-    """Build a remainder with the sign of the dividend. The ISA leaves a zero divisor open; here it gives the dividend."""
+    """Build a remainder with the dividend's sign. The ISA leaves a zero divisor open; here it gives the dividend."""
     return Operation(lambda a, b: np.where(b == 0, a, np.fmod(a, b)), opcode.types * 2, opcode.types)
 
 

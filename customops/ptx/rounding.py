@@ -12,7 +12,7 @@ has the sign of what is missing (zero where `value` is exact). From it follow
 from __future__ import annotations
 
 from fractions import Fraction
-from math import ceil, copysign, floor, inf
+from math import ceil, floor, inf
 
 import numpy as np
 
@@ -100,12 +100,12 @@ def round_fraction(x: Fraction, mode: str) -> float:
     unit = Fraction(2) ** (max(_floor_log2(abs(x)), form.emin) - form.precision + 1)
     if mode == "rz":
         mode = "rm" if x > 0 else "rp"
-    scaled = x / unit
+    scaled, sign = x / unit, 1.0 if x > 0 else -1.0
     whole = round(scaled) if mode == "rn" else floor(scaled) if mode == "rm" else ceil(scaled)
     if abs(whole * unit) <= Fraction(form.largest):
-        return copysign(float(abs(whole) * unit), x)
+        return sign * float(abs(whole) * unit)
     inwards = mode == ("rm" if x > 0 else "rp")
-    return copysign(form.largest if inwards else inf, x)
+    return sign * (form.largest if inwards else inf)
 
 
 def _floor_log2(x: Fraction) -> int:
