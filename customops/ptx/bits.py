@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .formats import BITS, DTYPES, INTEGERS, Array, Function, width, words
+from .formats import BITS, DTYPES, INTEGERS, Array, Function, packed, width
 from .registry import Opcode, Operation, instruction
 
 LOGIC: dict[str, Function] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
@@ -245,6 +245,6 @@ def prmt(opcode: Opcode) -> Operation:
             chosen = np.take_along_axis(both.view(np.uint8), (choice & np.uint32(7)).astype(np.intp), axis=1)
         if (choice > 7).any():
             chosen = np.where(choice > 7, (chosen.view(np.int8) >> 7).view(np.uint8), chosen)
-        return words(chosen)
+        return packed(chosen, np.uint32)
 
     return Operation(function, ("b32",) * 3, ("b32",))

@@ -15,7 +15,7 @@ from .formats import (
     Array,
     Function,
     flush,
-    halves,
+    parts,
 )
 from .registry import Opcode, Operation, instruction
 
@@ -91,7 +91,7 @@ def halves_compared(opcode: Opcode) -> Function:
     compare, dtype = comparison(opcode, kind), DTYPES[kind]
 
     def both(a: Array, b: Array) -> tuple[Array, Array]:
-        result = compare(halves(a).view(dtype), halves(b).view(dtype))
+        result = compare(parts(a, dtype), parts(b, dtype))
         return result[:, 0], result[:, 1]
 
     return both
@@ -106,7 +106,7 @@ TRUE: dict[str, Array] = {
 }
 
 
-@instruction("set", TRUE, MODIFIERS)
+@instruction("set", TRUE, MODIFIERS, types_count=2)
 def set_(opcode: Opcode) -> Operation:
     """Build a comparison that returns 1.0, or all bits set for an integer, where it holds."""
     result, kind = opcode.types
@@ -127,7 +127,7 @@ def selp(opcode: Opcode) -> Operation:
     return Operation(lambda a, b, c: np.where(c, a, b), (*opcode.types * 2, "pred"), opcode.types)
 
 
-@instruction("slct", SCALARS, "ftz")
+@instruction("slct", SCALARS, "ftz", types_count=2)
 def slct(opcode: Opcode) -> Operation:
     """Build the choice of one of two sources by the sign of a third; -0 and, with .ftz, -subnormals count as zero."""
     kind, sign = opcode.types

@@ -17,13 +17,13 @@ from .formats import (
     Array,
     Function,
     canonical,
-    halves,
     nearest_bf16,
     nearest_f16,
+    packed,
+    parts,
     relu,
     saturate,
     width,
-    words,
 )
 from .registry import Opcode, Operation, instruction
 from .rounding import directed, odd, round_to, two_sum
@@ -34,11 +34,9 @@ NUMBERS = (*INTEGERS, *FLOATS)
 MODIFIERS = " ".join((*MODES, "rna", *WHOLE, "ftz", "sat", "relu", "satfinite"))
 
 
-@instruction("cvt", (*NUMBERS, "tf32", "f16x2", "bf16x2", *SMALL), MODIFIERS)
+@instruction("cvt", (*NUMBERS, "tf32", "f16x2", "bf16x2", *SMALL), MODIFIERS, types_count=2)
 def cvt(opcode: Opcode) -> Operation:
     """Build a conversion."""
-    if len(opcode.types) != 2:
-        raise KeyError("cvt needs two types")
     result, source = opcode.types
     if result in PACKED and source == "f32":
         return Operation(pair(opcode, PACKED[result]), ("f32", "f32"), (result,))
@@ -208,14 +206,14 @@ def small(opcode: Opcode) -> Operation:
                 lambda high, low: one(high).astype(np.uint16) << np.uint16(8) | one(low), (source,) * 2, (result,)
             )
         kind = PACKED[source]
-        wide = prepare(one, lambda a: a.view(DTYPES[kind]), DECODE[kind])
-        return Operation(lambda a: wide(halves(a)).view(np.uint16)[:, 0], (source,), (result,))
+        wide = prepare(one, DECODE[kind])
+        return Operation(lambda a: packed(wide(parts(a, DTYPES[kind])), np.uint16), (source,), (result,))
     if result != "f16x2":
         raise KeyError(f"cvt.{result}.{source}")
     values = VALUES[source[:-2]].astype(np.float32)
     expand = chain(lambda code: values[code], clamp, nearest_f16)
 
     def function(a: Array) -> Array:
-        return words(expand(np.ascontiguousarray(a).reshape(-1, 1).view(np.uint8)))
+        return packed(expand(parts(a, np.uint8)), np.uint32)
 
     return Operation(function, (source,), (result,))

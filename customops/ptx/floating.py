@@ -17,7 +17,7 @@ from .formats import (
     flush,
     nearest_bf16,
     nearest_f16,
-    on_halves,
+    on_parts,
     relu,
     saturate,
 )
@@ -26,13 +26,12 @@ from .registry import Opcode, Operation, instruction
 HALF: dict[str, Function] = {"f16": nearest_f16, "bf16": nearest_bf16}
 ARITY = {"add": 2, "sub": 2, "mul": 2, "div": 2, "fma": 3, "mad": 3, "rcp": 1, "sqrt": 1}
 HALVES = ("f16x2", "bf16x2")
-ALL = FLOATS + HALVES
 
 
 def floating(opcode: Opcode, arity: int, function: Function) -> Operation:
-    """Return the operation of a function on registers of the opcode's scalar type, which is lifted to packed halves."""
+    """Return the operation of a function on registers of the opcode's scalar type, which is lifted to packed pairs."""
     kind = opcode.types[0]
-    lifted = on_halves(PACKED[kind], function) if kind in PACKED else function
+    lifted = on_parts(kind, function) if kind in PACKED else function
     return Operation(lifted, (kind,) * arity, (kind,))
 
 
@@ -96,7 +95,7 @@ def rounded(name: str, kind: str, mode: str) -> tuple[Function, Function | None]
     return short(name, kind, mode), canonical
 
 
-@instruction("add sub mul fma mad div rcp sqrt", ALL, "rn rz rm rp ftz sat relu")
+@instruction("add sub mul fma mad div rcp sqrt", (*FLOATS, *HALVES, "f32x2"), "rn rz rm rp ftz sat relu")
 def arithmetic(opcode: Opcode) -> Operation:
     """Build an operation with one rounding. `mad` is `fma` since sm_20."""
     name = "fma" if opcode.name == "mad" else opcode.name
@@ -106,6 +105,19 @@ def arithmetic(opcode: Opcode) -> Operation:
     clamp = {"sat": saturate, "relu": relu}.get(opcode.choose(("sat", "relu")))
     function = chain(prepare(compute, flushed and flush_values(kind), DECODE.get(kind)), clamp, encode, flushed)
     return floating(opcode, ARITY[name], function)
+
+
+@instruction("add sub fma", ("f32",), "rn rz rm rp sat", types_count=2)
+def mixed(opcode: Opcode) -> Operation:
+    """Build an operation on float32 whose first source (for fma, the first two) is a half, widened before."""
+    result, half = opcode.types
+    inner = arithmetic(opcode._replace(types=(result,)))
+    widen, count = DECODE[half], ARITY[opcode.name] - 1
+
+    def function(*sources: Array) -> Array:
+        return inner.function(*(widen(source) for source in sources[:count]), sources[-1])
+
+    return Operation(function, (half,) * count + (result,), (result,))
 
 
 def flush_values(kind: str) -> Function:
@@ -145,7 +157,7 @@ def signed_by_both(function: Function) -> Function:
     return extreme
 
 
-@instruction("min max", ALL, "ftz NaN xorsign abs")
+@instruction("min max", (*FLOATS, *HALVES), "ftz NaN xorsign abs")
 def extremes(opcode: Opcode) -> Operation:
     """Build a minimum or maximum."""
     kind = scalar(opcode)
@@ -159,7 +171,7 @@ def extremes(opcode: Opcode) -> Operation:
     return floating(opcode, 2, chain(prepare(compute, flushed, DECODE.get(kind)), encode))
 
 
-@instruction("neg abs", ALL, "ftz")
+@instruction("neg abs", (*FLOATS, *HALVES), "ftz")
 def signs(opcode: Opcode) -> Operation:
     """Build a negation or magnitude, which changes the sign bit of nan as well."""
     kind = scalar(opcode)

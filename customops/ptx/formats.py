@@ -19,6 +19,7 @@ DTYPES: dict[str, Any] = {
     "f32": np.float32,
     "f64": np.float64,
     **dict.fromkeys(("f16x2", "bf16x2", "u16x2", "s16x2", "tf32"), np.uint32),
+    "f32x2": np.uint64,
     **dict.fromkeys(("e4m3x2", "e5m2x2"), np.uint16),
 }
 UNSIGNED = ("u8", "u16", "u32", "u64")
@@ -26,7 +27,7 @@ SIGNED = ("s8", "s16", "s32", "s64")
 INTEGERS = UNSIGNED + SIGNED
 BITS = ("b8", "b16", "b32", "b64")
 FLOATS = ("f16", "bf16", "f32", "f64")
-PACKED = {"f16x2": "f16", "bf16x2": "bf16", "u16x2": "u16", "s16x2": "s16"}
+PACKED = {"f16x2": "f16", "bf16x2": "bf16", "f32x2": "f32", "u16x2": "u16", "s16x2": "s16"}
 MODES = ("rn", "rz", "rm", "rp")
 
 
@@ -107,24 +108,20 @@ ENCODE: dict[str, Function] = {  # from float64 values that the format represent
 }
 
 
-def halves(x: Array) -> Array:
-    """Return the 16-bit halves of 32-bit words: one row per lane, the low half first."""
-    return np.ascontiguousarray(x).reshape(-1, 1).view(np.uint16)
+def parts(x: Array, dtype: Any) -> Array:
+    """Return the numbers packed in words: one row per lane, the lowest first."""
+    return np.ascontiguousarray(x).reshape(-1, 1).view(dtype)
 
 
-def words(x: Array) -> Array:
-    """Return the 32-bit words of rows of two 16-bit halves."""
-    return np.ascontiguousarray(x).view(np.uint32)[:, 0]
+def packed(x: Array, dtype: Any) -> Array:
+    """Return the words that rows of numbers make, see `parts`."""
+    return np.ascontiguousarray(x).view(dtype)[:, 0]
 
 
-def on_halves(kind: str, function: Function) -> Function:
-    """Return `function`, which takes and returns registers of the 16-bit type `kind`, for packed pairs of them."""
-    dtype = DTYPES[kind]
-
-    def packed(*sources: Array) -> Array:
-        return words(function(*(halves(source).view(dtype) for source in sources)))
-
-    return packed
+def on_parts(kind: str, function: Function) -> Function:
+    """Return `function` on registers of a type such as f16, for words of the type f16x2."""
+    word, part = DTYPES[kind], DTYPES[PACKED[kind]]
+    return lambda *sources: packed(function(*(parts(source, part) for source in sources)), word)
 
 
 def flush(kind: str) -> Function:

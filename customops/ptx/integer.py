@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .formats import DTYPES, INTEGERS, SIGNED, Array, Function, halves, width, words
+from .formats import DTYPES, INTEGERS, SIGNED, Array, Function, on_parts, width
 from .registry import Opcode, Operation, instruction
 
 SIMPLE: dict[str, Function] = {
@@ -31,14 +31,10 @@ def simple(opcode: Opcode) -> Operation:
     if "sat" in opcode.modifiers:
         function = _saturated(function, kind)
     if kind in PACKABLE:
-        function = _packed(function, "i2" if kind == "s16x2" else "u2")
+        function = on_parts(kind, function)
     if "relu" in opcode.modifiers:
         function = _not_negative(function)
     return Operation(function, (kind,) * (1 if opcode.name in ("neg", "abs") else 2), (kind,))
-
-
-def _packed(function: Function, dtype: str) -> Function:
-    return lambda *sources: words(function(*(halves(source).view(dtype) for source in sources)))
 
 
 def _not_negative(function: Function) -> Function:
@@ -158,10 +154,10 @@ def sad(opcode: Opcode) -> Operation:
     return Operation(lambda a, b, c: c + np.where(a > b, a - b, b - a).astype(dtype), (kind, kind, total), (total,))
 
 
-@instruction("dp4a dp2a", ("u32", "s32"), "lo hi")
+@instruction("dp4a dp2a", ("u32", "s32"), "lo hi", types_count=2)
 def dot(opcode: Opcode) -> Operation:
     """Build the dot product of four bytes with four, or of two 16-bit halves with two bytes, and a sum."""
-    if len(opcode.types) != 2 or (opcode.name == "dp2a") != bool(opcode.modifiers):
+    if (opcode.name == "dp2a") != bool(opcode.modifiers):
         raise KeyError(opcode.name)
     a_kind, b_kind = opcode.types
     result = "s32" if "s32" in opcode.types else "u32"

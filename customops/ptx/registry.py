@@ -32,6 +32,7 @@ class Row(NamedTuple):
     """One entry of the table."""
 
     types: frozenset[str]  # of the result, or of all
+    types_count: int  # how many types the opcode has
     modifiers: frozenset[str]  # that may be there
     build: Callable[[Opcode], Operation]
 
@@ -39,11 +40,13 @@ class Row(NamedTuple):
 TABLE: dict[str, list[Row]] = {}
 
 
-def instruction(names: str, types: Iterable[str], modifiers: str = "") -> Callable[[Callable], Callable]:
+def instruction(
+    names: str, types: Iterable[str], modifiers: str = "", types_count: int = 1
+) -> Callable[[Callable], Callable]:
     """Enter a function that builds the operation of an opcode, for `names` on `types` with any of `modifiers`."""
 
     def enter(build: Callable[[Opcode], Operation]) -> Callable[[Opcode], Operation]:
-        row = Row(frozenset(types), frozenset(modifiers.split()), build)
+        row = Row(frozenset(types), types_count, frozenset(modifiers.split()), build)
         for name in names.split():
             TABLE.setdefault(name, []).append(row)
         return build
@@ -66,6 +69,7 @@ def build(text: str) -> Operation:
     """
     opcode = parse(text)
     for row in TABLE.get(opcode.name, ()):
-        if opcode.types and opcode.types[0] in row.types and row.modifiers.issuperset(opcode.modifiers):
+        fits = len(opcode.types) == row.types_count and opcode.types[0] in row.types
+        if fits and row.modifiers.issuperset(opcode.modifiers):
             return row.build(opcode)
     raise KeyError(text)
