@@ -1,0 +1,226 @@
+"""Add, multiply, divide, take roots and fuse with one rounding, in any mode: the operations that NumPy lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+
+from .formats import Array, Function
+from .rounding import directed, odd, round_fraction, round_to, two_product, two_sum
+
+Exact = tuple[Array, Array]  # value and error, see `rounding`
+TIE = np.uint64(1 << 28)  # the 29 bits that float64 has more than float32, half way between two float32
+TAIL = np.uint64((1 << 29) - 1)
+SUBNORMAL = np.uint64((1023 - 126) << 53)  # bits of 2**-126, shifted left by one
+ONE = np.uint64(1)
+
+
+def exact_add(a: Array, b: Array) -> Exact:
+    """Return ``a + b``."""
+    return two_sum(a, b)
+
+
+def exact_sub(a: Array, b: Array) -> Exact:
+    """Return ``a - b``."""
+    return two_sum(a, -b)
+
+
+def exact_mul(a: Array, b: Array) -> Exact:
+    """Return ``a * b``."""
+    return two_product(a, b)
+
+
+def exact_div(a: Array, b: Array) -> Exact:
+    """Return ``a / b``; the error has the sign of the remainder, seen through the divisor's."""
+    q = a / b
+    p, e = two_product(q, b)
+    return q, np.where(np.isfinite(q) & np.isfinite(b), ((a - p) - e) * np.copysign(1.0, b), 0.0)
+
+
+def exact_rcp(a: Array) -> Exact:
+    """Return ``1 / a``."""
+    return exact_div(np.ones_like(a), a)
+
+
+def exact_sqrt(a: Array) -> Exact:
+    """Return the square root of `a`; a small `a` is scaled by a power of four."""
+    scale = np.where(a < 2.0**-800, 2.0**200, 1.0)
+    scaled = a * scale * scale
+    s = np.sqrt(scaled)
+    p, e = two_product(s, s)
+    return s / scale, np.where(np.isfinite(s) & (s > 0), (scaled - p) - e, 0.0)
+
+
+def exact_fma(a: Array, b: Array, c: Array) -> Exact:
+    """Return ``a * b + c`` (Boldo and Melquiond: the low parts are added with rounding to odd)."""
+    p, p_low = two_product(a, b)
+    t, t_low = two_sum(c, p_low)
+    v, v_low = two_sum(p, t)
+    low, lower = two_sum(t_low, v_low)
+    r, error = two_sum(v, odd(low, lower))
+    cancelled = r == 0
+    return np.where(cancelled, p + c, r), np.where(cancelled, 0.0, np.where(error != 0, error, lower))
+
+
+EXACT: dict[str, Callable[..., Exact]] = {
+    "add": exact_add,
+    "sub": exact_sub,
+    "mul": exact_mul,
+    "div": exact_div,
+    "rcp": exact_rcp,
+    "sqrt": exact_sqrt,
+    "fma": exact_fma,
+}
+FRACTIONS: dict[str, Callable[..., Fraction]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "rcp": lambda a: 1 / a,
+    "fma": lambda a, b, c: a * b + c,
+}
+NATIVE: dict[str, Function] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "rcp": lambda a: a.dtype.type(1) / a,
+    "sqrt": np.sqrt,
+    "fma": lambda a, b, c: a * b + c,
+}
+SUMS: dict[str, Function] = {"add": lambda a, b: (a, b), "sub": lambda a, b: (a, -b), "fma": lambda a, b, c: (a * b, c)}
+
+
+def minus_zero(name: str, result: Array, sources: tuple[Array, ...]) -> Array:
+    """Return `result` with the sign of a sum that is zero when rounding downwards: -0 unless both terms are +0."""
+    if name not in SUMS:
+        return result
+    x, y = SUMS[name](*sources)
+    return np.where((result == 0) & (x + y == 0), (-(-x - y)).astype(result.dtype), result)
+
+
+def exact_short_fma(a: Array, b: Array, c: Array) -> Exact:
+    """Return ``a * b + c`` of numbers of up to 26 bits, whose product is exact."""
+    return two_sum(a * b, c)
+
+
+SHORT = EXACT | {"mul": lambda a, b: (a * b, np.float64(0)), "fma": exact_short_fma}
+
+
+def short(name: str, kind: str, mode: str) -> Function:
+    """Return the operation for float32 sources, rounded once to the format `kind`, as float64 (float32 for f32)."""
+    operation = SHORT[name]
+
+    def function(*sources: Array) -> Array:
+        wide = tuple(source.astype(np.float64) for source in sources)
+        exact = operation(*wide)
+        if kind == "f32" and mode != "rn":
+            result = directed(*exact, mode, np.float32)
+        else:
+            result = round_to(odd(*exact), kind, mode)
+        return minus_zero(name, result, wide) if mode == "rm" else result
+
+    return function
+
+
+def is_tie(x: Array, kind: str) -> bool:
+    """Return whether float32 numbers may lie half way between two of the format f16 or bf16.
+
+    A result rounded to float32, and then to the format, is right wherever the first rounding does not end there.
+    """
+    bits = x.view(np.uint32)
+    if kind == "bf16":
+        return bool(((bits & np.uint32(0xFFFF)) == np.uint32(0x8000)).any())
+    subnormal = (bits << np.uint32(1)) - np.uint32(1) < np.uint32(0x71000000)  # below 2**-14, and not zero
+    return bool((((bits & np.uint32(0x1FFF)) == np.uint32(0x1000)) | subnormal).any())
+
+
+def half_fma(kind: str) -> Function:
+    """Return ``a * b + c`` of f16 or bf16 numbers in float32, as float32 from which rounding to nearest is right."""
+    careful = short("fma", kind, "rn")
+
+    def function(a: Array, b: Array, c: Array) -> Array:
+        r = (a.astype(np.float64) * b + c).astype(np.float32)
+        return careful(a, b, c).astype(np.float32) if is_tie(r, kind) else r
+
+    return function
+
+
+def mul_bf16(a: Array, b: Array) -> Array:
+    """Return ``a * b`` of bf16 numbers in float32: exact, or rounded to bf16 already where float32 is subnormal."""
+    r = a * b
+    if ((r.view(np.uint32) << np.uint32(1)) - np.uint32(1) < np.uint32(0x01000000)).any():
+        return short("mul", "bf16", "rn")(a, b).astype(np.float32)
+    return r
+
+
+def fma32(a: Array, b: Array, c: Array) -> Array:
+    """Return ``a * b + c`` of float32 rounded to nearest even once.
+
+    The product is exact in float64. Its sum with `c` is not, but rounding that to float32 goes wrong only where the sum
+    lies half way between two float32, or where float32 is subnormal; only then the exact way is taken.
+    """
+    s = a.astype(np.float64) * b + c
+    bits = s.view(np.uint64)
+    doubtful = ((bits & TAIL) == TIE) | ((bits << ONE) - ONE < SUBNORMAL)
+    if doubtful.any():
+        return short("fma", "f32", "rn")(a, b, c).astype(np.float32)
+    return s.astype(np.float32)
+
+
+def double(name: str, mode: str) -> Function:
+    """Return the operation for float64 sources in rounding mode `mode`.
+
+    Operands or results whose error could over- or underflow are computed lane by lane with fractions.
+    """
+    operation, native = EXACT[name], NATIVE[name]
+
+    def function(*sources: Array) -> Array:
+        sources = tuple(np.asarray(source) for source in np.broadcast_arrays(*sources))
+        plain = native(*sources)
+        value, error = operation(*sources)
+        result = value if mode == "rn" else directed(value, error, mode)
+        finite = np.isfinite(sources[0])
+        for source in sources[1:]:
+            finite = finite & np.isfinite(source)
+        result = np.where(finite & ~_undefined(name, sources), result, plain)
+        if name != "sqrt":
+            result = _extremes(name, mode, sources, finite, result)
+        return minus_zero(name, result, sources) if mode == "rm" else result
+
+    return function
+
+
+def _undefined(name: str, sources: tuple[Array, ...]) -> Array:
+    """Return where a quotient's divisor is zero, or a root's argument is not positive."""
+    if name in ("div", "rcp"):
+        return sources[-1] == 0
+    return sources[0] <= 0 if name == "sqrt" else np.zeros(np.shape(sources[0]), bool)
+
+
+def _extremes(name: str, mode: str, sources: tuple[Array, ...], finite: Array, result: Array) -> Array:
+    """Return `result` with the lanes recomputed in which a product's error is not a float64 number."""
+    risky = np.zeros(np.shape(result), bool)
+    for source in sources:
+        risky |= np.abs(source) > 2.0**980
+    if name in ("mul", "fma"):
+        product = np.abs(sources[0] * sources[1])
+        factors = (sources[0] != 0) & (sources[1] != 0)
+        risky |= (product > 2.0**980) | ((product < 2.0**-900) & factors)
+    elif name in ("div", "rcp"):
+        quotient = np.abs(NATIVE[name](*sources))
+        factors = sources[0] != 0
+        risky |= (quotient > 2.0**980) | ((quotient < 2.0**-900) & factors) | (np.abs(sources[-1]) < 2.0**-900)
+        risky |= (np.abs(sources[0]) < 2.0**-900) & factors
+        risky &= sources[-1] != 0
+    risky &= finite
+    if not risky.any():
+        return result
+    result = np.array(result)
+    for lane in np.argwhere(risky):
+        at = tuple(lane)
+        value = FRACTIONS[name](*(Fraction(float(source[at])) for source in sources))
+        result[at] = round_fraction(value, mode) if value else NATIVE[name](*(source[at] for source in sources))
+    return result
