@@ -1,0 +1,1 @@
+"""Execute compiled kernels, in PTX, on a CPU."""
