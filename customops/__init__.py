@@ -26,7 +26,8 @@ from .ops.unary import (
     tanh,
     tanh_,
 )
-from .tools.dry_run import LaunchRecord, dry_run
+from .tools.dry_run import dry_run
+from .tools.record import LaunchRecord
 
 __version__ = "0.1.0"
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, partial, partialmethod
 from inspect import signature
 from threading import get_ident
 from types import SimpleNamespace
@@ -140,14 +141,56 @@ def gpu_target(*description: Any) -> Any:
 
 @contextmanager
 def active_driver(driver: Any) -> Iterator[None]:
-    """Let Triton take ``driver`` for the one that loads and launches kernels inside the block."""
-    active = triton().runtime.driver
+    """Let Triton take ``driver`` for the one that loads and launches kernels inside the block.
+
+    ``driver`` stands for a GPU that is not there. Triton gives a launcher the source of a kernel and not what was
+    compiled; here it gets that as ``compiled``. Autotuning inside asks ``driver`` alone, and leaves no choice behind
+    that a real GPU would then follow.
+    """
+    from triton.runtime.autotuner import Autotuner  # noqa: PLC0415
+
+    active, kernel = triton().runtime.driver, triton().compiler.CompiledKernel
     before = active._active
+    loads, tunes = kernel._init_handles, Autotuner.run
+    kernel._init_handles, Autotuner.run = partialmethod(_load, loads), partialmethod(_tune, tunes)
     active.set_active(driver)
     try:
         yield
     finally:
         active.set_active(before)
+        kernel._init_handles, Autotuner.run = loads, tunes
+
+
+def _load(kernel: Any, load: Callable[[Any], None]) -> None:
+    """Give ``kernel`` its launcher, once; nobody is told that it was loaded, since it was not."""
+    if hasattr(kernel._run, "compiled"):
+        return
+    runtime, hooks = triton().knobs.runtime, ("kernel_load_start_hook", "kernel_load_end_hook")
+    before = {name: getattr(runtime, name) for name in hooks}
+    try:
+        vars(runtime).update(dict.fromkeys(hooks))
+        load(kernel)
+    finally:
+        vars(runtime).update(before)
+    kernel._run.compiled = kernel
+
+
+def _tune(autotuner: Any, tune: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Run an autotuned kernel with a configuration that the active driver chooses."""
+    stand_in = copy(autotuner)
+    stand_in.cache, stand_in.cache_results = {}, False
+    stand_in.do_bench = triton().runtime.driver.active.get_benchmarker()
+    compiled = tune(stand_in, *args, **kwargs)
+    autotuner.best_config = stand_in.best_config
+    return compiled
+
+
+def cpp_type(backend: str, name: str) -> str:
+    """Return the C++ type of an argument, which Triton calls ``name``, on ``backend``: cuda or hip."""
+    from triton.backends import backends  # noqa: PLC0415
+
+    driver = backends["amd" if backend == "hip" else "nvidia"].driver
+    return driver.map_python_to_cpp_type(None, name)
 
 
 def pointer_type(dtype: torch.dtype) -> str:

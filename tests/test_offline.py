@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import customops
-from customops.tools.dry_run import TARGETS
+from customops.tools.targets import TARGETS
 
 from .cases import CALLS, ids
 from .conftest import INTERPRETED, KERNELS

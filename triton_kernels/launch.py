@@ -36,7 +36,7 @@ class Launch:
         "compiled",  # Triton's CompiledKernel; like the next three, it is not set where kernels are interpreted
         "function_and_metadata",  # the GPU's handle of the compiled kernel, and what Triton packs for its launcher
         "grid",  # how many programs run
-        "is_dry_run",  # whether ``run`` only records the launch
+        "is_dry_run",  # whether ``run`` is a dry run's, which takes tensors and not their addresses
         "kernel",  # the JIT function
         "operand_names",  # of each operand, for printing
         "operand_positions",  # of each operand
@@ -89,25 +89,34 @@ class Launch:
 
     def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
         """Launch on tensors and numbers, as Triton itself does."""
+        if self.is_dry_run:
+            self._record(tensors, stream)
+            return
         operands = [tensors[i] for i in self.operand_positions]
         inputs = tuple([x if type(x) is int else x.data_ptr() for x in operands])
         outputs = tuple([tensors[i].data_ptr() for i in self.output_positions])
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         compiled = self.function_and_metadata
         has_hooks = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
-        if has_hooks and not self.is_dry_run:  # a profiler's, for whom Triton loads the kernel
+        if has_hooks:  # a profiler's, for whom Triton loads the kernel
             grid = self.grid, 1, 1
             metadata = self.compiled.launch_metadata(grid, stream, inputs, outputs, *self.arguments)
             self.run(*grid, stream, *compiled, metadata, enter, leave, inputs, outputs, *self.arguments)
         else:
             self.run(self.grid, 1, 1, stream, *compiled, None, None, None, inputs, outputs, *self.arguments)
 
+    def _record(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
+        """Launch in a dry run, whose launcher gets tensors where Triton's gets their addresses."""
+        launch = self.grid, 1, 1, stream, *self.function_and_metadata, None, None, None
+        self.run(*launch, *self._split(tensors), *self.arguments)
+
     def interpret(self, tensors: Sequence[torch.Tensor | int]) -> None:
         """Launch on tensors and numbers in Triton's interpreter."""
-        inputs, outputs = (
-            tuple(tensors[i] for i in positions) for positions in (self.operand_positions, self.output_positions)
-        )
-        self.kernel[(self.grid,)](inputs, outputs, *self.arguments)
+        self.kernel[(self.grid,)](*self._split(tensors), *self.arguments)
+
+    def _split(self, tensors: Sequence[torch.Tensor | int]) -> tuple[tuple, tuple]:
+        """Return the operands and the outputs among the tensors and numbers of a plan."""
+        return tuple(tensors[i] for i in self.operand_positions), tuple(tensors[i] for i in self.output_positions)
 
 
 def _bytes_moved(layout: Layout, tiling: Tiling, arguments: Sequence, reloads: bool) -> tuple[int, int]:

@@ -9,8 +9,8 @@ import sys
 
 import torch
 
-from ..tools.dry_run import TARGETS
 from ..tools.report import dtype_named, integers, reason
+from ..tools.targets import TARGETS
 from .decorator import Fused, fused_behind
 from .explain import explain
 

@@ -14,8 +14,9 @@ from ..compiler.printing import label as value_label
 from ..compiler.printing import lines_of, text_of
 from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.paths import CLASSES, is_intercepted, is_strided
-from ..tools.dry_run import LaunchRecord, dry_run
-from ..tools.report import describe, label, traffic
+from ..tools.dry_run import dry_run
+from ..tools.record import LaunchRecord
+from ..tools.report import amount, describe, label, total, traffic
 from ..triton_kernels.layout import VECTOR_BYTES
 from .function import Fusion, Gradient, why_not_fused
 from .trace import Trace
@@ -38,9 +39,9 @@ class Phase(NamedTuple):
     outputs: Sequence[Tensor]
 
     @property
-    def bytes_moved(self) -> int:
+    def bytes_moved(self) -> int | None:
         """Bytes that the launches load and store."""
-        return sum(record.bytes_moved for record in self.records)
+        return total(record.bytes_moved for record in self.records)
 
     @property
     def bytes_floor(self) -> int:
@@ -74,12 +75,12 @@ class Findings(NamedTuple):
             yield from (f"{'':4}{line}" for line in phase.program)
         for phase in self.fused:
             yield from phase.report()
-        moved = sum(phase.bytes_moved for phase in self.fused)
+        moved = total(phase.bytes_moved for phase in self.fused)
         floor = sum(phase.bytes_floor for phase in self.fused)
         yield f"{'total':10}{_count([len(phase.records) for phase in self.fused])}  {traffic(moved, floor)}"
-        unfused_moved = sum(cost.bytes_moved for cost in self.unfused)
-        times = f"  {unfused_moved / moved:.2f} times those of fused" if moved else ""
-        yield f"{'unfused':10}{_count([cost.kernels for cost in self.unfused])}  bytes moved {unfused_moved:,}{times}"
+        unfused_moved = total(cost.bytes_moved for cost in self.unfused)
+        times = f"  {unfused_moved / moved:.2f} times those of fused" if moved and unfused_moved else ""
+        yield f"{'unfused':10}{_count([cost.kernels for cost in self.unfused])}  bytes moved {amount(unfused_moved)}{times}"
 
 
 def explain(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from ..config import backend
 from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
 from ..tools.dry_run import dry_run
+from ..tools.report import total
 from .proxy import Ref
 from .trace import Trace
 
@@ -23,7 +24,7 @@ class Cost(NamedTuple):
     """The cost of one direction."""
 
     kernels: int  # how many are launched
-    bytes_moved: int  # bytes that they load and store
+    bytes_moved: int | None  # bytes that they load and store
 
 
 def unfused(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int], target: str) -> list[Cost]:
@@ -34,12 +35,12 @@ def unfused(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int], targ
     """
     with dry_run(target) as records, backend("triton"), torch.enable_grad(), _no_plans_kept():
         values, applied = _apply(trace, tensors, needed)
-        forward = Cost(len(records), sum(record.bytes_moved for record in records))
+        forward = Cost(len(records), total(record.bytes_moved for record in records))
         if not needed:
             return [forward]
         sums = _differentiate(values, applied, {ref.value for ref in trace.outputs})
         launched = records[forward.kernels :]
-    moved = sum(record.bytes_moved for record in launched) + sum(sums)
+    moved = total([*(record.bytes_moved for record in launched), *sums])
     return [forward, Cost(len(launched) + len(sums), moved)]
 
 

@@ -4,91 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import cache
 
 from .. import config
-from .._compat import active_driver, gpu_target
-from ..runtime.memory import empty
-from .machine_code import resources
-
-TARGETS = {  # by name: backend, architecture, threads of a warp
-    "cuda:80": ("cuda", 80, 32),
-    "cuda:90": ("cuda", 90, 32),
-    "cuda:100": ("cuda", 100, 32),
-    "hip:gfx942": ("hip", "gfx942", 64),
-}
-
-
-class LaunchRecord(NamedTuple):
-    """A launch that a GPU would have made."""
-
-    name: str  # the name of the kernel
-    program: str  # the formulas that the kernel evaluates, as ``mul(x, y)``
-    operands: tuple[str, ...]  # the names of the tensors that it reads, in the order of its argument ``operands``
-    grid: tuple[int, int, int]  # the number of programs along each axis of the grid
-    num_warps: int  # the number of warps of each program
-    compiled: Any  # Triton's CompiledKernel; its ``asm`` holds every stage of the code by name
-    bytes_moved: int  # the bytes that all programs together load and store
-    bytes_floor: int  # the bytes of the operands and outputs, once each; partial sums are neither
-
-    @property
-    def registers(self) -> int:
-        """Return the number of registers of a thread."""
-        return resources(self.compiled).registers
-
-    @property
-    def spills(self) -> int:
-        """Return the bytes of a thread that are spilled from registers to memory."""
-        return resources(self.compiled).spills
-
-
-class RecordingDriver:
-    """A driver that lets Triton compile for a GPU that is not there: it loads nothing, and records each launch.
-
-    It loads nothing because what one driver loads is unloaded by the driver that is active when it is freed, which may
-    be a real GPU's.
-    """
-
-    def __init__(self, name: str):
-        self.device = -1 - list(TARGETS).index(name)  # no GPU has it: Triton caches kernels by device
-        self.target = gpu_target(*TARGETS[name])
-        self.records: list[LaunchRecord] = []
-
-    def empty(self, size, dtype, device):
-        """Allocate a scratch buffer of ``size`` elements for use between launches."""
-        return empty([size], [1], dtype, device)
-
-    def recorder(self, launch):
-        """Return the function that is called in place of ``launch``."""
-        compiled = launch.compiled
-        record = LaunchRecord(
-            name=compiled.name,
-            program=launch.summary,
-            operands=launch.operand_names,
-            grid=(launch.grid, 1, 1),
-            num_warps=compiled.metadata.num_warps,
-            compiled=compiled,
-            bytes_moved=launch.bytes_moved,
-            bytes_floor=launch.bytes_floor,
-        )
-        return partial(self.record, record)
-
-    def record(self, record, *_):
-        """Append ``record``, at each call of the launch that it describes."""
-        self.records.append(record)
-
-    def get_current_target(self):
-        """Return the GPU to compile for."""
-        return self.target
-
-    def get_current_device(self):
-        """Return the index that stands for that GPU."""
-        return self.device
-
-    def get_current_stream(self, _device):
-        """Return a stream, though none is used."""
-        return 0
+from .._compat import active_driver
+from .driver import RecordingDriver
+from .record import LaunchRecord
+from .targets import TARGETS
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ..config import backend
 from ..ops import binary, reductions, unary
-from .dry_run import TARGETS, LaunchRecord, dry_run
-from .report import SHORT, describe, dtype_named, integers, label, reason, traffic
+from .dry_run import dry_run
+from .record import LaunchRecord
+from .report import SHORT, describe, dtype_named, integers, label, reason, total, traffic
+from .targets import TARGETS
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     name: getattr(module, name)
@@ -102,7 +104,7 @@ def _report(phases: dict[str, list[LaunchRecord]]) -> Iterator[str]:
     for phase, records in phases.items():
         yield from describe(phase, records)
     launched = [record for records in phases.values() for record in records]
-    moved, floor = sum(record.bytes_moved for record in launched), sum(record.bytes_floor for record in launched)
+    moved, floor = total(record.bytes_moved for record in launched), total(record.bytes_floor for record in launched)
     yield f"{'total':10}launches {len(launched)}  {traffic(moved, floor)}"
 
 

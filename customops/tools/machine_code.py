@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from functools import reduce
+from operator import getitem
 from struct import unpack_from
 from typing import Any, NamedTuple
 
@@ -16,6 +18,9 @@ Leaf = tuple[str | int, ...]  # where an argument stands: ("x",), or ("operands"
 
 INSTRUCTION = re.compile(r"(?<![\w.$%])([a-z]\w*(?:[.:]+\w+)*)\s+([^;\n]*);")
 TOKEN = re.compile(r"%?\w+")
+EXECUTABLE = 4  # the flag of a section with code
+CUDA_INFO = 0x70000000  # the type of a section with what CUDA's driver is told
+FRAME_SIZE, REGISTER_COUNT = 0x11, 0x2F  # what is told of each function
 AMD_ACCESS = re.compile(r"^\s*(?:global|buffer|flat)_(load|store)_(?:lds_)?(\w+)", re.MULTILINE)
 
 
@@ -47,6 +52,23 @@ def resources(compiled: Any) -> Resources:
         hip = compiled.metadata.target.backend == "hip"
         config.kernel_resources[compiled.hash] = _amd_resources(compiled) if hip else _nvidia_resources(compiled)
     return config.kernel_resources[compiled.hash]
+
+
+def registers(compiled: Any) -> int:
+    """Return the registers of each thread, as :func:`resources` does, but without ptxas."""
+    if compiled.metadata.target.backend == "hip":
+        return _amd_resources(compiled).registers
+    return binary_registers(compiled.asm["cubin"])
+
+
+def binary_registers(cubin: bytes) -> int:
+    """Return the registers of each thread that runs the functions in a CUDA binary."""
+    return max(_attribute(cubin, REGISTER_COUNT))
+
+
+def binary_stack(cubin: bytes) -> int:
+    """Return the bytes of memory that each thread has for itself in a CUDA binary: its spills and arrays."""
+    return max(_attribute(cubin, FRAME_SIZE), default=0)
 
 
 def accesses(compiled: Any) -> tuple[Access, ...]:
@@ -101,6 +123,15 @@ def parameters(compiled: Any) -> tuple[tuple[Leaf, str], ...]:
     return tuple(leaf for i, dtype in enumerate(signature) for leaf in leaves(dtype, (i,)))
 
 
+def flat_arguments(compiled: Any, args: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the value of each parameter of the machine code, in the order of :func:`parameters`.
+
+    ``args`` are what a launcher gets: all arguments of the kernel in order, with tuples and constants.
+    """
+    named = dict(zip(compiled.src.fn.arg_names, args, strict=True))
+    return tuple(reduce(getitem, path, named[name]) for (name, *path), _ in parameters(compiled))
+
+
 def _nvidia_resources(compiled: Any) -> Resources:
     """Read the log of ptxas, which Triton itself runs with the options that the kernel was compiled with."""
     target = compiled.metadata.target
@@ -112,16 +143,37 @@ def _nvidia_resources(compiled: Any) -> Resources:
         )
     if _code(cubin) != _code(compiled.asm["cubin"]):
         raise RuntimeError(f"ptxas does not reproduce the code of {compiled.name}: have its options changed?")
-    registers = re.findall(r"Used (\d+) registers", log.getvalue())
+    used = re.findall(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())
-    return Resources(max(map(int, registers)), sum(map(int, spills)))
+    return Resources(max(map(int, used)), sum(map(int, spills)))
 
 
 def _code(cubin: bytes) -> list[bytes]:
     """Return the executable sections of an ELF file, whose debug information holds when the source was last written."""
+    return [content for _, flags, content in _sections(cubin) if flags & EXECUTABLE]
+
+
+def _attribute(cubin: bytes, attribute: int) -> Iterator[int]:
+    """Yield an attribute of each function in a CUDA binary, as ``cuobjdump -elf`` prints it from ``.nv.info``.
+
+    An entry has a format, an attribute and two bytes. In format 4 these are the length of what follows, which for an
+    attribute of a function is its symbol and a value.
+    """
+    for kind, _, content in _sections(cubin):
+        start = 0
+        while kind == CUDA_INFO and start < len(content):
+            form, found, length = unpack_from("<BBH", content, start)
+            if (form, found, length) == (4, attribute, 8):
+                yield unpack_from("<II", content, start + 4)[1]
+            start += 4 + (length if form == 4 else 0)
+
+
+def _sections(cubin: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the type, the flags and the content of each section of an ELF file."""
     (table,), (size, count) = unpack_from("<Q", cubin, 40), unpack_from("<HH", cubin, 58)
-    sections = [unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
-    return [cubin[start : start + length] for _, _, flags, _, start, length in sections if flags & 4]
+    for i in range(count):
+        _, kind, flags, _, start, length = unpack_from("<IIQQQQ", cubin, table + i * size)
+        yield kind, flags, cubin[start : start + length]
 
 
 def _amd_resources(compiled: Any) -> Resources:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..runtime.paths import KERNEL_DTYPES
-from .dry_run import LaunchRecord
-from .machine_code import accesses
+from .machine_code import Leaf, accesses
+from .record import LaunchRecord
 
 SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -49,32 +49,47 @@ def describe(phase: str, records: Sequence[LaunchRecord]) -> Iterator[str]:
 
 def _lines(phase: str, record: LaunchRecord) -> Iterator[str]:
     """Yield the lines that describe one launch."""
-    yield f"{phase:10}{record.name}  {record.program}"
+    yield f"{phase:10}{record.name}  {record.program}".rstrip()
     yield f"{'':10}grid {record.grid}  warps {record.num_warps}  registers {record.registers}  spills {record.spills}"
     yield f"{'':10}{traffic(record.bytes_moved, record.bytes_floor)}"
     for kind, widths in _widest(record).items():
         yield f"{'':10}{kind:6}" + "".join(f"  {leaf} {bits}" for leaf, bits in sorted(widths.items())) + " bits"
 
 
-def traffic(moved: int, floor: int) -> str:
+def traffic(moved: int | None, floor: int | None) -> str:
     """Return the bytes moved beside their floor; a launch that only adds up partial sums has none."""
-    return f"bytes moved {moved:,}  floor {floor:,}  ratio {f'{moved / floor:.3f}' if floor else '-'}"
+    ratio = f"{moved / floor:.3f}" if moved is not None and floor else "-"
+    return f"bytes moved {amount(moved)}  floor {amount(floor)}  ratio {ratio}"
+
+
+def amount(count: int | None) -> str:
+    """Return a number of bytes, which is not known of a kernel that is not ours and was not executed."""
+    return "unknown" if count is None else f"{count:,}"
+
+
+def total(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of numbers of bytes, None where one of them is not known."""
+    counts = [*counts]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _widest(record: LaunchRecord) -> dict[str, dict[str, int]]:
     """Return the bits of the widest load and store of each operand and output; on AMD all count as ``any``."""
     widths: dict[str, dict[str, int]] = {"load": {}, "store": {}}
     for kind, bits, leaf in accesses(record.compiled):
-        name = _name(leaf, record.operands)
+        name = _name(leaf, record)
         widths[kind][name] = max(bits, widths[kind].get(name, 0))
     return widths
 
 
-def _name(leaf: tuple | None, operands: Sequence[str]) -> str:
-    """Return the name of the operand or output that an access goes to."""
+def _name(leaf: Leaf | None, record: LaunchRecord) -> str:
+    """Return the name of the operand or output that an access goes to, or of the argument of another's kernel."""
     if leaf is None:
         return "any"
-    return operands[leaf[1]] if leaf[0] == "operands" else f"out{leaf[1]}"
+    if not record.program:
+        return "".join([str(leaf[0]), *(f"[{i}]" for i in leaf[1:])])
+    return record.operands[int(leaf[1])] if leaf[0] == "operands" else f"out{leaf[1]}"
 
 
 def label(operand: Any) -> str:
