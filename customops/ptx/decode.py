@@ -110,6 +110,8 @@ def _guarded(step: Step, guard: Source, negated: bool) -> Step:
 def _arithmetic(instruction: Instruction, context: Context) -> Step:
     names, operands = context.names, instruction.operands
     function, sources, results = operation(instruction.opcode)
+    if instruction.opcode.startswith(("min.", "max.")) and len(operands) == len(sources) + 2:
+        sources, function = (*sources, sources[-1]), _of_three(function)
     gets = [source(names, operand, kind) for operand, kind in zip(operands[1:], sources, strict=True)]
     puts = [target(names, operand, kind) for operand, kind in zip(operands[0].split("|"), results, strict=False)]
     if len(results) > 1:
@@ -122,6 +124,11 @@ def _arithmetic(instruction: Instruction, context: Context) -> Step:
         first, second = gets
         return lambda frame: put(frame, function(first(frame), second(frame)))
     return lambda frame: put(frame, function(*[get(frame) for get in gets]))
+
+
+def _of_three(function: Callable) -> Callable:
+    """Return the least or the greatest of three, from that of two."""
+    return lambda x, y, z: function(function(x, y), z)
 
 
 def _several_results(function: Callable, gets: Sequence[Source], puts: Sequence) -> Step:
@@ -179,7 +186,7 @@ class _Place(NamedTuple):
 
     space: str
     kind: str  # PTX type of a component
-    count: int  # components
+    components: int
 
 
 def _place(opcode: str) -> _Place:
@@ -202,7 +209,7 @@ def _load(instruction: Instruction, context: Context) -> Step:
     origins, dtype = context.origins.get(base, frozenset()), dtype_of(place.kind)
 
     def step(frame):
-        access = access_of(frame, get(frame), offset, itemsize, place.count)
+        access = access_of(frame, get(frame), offset, itemsize, place.components)
         values = _loaded(frame, place.space, access, origins)
         for i, put in enumerate(puts):
             column = np.ascontiguousarray(values[:, i])
@@ -228,12 +235,12 @@ def _loaded(frame: Frame, space: str, access: Access, origins: frozenset[int]) -
 def _local(frame: Frame, access: Access) -> tuple[np.ndarray, np.ndarray]:
     """Return the lanes' own memory in items, and which items each lane accesses."""
     size = len(frame.local) // frame.batch.lanes
-    width = access.itemsize * access.count
+    width = access.itemsize * access.components
     outside = access.addresses + np.uint64(width) > size
     if outside.any():
         raise LaneFault("an access outside the thread's own memory", int(access.lanes[np.argmax(outside)]))
     first = (access.lanes * size + access.addresses.astype(np.int64)) // access.itemsize
-    return frame.local.view(f"u{access.itemsize}"), first[:, None] + np.arange(access.count)
+    return frame.local.view(f"u{access.itemsize}"), first[:, None] + np.arange(access.components)
 
 
 def _address_type(space: str, base: str, names: DecodedNames) -> str:
@@ -252,8 +259,8 @@ def _store(instruction: Instruction, context: Context) -> Step:
     origins, dtype = context.origins.get(base, frozenset()), np.dtype(f"u{itemsize}")
 
     def step(frame):
-        access = access_of(frame, get(frame), offset, itemsize, place.count)
-        values = np.empty((len(access.lanes), place.count), dtype)
+        access = access_of(frame, get(frame), offset, itemsize, place.components)
+        values = np.empty((len(access.lanes), place.components), dtype)
         for i, part in enumerate(gets):
             value = part(frame).view(dtype)
             values[:, i] = value[access.lanes] if value.ndim and frame.active is not None else value
@@ -304,13 +311,16 @@ def _atomic(instruction: Instruction, context: Context) -> Step:
     def step(frame):
         access = access_of(frame, get(frame), offset, dtype.itemsize, 1)
         values = [frame.spread(each(frame))[access.lanes] for each in gets]
-        made = lambda i, old: np.asarray(change(old.view(dtype), *[value[i] for value in values]), dtype)
         batch = frame.batch
         batch.stores += 1
+
+        def make(i, old):
+            return np.asarray(change(old.view(dtype), *[value[i] for value in values]), dtype)
+
         if space == "global":
-            old = batch.memory.update(access, batch.programs[access.lanes], origins, made, bool(orders))
+            old = batch.memory.update(access, batch.programs[access.lanes], origins, make, bool(orders))
         else:
-            old = batch.shared.update(access, made)
+            old = batch.shared.update(access, make)
         whole = np.zeros(batch.lanes, dtype)
         whole[access.lanes] = old.view(dtype)
         put(frame, whole)
@@ -358,10 +368,10 @@ def _barrier(instruction: Instruction, context: Context) -> Step:
 
 
 def _call(instruction: Instruction, context: Context) -> Step:
-    groups = [_group(operand.strip("()")) if operand.startswith("(") else operand for operand in instruction.operands]
-    results = groups.pop(0) if isinstance(groups[0], list) else []
-    name, *arguments = groups
-    call = Call(name, tuple(arguments[0] if arguments else ()), tuple(results))
+    operands = list(instruction.operands)  # (results), function, (arguments); the groups may be missing
+    results = _group(operands.pop(0).strip("()")) if operands[0].startswith("(") else []
+    arguments = _group(operands[1].strip("()")) if operands[1:] else []
+    call = Call(operands[0], tuple(filter(None, arguments)), tuple(results))
     return lambda frame: call
 
 

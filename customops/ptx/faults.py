@@ -27,14 +27,15 @@ class KernelFault(RuntimeError):
         self.program = program  # the program's id along each axis of the grid
         self.thread = thread  # within the program
         self.tensor = tensor  # the parameter of the kernel that the tensor was given for
-        where = [
-            kernel and f"kernel {kernel}",
-            source and f"at {source}",
-            program is not None and f"program {program}",
-            thread is not None and f"thread {thread}",
-            instruction and f"in `{instruction}`",
-        ]
-        super().__init__(f"{reason} ({', '.join(filter(None, where))})" if any(where) else reason)
+        where = {
+            f"kernel {kernel}": kernel,
+            f"at {source}": source,
+            f"program {program}": program,
+            f"thread {thread}": thread,
+            f"in `{instruction}`": instruction,
+        }
+        known = ", ".join(text for text, value in where.items() if value is not None)
+        super().__init__(f"{reason} ({known})" if known else reason)
 
 
 class LaneFault(Exception):

@@ -194,11 +194,12 @@ def address_of(operand: str) -> tuple[str, int]:
     return base, int(offset or "0", 0)
 
 
-def access_of(frame: Frame, base: Any, offset: int, itemsize: int, count: int) -> Access:
+def access_of(frame: Frame, base: Any, offset: int, itemsize: int, components: int) -> Access:
     """Return the access of the active lanes."""
     lanes = frame.chosen()
     addresses = base.astype(np.uint64) + np.uint64(offset % (1 << 64))
-    addresses = np.broadcast_to(addresses, len(lanes)) if not addresses.ndim else addresses
-    return Access(
-        lanes, addresses if frame.active is None or len(addresses) == len(lanes) else addresses[lanes], itemsize, count
-    )
+    if not addresses.ndim:
+        addresses = np.broadcast_to(addresses, len(lanes))
+    elif frame.active is not None:
+        addresses = addresses[lanes]
+    return Access(lanes, addresses, itemsize, components)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from .control import ranks_of, starts_of
-from .decode import Barrier, Call, Context, Jump, Return, UnknownInstruction, decode
+from .decode import Barrier, Call, Context, Jump, Return, decode
 from .faults import KernelFault, LaneFault
 from .frame import WARP, Batch, DecodedNames, Frame, Step, dtype_of, names_of
 from .memory import Buffer, GlobalMemory, Traffic
@@ -104,7 +105,7 @@ class Program:
         with np.errstate(all="ignore"):
             for start in range(0, total, at_once):
                 batch = Batch(range(start, min(start + at_once, total)), threads, grid, memory, shared)
-                _Run(self, batch).call(self.kernel.name, values, None)
+                _Run(self, self.kernel.name, batch, values, np.ones(batch.lanes, np.bool_)).finish()
         return memory.traffic
 
 
@@ -113,120 +114,135 @@ def _code(function: Function, symbols: Mapping[str, int]) -> Code:
     context = Context(names, origins(function))
     steps = tuple(decode(instruction, context) for instruction in function.instructions)
     starts = [*starts_of(function), len(steps)]
-    ends = [end for start, end in zip(starts, starts[1:], strict=False) for _ in range(start, end)]
+    ends = [end for start, end in pairwise(starts) for _ in range(start, end)]
     return Code(function, names, steps, ranks_of(function), tuple(ends))
 
 
 class _Run:
-    """One batch of programs on its way through the code."""
+    """A function on its way, as lanes of a batch go through it."""
 
-    def __init__(self, program: Program, batch: Batch):
-        self.program, self.batch = program, batch
+    def __init__(
+        self,
+        program: Program,
+        function: str,
+        batch: Batch,
+        parameters: Mapping[tuple[str, int], Any],
+        lanes: np.ndarray,
+    ):
+        """``parameters`` are those of the function, by name and offset; ``lanes`` says which lanes call it."""
+        self.program, self.batch, self.code = program, batch, program.code[function]
+        self.frame = Frame(self.code.names, batch, parameters)
+        self.groups: dict[int, np.ndarray] = {0: lanes}  # lanes by the instruction where they go on
+        self.waiting = np.full(batch.lanes, -1)  # of lanes at a barrier: the instruction after it
+        self.watch = _Watch()
 
-    def call(self, name: str, parameters: Mapping[tuple[str, int], Any], mask: np.ndarray | None) -> Frame:
-        """Run a function from its first instruction until all lanes of ``mask`` have left it; None is all lanes."""
-        code = self.program.code[name]
-        frame = Frame(code.names, self.batch, parameters)
-        everyone = np.ones(self.batch.lanes, np.bool_) if mask is None else mask
-        groups: dict[int, np.ndarray] = {0: everyone}  # lanes by their next instruction
-        waiting = np.full(self.batch.lanes, -1)  # of lanes at a barrier: their next instruction
-        watch = _Watch()
-        while groups or (waiting >= 0).any():
-            if not groups:
-                self._release(code, waiting, groups)
-            pc = min(groups, key=code.ranks.__getitem__)
-            group = groups.pop(pc)
-            frame.activate(group)
-            limit = code.ends[pc] if groups else len(code.steps)
-            while True:
-                try:
-                    signal = code.steps[pc](frame)
-                except LaneFault as fault:
-                    self._raise(fault, code, pc)
-                if isinstance(signal, Call):
-                    self._call(signal, frame, group if signal.taken is None else signal.taken, code, pc)
-                    signal = None
-                pc += 1
-                if signal is None:
-                    if pc < limit:
-                        continue
-                    if pc < len(code.steps):
-                        _join(groups, pc, group)
-                    break
-                taken = group if signal.taken is None else signal.taken
-                rest = None if signal.taken is None else group & ~taken
-                if isinstance(signal, Barrier) and rest is None and frame.active is None and pc < limit:
-                    self.batch.shared.pass_barrier(slice(None), of_block=True)
-                    continue
-                if isinstance(signal, Jump):
-                    to = code.function.labels[signal.label]
-                    if to < pc:
-                        self._watch(watch, frame, code, pc - 1, group)
-                    if rest is None and not groups:
-                        pc = to
-                        continue
-                    _join(groups, to, taken)
-                elif isinstance(signal, Barrier):
-                    waiting[taken] = pc
-                if rest is not None and rest.any():
-                    _join(groups, pc, rest)
-                break
-        return frame
+    def finish(self) -> Frame:
+        """Run from the first instruction until all lanes have returned."""
+        while self.groups or (self.waiting >= 0).any():
+            if not self.groups:
+                self._release()
+            pc = min(self.groups, key=self.code.ranks.__getitem__)
+            self._advance(pc, self.groups.pop(pc))
+        return self.frame
 
-    def _call(self, call: Call, frame: Frame, taken: np.ndarray, code: Code, pc: int) -> None:
+    def _advance(self, pc: int, group: np.ndarray) -> None:
+        """Let a group go on until it splits or waits, or until another may have to go first."""
+        frame, steps = self.frame, self.code.steps
+        frame.activate(group)
+        limit = self.code.ends[pc] if self.groups else len(steps)
+        while True:
+            try:
+                signal = steps[pc](frame)
+            except LaneFault as fault:
+                self._raise(fault, pc)
+            pc += 1
+            if signal is not None:
+                following = self._follow(signal, pc, group)
+                if following is None:
+                    return
+                pc = following
+            if pc >= limit:
+                if pc < len(steps):
+                    self._join(pc, group)
+                return
+
+    def _follow(self, signal: Jump | Return | Barrier | Call, pc: int, group: np.ndarray) -> int | None:
+        """Do what a signal says; return where the group goes on, None where it does not go on as one.
+
+        ``pc`` is the instruction after the one that gave the signal.
+        """
+        taken = group if signal.taken is None else signal.taken
+        if isinstance(signal, Call):
+            self._call(signal, taken, pc - 1)
+            return pc
+        together = signal.taken is None and not self.groups
+        if isinstance(signal, Jump):
+            to = self.code.function.labels[signal.label]
+            if to < pc and self.watch.sees_nothing_change(pc, self.frame, group):
+                self._raise(LaneFault("a loop that never ends: nothing changes in it", int(np.argmax(group))), pc - 1)
+            if together:
+                return to
+            self._join(to, taken)
+        elif isinstance(signal, Barrier):
+            if together and self.frame.active is None:
+                self.batch.shared.pass_barrier(slice(None), of_block=True)
+                return pc
+            self.waiting[taken] = pc
+        rest = group & ~taken
+        if rest.any():
+            self._join(pc, rest)
+        return None
+
+    def _join(self, pc: int, lanes: np.ndarray) -> None:
+        """Add lanes to those that go on at ``pc``."""
+        self.groups[pc] = self.groups[pc] | lanes if pc in self.groups else lanes
+
+    def _call(self, call: Call, lanes: np.ndarray, pc: int) -> None:
         """Run a function that the code calls, and take what it returns."""
-        if call.function not in self.program.code:
-            what = (
-                "an assertion of the kernel fails"
-                if call.function == "__assertfail"
-                else f"the function {call.function} is not known"
-            )
-            self._raise(LaneFault(what, int(np.argmax(taken))), code, pc)
-        callee = self.program.module.functions[call.function]
-        passed = {}
-        for given, parameter in zip(call.arguments, callee.parameters, strict=True):
-            passed |= {(parameter.name, at): value for (name, at), value in frame.parameters.items() if name == given}
-        outer = frame.active
-        returned = self.call(call.function, passed, None if taken.all() else taken).parameters
-        for given, parameter in zip(call.results, callee.results, strict=True):
-            frame.parameters |= {(given, at): value for (name, at), value in returned.items() if name == parameter.name}
-        frame.active = outer
+        functions, parameters = self.program.module.functions, self.frame.parameters
+        if call.function not in functions:
+            what = f"the function {call.function} is not known"
+            if call.function == "__assertfail":
+                what = "an assertion of the kernel fails"
+            self._raise(LaneFault(what, int(np.argmax(lanes))), pc)
+        callee = functions[call.function]
+        names = dict(zip(call.arguments, [p.name for p in callee.parameters], strict=True))
+        passed = {(names[name], at): value for (name, at), value in parameters.items() if name in names}
+        frame = _Run(self.program, call.function, self.batch, passed, lanes).finish()
+        names = dict(zip([p.name for p in callee.results], call.results, strict=True))
+        returned = {(names[name], at): value for (name, at), value in frame.parameters.items() if name in names}
+        parameters.update(returned)
 
-    def _release(self, code: Code, waiting: np.ndarray, groups: dict[int, np.ndarray]) -> None:
+    def _release(self) -> None:
         """Let the lanes that wait go on, for no other lane can: each block has to be at the barrier with all lanes."""
-        threads = self.batch.threads
+        waiting, threads = self.waiting, self.batch.threads
         waits = waiting >= 0
-        absent = waits.reshape(-1, threads).any(axis=1) & ~waits.reshape(-1, threads).all(axis=1)
-        diverged = waiting.reshape(-1, min(WARP, threads))
-        if absent.any():
-            block = int(np.argmax(absent))
-            lane = block * threads + int(np.argmax(waits.reshape(-1, threads)[block]))
-            fault = LaneFault("a barrier that not all threads of the program reach: some have ended", lane)
-            self._raise(fault, code, int(waiting[lane]) - 1)
-        if (diverged != diverged[:, :1]).any():
-            lane = int(np.argmax(diverged != diverged[:, :1]))
-            self._raise(
-                LaneFault("the threads of a warp wait at different barriers", lane), code, int(waiting[lane]) - 1
-            )
+        blocks = waits.reshape(-1, threads)
+        absent = np.repeat(blocks.any(axis=1) & ~blocks.all(axis=1), threads) & waits
+        warps = waiting.reshape(-1, min(WARP, threads))
+        for wrong, reason in (
+            (absent, "a barrier that not all threads of the program reach: some have ended"),
+            ((warps != warps[:, :1]).ravel(), "the threads of a warp wait at different barriers"),
+        ):
+            if wrong.any():
+                lane = int(np.argmax(wrong))
+                self._raise(LaneFault(reason, lane), int(waiting[lane]) - 1)
         self.batch.shared.pass_barrier(waits, of_block=True)
         for pc in np.unique(waiting[waits]):
-            _join(groups, int(pc), waiting == pc)
+            self._join(int(pc), waiting == pc)
         waiting[:] = -1
 
-    def _watch(self, watch: _Watch, frame: Frame, code: Code, pc: int, group: np.ndarray) -> None:
-        if watch.sees_nothing_change(pc, frame, group):
-            fault = LaneFault(
-                "a loop that never ends: nothing changes from one pass to the next", int(np.argmax(group))
-            )
-            self._raise(fault, code, pc)
-
-    def _raise(self, fault: LaneFault, code: Code, pc: int) -> NoReturn:
-        instruction = code.function.instructions[pc]
-        lane, kernel = fault.lane, self.program.kernel.name
-        program = None if lane is None else self.batch.program(lane)
-        thread = None if lane is None else lane % self.batch.threads
-        source = " < ".join(instruction.location) or None
-        raise KernelFault(fault.reason, kernel, instruction.text, source, program, thread, fault.tensor) from None
+    def _raise(self, fault: LaneFault, pc: int) -> NoReturn:
+        instruction, lane = self.code.function.instructions[pc], fault.lane
+        raise KernelFault(
+            fault.reason,
+            self.program.kernel.name,
+            instruction.text,
+            " < ".join(instruction.location) or None,
+            None if lane is None else self.batch.program(lane),
+            None if lane is None else lane % self.batch.threads,
+            fault.tensor,
+        ) from None
 
 
 class _Watch:
@@ -239,7 +255,7 @@ class _Watch:
     def __init__(self) -> None:
         self.jumps, self.again = 0, _PATIENCE
         self.pc, self.stores = -1, -1
-        self.group: np.ndarray | None = None
+        self.group = np.zeros(0, np.bool_)
         self.registers: list[Any] = []
 
     def sees_nothing_change(self, pc: int, frame: Frame, group: np.ndarray) -> bool:
@@ -258,8 +274,3 @@ class _Watch:
 
 def _is_equal(a: Any, b: Any) -> bool:
     return a.tobytes() == b.tobytes()
-
-
-def _join(groups: dict[int, np.ndarray], pc: int, mask: np.ndarray) -> None:
-    """Add lanes to those that go on at ``pc``."""
-    groups[pc] = groups[pc] | mask if pc in groups else mask

@@ -62,7 +62,7 @@ class Access(NamedTuple):
     lanes: np.ndarray  # which lanes, int
     addresses: np.ndarray  # of each, uint64
     itemsize: int  # bytes of each component
-    count: int  # components of a lane, which follow one another
+    components: int  # of each lane, which follow one another
 
 
 class Region:
@@ -87,22 +87,22 @@ class Region:
     def indices(self, access: Access) -> np.ndarray:
         """Return the granules that each component of each lane covers: [lanes, granules]."""
         first = ((access.addresses - np.uint64(self.start)) // np.uint64(self.granule)).astype(np.int64)
-        covered = max(1, access.itemsize * access.count // self.granule)
+        covered = max(1, access.itemsize * access.components // self.granule)
         return first[:, None] + np.arange(covered)
 
     def load(self, access: Access) -> np.ndarray:
-        """Return the components: [lanes, count], unsigned."""
+        """Return the components: [lanes, components], unsigned."""
         view = self.views[access.itemsize]
         first = ((access.addresses - np.uint64(self.start)) // np.uint64(access.itemsize)).astype(np.int64)
-        if access.count == 1:
+        if access.components == 1:
             return view[first][:, None]
-        return view[first[:, None] + np.arange(access.count)]
+        return view[first[:, None] + np.arange(access.components)]
 
     def store(self, access: Access, values: np.ndarray) -> None:
-        """Store components: [lanes, count], unsigned."""
+        """Store components: [lanes, components], unsigned."""
         view = self.views[access.itemsize]
         first = ((access.addresses - np.uint64(self.start)) // np.uint64(access.itemsize)).astype(np.int64)
-        view[first[:, None] + np.arange(access.count)] = values
+        view[first[:, None] + np.arange(access.components)] = values
 
 
 class Tensor:
@@ -129,7 +129,7 @@ class Tensor:
 
     def holds(self, access: Access) -> np.ndarray:
         """Return for each lane whether all that it accesses are elements."""
-        width = access.itemsize * access.count
+        width = access.itemsize * access.components
         inside = (access.addresses >= self.low) & (access.addresses + np.uint64(width) <= self.high)
         if self.is_element is None or not inside.any():
             return inside
@@ -171,11 +171,11 @@ class GlobalMemory:
         return Traffic(self.loaded, self.stored, distinct)
 
     def load(self, access: Access, programs: np.ndarray, origins: frozenset[int]) -> np.ndarray:
-        """Return what lanes load, [lanes, count].
+        """Return what lanes load, [lanes, components].
 
         ``programs`` has the program of each lane, ``origins`` the parameters that the address is computed from.
         """
-        self.loaded += len(access.lanes) * access.itemsize * access.count
+        self.loaded += len(access.lanes) * access.itemsize * access.components
         result = None
         for tensor, chosen in self._tensors(access, origins):
             part = access if chosen is None else _part(access, chosen)
@@ -183,18 +183,19 @@ class GlobalMemory:
             values = tensor.region.load(part)
             if chosen is None:
                 return values
-            result = np.zeros((len(access.lanes), access.count), values.dtype) if result is None else result
+            result = np.zeros((len(access.lanes), access.components), values.dtype) if result is None else result
             result[chosen] = values
         assert result is not None
         return result
 
     def store(self, access: Access, values: np.ndarray, programs: np.ndarray, origins: frozenset[int]) -> None:
-        """Store the values of lanes, [lanes, count]."""
-        self.stored += len(access.lanes) * access.itemsize * access.count
+        """Store the values of lanes, [lanes, components]."""
+        self.stored += len(access.lanes) * access.itemsize * access.components
         for tensor, chosen in self._tensors(access, origins):
-            every = chosen is None
-            part = access if every else _part(access, chosen)
-            self._store(tensor, part, values if every else values[chosen], programs if every else programs[chosen])
+            if chosen is None:
+                self._store(tensor, access, values, programs)
+            else:
+                self._store(tensor, _part(access, chosen), values[chosen], programs[chosen])
 
     def update(
         self, access: Access, programs: np.ndarray, origins: frozenset[int], change: Callable, orders: bool
@@ -220,13 +221,14 @@ class GlobalMemory:
 
     def _tensors(self, access: Access, origins: frozenset[int]) -> Iterator[tuple[Tensor, np.ndarray | None]]:
         """Yield each tensor that lanes access, and which lanes do; None stands for all of them."""
-        width = np.uint64(access.itemsize * access.count)
+        width = np.uint64(access.itemsize * access.components)
         misaligned = access.addresses % width != 0
         candidates = [self.tensors[i] for i in sorted(origins) if i in self.tensors] or [*self.tensors.values()]
         if misaligned.any():
             i = int(np.argmax(misaligned))
             names = "/".join(tensor.name for tensor in candidates) if origins else None
-            reason = f"a misaligned access: {width} bytes at an address that is {access.addresses[i] % width} past a multiple"
+            past = access.addresses[i] % width
+            reason = f"a misaligned access: {width} bytes at an address that is {past} past a multiple of {width}"
             raise LaneFault(reason, int(access.lanes[i]), names)
         left = np.ones(len(access.lanes), np.bool_)
         for tensor in candidates:
@@ -250,7 +252,8 @@ class GlobalMemory:
         what = f"{tensor.name}, which has shape {shape} and strides {list(tensor.buffer.strides)}"
         if not known:
             what = f"any tensor; the nearest is {what}"
-        reason = f"an access outside the elements of {what}: {access.itemsize * access.count} bytes, {places} elements from its first"
+        width = access.itemsize * access.components
+        reason = f"an access outside the elements of {what}: {width} bytes, {places} elements from its first"
         raise LaneFault(reason, int(access.lanes[i]), tensor.name)
 
     def _note_read(self, tensor: Tensor, access: Access, programs: np.ndarray) -> None:
@@ -306,7 +309,7 @@ class GlobalMemory:
 
 def _bytes_at(address: int, size: int) -> np.ndarray:
     """Return the memory of this process at an address."""
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8) if size else np.zeros(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)) if size else np.zeros(0, np.uint8)
 
 
 def _part(access: Access, chosen: np.ndarray) -> Access:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 WIDTHS = {"pred": 1, "b8": 8, "b16": 16, "b32": 32, "b64": 64, "b128": 128}  # bits of a register, by its kind
@@ -229,11 +229,15 @@ class _Reader:
         """Replace the names that inner blocks declare."""
         for scope in self.scopes:  # an inner one replaces what an outer one left
             if scope:
-                text = re.sub(r"[%\w$]+", lambda word, scope=scope: scope.get(word[0], word[0]), text)
+                text = re.sub(r"[%\w$]+", partial(_renamed, scope), text)
         return text
 
     def _finish(self, function: Function) -> Function:
         return function._replace(instructions=tuple(function.instructions), variables=tuple(function.variables))
+
+
+def _renamed(scope: dict[str, str], word: re.Match) -> str:
+    return scope.get(word[0], word[0])
 
 
 def _parameters(text: str) -> tuple[Parameter, ...]:

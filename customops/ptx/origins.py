@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import reduce
 
 from .module import Function, Instruction
 
@@ -21,7 +20,7 @@ def origins(function: Function) -> dict[str, frozenset[int]]:
     while grows:  # again while a loop carries an origin back
         grows = False
         for written, read in definitions:
-            union = reduce(frozenset.union, (found[name] for name in read if name in found), frozenset())
+            union = frozenset(i for name in read for i in found.get(name, ()))
             for register in written if union else ():
                 if not union <= found.get(register, frozenset()):
                     found[register] = found.get(register, frozenset()) | union

@@ -43,7 +43,7 @@ class SharedMemory:
             self.block_barriers[lanes] += 1
 
     def load(self, access: Access) -> np.ndarray:
-        """Return what lanes load: [lanes, count], unsigned."""
+        """Return what lanes load: [lanes, components], unsigned."""
         places = self._places(access)
         writes = self.writes[places]
         unwritten = (writes <= 0).any(axis=1)
@@ -56,7 +56,7 @@ class SharedMemory:
         return self.views[access.itemsize][self._components(access)]
 
     def store(self, access: Access, values: np.ndarray) -> None:
-        """Store the values of lanes, [lanes, count]."""
+        """Store the values of lanes, [lanes, components]."""
         places, components = self._places(access), self._components(access)
         self._check(self.reads[places], access, "writes what another thread reads")
         view = self.views[access.itemsize]
@@ -91,7 +91,7 @@ class SharedMemory:
 
     def _places(self, access: Access) -> np.ndarray:
         """Return the bytes of each lane's access: [lanes, bytes]."""
-        width = access.itemsize * access.count
+        width = access.itemsize * access.components
         addresses = access.addresses.astype(np.int64)
         outside = (addresses < 0) | (addresses + width > self.size)
         if outside.any():
@@ -107,7 +107,7 @@ class SharedMemory:
 
     def _components(self, access: Access) -> np.ndarray:
         first = (self.starts[access.lanes] + access.addresses.astype(np.int64)) // access.itemsize
-        return first[:, None] + np.arange(access.count)
+        return first[:, None] + np.arange(access.components)
 
     def _stamps(self, lanes: np.ndarray) -> np.ndarray:
         return self.block_barriers[lanes] << 42 | self.warp_barriers[lanes] << 21 | (lanes + 1)

@@ -48,7 +48,7 @@ def _bits(active: np.ndarray) -> np.ndarray:
 def _shuffle(instruction: Instruction, context: Any) -> Step:
     """Read a register of another lane: ``shfl.sync.mode.b32 d|p, a, b, c, members``."""
     names, (to, *operands) = context.names, instruction.operands
-    _, sync, mode, kind = instruction.opcode.split(".")
+    _, _, mode, kind = instruction.opcode.split(".")
     to, _, in_range = to.partition("|")
     put, note = target(names, to, kind), target(names, in_range or "_", "pred")
     get, *gets = [source(names, operand, kind) for operand in operands]
@@ -140,7 +140,7 @@ def _match(instruction: Instruction, context: Any) -> Step:
     return step
 
 
-_REDUCTIONS: dict[str, Callable[..., Any]] = {
+_REDUCTIONS: dict[str, np.ufunc] = {
     "add": np.add,
     "min": np.minimum,
     "max": np.maximum,
@@ -171,7 +171,7 @@ def _reduce(instruction: Instruction, context: Any) -> Step:
     return step
 
 
-def _float_reduction(name: str, modifiers: list[str]) -> Any:
+def _float_reduction(name: str, modifiers: list[str]) -> np.ufunc:
     """Return what reduces float32: a nan is passed on with ``.NaN``, else left out."""
     if not set(modifiers) <= {"NaN", "abs"} or "abs" in modifiers:
         raise KeyError(name)

@@ -13,6 +13,7 @@ import torch
 
 from .._compat import cpp_type, gpu_target
 from ..runtime.memory import empty
+from .execution import execute
 from .machine_code import binary_registers, binary_stack, registers
 from .record import LaunchRecord
 from .targets import TARGETS, check_launch, most_threads
@@ -31,6 +32,7 @@ class RecordingDriver:
         self.device = -1 - list(TARGETS).index(name)  # no GPU has it: Triton caches kernels by device
         self.target = gpu_target(*self.limits[:3])
         self.records: list[LaunchRecord] | None = None  # None while no dry run for this GPU is open
+        self.executes = False  # whether launches are executed on the memory of their tensors
         self.launcher_cls: Callable = partial(Launcher, self)  # Triton calls it with the source and the metadata
         self.utils = Utilities(self)
         self._thread = local()  # ``tries``: whether this thread only tries a launch
@@ -39,13 +41,24 @@ class RecordingDriver:
         """Return what is called in place of Triton's launcher for ``launch``, a launch of ours."""
         known = {name: getattr(launch, name) for name in ("bytes_moved", "bytes_floor")}
         known |= {"program": launch.summary, "operands": launch.operand_names}
-        return Launcher(self, compiled=launch.compiled, known=known)
+        return Launcher(self, compiled=launch.compiled, known=known, inputs=launch.kernel.arg_names[:1])
 
-    def launch(self, record: LaunchRecord, args: Sequence[Any]) -> None:
-        """Append the record of a launch, whose kernel gets ``args``; see :func:`machine_code.flat_arguments`."""
+    def launch(self, record: LaunchRecord, args: Sequence[Any], inputs: Sequence[str]) -> None:
+        """Append the record of a launch, whose kernel gets ``args``, and execute it if the dry run does.
+
+        ``inputs`` are the kernel's parameters whose tensors it may only read.
+        """
         if self.records is None:
             raise RuntimeError(f"{record.name}: it was compiled in a dry run that is over: launch it inside of one")
         self.records.append(record)
+        if self.executes:
+            traffic = execute(record.compiled, record.grid, args, lambda leaf: leaf[0] in inputs)
+            moved, floor = record.bytes_moved, record.bytes_floor
+            self.records[-1] = record._replace(
+                traffic=traffic,
+                bytes_moved=traffic.loaded + traffic.stored if moved is None else moved,
+                bytes_floor=traffic.distinct if floor is None else floor,
+            )
 
     @contextmanager
     def trying(self) -> Iterator[None]:
@@ -122,13 +135,16 @@ class Launcher:
         metadata: Any = None,
         compiled: Any = None,
         known: dict[str, Any] | None = None,
+        inputs: Sequence[str] = (),
     ):
         """Record launches of ``compiled``, which Triton tells later; ``known`` are fields of the record.
 
-        ``source`` and ``metadata`` are those of the kernel; it has them, too.
+        ``source`` and ``metadata`` are those of the kernel; it has them, too. ``inputs`` are the parameters whose
+        tensors the kernel may only read; of a kernel that is not ours nobody says which they are.
         """
         self.driver = driver
         self.compiled = compiled
+        self.inputs = inputs
         self.known = known or {"program": "", "operands": ()}
         self.records: dict[tuple[int, int, int], LaunchRecord] = {}  # by grid: one is checked once
 
@@ -143,7 +159,7 @@ class Launcher:
         if record is None:
             record = self.records[grid] = self._record(grid)
         if not self.driver.tries:
-            self.driver.launch(record, args)
+            self.driver.launch(record, args, self.inputs)
 
     def _record(self, grid: tuple[int, int, int]) -> LaunchRecord:
         """Return the record of launches with this grid, if the GPU has what they ask for."""

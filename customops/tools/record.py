@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ..ptx.memory import Traffic
 from .machine_code import Leaf, registers, resources, widest
 
 
@@ -18,6 +19,7 @@ class LaunchRecord(NamedTuple):
     compiled: Any  # Triton's CompiledKernel; its ``asm`` holds every stage of the code by name
     bytes_moved: int | None = None  # what all programs together load and store; None where that is not known
     bytes_floor: int | None = None  # the operands and outputs, once each; partial sums are neither; None likewise
+    traffic: Traffic | None = None  # the bytes that its threads loaded and stored, where it was executed
 
     @property
     def registers(self) -> int:
