@@ -45,8 +45,8 @@ def exact_rcp(a: Array) -> Exact:
 
 
 def exact_sqrt(a: Array) -> Exact:
-    """Return the square root of `a`; a small `a` is scaled by a power of four."""
-    scale = np.where(a < 2.0**-800, 2.0**200, 1.0)
+    """Return the square root of `a`; one near the ends of the range is scaled by a power of four."""
+    scale = np.where(a < 2.0**-800, 2.0**200, np.where(a > 2.0**900, 2.0**-200, 1.0))
     scaled = a * scale * scale
     s = np.sqrt(scaled)
     p, e = two_product(s, s)
