@@ -1,7 +1,7 @@
-"""Evaluate a PTX instruction on the bits of one thread, with Python integers and fractions: slow, and easy to check.
+"""Evaluate a PTX instruction on the bits of one thread, with Python integers and fractions: slow, but easy to check.
 
-It is written from the PTX ISA alone and shares nothing with ``customops.ptx``. A float is its bits; between decoding and
-encoding it is a Fraction, or a Python float where it is -0, infinite or nan.
+It is written from the PTX ISA alone and shares nothing with ``customops.ptx``. A float is its bits; between decoding
+and encoding it is a Fraction, or a Python float where it is -0, infinite or nan.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def div(x, y):
 
 def sqrt(x):
     if isinstance(x, float):
-        return x if x == 0 or x == inf else nan
+        return x if x in (0, inf) else nan
     if x <= 0:
         return nan if x else x
     scale = 1200  # bits: leaves more than the 53 asked for, and a last one that says whether it is exact
@@ -271,7 +271,7 @@ def whole(x, mode):
     return Fraction(result) if result or x >= 0 else -0.0
 
 
-def cvt(modifiers, types, operands):
+def cvt(modifiers, types, operands):  # noqa: PLR0911
     result, source = types
     mode = next((m for m in modifiers if m in ("rn", "rz", "rm", "rp", "rna")), "rn")
     integral = next((m for m in modifiers if m in ("rni", "rzi", "rmi", "rpi")), None)
@@ -354,8 +354,8 @@ BYTES = {
     "f4e": lambda i, c: c + i,
     "b4e": lambda i, c: (c - i) % 8,
     "rc8": lambda i, c: c,
-    "ecl": lambda i, c: max(i, c),
-    "ecr": lambda i, c: min(i, c),
+    "ecl": max,
+    "ecr": min,
     "rc16": lambda i, c: 2 * (c & 1) + (i & 1),
 }
 
@@ -372,7 +372,7 @@ def prmt(modifiers, a, b, control):
     return result
 
 
-def integer_arithmetic(name, modifiers, types, operands):
+def integer_arithmetic(name, modifiers, types, operands):  # noqa: PLR0911
     kind = types[0]
     bits = width(kind)
     a, b, c = (*(signed(o, kind) for o in operands), 0, 0)[:3]
@@ -429,7 +429,7 @@ def bit_operation(name, modifiers, kind, operands):
         "bfind": lambda: bfind(modifiers, kind, a),
         "brev": lambda: int(f"{a:0{bits}b}"[::-1], 2),
         "clz": lambda: bits - a.bit_length(),
-        "popc": lambda: a.bit_count(),
+        "popc": a.bit_count,
         "prmt": lambda: prmt(modifiers, a, b, c),
         "selp": lambda: a if c else b,
     }
@@ -478,7 +478,7 @@ def evaluate(text, *operands):
     return (_one(name, modifiers, types, operands),)
 
 
-def _one(name, modifiers, types, operands):
+def _one(name, modifiers, types, operands):  # noqa: PLR0911
     kind = types[0]
     if name == "cvt":
         return cvt(modifiers, types, operands)

@@ -186,9 +186,9 @@ def double(name: str, mode: str) -> Function:
         for source in sources[1:]:
             finite = finite & np.isfinite(source)
         result = np.where(finite & ~_undefined(name, sources), result, plain)
-        if name != "sqrt":
-            result = _extremes(name, mode, sources, finite, result)
-        return minus_zero(name, result, sources) if mode == "rm" else result
+        if mode == "rm":
+            result = minus_zero(name, result, sources)
+        return result if name == "sqrt" else _extremes(name, mode, sources, finite, result)
 
     return function
 
@@ -222,5 +222,6 @@ def _extremes(name: str, mode: str, sources: tuple[Array, ...], finite: Array, r
     for lane in np.argwhere(risky):
         at = tuple(lane)
         value = FRACTIONS[name](*(Fraction(float(source[at])) for source in sources))
-        result[at] = round_fraction(value, mode) if value else NATIVE[name](*(source[at] for source in sources))
+        if value:
+            result[at] = round_fraction(value, mode)
     return result
