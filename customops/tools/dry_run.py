@@ -21,15 +21,19 @@ def dry_run(target: str = "cuda:90") -> Iterator[list[LaunchRecord]]:
     kernel is compiled for ``target``; nothing is launched, so **tensors made inside hold no values**. Blocks may be
     nested, in one thread.
 
+    Any other kernel of Triton is recorded too: one of your own, started as ``kernel[grid](...)`` on tensors on the
+    CPU, or a library's. Of an autotuned kernel no configuration can be timed: the first that the GPU can run is taken.
+
     Args:
-        target: the GPU, one of ``cuda:80``, ``cuda:90``, ``cuda:100`` and ``hip:gfx942``.
+        target: the GPU, one of ``cuda:80``, ``cuda:90``, ``cuda:100``, ``cuda:120`` and ``hip:gfx942``.
 
     Yields:
         A list, to which each launch is added as a :class:`LaunchRecord`, in order.
 
     Raises:
         ValueError: ``target`` is none of those.
-        RuntimeError: Triton is not installed, or interprets its kernels; or another thread has a dry run open.
+        RuntimeError: Triton is not installed, or interprets its kernels; or another thread has a dry run open. Inside
+            the block, as ``customops.ptx.faults.KernelFault``: a launch asks for more than the GPU has.
 
     >>> import customops, torch
     >>> with customops.dry_run("cuda:90") as records:
