@@ -162,17 +162,15 @@ def active_driver(driver: Any) -> Iterator[None]:
 
 
 def _load(kernel: Any, load: Callable[[Any], None]) -> None:
-    """Give ``kernel`` its launcher, once; nobody is told that it was loaded, since it was not."""
+    """Give ``kernel`` its launcher, once. Hooks do not hear that it was loaded, since it was not."""
     if hasattr(kernel._run, "compiled"):
         return
-    runtime, hooks = triton().knobs.runtime, ("kernel_load_start_hook", "kernel_load_end_hook")
-    before = {name: getattr(runtime, name) for name in hooks}
-    try:
-        vars(runtime).update(dict.fromkeys(hooks))
+    runtime = triton().knobs.runtime
+    with config.load_lock, runtime.scope():
+        runtime.kernel_load_start_hook = runtime.kernel_load_end_hook = None
         load(kernel)
-    finally:
-        vars(runtime).update(before)
-    kernel._run.compiled = kernel
+    if kernel.module is None:  # a real driver's kernel has one
+        kernel._run.compiled = kernel
 
 
 def _tune(autotuner: Any, tune: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -44,6 +44,9 @@ kernel_resources: dict[str, Any] = {}
 # Held while Triton's interpreter runs a kernel: it patches ``triton.language`` for all threads.
 interpreter_lock = RLock()
 
+# Held while a dry run loads a kernel, which hooks that all threads see must not hear of.
+load_lock = RLock()
+
 # Held by the thread that has a dry run open: all threads see its driver.
 dry_run_lock = RLock()
 

@@ -28,6 +28,7 @@ DECORATOR = "customops/fusion/decorator.py"
 EXPLAIN = "customops/fusion/explain.py"
 UNFUSED = "customops/fusion/unfused.py"
 DRY_RUN = "customops/tools/dry_run.py"
+TARGETS = "customops/tools/targets.py"
 KERNEL_FORMULAS = "triton_kernels/formulas.py"
 LAYOUT = "triton_kernels/layout.py"
 TILING = "triton_kernels/tiling.py"
@@ -1457,9 +1458,9 @@ FAULTS = (
     Fault(
         "cuda:80 is compiled as 90",
         "dry run",
-        DRY_RUN,
-        '"cuda:80": ("cuda", 80, 32)',
-        '"cuda:80": ("cuda", 90, 32)',
+        TARGETS,
+        '"cuda:80": Target("cuda", 80',
+        '"cuda:80": Target("cuda", 90',
         "A dry run for an A100 shows the code of an H100.",
         by_formulas=("test_kernels_command.py", "test_machine_code.py", "test_offline.py"),
     ),

@@ -98,7 +98,7 @@ def test_imports_go_along_the_one_rule():
     alone = re.search(r"^(.*) import none of them", page, re.MULTILINE)[1]  # type: ignore[index]
     below = {package: {*order[: i + 1]} for i, package in enumerate(order)}
     below |= {module: set() for module in re.findall(r"`(\w+)`", alone)}
-    assert len(below) == len(order) + 3
+    assert len(below) == len(order) + 4
     for package in below:
         assert imported(package) <= below[package] | (below.keys() - {*order}), package
     for file in (ROOT / "examples").glob("*.py"):

@@ -11,7 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 from customops import config
-from customops.tools.machine_code import Access, accesses, parameters, resources, widest
+from customops.tools.machine_code import (
+    Access,
+    accesses,
+    binary_stack,
+    parameters,
+    registers,
+    resources,
+    widest,
+)
 
 triton = pytest.importorskip("triton", reason="without Triton nothing compiles")
 import triton.language as tl  # noqa: E402
@@ -22,7 +30,7 @@ from triton.language.extra import libdevice  # noqa: E402
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter's functions do not compile", allow_module_level=True)
 
-CUDA = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)}
+CUDA = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100, 120)}
 TARGETS = {**CUDA, "gfx942": GPUTarget("hip", "gfx942", 64)}
 BY_16 = [["tt.divisibility", 16]]
 
@@ -224,6 +232,29 @@ def test_a_stack_is_not_a_spill(target):
     compiled = build(sin, {"x": "*fp32", "z": "*fp32"}, target)
     assert ".local" in compiled.asm["ptx"]
     assert resources(compiled).spills == 0
+    assert binary_stack(compiled.asm["cubin"]) > 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_registers_in_the_binary_are_those_that_ptxas_tells(target):
+    """Also of a kernel with a function that is called, which has registers of its own."""
+    found = [build_softmax(target, 1024), build_softmax(target, 8192), build(store_in_call, {"z": "*fp32"}, target)]
+    found += [build_add_rows(target), build(sin, {"x": "*fp32", "z": "*fp32"}, target)]
+    counts = [registers(compiled) for compiled in found]
+    assert counts == [resources(compiled).registers for compiled in found]
+    assert len({*counts}) >= 3
+
+
+def test_registers_do_not_need_ptxas(monkeypatch):
+    compiled = build_softmax("sm_90", 1024)
+    monkeypatch.setattr("triton.compiler.make_backend", None)
+    assert registers(compiled) > 0
+
+
+def test_a_stack_holds_the_spills():
+    assert binary_stack(build_softmax("sm_90", 1024).asm["cubin"]) == 0
+    large = build_softmax("sm_90", 8192)
+    assert 0 < binary_stack(large.asm["cubin"]) <= resources(large).spills
 
 
 def test_scalar_registers_of_amd_spill_to_no_memory():

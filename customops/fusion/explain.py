@@ -80,7 +80,8 @@ class Findings(NamedTuple):
         yield f"{'total':10}{_count([len(phase.records) for phase in self.fused])}  {traffic(moved, floor)}"
         unfused_moved = total(cost.bytes_moved for cost in self.unfused)
         times = f"  {unfused_moved / moved:.2f} times those of fused" if moved and unfused_moved else ""
-        yield f"{'unfused':10}{_count([cost.kernels for cost in self.unfused])}  bytes moved {amount(unfused_moved)}{times}"
+        launches = _count([cost.kernels for cost in self.unfused])
+        yield f"{'unfused':10}{launches}  bytes moved {amount(unfused_moved)}{times}"
 
 
 def explain(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> Iterator[str]:

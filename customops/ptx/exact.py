@@ -45,8 +45,8 @@ def exact_rcp(a: Array) -> Exact:
 
 
 def exact_sqrt(a: Array) -> Exact:
-    """Return the square root of `a`; a small `a` is scaled by a power of four."""
-    scale = np.where(a < 2.0**-800, 2.0**200, 1.0)
+    """Return the square root of `a`; one near the ends of the range is scaled by a power of four."""
+    scale = np.where(a < 2.0**-800, 2.0**200, np.where(a > 2.0**900, 2.0**-200, 1.0))
     scaled = a * scale * scale
     s = np.sqrt(scaled)
     p, e = two_product(s, s)
@@ -186,9 +186,9 @@ def double(name: str, mode: str) -> Function:
         for source in sources[1:]:
             finite = finite & np.isfinite(source)
         result = np.where(finite & ~_undefined(name, sources), result, plain)
-        if name != "sqrt":
-            result = _extremes(name, mode, sources, finite, result)
-        return minus_zero(name, result, sources) if mode == "rm" else result
+        if mode == "rm":
+            result = minus_zero(name, result, sources)
+        return result if name == "sqrt" else _extremes(name, mode, sources, finite, result)
 
     return function
 
@@ -222,5 +222,6 @@ def _extremes(name: str, mode: str, sources: tuple[Array, ...], finite: Array, r
     for lane in np.argwhere(risky):
         at = tuple(lane)
         value = FRACTIONS[name](*(Fraction(float(source[at])) for source in sources))
-        result[at] = round_fraction(value, mode) if value else NATIVE[name](*(source[at] for source in sources))
+        if value:
+            result[at] = round_fraction(value, mode)
     return result

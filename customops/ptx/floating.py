@@ -128,17 +128,20 @@ def flush_values(kind: str) -> Function:
 
 
 def smaller(a: Array, b: Array) -> Array:
-    """Return the minimum of float32 or float64 numbers; -0 is less than +0, and a number is preferred to nan."""
+    """Return the minimum of float32 or float64 numbers; -0 is less than +0, and a number is preferred to nan.
+
+    NumPy's `fmin` returns nan for a signalling one.
+    """
     word = f"u{a.dtype.itemsize}"
     both = (a.view(word) | b.view(word)).view(a.dtype)
-    return np.where(a == b, both, np.fmin(a, b))
+    return np.where(a == b, both, np.where((a < b) | np.isnan(b), a, b))
 
 
 def larger(a: Array, b: Array) -> Array:
     """Return the maximum, like `smaller`."""
     word = f"u{a.dtype.itemsize}"
     both = (a.view(word) & b.view(word)).view(a.dtype)
-    return np.where(a == b, both, np.fmax(a, b))
+    return np.where(a == b, both, np.where((a > b) | np.isnan(b), a, b))
 
 
 def strict(function: Function) -> Function:

@@ -40,12 +40,15 @@ class Row(NamedTuple):
 TABLE: dict[str, list[Row]] = {}
 
 
+Builder = Callable[[Opcode], Operation]
+
+
 def instruction(
     names: str, types: Iterable[str], modifiers: str = "", types_count: int = 1
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Builder], Builder]:
     """Enter a function that builds the operation of an opcode, for `names` on `types` with any of `modifiers`."""
 
-    def enter(build: Callable[[Opcode], Operation]) -> Callable[[Opcode], Operation]:
+    def enter(build: Builder) -> Builder:
         row = Row(frozenset(types), types_count, frozenset(modifiers.split()), build)
         for name in names.split():
             TABLE.setdefault(name, []).append(row)

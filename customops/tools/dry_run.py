@@ -22,6 +22,8 @@ def dry_run(target: str = "cuda:90", execute: bool = False) -> Iterator[list[Lau
     is launched, so **tensors made inside hold no values**. With it the compiled code runs on the tensors' own memory,
     slowly, and is checked as it runs; see docs/compiled.md. Blocks may be nested, in one thread.
 
+    Of an autotuned kernel no configuration can be timed: the first that the GPU can run is taken.
+
     Args:
         target: the GPU, one of ``cuda:80``, ``cuda:90``, ``cuda:100``, ``cuda:120`` and ``hip:gfx942``.
         execute: whether to execute each launch; for CUDA alone.
