@@ -273,6 +273,18 @@ def test_result_of_a_root_may_be_written_over():
     torch.testing.assert_close(gradient(z, x), 0.5 * x.detach() ** -0.5)
 
 
+WRAPPED = {
+    "added": lambda lib: lib.add(ones(2).long(), 2**63),
+    "a factor of narrower ones": lambda lib: lib.mul(ones(2).int(), 2**64 - 1),
+    "alpha": lambda lib: lib.sub(ones(2).long(), ones(2).long(), alpha=2**63),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_integers_past_63_bits_wrap_as_torchs(name):
+    assert_same_outcome(outcome(WRAPPED[name], customops), outcome(WRAPPED[name], torch))
+
+
 def test_keepdim_of_an_extremum_needs_no_dim():
     """Torch's sum wants a dim with it; here nothing is missing, so the operator is ours."""
     z = customops.amax(leaf(2, 3), keepdim=True)

@@ -258,7 +258,8 @@ def _as_integer(value: torch.Tensor | float, common_dtype: torch.dtype) -> int:
     number = value.item() if isinstance(value, torch.Tensor) else value
     if common_dtype.is_floating_point:
         return struct.unpack("<q", struct.pack("<d", number))[0]
-    return int(bool(number) if common_dtype == torch.bool else number)
+    integer = int(bool(number) if common_dtype == torch.bool else number)
+    return integer if integer < 2**63 else integer - 2**64  # as torch: beyond int64 it is the bits that count
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
