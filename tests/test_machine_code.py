@@ -33,6 +33,17 @@ if triton.knobs.runtime.interpret:
 CUDA = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100, 120)}
 TARGETS = {**CUDA, "gfx942": GPUTarget("hip", "gfx942", 64)}
 BY_16 = [["tt.divisibility", 16]]
+PTX = """.visible .entry k(
+    .param .u64 .ptr .global .align 1 k_param_0,
+    .param .u64 .ptr .global .align 1 k_param_1
+)
+{{
+    .reg .pred %p<9>;
+    .reg .b32 %r<9>;
+    .reg .b64 %rd<9>;
+    {}
+}}
+"""
 
 
 @triton.jit
@@ -103,7 +114,7 @@ def written(text):
     """Return a kernel k(x, y) whose machine code is this text."""
     return SimpleNamespace(
         hash=text,
-        asm={"ptx": f".visible .entry k()\n{text}", "amdgcn": text},
+        asm={"ptx": PTX.format(text), "amdgcn": text},
         metadata=SimpleNamespace(name="k", target=TARGETS["sm_90"]),
         src=SimpleNamespace(
             fn=SimpleNamespace(arg_names=["x", "y"]), signature={"x": "*fp32", "y": "*fp32"}, constants={}
