@@ -114,6 +114,10 @@ def _log2(x):
     return x.numerator.bit_length() - x.denominator.bit_length() - 1
 
 
+def is_nan(x):
+    return isinstance(x, float) and isnan(x)
+
+
 def plain(x):
     """Return a value as a Python float that has its sign and class."""
     return x if isinstance(x, float) else float((x > 0) - (x < 0))
@@ -141,7 +145,7 @@ def mul(x, y):
 
 
 def div(x, y):
-    if (isinstance(x, float) and isnan(x)) or (isinstance(y, float) and isnan(y)):
+    if is_nan(x) or is_nan(y):
         return nan
     sign = -1.0 if negative(x) != negative(y) else 1.0
     if y == 0 or isinf(plain(x)):
@@ -175,7 +179,7 @@ def clamped(x, modifiers):
         if isinstance(x, float):
             return Fraction(x == inf)
         return min(max(x, Fraction(0)), Fraction(1))
-    if "relu" in modifiers and not (isinstance(x, float) and isnan(x)) and (x <= 0 or x == -inf):
+    if "relu" in modifiers and not is_nan(x) and (x <= 0 or x == -inf):
         return Fraction(0)
     return x
 
@@ -210,7 +214,7 @@ def float_extreme(name, modifiers, kind, operands):
     if "xorsign" in modifiers:
         flip = (operands[0] ^ operands[1]) >> (width(kind) - 1)
         x, y = (abs(v) if not (isinstance(v, float) and v == 0) else Fraction(0) for v in (x, y))
-    gone = [isinstance(v, float) and isnan(v) for v in (x, y)]
+    gone = [is_nan(v) for v in (x, y)]
     if all(gone) or ("NaN" in modifiers and any(gone)):
         return canonical_nan(kind)
     if any(gone):
@@ -236,7 +240,7 @@ def compare(name, modifiers, kind, a, b):
     if kind not in FORMS:
         return COMPARE[name](signed(a, kind), signed(b, kind))
     x, y = (flushed(decode(o, kind), kind) if "ftz" in modifiers else decode(o, kind) for o in (a, b))
-    unordered = any(isinstance(v, float) and isnan(v) for v in (x, y))
+    unordered = any(is_nan(v) for v in (x, y))
     if name in ("num", "nan"):
         return unordered == (name == "nan")
     if unordered:
@@ -290,12 +294,12 @@ def cvt(modifiers, types, operands):  # noqa: PLR0911
     if integral:
         x = whole(x, integral)
     if result in INTEGERS:
-        if isinstance(x, float) and isnan(x):
+        if is_nan(x):
             return 1 << (width(result) - 1) if source == "f64" or width(result) == 64 else 0
         return wrap(_limit(x if isinstance(x, float) and isinf(x) else int(x), result), result)
     if result == "tf32":
         bits = encode(clamped(x, modifiers), "tf32", mode, finite)
-        return 0x7FFFFFFF if isinstance(x, float) and isnan(x) else bits << 13
+        return 0x7FFFFFFF if is_nan(x) else bits << 13
     bits = encode(clamped(x, modifiers), result, mode, finite)
     if "ftz" in modifiers and result == "f32":
         bits = encode(flushed(decode(bits, result), result), result)
@@ -447,7 +451,7 @@ def sign_operation(name, kind, modifiers, operands):
     if name == "copysign":
         return operands[1] & ~sign | operands[0] & sign
     bits = operands[0]
-    if "ftz" in modifiers and not (isinstance(decode(bits, kind), float) and isnan(decode(bits, kind))):
+    if "ftz" in modifiers and not is_nan(decode(bits, kind)):
         bits = encode(flushed(decode(bits, kind), kind), kind)
     return bits ^ sign if name == "neg" else bits & ~sign
 
@@ -459,8 +463,8 @@ def testp(modifier, kind, bits):
     return {
         "finite": finite,
         "infinite": isinstance(x, float) and isinf(x),
-        "number": not (isinstance(x, float) and isnan(x)),
-        "notanumber": isinstance(x, float) and isnan(x),
+        "number": not is_nan(x),
+        "notanumber": is_nan(x),
         "normal": finite and not tiny,
         "subnormal": tiny,
     }[modifier]

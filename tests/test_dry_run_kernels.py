@@ -83,6 +83,7 @@ def test_a_launch_is_recorded_with_all_that_is_known_of_it(target):
     assert record.compiled is compiled
     assert (record.name, record.program, record.operands) == ("add", "", ())
     assert (record.grid, record.num_warps) == ((8, 1, 1), 4)
+    assert str(compiled.metadata.target.arch) == target.split(":")[1]
     assert (record.bytes_moved, record.bytes_floor, record.spills) == (None, None, 0)
     assert 4 <= record.registers <= 32
     pointers = [None] if target.startswith("hip") else [("x",), ("y",), ("z",)]

@@ -243,7 +243,6 @@ def test_a_stack_is_not_a_spill(target):
     compiled = build(sin, {"x": "*fp32", "z": "*fp32"}, target)
     assert ".local" in compiled.asm["ptx"]
     assert resources(compiled).spills == 0
-    assert binary_stack(compiled.asm["cubin"]) > 0
 
 
 @pytest.mark.parametrize("target", TARGETS)

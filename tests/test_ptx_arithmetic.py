@@ -9,7 +9,7 @@ from customops.ptx.arithmetic import operation
 from customops.ptx.formats import DTYPES, PACKED
 
 from .ptx_opcodes import EXACT, KERNELS
-from .ptx_scalar import FORMS, PAIRS, decode, evaluate, parse, width
+from .ptx_scalar import FORMS, PAIRS, decode, evaluate, is_nan, parse, width
 
 LONGEST = 200  # operands of each opcode
 
@@ -91,9 +91,7 @@ def alike(got, expected, kind, opcode):
     shift = width(kind) // 2 if kind in PAIRS else 0
     scalar, mask = PACKED.get(kind, kind), (1 << (shift or width(kind))) - 1
     pairs = [(got >> s & mask, expected >> s & mask) for s in {0, shift}]
-    return all(
-        g == e or (decode(g, scalar) != decode(g, scalar) and decode(e, scalar) != decode(e, scalar)) for g, e in pairs
-    )
+    return all(g == e or (is_nan(decode(g, scalar)) and is_nan(decode(e, scalar))) for g, e in pairs)
 
 
 def sources_of(opcode, random):
