@@ -163,7 +163,7 @@ def launched(monkeypatch):
     """Return the list of what is launched: the record, and the value of each parameter of the machine code."""
     found = []
 
-    def launch(driver, record, args):
+    def launch(driver, record, args, inputs):
         found.append((record, flat_arguments(record.compiled, args)))
 
     monkeypatch.setattr(RecordingDriver, "launch", launch)
