@@ -323,3 +323,19 @@ def test_liger_kernels_rms_norm_is_recorded_forward_and_backward():
     assert (backward.name, backward.grid) == ("_rms_norm_backward_kernel", (1, 1, 1))
     assert forward.widths["X_ptr",] == forward.widths["Y_ptr",] == backward.widths["dX_ptr",] == 64
     assert forward.spills == backward.spills == 0
+
+
+def test_liger_kernels_rms_norm_executed_gives_torchs_values():
+    rms_norm = pytest.importorskip("liger_kernel.ops.rms_norm", reason="needs liger-kernel")
+    generator = torch.Generator().manual_seed(0)
+    x, weight, g = (torch.randn(shape, generator=generator) for shape in ((5, 300), (300,), (5, 300)))
+    xs = x.requires_grad_(), weight.requires_grad_()
+    with customops.dry_run(execute=True) as records:
+        y = rms_norm.LigerRMSNormFunction.apply(*xs, 1e-6, 0.0, "llama", False, None)
+        found = y, *torch.autograd.grad(y, xs, g)
+    z = torch.nn.functional.rms_norm(x, (300,), weight, 1e-6)
+    torch.testing.assert_close(found, (z, *torch.autograd.grad(z, xs, g)))
+    forward, backward = records
+    row = 300 * 4  # bytes
+    assert forward.traffic == (2 * 5 * row, 5 * row + 5 * 4, 11 * row + 5 * 4)  # the weight for each row; a statistic
+    assert backward.traffic.distinct == 17 * row + 5 * 4
