@@ -148,14 +148,6 @@ def half_fma(kind: str) -> Function:
     return function
 
 
-def mul_bf16(a: Array, b: Array) -> Array:
-    """Return ``a * b`` of bf16 numbers in float32: exact, or rounded to bf16 already where float32 is subnormal."""
-    r = a * b
-    if ((r.view(np.uint32) << np.uint32(1)) - np.uint32(1) < np.uint32(0x01000000)).any():
-        return short("mul", "bf16", "rn")(a, b).astype(np.float32)
-    return r
-
-
 def fma32(a: Array, b: Array, c: Array) -> Array:
     """Return ``a * b + c`` of float32 rounded to nearest even once.
 
