@@ -7,7 +7,7 @@ import pytest
 
 from customops.ptx.arithmetic import operation
 
-from .ptx_scalar import FORMS
+from .ptx_numbers import FORMS
 
 
 @pytest.fixture(autouse=True)

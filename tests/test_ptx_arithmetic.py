@@ -8,8 +8,9 @@ import pytest
 from customops.ptx.arithmetic import operation
 from customops.ptx.formats import DTYPES, PACKED
 
+from .ptx_numbers import FORMS, PAIRS, decode, is_nan, width
 from .ptx_opcodes import EXACT, KERNELS
-from .ptx_scalar import FORMS, PAIRS, decode, evaluate, is_nan, parse, width
+from .ptx_scalar import evaluate, parse
 
 LONGEST = 128  # operands of each opcode
 

@@ -6,7 +6,8 @@ import torch
 
 from customops.ptx.arithmetic import operation
 
-from .ptx_scalar import FORMS, evaluate, width
+from .ptx_numbers import FORMS, width
+from .ptx_scalar import evaluate
 
 MODES = ("rn", "rz", "rm", "rp")
 DTYPES = {"f16": "f2", "bf16": "u2", "f32": "f4", "f64": "f8"}
