@@ -72,6 +72,12 @@ def test_fma_rounds_once(draw, kind, mode):
     assert got.tolist() == expected
 
 
+def test_fma_of_bf16_below_all_float32_is_zero_beside_a_tie():
+    """The tie in the second lane sends all lanes through rounding to odd; the first product is below all float32."""
+    a, b, c = np.uint16([[0x128F, 0x3F80], [0x05E3, 0x3B80], [0, 0x3F80]])
+    assert operation("fma.rn.bf16").function(a, b, c).tolist() == [0, 0x3F80]
+
+
 @pytest.mark.parametrize("kind", ["f32", "f64"])
 def test_product_and_sum_rounded_apart_differ_from_fma(kind):
     """Shows that the operands above tell one rounding from two."""

@@ -139,11 +139,15 @@ def is_tie(x: Array, kind: str) -> bool:
 
 def half_fma(kind: str) -> Function:
     """Return ``a * b + c`` of f16 or bf16 numbers in float32, as float32 from which rounding to nearest is right."""
-    careful = short("fma", kind, "rn")
 
     def function(a: Array, b: Array, c: Array) -> Array:
-        r = (a.astype(np.float64) * b + c).astype(np.float32)
-        return careful(a, b, c).astype(np.float32) if is_tie(r, kind) else r
+        product = a.astype(np.float64) * b
+        s = product + c
+        r = s.astype(np.float32)
+        if not is_tie(r, kind):
+            return r
+        missing = s - r
+        return odd(r, np.where(missing != 0, missing, two_sum(product, c.astype(np.float64))[1]))
 
     return function
 
