@@ -96,9 +96,9 @@ def shf(opcode: Opcode) -> Operation:
     left, wrap = "l" in opcode.modifiers, "wrap" in opcode.modifiers
 
     def function(a: Array, b: Array, amount: Array) -> Array:
-        both = b.astype(np.uint64) << 32 | a.astype(np.uint64)
+        both = b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64)
         steps = (amount & np.uint32(31) if wrap else np.minimum(amount, np.uint32(32))).astype(np.uint64)
-        return ((both << steps) >> 32 if left else both >> steps).astype(np.uint32)
+        return ((both << steps) >> np.uint64(32) if left else both >> steps).astype(np.uint32)
 
     return Operation(function, ("b32", "b32", "u32"), ("b32",))
 
