@@ -142,6 +142,15 @@ def test_autotuning_leaves_no_choice_behind(monkeypatch):
     assert tuned.cache == {}
 
 
+def test_configurations_behind_the_first_that_fits_are_not_compiled(monkeypatch):
+    compiled = []
+    reverse.device_caches.clear()
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda **facts: compiled.append(facts["src"].constants))
+    with customops.dry_run("cuda:90"):
+        tune()[(1,)](*vectors())
+    assert [constants[2,] for constants in compiled] == [config.kwargs["N"] for config in CONFIGS[:2]]
+
+
 def test_an_autotuned_kernel_that_fits_nowhere_says_so():
     tuned = tune(CONFIGS[:1] * 2)
     with customops.dry_run() as records, pytest.raises(OutOfResources, match="shared memory"):

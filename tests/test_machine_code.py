@@ -73,6 +73,13 @@ def store_in_call(z):
 
 
 @triton.jit
+def softmax_and_call(x, z, BLOCK: tl.constexpr):
+    """Use many registers, and call a function that uses few."""
+    softmax(x, z, BLOCK)
+    call(z)
+
+
+@triton.jit
 def softmax(x, z, BLOCK: tl.constexpr):
     """Compute a softmax, in which every element waits for the sum of all."""
     i = tl.arange(0, BLOCK)
@@ -249,6 +256,8 @@ def test_a_stack_is_not_a_spill(target):
 def test_registers_in_the_binary_are_those_that_ptxas_tells(target):
     """Also of a kernel with a function that is called, which has registers of its own."""
     found = [build_softmax(target, 1024), build_softmax(target, 8192), build(store_in_call, {"z": "*fp32"}, target)]
+    signature = {"x": "*fp32", "z": "*fp32", "BLOCK": "constexpr"}
+    found += [build(softmax_and_call, signature, target, {"BLOCK": 1024})]
     found += [build_add_rows(target), build(sin, {"x": "*fp32", "z": "*fp32"}, target)]
     counts = [registers(compiled) for compiled in found]
     assert counts == [resources(compiled).registers for compiled in found]

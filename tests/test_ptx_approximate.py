@@ -7,7 +7,7 @@ import pytest
 
 from customops.ptx.arithmetic import operation
 
-from .ptx_scalar import FORMS
+from .ptx_numbers import FORMS
 
 
 @pytest.fixture(autouse=True)
@@ -179,11 +179,14 @@ def test_special_values_are_those_of_the_isa(opcode):
         assert np.isnan(got) or np.signbit(got) == np.signbit(want), x
 
 
-def test_largest_exponential_stays_finite():
-    x = np.nextafter(np.float32(128), np.float32(0), dtype=np.float32) - np.arange(40, dtype=np.float32) * np.float32(
-        2**-17
-    )
-    assert np.isfinite(operation("ex2.approx.f32").function(x)).all()
+def test_quotient_overflows_where_its_nearest_number_does():
+    scale, steps = (x.ravel() for x in np.meshgrid(np.arange(60), np.arange(-3, 4)))
+    largest = np.finfo(np.float32).max
+    for sign in (1, -1):
+        a = np.ldexp(np.float32(sign * largest), -scale)
+        b = np.ldexp(np.float32(1), -scale) + np.ldexp(np.float32(2.0**-24), -scale) * steps.astype(np.float32)
+        nearest = (a.astype(np.float64) / b).astype(np.float32)
+        assert np.array_equal(np.isinf(operation("div.full.f32").function(a, b)), np.isinf(nearest))
 
 
 @pytest.mark.parametrize(

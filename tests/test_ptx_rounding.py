@@ -6,7 +6,8 @@ import torch
 
 from customops.ptx.arithmetic import operation
 
-from .ptx_scalar import FORMS, evaluate, width
+from .ptx_numbers import FORMS, width
+from .ptx_scalar import evaluate
 
 MODES = ("rn", "rz", "rm", "rp")
 DTYPES = {"f16": "f2", "bf16": "u2", "f32": "f4", "f64": "f8"}
@@ -69,6 +70,12 @@ def test_fma_rounds_once(draw, kind, mode):
     got = operation(f"fma.{mode}.{kind}").function(*arrays).view(f"u{width(kind) // 8}")
     expected = [evaluate(f"fma.{mode}.{kind}", *row)[0] for row in zip(*columns, strict=True)]
     assert got.tolist() == expected
+
+
+def test_fma_of_bf16_below_all_float32_is_zero_beside_a_tie():
+    """The tie in the second lane sends all lanes through rounding to odd; the first product is below all float32."""
+    a, b, c = np.uint16([[0x128F, 0x3F80], [0x05E3, 0x3B80], [0, 0x3F80]])
+    assert operation("fma.rn.bf16").function(a, b, c).tolist() == [0, 0x3F80]
 
 
 @pytest.mark.parametrize("kind", ["f32", "f64"])

@@ -139,21 +139,17 @@ def is_tie(x: Array, kind: str) -> bool:
 
 def half_fma(kind: str) -> Function:
     """Return ``a * b + c`` of f16 or bf16 numbers in float32, as float32 from which rounding to nearest is right."""
-    careful = short("fma", kind, "rn")
 
     def function(a: Array, b: Array, c: Array) -> Array:
-        r = (a.astype(np.float64) * b + c).astype(np.float32)
-        return careful(a, b, c).astype(np.float32) if is_tie(r, kind) else r
+        product = a.astype(np.float64) * b
+        s = product + c
+        r = s.astype(np.float32)
+        if not is_tie(r, kind):
+            return r
+        missing = s - r
+        return odd(r, np.where(missing != 0, missing, two_sum(product, c.astype(np.float64))[1]))
 
     return function
-
-
-def mul_bf16(a: Array, b: Array) -> Array:
-    """Return ``a * b`` of bf16 numbers in float32: exact, or rounded to bf16 already where float32 is subnormal."""
-    r = a * b
-    if ((r.view(np.uint32) << np.uint32(1)) - np.uint32(1) < np.uint32(0x01000000)).any():
-        return short("mul", "bf16", "rn")(a, b).astype(np.float32)
-    return r
 
 
 def fma32(a: Array, b: Array, c: Array) -> Array:

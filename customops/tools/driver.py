@@ -19,6 +19,9 @@ from .record import LaunchRecord
 from .targets import TARGETS, check_launch, most_threads
 
 
+INPUTS = ("operands",)  # the parameter of our kernels whose tensors they only read; of others nobody says which
+
+
 class RecordingDriver:
     """A driver that lets Triton compile for a GPU that is not there: it loads nothing, and records each launch.
 
@@ -39,9 +42,11 @@ class RecordingDriver:
 
     def recorder(self, launch: Any) -> Launcher:
         """Return what is called in place of Triton's launcher for ``launch``, a launch of ours."""
-        known = {name: getattr(launch, name) for name in ("bytes_moved", "bytes_floor")}
-        known |= {"program": launch.summary, "operands": launch.operand_names}
-        return Launcher(self, compiled=launch.compiled, known=known, inputs=launch.kernel.arg_names[:1])
+        launcher = Launcher(self)
+        launcher.compiled = compiled = launch.compiled
+        known = launch.summary, launch.operand_names, (launch.grid, 1, 1), compiled.metadata.num_warps
+        launcher.like = LaunchRecord(compiled.name, *known, compiled, launch.bytes_moved, launch.bytes_floor)
+        return launcher
 
     def launch(self, record: LaunchRecord, args: Sequence[Any], inputs: Sequence[str]) -> None:
         """Append the record of a launch, whose kernel gets ``args``, and execute it if the dry run does.
@@ -128,25 +133,19 @@ class RecordingDriver:
 class Launcher:
     """The launcher of one compiled kernel, called as Triton calls its own: it records."""
 
-    def __init__(
-        self,
-        driver: RecordingDriver,
-        source: Any = None,
-        metadata: Any = None,
-        compiled: Any = None,
-        known: dict[str, Any] | None = None,
-        inputs: Sequence[str] = (),
-    ):
-        """Record launches of ``compiled``, which Triton tells later; ``known`` are fields of the record.
+    __slots__ = (
+        "compiled",  # Triton's CompiledKernel; Triton gives it after the launcher is made
+        "driver",
+        "last",  # the record of the last launch, None before the first: one like it is checked once
+        "like",  # the record of a launch of ours, which knows its program and bytes; None for another kernel
+    )
 
-        ``source`` and ``metadata`` are those of the kernel; it has them, too. ``inputs`` are the parameters whose
-        tensors the kernel may only read; of a kernel that is not ours nobody says which they are.
-        """
+    def __init__(self, driver: RecordingDriver, source: Any = None, metadata: Any = None):
+        """Record launches of a kernel; ``source`` and ``metadata`` are its, which has them too."""
         self.driver = driver
-        self.compiled = compiled
-        self.inputs = inputs
-        self.known = known or {"program": "", "operands": ()}
-        self.records: dict[tuple[int, int, int], LaunchRecord] = {}  # by grid: one is checked once
+        self.compiled: Any = None
+        self.like: LaunchRecord | None = None
+        self.last: LaunchRecord | None = None
 
     def __call__(
         self, grid_x, grid_y, grid_z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args
@@ -155,20 +154,19 @@ class Launcher:
         grid = index(grid_x), index(grid_y), index(grid_z)
         if min(grid) <= 0:
             return
-        record = self.records.get(grid)
-        if record is None:
-            record = self.records[grid] = self._record(grid)
+        record = self.last
+        if record is None or record.grid != grid:
+            record = self.last = self._record(grid)
         if not self.driver.tries:
-            self.driver.launch(record, args, self.inputs)
+            self.driver.launch(record, args, () if self.like is None else INPUTS)
 
     def _record(self, grid: tuple[int, int, int]) -> LaunchRecord:
         """Return the record of launches with this grid, if the GPU has what they ask for."""
-        metadata, limits = self.compiled.metadata, self.driver.limits
-        threads = metadata.num_warps * limits.warp_size
-        asked = grid, threads, registers(self.compiled), metadata.shared
-        check_launch(self.driver.name, self.compiled.name, *asked)
-        fields = {"grid": grid, "num_warps": metadata.num_warps, "compiled": self.compiled}
-        return LaunchRecord(name=self.compiled.name, **fields, **self.known)
+        compiled, metadata = self.compiled, self.compiled.metadata
+        threads = metadata.num_warps * self.driver.limits.warp_size
+        check_launch(self.driver.name, compiled.name, grid, threads, registers(compiled), metadata.shared)
+        like = self.like or LaunchRecord(compiled.name, "", (), grid, metadata.num_warps, compiled)
+        return like if like.grid == grid else like._replace(grid=grid)
 
 
 class Utilities:
