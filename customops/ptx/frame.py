@@ -96,6 +96,13 @@ class DecodedNames(NamedTuple):
     local_bytes: int  # of each lane's own memory
 
 
+class Context(NamedTuple):
+    """What the meaning of an instruction depends on, apart from its text."""
+
+    names: DecodedNames
+    origins: dict[str, frozenset[int]]  # the pointer parameters that a register is computed from, by their position
+
+
 def names_of(function: Function, symbols: Mapping[str, int]) -> DecodedNames:
     """Return the names of a function, among ``symbols`` of the module."""
     kinds = function.registers
@@ -186,6 +193,11 @@ def _writer(slot: int) -> Target:
             frame.registers[slot] = np.where(frame.active, value, before.view(value.dtype))
 
     return write
+
+
+def parts_of(operand: str) -> list[str]:
+    """Return the parts of ``{a, b}``, or of ``a`` alone."""
+    return [part.strip() for part in operand.strip("{}").split(",")]
 
 
 def address_of(operand: str) -> tuple[str, int]:

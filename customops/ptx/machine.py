@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from .control import ranks_of, starts_of
-from .decode import Barrier, Call, Context, Jump, Return, decode
+from .decode import Barrier, Call, Jump, Return, decode
 from .faults import KernelFault, LaneFault
-from .frame import WARP, Batch, DecodedNames, Frame, Step, dtype_of, names_of
+from .frame import WARP, Batch, Context, DecodedNames, Frame, Step, dtype_of, names_of
 from .memory import Buffer, GlobalMemory, Traffic
 from .module import Function, parse
 from .origins import origins
