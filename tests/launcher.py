@@ -21,9 +21,9 @@ from unittest.mock import patch
 from customops.triton_kernels.launch import Launch
 from triton import JITFunction, knobs
 from triton.backends.nvidia import driver as nvidia
+from triton.runtime import driver
 
 from customops import config
-from customops._compat import active_driver
 
 from .driver_launch import DriverLaunch, Loaded, Origin
 
@@ -107,7 +107,7 @@ class Stub:
 
         with ExitStack() as stack:
             stack.enter_context(patch.dict(os.environ, self._environment))
-            stack.enter_context(active_driver(self.driver))
+            stack.enter_context(patch.object(driver, "_active", self.driver))  # as on a GPU, without our dry run
             stack.enter_context(config.dry_running("stub:90"))
             stack.enter_context(patch.object(Launch, "__call__", launch_planned))
             stack.enter_context(patch.object(JITFunction, "run", run_kernel))

@@ -264,7 +264,7 @@ class GlobalMemory:
             return
         readers = np.broadcast_to((programs + 1)[:, None], indices.shape)
         self._check(region.writers[indices], readers, access, tensor, "reads what program {} wrote")
-        noted = region.readers[indices]
+        noted = self._unordered(region.readers[indices], programs)
         region.readers[indices] = np.where((noted == 0) | (noted == readers), readers, MANY)
         several = region.readers[indices] != readers  # of lanes of several programs at once the last is noted
         region.readers[indices[several]] = MANY
@@ -291,15 +291,25 @@ class GlobalMemory:
     def _check(self, others: np.ndarray, own: np.ndarray, access: Access, tensor: Tensor, what: str) -> None:
         """Raise a fault where ``others``, the programs that touched elements before, are not the own program."""
         conflicts = (others != 0) & (others != own)
-        if not conflicts.any():
-            return
-        for i, j in np.argwhere(conflicts):
-            other, program = int(others[i, j]) - 1, int(own[i, j]) - 1
-            if other not in self.ordered.get(program, ()):
-                text = what.format(other) if other >= 0 else what.replace("program {}", "several programs")
-                raise LaneFault(
-                    f"a race in global memory: a program {text}, in {tensor.name}", int(access.lanes[i]), tensor.name
-                )
+        if conflicts.any():
+            others = self._unordered(others, own[:, 0] - 1)
+            conflicts = (others != 0) & (others != own)
+        if conflicts.any():
+            i, j = np.argwhere(conflicts)[0]
+            other = int(others[i, j])
+            text = what.replace("program {}", "several programs") if other == MANY else what.format(other - 1)
+            raise LaneFault(
+                f"a race in global memory: a program {text}, in {tensor.name}", int(access.lanes[i]), tensor.name
+            )
+
+    def _unordered(self, others: np.ndarray, programs: np.ndarray) -> np.ndarray:
+        """Return ``others`` with 0 in place of programs that an atomic operation puts before the one that runs.
+
+        What comes after the one that runs comes after those too, so it stands for them. Programs with atomic operations
+        run one by one: that of the first lane is that of all.
+        """
+        before = self.ordered.get(int(programs[0])) if self.ordered else None
+        return np.where(np.isin(others - 1, list(before)), 0, others) if before else others
 
     @staticmethod
     def _forbid_writing(tensor: Tensor, access: Access) -> None:
