@@ -10,7 +10,7 @@ import numpy as np
 
 from .arithmetic import operation
 from .faults import LaneFault
-from .frame import Context, DecodedNames, Frame, Step, access_of, address_of, dtype_of, parts_of, source, target
+from .frame import Context, DecodedNames, Frame, Source, Step, access_of, address_of, dtype_of, parts_of, source, target
 from .memory import Access
 from .module import Instruction
 
@@ -75,11 +75,14 @@ def _loaded(frame: Frame, space: str, access: Access, origins: frozenset[int]) -
 def _local(frame: Frame, access: Access) -> tuple[np.ndarray, np.ndarray]:
     """Return the lanes' own memory in items, and which items each lane accesses."""
     size = len(frame.local) // frame.batch.lanes
-    width = access.itemsize * access.components
-    outside = access.addresses + np.uint64(width) > size
-    if outside.any():
-        raise LaneFault("an access outside the thread's own memory", int(access.lanes[np.argmax(outside)]))
-    first = (access.lanes * size + access.addresses.astype(np.int64)) // access.itemsize
+    width, addresses = access.itemsize * access.components, access.addresses.astype(np.int64)
+    for wrong, reason in (
+        ((addresses < 0) | (addresses + width > size), "an access outside the thread's own memory"),
+        (addresses % width != 0, "a misaligned access to the thread's own memory"),
+    ):
+        if wrong.any():
+            raise LaneFault(reason, int(access.lanes[np.argmax(wrong)]))
+    first = (access.lanes * size + addresses) // access.itemsize
     return frame.local.view(f"u{access.itemsize}"), first[:, None] + np.arange(access.components)
 
 
@@ -93,8 +96,7 @@ def _store(instruction: Instruction, context: Context) -> Step:
     base, offset = address_of(where)
     gets = [source(names, name, place.kind) for name in (parts_of(of) if of.startswith("{") else [of])]
     if place.space == "param":
-        (only,) = gets
-        return lambda frame: frame.parameters.__setitem__((base, offset), only(frame))
+        return _store_parameter(gets, base, offset, dtype_of(place.kind).itemsize)
     get, itemsize = source(names, base, _address_type(place.space, base, names)), dtype_of(place.kind).itemsize
     origins, dtype = context.origins.get(base, frozenset()), np.dtype(f"u{itemsize}")
 
@@ -121,13 +123,29 @@ def _write(frame: Frame, space: str, access: Access, values: np.ndarray, origins
         view[components] = values
 
 
+def _store_parameter(gets: list[Source], base: str, offset: int, itemsize: int) -> Step:
+    """Set a parameter of a function that is called, or a result of this one, for the lanes that do so."""
+
+    def step(frame):
+        for i, get in enumerate(gets):
+            place, value = (base, offset + i * itemsize), get(frame)
+            before = frame.parameters.get(place)
+            if frame.active is not None and before is not None and before.dtype.itemsize == value.dtype.itemsize:
+                value = np.where(frame.active, value, before.view(value.dtype))
+            frame.parameters[place] = value
+
+    return step
+
+
 def _load_parameter(to: str, base: str, offset: int, kind: str, names: DecodedNames) -> Step:
     puts = [target(names, name, kind) for name in (parts_of(to) if to.startswith("{") else [to])]
     dtype = dtype_of(kind)
 
     def step(frame):
         for i, put in enumerate(puts):
-            value = frame.parameters[base, offset + i * dtype.itemsize]
+            value = frame.parameters.get((base, offset + i * dtype.itemsize))
+            if value is None:
+                raise LaneFault(f"the parameter {base.partition('.')[0]} was never written", int(frame.chosen()[0]))
             put(
                 frame,
                 value.view(dtype) if value.dtype.itemsize == dtype.itemsize else value.astype(f"u{dtype.itemsize}"),
@@ -152,10 +170,11 @@ def _atomic(instruction: Instruction, context: Context) -> Step:
         access = access_of(frame, get(frame), offset, dtype.itemsize, 1)
         values = [frame.spread(each(frame))[access.lanes] for each in gets]
         batch = frame.batch
-        batch.stores += 1
 
         def make(i, old):
-            return np.asarray(change(old.view(dtype), *[value[i] for value in values]), dtype)
+            new = np.asarray(change(old.view(dtype), *[value[i] for value in values]), dtype)
+            batch.stores += new.tobytes() != old.tobytes()  # a lock that stays taken can be waited for, for ever
+            return new
 
         if space == "global":
             old = batch.memory.update(access, batch.programs[access.lanes], origins, make, bool(orders))

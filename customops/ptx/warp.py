@@ -37,6 +37,11 @@ def _require(frame: Frame, members: Any) -> np.ndarray | None:
     wrong = active & ((_bits(active)[:, None] & needed) != needed)
     if wrong.any():
         raise LaneFault("threads that take part in an instruction of the warp do not reach it", int(np.argmax(wrong)))
+    wrong = active & (needed >> _LANES.astype(np.uint32) & 1 == 0)
+    if wrong.any():
+        raise LaneFault(
+            "a thread executes an instruction of the warp that has it not for a member", int(np.argmax(wrong))
+        )
     return active
 
 
