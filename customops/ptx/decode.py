@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import asynchronous, warp
+from . import asynchronous, matrix, warp, warpgroup
 from .arithmetic import operation
 from .faults import LaneFault
 from .frame import DecodedNames, Frame, Source, Step, access_of, address_of, dtype_of, source, target
@@ -411,5 +411,7 @@ _SPECIAL: dict[str, Callable[[Instruction, Context], Step]] = {
     "createpolicy": _policy,
     "trap": _trap,
     **warp.INSTRUCTIONS,
+    **matrix.INSTRUCTIONS,
+    **warpgroup.INSTRUCTIONS,
     **asynchronous.INSTRUCTIONS,
 }
