@@ -1,4 +1,4 @@
-"""Turn instructions into Python functions: arithmetic, moves, memory, and what only says where to go on."""
+"""Turn instructions into Python functions: arithmetic, moves, and what only says where to go on."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import asynchronous, warp
+from . import asynchronous, matrix, transfer, warp, warpgroup
 from .arithmetic import operation
 from .faults import LaneFault
-from .frame import DecodedNames, Frame, Source, Step, access_of, address_of, dtype_of, source, target
-from .memory import Access
+from .frame import Context, DecodedNames, Source, Step, dtype_of, parts_of, source, target
 from .module import Instruction
 
-# Modifiers of loads and stores that change no value: caches, and the order among programs, which is not modelled.
-_HINTS = re.compile(
-    r"weak|volatile|relaxed|acquire|release|acq_rel|cta|cluster|gpu|sys|nc|ca|cg|cs|cv|lu|wb|wt|noftz|L[12]::\w+(::\w+)?|unified"
-)
-_SPACES = ("global", "shared", "shared::cta", "local", "param", "const")
 _NOTHING = re.compile(r"fence|membar|prefetch|griddepcontrol|nanosleep|discard|applypriority|pmevent")  # for values
 
 
@@ -54,13 +48,6 @@ class Call(NamedTuple):
     arguments: tuple[str, ...]  # names of parameter variables of the caller
     results: tuple[str, ...]
     taken: Any = None
-
-
-class Context(NamedTuple):
-    """What the meaning of an instruction depends on, apart from its text."""
-
-    names: DecodedNames
-    origins: dict[str, frozenset[int]]  # the pointer parameters that a register is computed from, by their position
 
 
 def decode(instruction: Instruction, context: Context) -> Step:
@@ -143,9 +130,9 @@ def _move(instruction: Instruction, context: Context) -> Step:
     names, (to, of) = context.names, instruction.operands
     kind = instruction.opcode.split(".")[-1]
     if to.startswith("{"):
-        return _unpack(_group(to), of, kind, names)
+        return _unpack(parts_of(to), of, kind, names)
     if of.startswith("{"):
-        return _pack(to, _group(of), kind, names)
+        return _pack(to, parts_of(of), kind, names)
     put, get = target(names, to, kind), source(names, of, kind)
     return lambda frame: put(frame, get(frame))
 
@@ -176,173 +163,6 @@ def _pack(to: str, parts: Sequence[str], kind: str, names: DecodedNames) -> Step
     return step
 
 
-def _group(operand: str) -> list[str]:
-    """Return the parts of ``{a, b}``."""
-    return [part.strip() for part in operand.strip("{}").split(",")]
-
-
-class _Place(NamedTuple):
-    """A load or store: what its text says."""
-
-    space: str
-    kind: str  # PTX type of a component
-    components: int
-
-
-def _place(opcode: str) -> _Place:
-    _, *modifiers, kind = opcode.split(".")
-    spaces = [m for m in modifiers if m in _SPACES]
-    counts = [int(m[1:]) for m in modifiers if re.fullmatch(r"v\d", m)]
-    if any(m not in _SPACES and not re.fullmatch(r"v\d", m) and not _HINTS.fullmatch(m) for m in modifiers):
-        raise KeyError(opcode)
-    return _Place(spaces[0].partition("::")[0] if spaces else "global", kind, counts[0] if counts else 1)
-
-
-def _load(instruction: Instruction, context: Context) -> Step:
-    names, place = context.names, _place(instruction.opcode)
-    to, where = instruction.operands[:2]
-    base, offset = address_of(where)
-    if place.space == "param":
-        return _load_parameter(to, base, offset, place.kind, names)
-    puts = [target(names, name, place.kind) for name in (_group(to) if to.startswith("{") else [to])]
-    get, itemsize = source(names, base, _address_type(place.space, base, names)), dtype_of(place.kind).itemsize
-    origins, dtype = context.origins.get(base, frozenset()), dtype_of(place.kind)
-
-    def step(frame):
-        access = access_of(frame, get(frame), offset, itemsize, place.components)
-        values = _loaded(frame, place.space, access, origins)
-        for i, put in enumerate(puts):
-            column = np.ascontiguousarray(values[:, i])
-            if frame.active is not None:
-                whole = np.zeros(frame.batch.lanes, column.dtype)
-                whole[access.lanes] = column
-                column = whole
-            put(frame, column.view(dtype))
-
-    return step
-
-
-def _loaded(frame: Frame, space: str, access: Access, origins: frozenset[int]) -> np.ndarray:
-    batch = frame.batch
-    if space == "global":
-        return batch.memory.load(access, batch.programs[access.lanes], origins)
-    if space == "shared":
-        return batch.shared.load(access)
-    view, components = _local(frame, access)
-    return view[components]
-
-
-def _local(frame: Frame, access: Access) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lanes' own memory in items, and which items each lane accesses."""
-    size = len(frame.local) // frame.batch.lanes
-    width = access.itemsize * access.components
-    outside = access.addresses + np.uint64(width) > size
-    if outside.any():
-        raise LaneFault("an access outside the thread's own memory", int(access.lanes[np.argmax(outside)]))
-    first = (access.lanes * size + access.addresses.astype(np.int64)) // access.itemsize
-    return frame.local.view(f"u{access.itemsize}"), first[:, None] + np.arange(access.components)
-
-
-def _address_type(space: str, base: str, names: DecodedNames) -> str:
-    return names.kinds.get(base, "b32" if space == "shared" else "b64")
-
-
-def _store(instruction: Instruction, context: Context) -> Step:
-    names, place = context.names, _place(instruction.opcode)
-    where, of = instruction.operands[:2]
-    base, offset = address_of(where)
-    gets = [source(names, name, place.kind) for name in (_group(of) if of.startswith("{") else [of])]
-    if place.space == "param":
-        (only,) = gets
-        return lambda frame: frame.parameters.__setitem__((base, offset), only(frame))
-    get, itemsize = source(names, base, _address_type(place.space, base, names)), dtype_of(place.kind).itemsize
-    origins, dtype = context.origins.get(base, frozenset()), np.dtype(f"u{itemsize}")
-
-    def step(frame):
-        access = access_of(frame, get(frame), offset, itemsize, place.components)
-        values = np.empty((len(access.lanes), place.components), dtype)
-        for i, part in enumerate(gets):
-            value = part(frame).view(dtype)
-            values[:, i] = value[access.lanes] if value.ndim and frame.active is not None else value
-        _write(frame, place.space, access, values, origins)
-
-    return step
-
-
-def _write(frame: Frame, space: str, access: Access, values: np.ndarray, origins: frozenset[int]) -> None:
-    batch = frame.batch
-    batch.stores += 1
-    if space == "global":
-        batch.memory.store(access, values, batch.programs[access.lanes], origins)
-    elif space == "shared":
-        batch.shared.store(access, values)
-    else:
-        view, components = _local(frame, access)
-        view[components] = values
-
-
-def _load_parameter(to: str, base: str, offset: int, kind: str, names: DecodedNames) -> Step:
-    puts = [target(names, name, kind) for name in (_group(to) if to.startswith("{") else [to])]
-    dtype = dtype_of(kind)
-
-    def step(frame):
-        for i, put in enumerate(puts):
-            value = frame.parameters[base, offset + i * dtype.itemsize]
-            put(
-                frame,
-                value.view(dtype) if value.dtype.itemsize == dtype.itemsize else value.astype(f"u{dtype.itemsize}"),
-            )
-
-    return step
-
-
-def _atomic(instruction: Instruction, context: Context) -> Step:
-    """Apply an atomic operation, one lane after the other."""
-    names, operands = context.names, list(instruction.operands)
-    _, *modifiers, kind = instruction.opcode.split(".")
-    to = "_" if instruction.opcode.startswith("red.") else operands.pop(0)
-    (name,) = (m for m in modifiers if m not in _SPACES and not _HINTS.fullmatch(m))
-    space = next((m.partition("::")[0] for m in modifiers if m in _SPACES), "global")
-    base, offset = address_of(operands[0])
-    get, gets = source(names, base, _address_type(space, base, names)), [source(names, x, kind) for x in operands[1:]]
-    put, dtype, change = target(names, to, kind), dtype_of(kind), _change(name, kind)
-    origins, orders = context.origins.get(base, frozenset()), {"acquire", "release", "acq_rel"} & {*modifiers}
-
-    def step(frame):
-        access = access_of(frame, get(frame), offset, dtype.itemsize, 1)
-        values = [frame.spread(each(frame))[access.lanes] for each in gets]
-        batch = frame.batch
-        batch.stores += 1
-
-        def make(i, old):
-            return np.asarray(change(old.view(dtype), *[value[i] for value in values]), dtype)
-
-        if space == "global":
-            old = batch.memory.update(access, batch.programs[access.lanes], origins, make, bool(orders))
-        else:
-            old = batch.shared.update(access, make)
-        whole = np.zeros(batch.lanes, dtype)
-        whole[access.lanes] = old.view(dtype)
-        put(frame, whole)
-
-    return step
-
-
-def _change(name: str, kind: str) -> Callable:
-    if name == "exch":
-        return lambda old, new: new
-    if name == "cas":
-        return lambda old, expected, new: new if old == expected else old
-    if name == "inc":
-        return lambda old, limit: old.dtype.type(0) if old >= limit else old + old.dtype.type(1)
-    if name == "dec":
-        return lambda old, limit: limit if old == 0 or old > limit else old - old.dtype.type(1)
-    rounding = ".rn" if "f" in kind and name == "add" else ""
-    return operation(
-        f"{name}{rounding}.{kind.replace('u', 's') if name == 'add' and kind[0] == 'u' else kind}"
-    ).function
-
-
 def _branch(instruction: Instruction, context: Context) -> Step:
     jump = Jump(instruction.operands[0], None)
     return lambda frame: jump
@@ -369,8 +189,8 @@ def _barrier(instruction: Instruction, context: Context) -> Step:
 
 def _call(instruction: Instruction, context: Context) -> Step:
     operands = list(instruction.operands)  # (results), function, (arguments); the groups may be missing
-    results = _group(operands.pop(0).strip("()")) if operands[0].startswith("(") else []
-    arguments = _group(operands[1].strip("()")) if operands[1:] else []
+    results = parts_of(operands.pop(0).strip("()")) if operands[0].startswith("(") else []
+    arguments = parts_of(operands[1].strip("()")) if operands[1:] else []
     call = Call(operands[0], tuple(filter(None, arguments)), tuple(results))
     return lambda frame: call
 
@@ -396,11 +216,6 @@ def _trap(instruction: Instruction, context: Context) -> Step:
 
 _SPECIAL: dict[str, Callable[[Instruction, Context], Step]] = {
     "mov": _move,
-    "ld": _load,
-    "ldu": _load,
-    "st": _store,
-    "atom": _atomic,
-    "red": _atomic,
     "bra": _branch,
     "ret": _return,
     "exit": _return,
@@ -410,6 +225,9 @@ _SPECIAL: dict[str, Callable[[Instruction, Context], Step]] = {
     "cvta": _convert_address,
     "createpolicy": _policy,
     "trap": _trap,
+    **transfer.INSTRUCTIONS,
     **warp.INSTRUCTIONS,
+    **matrix.INSTRUCTIONS,
+    **warpgroup.INSTRUCTIONS,
     **asynchronous.INSTRUCTIONS,
 }

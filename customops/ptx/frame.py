@@ -43,24 +43,33 @@ class Batch:
         self.stores = 0  # to any memory, so far
         self.copies: list[Any] = []  # that lanes have started and not waited for
         self.copy_groups = np.zeros(self.lanes, np.int64)  # how many groups of copies each lane has closed
-        self.specials = self._specials()
-
-    def _specials(self) -> dict[str, Any]:
-        thread = np.tile(np.arange(self.threads, dtype=np.uint32), self.lanes // self.threads)
-        programs = self.programs.astype(np.uint32)
-        x, y, _ = (np.uint32(n) for n in self.grid)
-        zero, one = np.uint32(0), np.uint32(1)
-        specials: dict[str, Any] = {"%tid.x": thread, "%tid.y": zero, "%tid.z": zero}
-        specials |= {"%ntid.x": np.uint32(self.threads), "%ntid.y": one, "%ntid.z": one}
-        specials |= {"%ctaid.x": programs % x, "%ctaid.y": programs // x % y, "%ctaid.z": programs // (x * y)}
-        specials |= {f"%nctaid.{axis}": np.uint32(n) for axis, n in zip("xyz", self.grid, strict=True)}
-        specials |= {"%laneid": thread % WARP, "%warpid": thread // WARP, "%clusterid.x": programs % x}
-        return specials | {f"%cluster_ctaid.{axis}": zero for axis in "xyz"}
+        self.specials = _specials(self.programs.astype(np.uint32), threads, grid)
 
     def program(self, lane: int) -> tuple[int, int, int]:
         """Return the program's id of a lane, along each axis of the grid."""
         number, (x, y, _) = int(self.programs[lane]), self.grid
         return number % x, number // x % y, number // (x * y)
+
+
+def _specials(programs: Values, threads: int, grid: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the special registers of all lanes, of which ``programs`` has the program."""
+    thread = np.tile(np.arange(threads, dtype=np.uint32), len(programs) // threads)
+    x, y, _ = (np.uint32(n) for n in grid)
+    lane, zero, one = thread % WARP, np.uint32(0), np.uint32(1)
+    program = {"x": programs % x, "y": programs // x % y, "z": programs // (x * y)}
+    specials: dict[str, Any] = {"%tid.x": thread, "%tid.y": zero, "%tid.z": zero, "%laneid": lane}
+    specials |= {"%ntid.x": np.uint32(threads), "%ntid.y": one, "%ntid.z": one}
+    specials |= {"%warpid": thread // WARP, "%nwarpid": np.uint32(-(-threads // WARP))}
+    for axis, n in zip("xyz", grid, strict=True):
+        specials |= {f"%ctaid.{axis}": program[axis], f"%nctaid.{axis}": np.uint32(n)}
+        specials |= {f"%clusterid.{axis}": program[axis], f"%nclusterid.{axis}": np.uint32(n)}
+        specials |= {f"%cluster_ctaid.{axis}": zero, f"%cluster_nctaid.{axis}": one}
+    bit = one << lane
+    masks = {"eq": bit, "lt": bit - one, "le": bit | bit - one, "gt": ~(bit | bit - one), "ge": ~(bit - one)}
+    return specials | {f"%lanemask_{name}": mask for name, mask in masks.items()}
+
+
+_SPECIAL_NAMES = frozenset(_specials(np.zeros(WARP, np.uint32), WARP, (1, 1, 1)))
 
 
 class Frame:
@@ -96,6 +105,13 @@ class DecodedNames(NamedTuple):
     local_bytes: int  # of each lane's own memory
 
 
+class Context(NamedTuple):
+    """What the meaning of an instruction depends on, apart from its text."""
+
+    names: DecodedNames
+    origins: dict[str, frozenset[int]]  # the pointer parameters that a register is computed from, by their position
+
+
 def names_of(function: Function, symbols: Mapping[str, int]) -> DecodedNames:
     """Return the names of a function, among ``symbols`` of the module."""
     kinds = function.registers
@@ -120,7 +136,7 @@ def source(names: DecodedNames, operand: str, type: str) -> Source:
     if operand.startswith("!"):
         slot = names.slots[operand[1:]]
         return lambda frame: ~frame.registers[slot]
-    if operand.startswith("%"):
+    if operand in _SPECIAL_NAMES:
         return lambda frame: _seen_as(frame.batch.specials[operand], dtype)
     value = immediate(names, operand, dtype)
     return lambda frame: value
@@ -186,6 +202,11 @@ def _writer(slot: int) -> Target:
             frame.registers[slot] = np.where(frame.active, value, before.view(value.dtype))
 
     return write
+
+
+def parts_of(operand: str) -> list[str]:
+    """Return the parts of ``{a, b}``, or of ``a`` alone."""
+    return [part.strip() for part in operand.strip("{}").split(",")]
 
 
 def address_of(operand: str) -> tuple[str, int]:

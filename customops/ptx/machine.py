@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from .control import ranks_of, starts_of
-from .decode import Barrier, Call, Context, Jump, Return, decode
+from .decode import Barrier, Call, Jump, Return, decode
 from .faults import KernelFault, LaneFault
-from .frame import WARP, Batch, DecodedNames, Frame, Step, dtype_of, names_of
+from .frame import WARP, Batch, Context, DecodedNames, Frame, Step, dtype_of, names_of
 from .memory import Buffer, GlobalMemory, Traffic
 from .module import Function, parse
 from .origins import origins_of
 
-_LANES_AT_ONCE = 4096  # so many that NumPy's own time counts little, so few that their registers stay in the cache
+LANES_AT_ONCE = 4096  # so many that NumPy's own time counts little, so few that their registers stay in the cache
 _PATIENCE = 4096  # jumps back before a loop is asked whether anything changes
 
 
@@ -100,7 +100,7 @@ class Program:
         }
         memory = GlobalMemory(dict(buffers))
         total = int(np.prod(grid))
-        at_once = 1 if self.has_atomics else max(1, _LANES_AT_ONCE // threads)
+        at_once = 1 if self.has_atomics else max(1, LANES_AT_ONCE // threads)
         shared = max(shared_bytes, self.static_shared)
         with np.errstate(all="ignore"):
             for start in range(0, total, at_once):
@@ -134,6 +134,7 @@ class _Run:
         self.frame = Frame(self.code.names, batch, parameters)
         self.groups: dict[int, np.ndarray] = {0: lanes}  # lanes by the instruction where they go on
         self.waiting = np.full(batch.lanes, -1)  # of lanes at a barrier: the instruction after it
+        self.barriers = np.zeros(batch.lanes, np.int64)  # of those lanes: the number of the barrier
         self.watch = _Watch()
 
     def finish(self) -> Frame:
@@ -187,7 +188,7 @@ class _Run:
             if together and self.frame.active is None:
                 self.batch.shared.pass_barrier(slice(None), of_block=True)
                 return pc
-            self.waiting[taken] = pc
+            self.waiting[taken], self.barriers[taken] = pc, signal.number
         rest = group & ~taken
         if rest.any():
             self._join(pc, rest)
@@ -220,9 +221,11 @@ class _Run:
         blocks = waits.reshape(-1, threads)
         absent = np.repeat(blocks.any(axis=1) & ~blocks.all(axis=1), threads) & waits
         warps = waiting.reshape(-1, min(WARP, threads))
+        numbers = self.barriers.reshape(-1, threads)
         for wrong, reason in (
             (absent, "a barrier that not all threads of the program reach: some have ended"),
             ((warps != warps[:, :1]).ravel(), "the threads of a warp wait at different barriers"),
+            ((numbers != numbers[:, :1]).ravel() & waits, "threads of the program wait at barriers of two numbers"),
         ):
             if wrong.any():
                 lane = int(np.argmax(wrong))

@@ -83,6 +83,8 @@ class Region:
         self.touched = np.zeros(granules, np.bool_)
         self.writers = np.zeros(granules if self.is_written else 0, np.int32)  # the program + 1, 0 for none
         self.readers = np.zeros(granules if self.is_written else 0, np.int32)
+        self.updaters = np.zeros(granules if self.is_written else 0, np.int32)  # by atomic operations
+        self.is_updated = False  # whether there are any
 
     def indices(self, access: Access) -> np.ndarray:
         """Return the granules that each component of each lane covers: [lanes, granules]."""
@@ -130,7 +132,7 @@ class Tensor:
     def holds(self, access: Access) -> np.ndarray:
         """Return for each lane whether all that it accesses are elements."""
         width = access.itemsize * access.components
-        inside = (access.addresses >= self.low) & (access.addresses + np.uint64(width) <= self.high)
+        inside = (access.addresses >= self.low) & (access.addresses <= self.high - width)
         if self.is_element is None or not inside.any():
             return inside
         offsets = access.addresses[inside] - np.uint64(self.low)
@@ -211,12 +213,12 @@ class GlobalMemory:
         self.stored += len(access.lanes) * access.itemsize
         old = np.zeros(len(access.lanes), f"u{access.itemsize}")
         for tensor, chosen in self._tensors(access, origins):
-            self._forbid_writing(tensor, access)
-            for i in range(len(access.lanes)) if chosen is None else np.flatnonzero(chosen):
+            all_or_some = np.arange(len(access.lanes)) if chosen is None else np.flatnonzero(chosen)
+            self._note_update(tensor, _part(access, all_or_some), programs[all_or_some])
+            for i in all_or_some:
                 one = _part(access, np.array([i]))
                 old[i] = tensor.region.load(one)[0, 0]
                 tensor.region.store(one, np.asarray(change(i, old[i])).reshape(1, 1).view(old.dtype))
-                tensor.region.touched[tensor.region.indices(one)] = True
         return old
 
     def _tensors(self, access: Access, origins: frozenset[int]) -> Iterator[tuple[Tensor, np.ndarray | None]]:
@@ -264,10 +266,26 @@ class GlobalMemory:
             return
         readers = np.broadcast_to((programs + 1)[:, None], indices.shape)
         self._check(region.writers[indices], readers, access, tensor, "reads what program {} wrote")
-        noted = self._unordered(region.readers[indices], programs)
-        region.readers[indices] = np.where((noted == 0) | (noted == readers), readers, MANY)
-        several = region.readers[indices] != readers  # of lanes of several programs at once the last is noted
-        region.readers[indices[several]] = MANY
+        if region.is_updated:
+            self._check(region.updaters[indices], readers, access, tensor, "reads what program {} changes")
+        self._note(region.readers, indices, readers)
+
+    def _note(self, noted: np.ndarray, indices: np.ndarray, programs: np.ndarray) -> None:
+        """Add programs, [lanes, granules], to those that were ``noted`` for the granules ``indices``."""
+        before = self._unordered(noted[indices], programs[:, 0] - 1)
+        noted[indices] = np.where((before == 0) | (before == programs), programs, MANY)
+        several = noted[indices] != programs  # of lanes of several programs at once the last is noted
+        noted[indices[several]] = MANY
+
+    def _note_update(self, tensor: Tensor, access: Access, programs: np.ndarray) -> None:
+        """Note which elements atomic operations change; raise a fault if another program reads or writes one."""
+        self._forbid_writing(tensor, access)
+        region, indices = tensor.region, tensor.region.indices(access)
+        region.touched[indices], region.is_updated = True, True
+        updaters = np.broadcast_to((programs + 1)[:, None], indices.shape)
+        self._check(region.writers[indices], updaters, access, tensor, "changes what program {} wrote")
+        self._check(region.readers[indices], updaters, access, tensor, "changes what program {} reads")
+        self._note(region.updaters, indices, updaters)
 
     def _store(self, tensor: Tensor, access: Access, values: np.ndarray, programs: np.ndarray) -> None:
         self._forbid_writing(tensor, access)
@@ -275,6 +293,8 @@ class GlobalMemory:
         region.touched[indices] = True
         writers = np.broadcast_to((programs + 1)[:, None], indices.shape)
         self._check(region.readers[indices], writers, access, tensor, "writes what program {} reads")
+        if region.is_updated:
+            self._check(region.updaters[indices], writers, access, tensor, "writes what program {} changes")
         differs = (region.load(access) != values).any(axis=1)
         others = np.where(differs[:, None], region.writers[indices], 0)
         self._check(others, writers, access, tensor, "writes a value where program {} wrote another")

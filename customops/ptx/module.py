@@ -220,7 +220,7 @@ class _Reader:
         if match is None:
             raise ValueError(f"PTX: an instruction cannot be read: {statement!r}")
         negated, guard, opcode, rest = match.groups()
-        rest = self._unique(rest)
+        rest = self._unique(re.sub(r"\s*\|\s*", "|", rest))
         operands = tuple(operand.strip() for operand in _OPERAND.findall(rest) if operand.strip())
         text = " ".join(statement.split())
         return Instruction(opcode, operands, guard and self._unique(guard), bool(negated), self.location, text)

@@ -31,6 +31,8 @@ class SharedMemory:
         self.views = {n: self.bytes.view(f"u{n}") for n in (1, 2, 4, 8)}
         self.writes = np.zeros(blocks * pitch, np.int64)  # stamps, 0 for none
         self.reads = np.zeros(blocks * pitch, np.int64)
+        self.updates = np.zeros(blocks * pitch, np.int64)  # by atomic operations
+        self.is_updated = False  # whether there are any
         lanes = blocks * threads
         self.lanes = np.arange(lanes, dtype=np.int64)
         self.block_barriers = np.zeros(lanes, np.int64)  # that each lane has passed
@@ -52,13 +54,17 @@ class SharedMemory:
             what = "that an asynchronous copy has yet to write" if (writes[i] < 0).any() else "that was never written"
             raise LaneFault(f"a read of shared memory {what}", int(access.lanes[i]))
         self._check(writes, access, "reads what another thread wrote")
-        self._note_reads(places, access.lanes)
+        if self.is_updated:
+            self._check(self.updates[places], access, "reads what another thread changes")
+        self._note(self.reads, places, access.lanes)
         return self.views[access.itemsize][self._components(access)]
 
     def store(self, access: Access, values: np.ndarray) -> None:
         """Store the values of lanes, [lanes, components]."""
         places, components = self._places(access), self._components(access)
         self._check(self.reads[places], access, "writes what another thread reads")
+        if self.is_updated:
+            self._check(self.updates[places], access, "writes what another thread changes")
         view = self.views[access.itemsize]
         writes = self.writes[places]
         differs = (writes <= 0).any(axis=1) | (view[components] != values).any(axis=1)
@@ -80,8 +86,14 @@ class SharedMemory:
     def update(self, access: Access, change) -> np.ndarray:
         """Apply an atomic operation: ``change(i, value)`` returns what lane ``i`` makes of a value; return the old."""
         places, components = self._places(access), self._components(access)[:, 0]
-        if (self.writes[places] <= 0).any():
-            raise LaneFault("an atomic operation on shared memory that was never written", int(access.lanes[0]))
+        unwritten = (self.writes[places] <= 0).any(axis=1)
+        if unwritten.any():
+            lane = int(access.lanes[np.argmax(unwritten)])
+            raise LaneFault("an atomic operation on shared memory that was never written", lane)
+        self._check(self.writes[places], access, "changes what another thread wrote")
+        self._check(self.reads[places], access, "changes what another thread reads")
+        self._note(self.updates, places, access.lanes)
+        self.is_updated = True
         view = self.views[access.itemsize]
         old = np.zeros(len(access.lanes), view.dtype)
         for i, component in enumerate(components):
@@ -128,18 +140,18 @@ class SharedMemory:
                 f"a race in shared memory: a thread {what}, without a barrier between", int(access.lanes[i])
             )
 
-    def _note_reads(self, places: np.ndarray, lanes: np.ndarray) -> None:
-        """Leave stamps of reads, which say where several lanes read without a barrier between."""
+    def _note(self, stamps: np.ndarray, places: np.ndarray, lanes: np.ndarray) -> None:
+        """Leave stamps, of reads or updates, which say where several lanes come without a barrier between."""
         lanes = lanes[:, None]
         own = np.broadcast_to(self._stamps(lanes), places.shape)
-        self.reads[places] = self._joined(self.reads[places], own, lanes)
-        for several_warps in (False, True):  # of lanes that read at once the last one's is there
-            now = self.reads[places]
+        stamps[places] = self._joined(stamps[places], own, lanes)
+        for several_warps in (False, True):  # of lanes that come at once the last one's is there
+            now = stamps[places]
             lost = (now != own) & (_is_same_warp(now, lanes) != several_warps)
-            self.reads[places[lost]] = now[lost] | (_WARPS if several_warps else _OTHERS)
+            stamps[places[lost]] = now[lost] | (_WARPS if several_warps else _OTHERS)
 
     def _joined(self, before: np.ndarray, own: np.ndarray, lanes: np.ndarray) -> np.ndarray:
-        """Return the stamps of places with the stamps ``before`` that ``lanes`` read now."""
+        """Return the stamps of places with the stamps ``before`` to which ``lanes`` come now."""
         same_warp = _is_same_warp(before, lanes)
         same_time = before >> 21 == own >> 21
         own = np.where(same_warp & same_time & (before & _LANE != lanes + 1), own | _OTHERS, own)

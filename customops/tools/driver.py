@@ -18,7 +18,6 @@ from .machine_code import binary_registers, binary_stack, registers
 from .record import LaunchRecord
 from .targets import TARGETS, check_launch, most_threads
 
-
 INPUTS = ("operands",)  # the parameter of our kernels whose tensors they only read; of others nobody says which
 
 
