@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from operator import index
 from threading import local
 from typing import Any
@@ -34,18 +33,25 @@ class RecordingDriver:
         self.device = -1 - list(TARGETS).index(name)  # no GPU has it: Triton caches kernels by device
         self.target = gpu_target(*self.limits[:3])
         self.records: list[LaunchRecord] | None = None  # None while no dry run for this GPU is open
+<<<<<<< HEAD
         self.executes = False  # whether launches are executed on the memory of their tensors
         self.launcher_cls: Callable = partial(Launcher, self)  # Triton calls it with the source and the metadata
+=======
+        self.loading: Any = None  # the CompiledKernel that a launcher is asked for, at that moment
+>>>>>>> h4
         self.utils = Utilities(self)
         self._thread = local()  # ``tries``: whether this thread only tries a launch
 
+    def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
+        """Return the launcher of the kernel with this source."""
+        return Launcher(self, self.loading)
+
     def recorder(self, launch: Any) -> Launcher:
         """Return what is called in place of Triton's launcher for ``launch``, a launch of ours."""
-        launcher = Launcher(self)
-        launcher.compiled = compiled = launch.compiled
+        compiled = launch.compiled
         known = launch.summary, launch.operand_names, (launch.grid, 1, 1), compiled.metadata.num_warps
-        launcher.like = LaunchRecord(compiled.name, *known, compiled, launch.bytes_moved, launch.bytes_floor)
-        return launcher
+        like = LaunchRecord(compiled.name, *known, compiled, launch.bytes_moved, launch.bytes_floor)
+        return Launcher(self, compiled, like)
 
     def launch(self, record: LaunchRecord, args: Sequence[Any], inputs: Sequence[str]) -> None:
         """Append the record of a launch, whose kernel gets ``args``, and execute it if the dry run does.
@@ -133,17 +139,16 @@ class Launcher:
     """The launcher of one compiled kernel, called as Triton calls its own: it records."""
 
     __slots__ = (
-        "compiled",  # Triton's CompiledKernel; Triton gives it after the launcher is made
+        "compiled",  # Triton's CompiledKernel
         "driver",
         "last",  # the record of the last launch, None before the first: one like it is checked once
         "like",  # the record of a launch of ours, which knows its program and bytes; None for another kernel
     )
 
-    def __init__(self, driver: RecordingDriver, source: Any = None, metadata: Any = None):
-        """Record launches of a kernel; ``source`` and ``metadata`` are its, which has them too."""
+    def __init__(self, driver: RecordingDriver, compiled: Any, like: LaunchRecord | None = None):
         self.driver = driver
-        self.compiled: Any = None
-        self.like: LaunchRecord | None = None
+        self.compiled = compiled
+        self.like = like
         self.last: LaunchRecord | None = None
 
     def __call__(
