@@ -33,12 +33,8 @@ class RecordingDriver:
         self.device = -1 - list(TARGETS).index(name)  # no GPU has it: Triton caches kernels by device
         self.target = gpu_target(*self.limits[:3])
         self.records: list[LaunchRecord] | None = None  # None while no dry run for this GPU is open
-<<<<<<< HEAD
         self.executes = False  # whether launches are executed on the memory of their tensors
-        self.launcher_cls: Callable = partial(Launcher, self)  # Triton calls it with the source and the metadata
-=======
         self.loading: Any = None  # the CompiledKernel that a launcher is asked for, at that moment
->>>>>>> h4
         self.utils = Utilities(self)
         self._thread = local()  # ``tries``: whether this thread only tries a launch
 
