@@ -1,16 +1,17 @@
-"""What the threads of a warp do together: shuffles, votes, reductions, and matrices moved to and from shared memory."""
+"""What the threads of a warp do together: shuffles, votes and reductions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from .arithmetic import operation
 from .faults import LaneFault
-from .frame import WARP, Frame, Step, address_of, source, target
-from .memory import Access
+from .frame import WARP, Frame, Step, source, target
 from .module import Instruction
 
 _LANES = np.arange(WARP)
@@ -18,14 +19,14 @@ _LANES = np.arange(WARP)
 
 def synchronize(frame: Frame, members: Any) -> None:
     """Pass a barrier of the warp, for ``bar.warp.sync members``."""
-    _require(frame, members)
+    require(frame, members)
     if frame.batch.threads == WARP:
         frame.batch.shared.pass_barrier(frame.chosen(), of_block=True)
     else:
         frame.batch.shared.pass_barrier(frame.chosen(), of_block=False)
 
 
-def _require(frame: Frame, members: Any) -> np.ndarray | None:
+def require(frame: Frame, members: Any) -> np.ndarray | None:
     """Return which lanes take part, [warps, 32], None for all; raise a fault if not all ``members`` do.
 
     ``members`` has a bit for each lane of the warp.
@@ -60,7 +61,7 @@ def _shuffle(instruction: Instruction, context: Any) -> Step:
 
     def step(frame):
         value, lane, clamp, members = (frame.spread(get(frame)), *[each(frame) for each in gets])
-        active = _require(frame, members)
+        active = require(frame, members)
         chosen, inside = _shuffle_lanes(mode, frame.spread(lane), frame.spread(clamp))
         if active is not None:
             _require_source(active, chosen, frame)
@@ -109,7 +110,7 @@ def _vote(instruction: Instruction, context: Any) -> Step:
 
     def step(frame):
         members = frame.spread(those(frame)).reshape(-1, WARP)
-        _require(frame, those(frame))
+        require(frame, those(frame))
         votes, needed = _bits(frame.spread(get(frame)).reshape(-1, WARP))[:, None], members
         yes, none = votes & needed == needed, votes & needed == 0
         ballot = votes & needed
@@ -137,7 +138,7 @@ def _match(instruction: Instruction, context: Any) -> Step:
     put, get, those = target(names, to, "b32"), source(names, of, kind), source(names, members, "b32")
 
     def step(frame):
-        _require(frame, those(frame))
+        require(frame, those(frame))
         values, members = frame.spread(get(frame)).reshape(-1, WARP), frame.spread(those(frame))
         equal = (values[:, :, None] == values[:, None, :]).astype(np.uint32) << _LANES.astype(np.uint32)
         put(frame, equal.sum(axis=2, dtype=np.uint32).ravel() & members)
@@ -162,27 +163,29 @@ def _reduce(instruction: Instruction, context: Any) -> Step:
     if modifiers and kind != "f32":
         raise KeyError(instruction.opcode)
     put, get, those = target(names, to, kind), source(names, of, kind), source(names, members, "b32")
-    reduce = _REDUCTIONS[name] if kind != "f32" else _float_reduction(name, modifiers)
+    if kind == "f32":
+        reduce = partial(_reduce_floats, operation(".".join([name, *modifiers, kind])).function)
+    else:
+        reduce = partial(_REDUCTIONS[name].reduce, axis=1)
 
     def step(frame):
-        active = _require(frame, those(frame))
-        values = frame.spread(get(frame)).reshape(-1, WARP)
-        if active is not None:
-            every = frame.spread(those(frame)).reshape(-1, WARP) >> _LANES.astype(np.uint32) & 1 != 0
-            first = np.take_along_axis(values, np.argmax(every, axis=1)[:, None], axis=1)
-            values = np.where(every, values, first) if name != "add" else np.where(every, values, values.dtype.type(0))
-        put(frame, np.repeat(reduce.reduce(values, axis=1, dtype=values.dtype), WARP))
+        require(frame, those(frame))
+        values, masks = frame.spread(get(frame)).reshape(-1, WARP), frame.spread(those(frame)).reshape(-1, WARP)
+        result = np.zeros_like(values)
+        for members in np.unique(masks[masks != 0]):
+            chosen = members >> _LANES.astype(np.uint32) & 1 != 0
+            result = np.where(masks == members, reduce(values[:, chosen])[:, None], result)
+        put(frame, result.astype(values.dtype).ravel())
 
     return step
 
 
-def _float_reduction(name: str, modifiers: list[str]) -> np.ufunc:
-    """Return what reduces float32: a nan is passed on with ``.NaN``, else left out."""
-    if not set(modifiers) <= {"NaN", "abs"} or "abs" in modifiers:
-        raise KeyError(name)
-    return {("max", True): np.maximum, ("max", False): np.fmax, ("min", True): np.minimum, ("min", False): np.fmin}[
-        name, "NaN" in modifiers
-    ]
+def _reduce_floats(function: Callable, values: np.ndarray) -> np.ndarray:
+    """Reduce the columns of ``values`` by the least or the greatest of two."""
+    result = values[:, 0]
+    for column in values.T:
+        result = function(result, column)
+    return result
 
 
 def _elect(instruction: Instruction, context: Any) -> Step:
@@ -192,59 +195,13 @@ def _elect(instruction: Instruction, context: Any) -> Step:
     put, choose, those = target(names, to, "b32"), target(names, predicate, "pred"), source(names, members, "b32")
 
     def step(frame):
-        _require(frame, those(frame))
+        require(frame, those(frame))
         every = frame.spread(those(frame)).reshape(-1, WARP) >> _LANES.astype(np.uint32) & 1 != 0
         first = np.argmax(every, axis=1)[:, None]
         put(frame, np.repeat(first.ravel().astype(np.uint32), WARP))
         choose(frame, (first == _LANES).ravel())
 
     return step
-
-
-def _matrix(instruction: Instruction, context: Any) -> Step:
-    """Move 8 x 8 matrices of 16 bits between registers and shared memory: ``ldmatrix``, ``stmatrix``.
-
-    A matrix is eight rows of 16 bytes, at the addresses of eight lanes: those of matrix ``i`` are lanes ``8i`` on.
-    Register ``i`` of lane ``t`` holds elements ``2(t % 4)`` and the next of row ``t / 4`` of matrix ``i``.
-    """
-    names, opcode = context.names, instruction.opcode
-    match = re.fullmatch(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x(\d)(\.trans)?\.shared(::cta)?\.b16", opcode)
-    if match is None:
-        raise KeyError(opcode)
-    loads, count, transposed = match[1] == "ld", int(match[2]), bool(match[3])
-    group, where = instruction.operands if loads else instruction.operands[::-1]
-    registers = [name.strip() for name in group.strip("{}").split(",")]
-    base, offset = address_of(where)
-    get, shift = source(names, base, "b32"), np.uint64(offset)
-    puts = [target(names, name, "b32") for name in registers] if loads else []
-    gets = [] if loads else [source(names, name, "b32") for name in registers]
-
-    def rows(frame):
-        """Return the access of all rows: of matrix ``i`` of each warp, eight lanes in order."""
-        if frame.active is not None:
-            _require(frame, np.uint32(0xFFFFFFFF))
-        lanes = frame.chosen().reshape(-1, WARP)[:, : 8 * count].ravel()
-        return Access(lanes, frame.spread(get(frame)).astype(np.uint64)[lanes] + shift, 8, 2)
-
-    def load(frame):
-        access = rows(frame)
-        halves = frame.batch.shared.load(access).view(np.uint16).reshape(-1, count, 8, 8)
-        halves = halves.swapaxes(2, 3) if transposed else halves
-        words = np.ascontiguousarray(halves).view(np.uint32).reshape(-1, count, WARP)
-        for i, put in enumerate(puts):
-            value = np.zeros(frame.batch.lanes, np.uint32)
-            value[frame.chosen()] = words[:, i].ravel()
-            put(frame, value)
-
-    def store(frame):
-        frame.batch.stores += 1
-        access, lanes = rows(frame), frame.chosen()
-        words = np.stack([frame.spread(each(frame)).view(np.uint32)[lanes].reshape(-1, WARP) for each in gets], axis=1)
-        halves = np.ascontiguousarray(words).view(np.uint16).reshape(-1, count, 8, 8)
-        halves = np.ascontiguousarray(halves.swapaxes(2, 3)) if transposed else halves
-        frame.batch.shared.store(access, halves.reshape(-1, 8).view(np.uint64))
-
-    return load if loads else store
 
 
 INSTRUCTIONS: dict[str, Callable[[Instruction, Any], Step]] = {
@@ -254,6 +211,4 @@ INSTRUCTIONS: dict[str, Callable[[Instruction, Any], Step]] = {
     "match": _match,
     "redux": _reduce,
     "elect": _elect,
-    "ldmatrix": _matrix,
-    "stmatrix": _matrix,
 }
