@@ -130,12 +130,18 @@ def group(registers):
     return "{" + ", ".join(registers) + "}"
 
 
-def multiply(shape, kinds, opcode=None, guard="", offset=0):
-    """Return A, B, C, and D as ``mma.sync`` has it; ``kinds`` are those of D, A, B and C; C has ``offset`` added."""
+def multiply(shape, kinds, opcode=None, guard="", offset=0, factor=1):
+    """Return A, B, C, and D as ``mma.sync`` has it, of D = factor · A B + C, where C has ``offset`` added.
+
+    ``kinds`` are the types of D, A, B and C.
+    """
     rows, k = (int(n) for n in shape[1:].split("n8k"))
     a, b, c = (draw(kind, *size) for kind, size in zip(kinds[1:], ((rows, k), (k, 8), (rows, 8)), strict=True))
     c += offset
-    parts = [held(a, places_of_a(rows, k, BITS[kinds[1]])), held(b, places_of_b(k, BITS[kinds[2]]))]
+    parts = [
+        held((a.double() * factor).to(a.dtype), places_of_a(rows, k, BITS[kinds[1]])),
+        held(b, places_of_b(k, BITS[kinds[2]])),
+    ]
     parts.append(held(c, places_of_d(rows)))
     d = torch.zeros(rows, 8, dtype=TYPES[kinds[0]])
     out = held(d, places_of_d(rows))
@@ -185,6 +191,11 @@ def test_mma_with_half_accumulators_rounds_once():
     assert torch.equal(d, (a.double() @ b.double() + c.double()).half())
 
 
+def test_the_last_bits_of_a_float32_are_no_part_of_a_tf32():
+    a, b, c, d = multiply("m16n8k8", ("f32", "tf32", "tf32", "f32"), factor=1 + 2.0**-12)
+    assert torch.equal(d.double(), a.double() @ b.double() + c.double())
+
+
 @pytest.mark.parametrize("saturates", [False, True])
 def test_integers_of_mma_wrap_around_or_saturate(saturates):
     kinds, how = ("s32", "s8", "s8", "s32"), ".satfinite" if saturates else ""
@@ -219,6 +230,7 @@ LAYOUTS = {
     "k none tf32": ("tf32", 0, 16, 0, lambda n, k: n % 8 * 4 + n // 8 * 32 + k % 4 + k // 4 * 64, 64, 32),
     "k 32B tf32": ("tf32", 0, 16, 1, lambda n, k: n % 8 * 8 + n // 8 * 64 + k, 0, 64),
     "n none bf16": ("bf16", 1, 16, 0, lambda n, k: n % 8 + n // 8 * 64 + k % 8 * 8 + k // 8 * 128, 128, 64),
+    "n none f16": ("f16", 1, 8, 0, lambda n, k: n + k * 8, 64, 0),
     "n 32B bf16": ("bf16", 1, 32, 1, lambda n, k: n % 16 + n // 16 * 128 + k % 8 * 16 + k // 8 * 256, 128, 256),
     "n 64B bf16": ("bf16", 1, 64, 2, lambda n, k: n % 32 + n // 32 * 256 + k % 8 * 32 + k // 8 * 512, 256, 512),
     "k 128B f16": ("f16", 0, 16, 3, lambda n, k: n % 8 * 64 + n // 8 * 512 + k, 0, 512),
@@ -274,9 +286,10 @@ def test_wgmma_negates_and_adds_as_it_is_told(signs, adds):
     assert torch.equal(d.double(), signs[0] * signs[1] * (a.double() @ b.double()) + adds * c.double())
 
 
-def test_wgmma_without_a_barrier_is_a_race():
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_wgmma_without_a_barrier_is_a_race(layout):
     with pytest.raises(KernelFault, match="a race in shared memory"):
-        multiply_in_shared(LAYOUTS["n 32B bf16"], without="bar.sync 0;")
+        multiply_in_shared(LAYOUTS[layout], without="bar.sync 0;")
 
 
 def test_wgmma_on_memory_that_was_never_written_is_a_fault():
