@@ -158,6 +158,20 @@ def test_counts_by_atomic_additions():
 
 
 @triton.jit
+def add_blocks(total, x, STRIDE, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    v = tl.load(x + (tl.program_id(0) * ROWS + row) * COLUMNS + column)
+    tl.atomic_add(total + row * STRIDE + column, v, sem="relaxed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_sums_by_atomic_additions_of_vectors(dtype):
+    x, total = torch.randint(-9, 9, (3, 16, 32)).to(dtype), torch.zeros(16, 32, dtype=dtype)
+    add_blocks[(3,)](total, x, 32, 16, 32, num_warps=1)
+    assert torch.equal(total, x.sum(0))
+
+
+@triton.jit
 def add_under_lock(out, x, lock, uses, BLOCK: tl.constexpr, GROUPS: tl.constexpr):
     group, i = tl.program_id(0) % GROUPS, tl.arange(0, BLOCK)
     v = tl.load(x + tl.program_id(0) * BLOCK + i)
@@ -278,7 +292,7 @@ def double(out, x, N: tl.constexpr):
 def test_a_cluster_of_blocks_is_not_known_and_says_so(request):
     if "cuda:80" in request.node.callspec.id:
         pytest.skip("sm_80 has no clusters")
-    with pytest.raises(KernelFault, match="not known"):
+    with pytest.raises(KernelFault, match="special register %cluster_ctarank is not known"):
         double[(2,)](torch.empty(N), torch.rand(N), 128, num_ctas=2)
 
 

@@ -397,10 +397,10 @@ CONTROL = {
         thread=None,
     ),
     "an unknown special register": Fault(
-        "the instruction mov.u64 is not known", "mov.u64 %d0, %globaltimer; // here", thread=None
+        "the special register %globaltimer is not known", "mov.u64 %d0, %globaltimer; // here", thread=None
     ),
     "an unknown function": Fault(
-        "the function vprintf is not known", "{\ncall.uni vprintf, ();\n}".replace("();", "(); // here")
+        "the function malloc is not known", "{\ncall.uni malloc, ();\n}".replace("();", "(); // here")
     ),
     "an assertion": Fault(
         "an assertion of the kernel fails",

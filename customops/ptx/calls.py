@@ -20,8 +20,8 @@ Text = Callable[[int], str]  # gives the string at an address of the module's co
 def fail(frame: Frame, lanes: np.ndarray, arguments: list[Any], text: Text) -> None:
     """Raise the fault of an assertion that fails: ``__assertfail(message, file, line, function, size)``."""
     lane = int(np.argmax(lanes))
-    message = text(int(frame.spread(arguments[0])[lane]))
-    raise LaneFault(f"an assertion of the kernel fails: {message}", lane)
+    message = f": {text(int(frame.spread(arguments[0])[lane]))}" if arguments else ""
+    raise LaneFault(f"an assertion of the kernel fails{message}", lane)
 
 
 def print_lanes(frame: Frame, lanes: np.ndarray, arguments: list[Any], text: Text) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from . import asynchronous, matrices, mma, transfer, warp, wgmma
 from .arithmetic import operation
 from .faults import LaneFault
-from .frame import Context, DecodedNames, Source, Step, dtype_of, parts_of, source, target
+from .frame import Context, DecodedNames, Source, Step, dtype_of, is_known, parts_of, source, target
 from .module import Instruction
 
 _NOTHING = re.compile(r"fence|membar|prefetch|griddepcontrol|nanosleep|discard|applypriority|pmevent")  # for values
@@ -55,7 +55,7 @@ def decode(instruction: Instruction, context: Context) -> Step:
     try:
         step = _decode(instruction, context)
     except (KeyError, ValueError, IndexError):
-        return _unknown(instruction)
+        return _unknown(instruction, context.names)
     if instruction.guard is None:
         return step
     return _guarded(step, source(context.names, instruction.guard, "pred"), instruction.negated)
@@ -69,9 +69,12 @@ def _decode(instruction: Instruction, context: Context) -> Step:
     return special(instruction, context) if special else _arithmetic(instruction, context)
 
 
-def _unknown(instruction: Instruction) -> Step:
+def _unknown(instruction: Instruction, names: DecodedNames) -> Step:
+    special = [x for x in instruction.operands if x.startswith("%") and not is_known(x, names)]
+    what = f"special register {special[0]}" if special else f"instruction {instruction.opcode}"
+
     def fail(frame):
-        raise UnknownInstruction(f"the instruction {instruction.opcode} is not known")
+        raise UnknownInstruction(f"the {what} is not known")
 
     return fail
 

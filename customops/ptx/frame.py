@@ -110,6 +110,7 @@ class Context(NamedTuple):
 
     names: DecodedNames
     origins: dict[str, frozenset[int]]  # the pointer parameters that a register is computed from, by their position
+    swapped: frozenset[str] = frozenset()  # operands that are addresses of a compare-and-swap
 
 
 def names_of(function: Function, symbols: Mapping[str, int]) -> DecodedNames:
@@ -140,6 +141,11 @@ def source(names: DecodedNames, operand: str, type: str) -> Source:
         return lambda frame: _seen_as(frame.batch.specials[operand], dtype)
     value = immediate(names, operand, dtype)
     return lambda frame: value
+
+
+def is_known(operand: str, names: DecodedNames) -> bool:
+    """Return whether an operand that starts with ``%`` is a register, or a special register that has a value."""
+    return operand in names.slots or operand in _SPECIAL_NAMES
 
 
 def _register_source(slot: int, dtype: np.dtype) -> Source:

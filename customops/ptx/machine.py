@@ -120,7 +120,8 @@ class Program:
 
 def _code(function: Function, symbols: Mapping[str, int]) -> Code:
     names = names_of(function, symbols)
-    context = Context(names, origins_of(function))
+    swaps = (x for x in function.instructions if x.opcode.startswith("atom.") and ".cas." in x.opcode)
+    context = Context(names, origins_of(function), frozenset(x.operands[1] for x in swaps))
     steps = tuple(decode(instruction, context) for instruction in function.instructions)
     starts = [*starts_of(function), len(steps)]
     ends = [end for start, end in pairwise(starts) for _ in range(start, end)]

@@ -15,20 +15,26 @@ from .module import Instruction
 from .warp import require
 
 _LANES = np.arange(WARP)
+_OPCODE = re.compile(r"(ld|st)matrix\.sync\.aligned\.(m8n8|m16n16)\.x([124])(\.trans)?\.shared(?:::cta)?\.(b16|b8)")
 
 
 def _matrix(instruction: Instruction, context: Any) -> Step:
-    """Move 8 x 8 matrices of 16 bits.
+    """Move 8 x 8 matrices of 16 bits, or load 16 x 16 matrices of bytes, transposed.
 
     A matrix is eight rows of 16 bytes, at the addresses of eight lanes: those of matrix ``i`` are lanes ``8i`` on.
     Register ``i`` of lane ``t`` holds elements ``2(t % 4)`` and the next of row ``t / 4`` of matrix ``i``; transposed,
-    of column ``t / 4``. It is the lane with the register that reads or writes these elements.
+    of column ``t / 4``. Of a matrix of bytes, rows are at the addresses of 16 lanes, and two registers hold elements
+    ``4(t % 4)`` and the next three of columns ``t / 4`` and ``t / 4 + 8``. It is the lane with the register that reads
+    or writes these elements.
     """
     names, opcode = context.names, instruction.opcode
-    match = re.fullmatch(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(::cta)?\.b16", opcode)
+    match = _OPCODE.fullmatch(opcode)
     if match is None:
         raise KeyError(opcode)
-    loads, count, transposed = match[1] == "ld", int(match[2]), bool(match[3])
+    loads, count, transposed = match[1] == "ld", int(match[3]), bool(match[4])
+    lines = 16 if match[2] == "m16n16" else 8
+    if (lines == 16 and not (loads and transposed and count < 4)) or (lines == 16) != (match[5] == "b8"):
+        raise KeyError(opcode)
     group, where = instruction.operands if loads else instruction.operands[::-1]
     base, offset = address_of(where)
     get, shift = source(names, base, "b32"), np.uint64(offset % (1 << 64))
@@ -42,20 +48,22 @@ def _matrix(instruction: Instruction, context: Any) -> Step:
             require(frame, np.uint32(0xFFFFFFFF))
         rows = frame.spread(get(frame)).astype(np.uint64) + shift
         lanes = frame.chosen()
-        givers = lanes.reshape(-1, WARP)[:, : 8 * count].ravel()
+        givers = lanes.reshape(-1, WARP)[:, : lines * count].ravel()
         misaligned = rows[givers] % 16 != 0
         if misaligned.any():
             lane = int(givers[np.argmax(misaligned)])
             raise LaneFault("a row of a matrix whose address is no multiple of 16", lane)
-        for parts in _parts_of_matrices(rows.reshape(-1, WARP)[:, : 8 * count].reshape(-1, count, 8), transposed):
+        for parts in _parts_of_matrices(
+            rows.reshape(-1, WARP)[:, : lines * count].reshape(-1, count, lines), transposed
+        ):
             yield [Access(lanes, part.ravel()[lanes], 4 // len(parts), 1) for part in parts]
 
     def load(frame):
         shared, lanes = frame.batch.shared, frame.chosen()
         for put, parts in zip(puts, accesses(frame), strict=True):
-            halves = [shared.load(part)[:, 0].astype(np.uint32) for part in parts]
             value = np.zeros(frame.batch.lanes, np.uint32)
-            value[lanes] = halves[0] | halves[1] << np.uint32(16) if transposed else halves[0]
+            for i, part in enumerate(parts):
+                value[lanes] |= shared.load(part)[:, 0].astype(np.uint32) << np.uint32(32 // len(parts) * i)
             put(frame, value)
 
     def store(frame):
@@ -73,7 +81,10 @@ def _parts_of_matrices(rows: np.ndarray, transposed: bool) -> Iterator[list[np.n
     """Yield for each matrix the addresses of what its register holds in each lane, [warps, 32]; ``rows`` are of it."""
     outer, inner = _LANES // 4, _LANES % 4
     for i in range(rows.shape[1]):
-        if transposed:
+        if rows.shape[2] == 16:
+            for column in (outer, outer + 8):
+                yield [rows[:, i, 4 * inner + byte] + column.astype(np.uint64) for byte in range(4)]
+        elif transposed:
             yield [rows[:, i, 2 * inner + half] + (2 * outer).astype(np.uint64) for half in (0, 1)]
         else:
             yield [rows[:, i, outer] + (4 * inner).astype(np.uint64)]

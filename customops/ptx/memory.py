@@ -172,16 +172,17 @@ class GlobalMemory:
         distinct = sum(int(np.count_nonzero(region.touched)) * region.granule for region in self.regions)
         return Traffic(self.loaded, self.stored, distinct)
 
-    def load(self, access: Access, programs: np.ndarray, origins: frozenset[int]) -> np.ndarray:
+    def load(self, access: Access, programs: np.ndarray, origins: frozenset[int], swaps: bool = False) -> np.ndarray:
         """Return what lanes load, [lanes, components].
 
-        ``programs`` has the program of each lane, ``origins`` the parameters that the address is computed from.
+        ``programs`` has the program of each lane, ``origins`` the parameters that the address is computed from. One
+        that ``swaps`` begins an atomic operation, which a compare-and-swap ends: no atomic operation races with it.
         """
         self.loaded += _bytes_of(access, programs)
         result = None
         for tensor, chosen in self._tensors(access, origins):
             part = access if chosen is None else _part(access, chosen)
-            self._note_read(tensor, part, programs if chosen is None else programs[chosen])
+            self._note_read(tensor, part, programs if chosen is None else programs[chosen], swaps)
             values = tensor.region.load(part)
             if chosen is None:
                 return values
@@ -258,7 +259,7 @@ class GlobalMemory:
         reason = f"an access outside the elements of {what}: {width} bytes, {places} elements from its first"
         raise LaneFault(reason, int(access.lanes[i]), tensor.name)
 
-    def _note_read(self, tensor: Tensor, access: Access, programs: np.ndarray) -> None:
+    def _note_read(self, tensor: Tensor, access: Access, programs: np.ndarray, swaps: bool) -> None:
         """Note which elements are read; raise a fault if another program wrote one of them."""
         region, indices = tensor.region, tensor.region.indices(access)
         region.touched[indices] = True
@@ -266,6 +267,8 @@ class GlobalMemory:
             return
         readers = np.broadcast_to((programs + 1)[:, None], indices.shape)
         self._check(region.writers[indices], readers, access, tensor, "reads what program {} wrote")
+        if swaps:
+            return
         if region.is_updated:
             self._check(region.updaters[indices], readers, access, tensor, "reads what program {} changes")
         self._note(region.readers, indices, readers)

@@ -201,7 +201,7 @@ class _Reader:
         elif statement.startswith(".param"):
             (parameter,) = _parameters(statement)
             self.scopes[-1][parameter.name] = f"{parameter.name}.{self.blocks}"
-        elif not statement.startswith((".pragma", ".loc")):
+        elif not statement.startswith((".pragma", ".loc", ".branchtargets")):
             raise ValueError(f"PTX: a directive cannot be read: {statement!r}")
 
     def _declare(self, name: str, kind: str) -> None:

@@ -18,6 +18,7 @@ from .module import Instruction
 _HINTS = re.compile(
     r"weak|volatile|relaxed|acquire|release|acq_rel|cta|cluster|gpu|sys|nc|ca|cg|cs|cv|lu|wb|wt|noftz|L[12]::\w+(::\w+)?|unified"
 )
+_VECTOR = re.compile(r"v[248]")
 _SPACES = ("global", "shared", "shared::cta", "local", "param", "const")
 
 
@@ -47,10 +48,11 @@ def _load(instruction: Instruction, context: Context) -> Step:
     puts = [target(names, name, place.kind) for name in (parts_of(to) if to.startswith("{") else [to])]
     get, itemsize = source(names, base, _address_type(place.space, base, names)), dtype_of(place.kind).itemsize
     origins, dtype = context.origins.get(base, frozenset()), dtype_of(place.kind)
+    swaps = where in context.swapped  # LLVM makes an atomic operation that a GPU lacks of a load and a loop around cas
 
     def step(frame):
         access = access_of(frame, get(frame), offset, itemsize, place.components)
-        values = _loaded(frame, place.space, access, origins)
+        values = _loaded(frame, place.space, access, origins, swaps)
         for i, put in enumerate(puts):
             column = np.ascontiguousarray(values[:, i])
             if frame.active is not None:
@@ -62,10 +64,10 @@ def _load(instruction: Instruction, context: Context) -> Step:
     return step
 
 
-def _loaded(frame: Frame, space: str, access: Access, origins: frozenset[int]) -> np.ndarray:
+def _loaded(frame: Frame, space: str, access: Access, origins: frozenset[int], swaps: bool) -> np.ndarray:
     batch = frame.batch
     if space == "global":
-        return batch.memory.load(access, batch.programs[access.lanes], origins)
+        return batch.memory.load(access, batch.programs[access.lanes], origins, swaps)
     if space == "shared":
         return batch.shared.load(access)
     view, components = _local(frame, access)
@@ -155,36 +157,61 @@ def _load_parameter(to: str, base: str, offset: int, kind: str, names: DecodedNa
 
 
 def _atomic(instruction: Instruction, context: Context) -> Step:
-    """Apply an atomic operation, one lane after the other."""
+    """Apply an atomic operation, one lane after the other, to one component after the other."""
     names, operands = context.names, list(instruction.operands)
     _, *modifiers, kind = instruction.opcode.split(".")
     to = "_" if instruction.opcode.startswith("red.") else operands.pop(0)
-    (name,) = (m for m in modifiers if m not in _SPACES and not _HINTS.fullmatch(m))
+    (name,) = (m for m in modifiers if m not in _SPACES and not _HINTS.fullmatch(m) and not _VECTOR.fullmatch(m))
     space = next((m.partition("::")[0] for m in modifiers if m in _SPACES), "global")
     base, offset = address_of(operands[0])
-    get, gets = source(names, base, _address_type(space, base, names)), [source(names, x, kind) for x in operands[1:]]
-    put, dtype, change = target(names, to, kind), dtype_of(kind), _change(name, kind)
+    get, dtype, change = source(names, base, _address_type(space, base, names)), dtype_of(kind), _change(name, kind)
+    gets = [[source(names, x, kind) for x in xs] for xs in zip(*map(parts_of, operands[1:]), strict=True)]
+    puts = [target(names, x, kind) for x in (parts_of(to) if to != "_" else ["_"] * len(gets))]
     origins, orders = context.origins.get(base, frozenset()), {"acquire", "release", "acq_rel"} & {*modifiers}
 
     def step(frame):
         access = access_of(frame, get(frame), offset, dtype.itemsize, 1)
-        values = [frame.spread(each(frame))[access.lanes] for each in gets]
-        batch = frame.batch
-
-        def make(i, old):
-            new = np.asarray(change(old.view(dtype), *[value[i] for value in values]), dtype)
-            batch.stores += new.tobytes() != old.tobytes()  # a lock that stays taken can be waited for, for ever
-            return new
-
-        if space == "global":
-            old = batch.memory.update(access, batch.programs[access.lanes], origins, make, bool(orders))
-        else:
-            old = batch.shared.update(access, make)
-        whole = np.zeros(batch.lanes, dtype)
-        whole[access.lanes] = old.view(dtype)
-        put(frame, whole)
+        _require_alignment(access, dtype.itemsize * len(gets))
+        for i, (put, each) in enumerate(zip(puts, gets, strict=True)):
+            one = access._replace(addresses=access.addresses + np.uint64(i * dtype.itemsize))
+            values = [frame.spread(value(frame))[access.lanes] for value in each]
+            old = _update(frame, space, one, origins, values, change, dtype, bool(orders))
+            whole = np.zeros(frame.batch.lanes, dtype)
+            whole[access.lanes] = old.view(dtype)
+            put(frame, whole)
 
     return step
+
+
+def _require_alignment(access: Access, width: int) -> None:
+    misaligned = access.addresses % np.uint64(width) != 0
+    if misaligned.any():
+        i = int(np.argmax(misaligned))
+        reason = f"a misaligned atomic operation: {width} bytes at an address that is no multiple of that"
+        raise LaneFault(reason, int(access.lanes[i]))
+
+
+def _update(
+    frame: Frame,
+    space: str,
+    access: Access,
+    origins: frozenset[int],
+    values: list[np.ndarray],
+    change: Callable,
+    dtype: np.dtype,
+    orders: bool,
+) -> np.ndarray:
+    """Replace what lanes access by what ``change`` makes of it and of the lane's ``values``; return what was there."""
+    batch = frame.batch
+
+    def make(i, old):
+        new = np.asarray(change(old.view(dtype), *[value[i] for value in values]), dtype)
+        batch.stores += new.tobytes() != old.tobytes()  # a lock that stays taken can be waited for, for ever
+        return new
+
+    if space == "global":
+        return batch.memory.update(access, batch.programs[access.lanes], origins, make, orders)
+    return batch.shared.update(access, make)
 
 
 def _change(name: str, kind: str) -> Callable:
