@@ -145,6 +145,12 @@ GLOBAL = {
         (floats(40),),
         tensor="x0",
     ),
+    "an atomic operation on a misaligned vector": Fault(
+        "misaligned access: 8 bytes at an address that is 4 past a multiple of 8",
+        f"{CELL}\natom.global.gpu.relaxed.add.v2.f32 {{%r0, %r1}}, [%d0], {{%r0, %r1}}; // here",
+        (floats(40),),
+        thread=1,
+    ),
     "a misaligned vector": Fault(
         "misaligned access: 8 bytes at an address that is 4 past a multiple of 8",
         f"{CELL}\nst.global.v2.b32 [%d0], {{%t, %t}}; // here",

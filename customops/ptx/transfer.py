@@ -171,7 +171,8 @@ def _atomic(instruction: Instruction, context: Context) -> Step:
 
     def step(frame):
         access = access_of(frame, get(frame), offset, dtype.itemsize, 1)
-        _require_alignment(access, dtype.itemsize * len(gets))
+        if len(gets) > 1:
+            _require_alignment(access, dtype.itemsize * len(gets))
         for i, (put, each) in enumerate(zip(puts, gets, strict=True)):
             one = access._replace(addresses=access.addresses + np.uint64(i * dtype.itemsize))
             values = [frame.spread(value(frame))[access.lanes] for value in each]
@@ -184,10 +185,10 @@ def _atomic(instruction: Instruction, context: Context) -> Step:
 
 
 def _require_alignment(access: Access, width: int) -> None:
-    misaligned = access.addresses % np.uint64(width) != 0
-    if misaligned.any():
-        i = int(np.argmax(misaligned))
-        reason = f"a misaligned atomic operation: {width} bytes at an address that is no multiple of that"
+    past = access.addresses % np.uint64(width)
+    if past.any():
+        i = int(np.argmax(past != 0))
+        reason = f"a misaligned access: {width} bytes at an address that is {past[i]} past a multiple of {width}"
         raise LaneFault(reason, int(access.lanes[i]))
 
 
