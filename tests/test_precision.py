@@ -29,7 +29,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.sample(formulas="call, path*dtype", kernels="path, dtype")
+@pytest.mark.sample(formulas="call, path*dtype", kernels="path, dtype", compiled="path, dtype")
 @pytest.mark.parametrize("dtype", REAL, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_default_dtype_decides_as_in_torch(row, call, dtype, device):
@@ -122,7 +122,7 @@ def _complex(row, dtype, seed, device, shape=(2, 2, 2, 2)):
     return x.to(dtype).requires_grad_()
 
 
-@pytest.mark.sample(kernels="name, dtype, n")
+@pytest.mark.sample(kernels="name, dtype, n", compiled="name, dtype, n")
 @pytest.mark.parametrize("n", [257, 70000])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids)
 @pytest.mark.parametrize("name", ["mean", "amax", "amin", "fused", "sum in float32"])
