@@ -1,10 +1,9 @@
 """The choice of a test's cases for a run: a covering array of its parameters without ``--full``, shares of the rest.
 
 ``@pytest.mark.sample(formulas="call, path*mode", kernels="")`` says what the cases that `make test` runs must cover, by
-mode: here each call at least once, and each pair of a path and a mode; by kernels none. ``"once"`` takes one case, ``"all"``
-all of them. A test without the mark runs all its cases, but by compiled code: there it takes no part, and neither does
-a test whose mark does not say ``compiled``. What is taken depends on the parameters alone, not on names, and is the
-same in every run.
+mode: here each call at least once, and each pair of a path and a mode; by kernels none. ``"once"`` takes one case,
+``"all"`` all of them. A test without the mark runs all its cases; but by compiled code only a test takes part whose
+mark says ``compiled``. What is taken depends on the parameters alone, not on names, and is the same in every run.
 """
 
 from __future__ import annotations

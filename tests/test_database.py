@@ -38,9 +38,7 @@ MAIN = {
 }[MODE]
 STEP = 5 if KERNELS else 1  # from one sample of another dtype to the next
 SHARE = {"formulas": 0.1, "kernels": 0.01, "gpu": 0.01, "compiled": 0.01}[MODE]  # of the reference inputs
-LARGEST = (
-    4096 if KERNELS else 2**30
-)  # elements in them; the interpreter takes minutes for a million, compiled code many seconds
+LARGEST = 4096 if KERNELS else 2**30  # elements in them; on a CPU kernels take minutes for a million
 
 
 def samples(name, dtype, full, requires_grad=False):

@@ -81,7 +81,7 @@ def test_saves_no_more_bytes_than_torch(row, call, device):
         assert saved[customops] <= saved[torch], f"{saved[customops]} bytes saved, torch {saved[torch]}"
 
 
-@pytest.mark.sample(kernels="path", compiled="call")
+@pytest.mark.sample(kernels="path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_tangents_match_torch(row, call, device):
     """Gradcheck's forward mode passes at its own loose tolerance; this does not."""
