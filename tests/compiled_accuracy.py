@@ -41,8 +41,8 @@ number. A gradient is held to its exact value at what was saved: the output as i
 reads it. Reductions are of 16,384 positive elements.
 
 "Ends" are points where an operand or the result is subnormal, beyond the range of the dtype, or, but for float16,
-within a factor of 2^16 of either. "Wrong" are results, at ends, that are inf or nan where the exact one is not, or the other way
-round; elsewhere there are none. torch's CPU operators have the last column, as a measure of what is usual.
+within a factor of 2^16 of either. "Wrong" are results, at ends, that are inf or nan where the exact one is not, or the
+other way round; elsewhere there are none. torch's CPU operators have the last column, as a measure of what is usual.
 
 Two things stand out. With alpha, 3·y is rounded before it is added: where the two cancel, that is many ulps of little.
 Errors of millions are subnormal numbers, which CUDA's `pow` and `tanh` take for 0; both are [limits](limits.md).

@@ -1468,7 +1468,7 @@ FAULTS = (
         "a nested dry run takes the records of the outer one",
         "dry run",
         DRY_RUN,
-        "        driver.records = outer\n",
+        "        driver.records, driver.executes = outer\n",
         "",
         "After a nested dry run the outer one records nothing more.",
         by_formulas=(
