@@ -90,6 +90,13 @@ def pytest_configure(config):
         config.pluginmanager.register(recorder.Recorder(CHECKS, where, config.option.record, config.option.check))
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Leave out the files of which no test takes part: most, by compiled code."""
+    if MODE == "compiled" and collection_path.suffix == ".py":
+        return "compiled=" not in collection_path.read_text() or None
+    return None
+
+
 def pytest_itemcollected(item):
     """Have all tests that call functions in ranks run in one process, so that ranks are started once."""
     if {"two", "four"} & {*getattr(item, "fixturenames", ())}:
