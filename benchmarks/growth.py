@@ -24,6 +24,7 @@ from torch import Tensor
 
 import customops
 from customops import config
+from customops.tools import driver
 
 KERNELS, MILLISECONDS, BYTES = 12, 2, 4096  # aims: kernels in each direction; time and memory of each new shape in both
 LONGEST = 4096  # rows that one kernel holds; the gradients of longer ones are cut, into several kernels each
@@ -105,14 +106,15 @@ def _counting() -> Iterator[list]:
     from customops.triton_kernels import launch  # noqa: PLC0415 - Triton may be missing
 
     keys: list = []
-    stand_in = SimpleNamespace(name="", function=None, packed_metadata=None, metadata=SimpleNamespace(num_warps=0))
+    metadata = SimpleNamespace(num_warps=0, shared=0)
+    stand_in = SimpleNamespace(name="", function=None, packed_metadata=None, metadata=metadata)
     stand_in.run = lambda *_: None
 
     def count(*key):
         keys.append(key)
         return stand_in
 
-    with patch.object(launch, "_compile", count):
+    with patch.object(launch, "_compile", count), patch.object(driver, "registers", lambda _: 0):
         try:
             yield keys
         finally:

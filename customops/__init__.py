@@ -26,6 +26,7 @@ from .ops.unary import (
     tanh,
     tanh_,
 )
+from .ptx.faults import KernelFault
 from .tools.dry_run import dry_run
 from .tools.record import LaunchRecord
 
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FusionError",
     "Graph",
+    "KernelFault",
     "LaunchRecord",
     "abs",
     "abs_",

@@ -143,9 +143,9 @@ def gpu_target(*description: Any) -> Any:
 def active_driver(driver: Any) -> Iterator[None]:
     """Let Triton take ``driver`` for the one that loads and launches kernels inside the block.
 
-    ``driver`` stands for a GPU that is not there. Triton gives a launcher the source of a kernel and not what was
-    compiled; here it gets that as ``compiled``. Autotuning inside asks ``driver`` alone, and leaves no choice behind
-    that a real GPU would then follow.
+    ``driver`` stands for a GPU that is not there. Triton asks it for a launcher by the source of a kernel, not by what
+    was compiled; that is its ``loading`` for the moment. Autotuning inside asks ``driver`` alone, and leaves no choice
+    behind that a real GPU would then follow.
     """
     from triton.runtime.autotuner import Autotuner  # noqa: PLC0415
 
@@ -165,12 +165,14 @@ def _load(kernel: Any, load: Callable[[Any], None]) -> None:
     """Give ``kernel`` its launcher, once. Hooks do not hear that it was loaded, since it was not."""
     if hasattr(kernel._run, "compiled"):
         return
-    runtime = triton().knobs.runtime
+    runtime, active = triton().knobs.runtime, triton().runtime.driver.active
     with config.load_lock, runtime.scope():
         runtime.kernel_load_start_hook = runtime.kernel_load_end_hook = None
-        load(kernel)
-    if kernel.module is None:  # a real driver's kernel has one
-        kernel._run.compiled = kernel
+        active.loading = kernel
+        try:
+            load(kernel)
+        finally:
+            active.loading = None
 
 
 def _tune(autotuner: Any, tune: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -271,7 +271,7 @@ STREAMS = {
 HARDWARE = {
     **{
         f"compiled for {target}": _ours(f"offline::test_forward_and_backward_build_for_every_gpu[{target}]")
-        for target in ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+        for target in ("cuda:80", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942")
     },
     "code audited for an H100": _ours("audit::test_usual_calls_cost_what_they_must"),
     "errors in ulp": "gpu::test_errors_are_no_larger_than_torchs",

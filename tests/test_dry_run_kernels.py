@@ -83,6 +83,7 @@ def test_a_launch_is_recorded_with_all_that_is_known_of_it(target):
     assert record.compiled is compiled
     assert (record.name, record.program, record.operands) == ("add", "", ())
     assert (record.grid, record.num_warps) == ((8, 1, 1), 4)
+    assert str(compiled.metadata.target.arch) == target.split(":")[1]
     assert (record.bytes_moved, record.bytes_floor, record.spills) == (None, None, 0)
     assert 4 <= record.registers <= 32
     pointers = [None] if target.startswith("hip") else [("x",), ("y",), ("z",)]
@@ -141,6 +142,15 @@ def test_autotuning_leaves_no_choice_behind(monkeypatch):
     assert tuned.cache == {}
 
 
+def test_configurations_behind_the_first_that_fits_are_not_compiled(monkeypatch):
+    compiled = []
+    reverse.device_caches.clear()
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda **facts: compiled.append(facts["src"].constants))
+    with customops.dry_run("cuda:90"):
+        tune()[(1,)](*vectors())
+    assert [constants[2,] for constants in compiled] == [config.kwargs["N"] for config in CONFIGS[:2]]
+
+
 def test_an_autotuned_kernel_that_fits_nowhere_says_so():
     tuned = tune(CONFIGS[:1] * 2)
     with customops.dry_run() as records, pytest.raises(OutOfResources, match="shared memory"):
@@ -162,7 +172,7 @@ def launched(monkeypatch):
     """Return the list of what is launched: the record, and the value of each parameter of the machine code."""
     found = []
 
-    def launch(driver, record, args):
+    def launch(driver, record, args, inputs):
         found.append((record, flat_arguments(record.compiled, args)))
 
     monkeypatch.setattr(RecordingDriver, "launch", launch)
@@ -322,3 +332,19 @@ def test_liger_kernels_rms_norm_is_recorded_forward_and_backward():
     assert (backward.name, backward.grid) == ("_rms_norm_backward_kernel", (1, 1, 1))
     assert forward.widths["X_ptr",] == forward.widths["Y_ptr",] == backward.widths["dX_ptr",] == 64
     assert forward.spills == backward.spills == 0
+
+
+def test_liger_kernels_rms_norm_executed_gives_torchs_values():
+    rms_norm = pytest.importorskip("liger_kernel.ops.rms_norm", reason="needs liger-kernel")
+    generator = torch.Generator().manual_seed(0)
+    x, weight, g = (torch.randn(shape, generator=generator) for shape in ((5, 300), (300,), (5, 300)))
+    xs = x.requires_grad_(), weight.requires_grad_()
+    with customops.dry_run(execute=True) as records:
+        y = rms_norm.LigerRMSNormFunction.apply(*xs, 1e-6, 0.0, "llama", False, None)
+        found = y, *torch.autograd.grad(y, xs, g)
+    z = torch.nn.functional.rms_norm(x, (300,), weight, 1e-6)
+    torch.testing.assert_close(found, (z, *torch.autograd.grad(z, xs, g)))
+    forward, backward = records
+    row = 300 * 4  # bytes
+    assert forward.traffic == (2 * 5 * row, 5 * row + 5 * 4, 11 * row + 5 * 4)  # the weight for each row; a statistic
+    assert backward.traffic.distinct == 17 * row + 5 * 4

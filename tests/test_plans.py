@@ -148,12 +148,12 @@ def test_profilers_hear_of_a_launch(monkeypatch, made):
     import triton  # noqa: PLC0415 - Triton may be missing
 
     x, heard = torch.ones(64), []
-    with customops.dry_run():
+    with customops.dry_run(), monkeypatch.context() as patch:  # undone before the dry run undoes its own
         customops.exp(x)
         (launch,) = made[0].launches
-        monkeypatch.setattr(launch, "is_dry_run", False)
-        monkeypatch.setattr(type(launch.compiled), "_init_handles", lambda _: None)
-        monkeypatch.setattr(launch, "run", lambda *call: call[7] and call[7](call[6]))
+        patch.setattr(launch, "is_dry_run", False)
+        patch.setattr(type(launch.compiled), "_init_handles", lambda _: None)
+        patch.setattr(launch, "run", lambda *call: call[7] and call[7](call[6]))
         customops.exp(x)
         triton.knobs.runtime.launch_enter_hook.add(heard.append)
         try:

@@ -96,9 +96,9 @@ def shf(opcode: Opcode) -> Operation:
     left, wrap = "l" in opcode.modifiers, "wrap" in opcode.modifiers
 
     def function(a: Array, b: Array, amount: Array) -> Array:
-        both = b.astype(np.uint64) << 32 | a.astype(np.uint64)
+        both = b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64)
         steps = (amount & np.uint32(31) if wrap else np.minimum(amount, np.uint32(32))).astype(np.uint64)
-        return ((both << steps) >> 32 if left else both >> steps).astype(np.uint32)
+        return ((both << steps) >> np.uint64(32) if left else both >> steps).astype(np.uint32)
 
     return Operation(function, ("b32", "b32", "u32"), ("b32",))
 
@@ -112,15 +112,16 @@ def ones(count: Array, kind: str) -> Array:
 
 @instruction("bfe", ("u32", "s32", "u64", "s64"))
 def bfe(opcode: Opcode) -> Operation:
-    """Build the extraction of a field; a signed one repeats its highest bit, or the word's if it goes past the word."""
+    """Build the extraction of a field; a signed one repeats its highest bit, or the word's if it goes past the word.
+
+    A shift of a signed number by its whole width leaves the sign, for a field that starts past the word.
+    """
     kind = opcode.types[0]
     bits, dtype = width(kind), DTYPES[kind]
 
     def constant(a: Array, start: int, length: int) -> Array:
         left = bits - min(start + length, bits)
         right = left + min(start, bits)
-        if kind[0] == "s":
-            right = min(right, bits - 1)
         return (a << dtype(left)) >> dtype(right) if length else a & dtype(0)
 
     def function(a: Array, start: Array, length: Array) -> Array:
@@ -130,8 +131,6 @@ def bfe(opcode: Opcode) -> Operation:
         end = np.minimum(start + length, np.uint32(bits))
         left = (np.uint32(bits) - end).astype(dtype)
         right = left + np.minimum(start, np.uint32(bits)).astype(dtype)
-        if kind[0] == "s":  # a field that starts past the word is its sign
-            right = np.minimum(right, dtype(bits - 1))
         return np.where(length == 0, dtype(0), (a << left) >> right)
 
     return Operation(function, (kind, "u32", "u32"), (kind,))

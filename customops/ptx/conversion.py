@@ -65,7 +65,9 @@ def exact_float64(a: Array) -> tuple[Array, Array]:
     """Return integers as float64, and what is missing."""
     if a.dtype.itemsize < 8:
         return a.astype(np.float64), np.float64(0)
-    return two_sum((a >> 32).astype(np.float64) * 2.0**32, (a & a.dtype.type(0xFFFFFFFF)).astype(np.float64))
+    return two_sum(
+        (a >> a.dtype.type(32)).astype(np.float64) * 2.0**32, (a & a.dtype.type(0xFFFFFFFF)).astype(np.float64)
+    )
 
 
 def integer_to_float(opcode: Opcode) -> Function:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import asynchronous, matrices, transfer, warp
+from . import asynchronous, matrix, transfer, warp, warpgroup
 from .arithmetic import operation
 from .faults import LaneFault
 from .frame import Context, DecodedNames, Source, Step, dtype_of, parts_of, source, target
@@ -226,7 +226,8 @@ _SPECIAL: dict[str, Callable[[Instruction, Context], Step]] = {
     "createpolicy": _policy,
     "trap": _trap,
     **transfer.INSTRUCTIONS,
-    **matrices.INSTRUCTIONS,
     **warp.INSTRUCTIONS,
+    **matrix.INSTRUCTIONS,
+    **warpgroup.INSTRUCTIONS,
     **asynchronous.INSTRUCTIONS,
 }

@@ -45,12 +45,10 @@ def exact_rcp(a: Array) -> Exact:
 
 
 def exact_sqrt(a: Array) -> Exact:
-    """Return the square root of `a`; one near the ends of the range is scaled by a power of four."""
-    scale = np.where(a < 2.0**-800, 2.0**200, np.where(a > 2.0**900, 2.0**-200, 1.0))
-    scaled = a * scale * scale
-    s = np.sqrt(scaled)
+    """Return the square root of `a`."""
+    s = np.sqrt(a)
     p, e = two_product(s, s)
-    return s / scale, np.where(np.isfinite(s) & (s > 0), (scaled - p) - e, 0.0)
+    return s, np.where(np.isfinite(s) & (s > 0), (a - p) - e, 0.0)
 
 
 def exact_fma(a: Array, b: Array, c: Array) -> Exact:
@@ -88,7 +86,9 @@ NATIVE: dict[str, Function] = {
     "div": np.divide,
     "rcp": lambda a: a.dtype.type(1) / a,
     "sqrt": np.sqrt,
-    "fma": lambda a, b, c: a * b + c,
+    "fma": lambda a, b, c: np.where(
+        np.isinf(c) & np.isfinite(a) & np.isfinite(b), c, a * b + c
+    ),  # the product may overflow
 }
 SUMS: dict[str, Function] = {"add": lambda a, b: (a, b), "sub": lambda a, b: (a, -b), "fma": lambda a, b, c: (a * b, c)}
 
@@ -139,21 +139,17 @@ def is_tie(x: Array, kind: str) -> bool:
 
 def half_fma(kind: str) -> Function:
     """Return ``a * b + c`` of f16 or bf16 numbers in float32, as float32 from which rounding to nearest is right."""
-    careful = short("fma", kind, "rn")
 
     def function(a: Array, b: Array, c: Array) -> Array:
-        r = (a.astype(np.float64) * b + c).astype(np.float32)
-        return careful(a, b, c).astype(np.float32) if is_tie(r, kind) else r
+        product = a.astype(np.float64) * b
+        s = product + c
+        r = s.astype(np.float32)
+        if not is_tie(r, kind):
+            return r
+        missing = s - r
+        return odd(r, np.where(missing != 0, missing, two_sum(product, c.astype(np.float64))[1]))
 
     return function
-
-
-def mul_bf16(a: Array, b: Array) -> Array:
-    """Return ``a * b`` of bf16 numbers in float32: exact, or rounded to bf16 already where float32 is subnormal."""
-    r = a * b
-    if ((r.view(np.uint32) << np.uint32(1)) - np.uint32(1) < np.uint32(0x01000000)).any():
-        return short("mul", "bf16", "rn")(a, b).astype(np.float32)
-    return r
 
 
 def fma32(a: Array, b: Array, c: Array) -> Array:
@@ -171,57 +167,49 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
 
 
 def double(name: str, mode: str) -> Function:
-    """Return the operation for float64 sources in rounding mode `mode`.
-
-    Operands or results whose error could over- or underflow are computed lane by lane with fractions.
-    """
-    operation, native = EXACT[name], NATIVE[name]
+    """Return the operation for float64 sources in rounding mode `mode`."""
+    operation = EXACT[name]
 
     def function(*sources: Array) -> Array:
-        sources = tuple(np.asarray(source) for source in np.broadcast_arrays(*sources))
-        plain = native(*sources)
         value, error = operation(*sources)
         result = value if mode == "rn" else directed(value, error, mode)
-        finite = np.isfinite(sources[0])
-        for source in sources[1:]:
-            finite = finite & np.isfinite(source)
-        result = np.where(finite & ~_undefined(name, sources), result, plain)
         if mode == "rm":
             result = minus_zero(name, result, sources)
-        return result if name == "sqrt" else _extremes(name, mode, sources, finite, result)
+        unusual = ~usual(sources[0])
+        for source in sources[1:]:
+            unusual = unusual | ~usual(source)
+        return by_lane(name, mode, sources, unusual, result) if unusual.any() else result
 
     return function
 
 
-def _undefined(name: str, sources: tuple[Array, ...]) -> Array:
-    """Return where a quotient's divisor is zero, or a root's argument is not positive."""
+def usual(x: Array) -> Array:
+    """Return whether numbers are zero, or so far from both ends of the range that no error over- or underflows."""
+    magnitude = np.abs(x)
+    return (magnitude < 2.0**400) & ((magnitude > 2.0**-400) | (magnitude == 0))
+
+
+def by_lane(name: str, mode: str, sources: tuple[Array, ...], lanes: Array, result: Array) -> Array:
+    """Return `result` with some lanes recomputed with fractions; or by NumPy where they are not finite, or zero."""
+    plain = NATIVE[name](*sources)
+    if mode == "rm":
+        plain = minus_zero(name, plain, sources)
+    result, plain, lanes, *operands = (np.atleast_1d(x) for x in np.broadcast_arrays(result, plain, lanes, *sources))
+    result = np.where(lanes, plain, result)
+    defined = lanes & np.isfinite(operands).all(axis=0)
     if name in ("div", "rcp"):
-        return sources[-1] == 0
-    return sources[0] <= 0 if name == "sqrt" else np.zeros(np.shape(sources[0]), bool)
-
-
-def _extremes(name: str, mode: str, sources: tuple[Array, ...], finite: Array, result: Array) -> Array:
-    """Return `result` with the lanes recomputed in which a product's error is not a float64 number."""
-    risky = np.zeros(np.shape(result), bool)
-    for source in sources:
-        risky |= np.abs(source) > 2.0**980
-    if name in ("mul", "fma"):
-        product = np.abs(sources[0] * sources[1])
-        factors = (sources[0] != 0) & (sources[1] != 0)
-        risky |= (product > 2.0**980) | ((product < 2.0**-900) & factors)
-    elif name in ("div", "rcp"):
-        quotient = np.abs(NATIVE[name](*sources))
-        factors = sources[0] != 0
-        risky |= (quotient > 2.0**980) | ((quotient < 2.0**-900) & factors) | (np.abs(sources[-1]) < 2.0**-900)
-        risky |= (np.abs(sources[0]) < 2.0**-900) & factors
-        risky &= sources[-1] != 0
-    risky &= finite
-    if not risky.any():
-        return result
-    result = np.array(result)
-    for lane in np.argwhere(risky):
+        defined &= operands[-1] != 0
+    if name == "sqrt":
+        return np.where(defined & (operands[0] > 0), _scaled_root(operands[0], mode), result)
+    for lane in np.argwhere(defined):
         at = tuple(lane)
-        value = FRACTIONS[name](*(Fraction(float(source[at])) for source in sources))
+        value = FRACTIONS[name](*(Fraction(float(source[at])) for source in operands))
         if value:
             result[at] = round_fraction(value, mode)
     return result
+
+
+def _scaled_root(a: Array, mode: str) -> Array:
+    """Return the square root of numbers near the ends of the range, scaled by a power of four."""
+    scale = np.where(a < 1, 2.0**300, 2.0**-300)
+    return directed(*exact_sqrt(a * scale * scale), mode) / scale

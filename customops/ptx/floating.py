@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 
-from .exact import NATIVE, double, fma32, half_fma, mul_bf16, short
+from .exact import NATIVE, double, fma32, half_fma, short
 from .formats import (
     DECODE,
     ENCODE,
@@ -80,16 +82,15 @@ def prepare(function: Function, *steps: Function | None) -> Function:
 def rounded(name: str, kind: str, mode: str) -> tuple[Function, Function | None]:
     """Return a correctly rounded operation on float32 (float64 for f64) sources, and what makes its result a register.
 
-    The sum, and in f16 the product, of two halves is rounded to float32 first: float32 has more than twice their bits,
-    and is exact where they are subnormal.
+    The sum or product of two halves is rounded to float32 first. Float32 has more than twice the bits of a half; a sum
+    that is subnormal is exact, and so is a product of bf16 that is not below half their smallest number.
     """
     if kind == "f64":
         return (NATIVE[name] if mode == "rn" and name != "fma" else double(name, mode)), None
     if kind in HALF:
         if mode != "rn" or name not in ("add", "sub", "mul", "fma"):
             raise KeyError(f"{name}.{mode}.{kind}")
-        special = {("mul", "bf16"): mul_bf16, ("fma", "f16"): half_fma("f16"), ("fma", "bf16"): half_fma("bf16")}
-        return special.get((name, kind), NATIVE[name]), HALF[kind]
+        return (half_fma(kind) if name == "fma" else NATIVE[name]), HALF[kind]
     if mode == "rn" and kind == "f32":
         return (fma32 if name == "fma" else NATIVE[name]), canonical
     return short(name, kind, mode), canonical
@@ -160,9 +161,14 @@ def signed_by_both(function: Function) -> Function:
     return extreme
 
 
+def of_several(function: Function) -> Function:
+    """Return `function` of two sources for two or, as since sm_100, three."""
+    return lambda *sources: reduce(function, sources)
+
+
 @instruction("min max", (*FLOATS, *HALVES), "ftz NaN xorsign abs")
 def extremes(opcode: Opcode) -> Operation:
-    """Build a minimum or maximum."""
+    """Build a minimum or maximum. The function takes a third source as well; `sources` has the usual two."""
     kind = scalar(opcode)
     compute = smaller if opcode.name == "min" else larger
     if "NaN" in opcode.modifiers:
@@ -171,7 +177,7 @@ def extremes(opcode: Opcode) -> Operation:
         compute = signed_by_both(compute)
     flushed = flush_values(kind) if "ftz" in opcode.modifiers else None
     encode = {"f32": canonical, "f64": None}.get(kind, ENCODE[kind])
-    return floating(opcode, 2, chain(prepare(compute, flushed, DECODE.get(kind)), encode))
+    return floating(opcode, 2, chain(prepare(of_several(compute), flushed, DECODE.get(kind)), encode))
 
 
 @instruction("neg abs", (*FLOATS, *HALVES), "ftz")

@@ -64,7 +64,8 @@ def high_product(kind: str) -> Function:
     if bits == 64:
         return _high_product_64 if kind == "u64" else _high_product_signed
     product, dtype = wide_product(kind), DTYPES[kind]
-    return lambda a, b: (product(a, b) >> bits).astype(dtype)
+    shift = DTYPES[double_width(kind)](bits)
+    return lambda a, b: (product(a, b) >> shift).astype(dtype)
 
 
 def _high_product_64(a: Array, b: Array) -> Array:
@@ -116,10 +117,10 @@ def mul24(opcode: Opcode) -> Operation:
     dtype, wide = DTYPES[kind], DTYPES[double_width(kind)]
 
     def short(a: Array) -> Array:
-        return (a << 8).astype(wide) >> 8
+        return (a << dtype(8)).astype(wide) >> wide(8)
 
     def function(a: Array, b: Array, *c: Array) -> Array:
-        result = (short(a) * short(b) >> shift).astype(dtype)
+        result = (short(a) * short(b) >> wide(shift)).astype(dtype)
         return result + c[0] if c else result
 
     return Operation(function, (kind,) * (2 if opcode.name == "mul24" else 3), (kind,))
@@ -176,4 +177,6 @@ def dot(opcode: Opcode) -> Operation:
 def _field(x: Array, start: int, bits: int, kind: str) -> Array:
     """Return bits of 32-bit words as int64, with their sign if the type has one."""
     shifted = x.astype(np.int64) << (64 - start - bits)
-    return shifted >> (64 - bits) if kind in SIGNED else (shifted.view(np.uint64) >> (64 - bits)).astype(np.int64)
+    return (
+        shifted >> (64 - bits) if kind in SIGNED else (shifted.view(np.uint64) >> np.uint64(64 - bits)).astype(np.int64)
+    )

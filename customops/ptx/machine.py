@@ -19,7 +19,7 @@ from .faults import KernelFault, LaneFault
 from .frame import WARP, Batch, Context, DecodedNames, Frame, Step, dtype_of, names_of
 from .memory import Buffer, GlobalMemory, Traffic
 from .module import Function, parse
-from .origins import origins
+from .origins import origins_of
 
 LANES_AT_ONCE = 4096  # so many that NumPy's own time counts little, so few that their registers stay in the cache
 _PATIENCE = 4096  # jumps back before a loop is asked whether anything changes
@@ -122,7 +122,7 @@ def _filled(values: bytes, size: int) -> np.ndarray:
 
 def _code(function: Function, symbols: Mapping[str, int]) -> Code:
     names = names_of(function, symbols)
-    context = Context(names, origins(function))
+    context = Context(names, origins_of(function))
     steps = tuple(decode(instruction, context) for instruction in function.instructions)
     starts = [*starts_of(function), len(steps)]
     ends = [end for start, end in pairwise(starts) for _ in range(start, end)]

@@ -51,8 +51,8 @@ class Buffer(NamedTuple):
 class Traffic(NamedTuple):
     """The bytes that a launch touched."""
 
-    loaded: int  # by all threads together
-    stored: int
+    loaded: int  # by all programs together; what threads of one load by the same instruction is counted once
+    stored: int  # likewise
     distinct: int  # bytes that some thread loaded or stored, each counted once
 
 
@@ -177,7 +177,7 @@ class GlobalMemory:
 
         ``programs`` has the program of each lane, ``origins`` the parameters that the address is computed from.
         """
-        self.loaded += len(access.lanes) * access.itemsize * access.components
+        self.loaded += _bytes_of(access, programs)
         result = None
         for tensor, chosen in self._tensors(access, origins):
             part = access if chosen is None else _part(access, chosen)
@@ -192,7 +192,7 @@ class GlobalMemory:
 
     def store(self, access: Access, values: np.ndarray, programs: np.ndarray, origins: frozenset[int]) -> None:
         """Store the values of lanes, [lanes, components]."""
-        self.stored += len(access.lanes) * access.itemsize * access.components
+        self.stored += _bytes_of(access, programs)
         for tensor, chosen in self._tensors(access, origins):
             if chosen is None:
                 self._store(tensor, access, values, programs)
@@ -335,6 +335,14 @@ class GlobalMemory:
     def _forbid_writing(tensor: Tensor, access: Access) -> None:
         if not tensor.buffer.is_writable:
             raise LaneFault(f"a write to {tensor.name}, which is an input", int(access.lanes[0]), tensor.name)
+
+
+def _bytes_of(access: Access, programs: np.ndarray) -> int:
+    """Return the bytes that programs access by one instruction; lanes of one program may share them."""
+    places = access.addresses + (programs - programs[0]).astype(np.uint64) * np.uint64(1 << 48)  # beyond any address
+    if not (places[1:] > places[:-1]).all():
+        places = np.unique(places)
+    return len(places) * access.itemsize * access.components
 
 
 def _bytes_at(address: int, size: int) -> np.ndarray:

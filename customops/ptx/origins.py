@@ -9,7 +9,7 @@ from .module import Function, Instruction
 _NAME = re.compile(r"%?[\w$.]+")
 
 
-def origins(function: Function) -> dict[str, frozenset[int]]:
+def origins_of(function: Function) -> dict[str, frozenset[int]]:
     """Return for registers the positions of the pointer parameters that they are computed from.
 
     The order of instructions does not count; a load from memory gives a value of no parameter.

@@ -39,11 +39,15 @@ def two_product(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def odd(value: Array, error: Array) -> Array:
-    """Return an exact result rounded to odd: if it is not exact, the neighbour whose last bit is 1."""
-    bits = value.view(np.int64)
-    step = np.where((error > 0) == (value > 0), np.int64(1), np.int64(-1))
-    inexact = (error != 0) & ~np.isnan(error) & ((bits & 1) == 0)
-    return np.where(inexact, bits + step, bits).view(np.float64)
+    """Return an exact result rounded to odd: if it is not exact, the neighbour whose last bit is 1.
+
+    `value` can be float32 as well, and then zero of the sign of an error that float32 cannot tell from it.
+    """
+    integer = np.dtype(f"i{value.dtype.itemsize}").type
+    bits = value.view(integer)
+    step = np.where((error > 0) != np.signbit(value), integer(1), integer(-1))
+    inexact = (error != 0) & ~np.isnan(error) & ((bits & integer(1)) == 0)
+    return np.where(inexact, bits + step, bits).view(value.dtype)
 
 
 def directed(value: Array, error: Array, mode: str, dtype: type = np.float64) -> Array:

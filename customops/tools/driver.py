@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from operator import index
 from threading import local
 from typing import Any
@@ -17,6 +16,8 @@ from .execution import execute
 from .machine_code import binary_registers, binary_stack, registers
 from .record import LaunchRecord
 from .targets import TARGETS, check_launch, most_threads
+
+INPUTS = ("operands",)  # the parameter of our kernels whose tensors they only read; of others nobody says which
 
 
 class RecordingDriver:
@@ -33,15 +34,20 @@ class RecordingDriver:
         self.target = gpu_target(*self.limits[:3])
         self.records: list[LaunchRecord] | None = None  # None while no dry run for this GPU is open
         self.executes = False  # whether launches are executed on the memory of their tensors
-        self.launcher_cls: Callable = partial(Launcher, self)  # Triton calls it with the source and the metadata
+        self.loading: Any = None  # the CompiledKernel that a launcher is asked for, at that moment
         self.utils = Utilities(self)
         self._thread = local()  # ``tries``: whether this thread only tries a launch
 
+    def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
+        """Return the launcher of the kernel with this source."""
+        return Launcher(self, self.loading)
+
     def recorder(self, launch: Any) -> Launcher:
         """Return what is called in place of Triton's launcher for ``launch``, a launch of ours."""
-        known = {name: getattr(launch, name) for name in ("bytes_moved", "bytes_floor")}
-        known |= {"program": launch.summary, "operands": launch.operand_names}
-        return Launcher(self, compiled=launch.compiled, known=known, inputs=launch.kernel.arg_names[:1])
+        compiled = launch.compiled
+        known = launch.summary, launch.operand_names, (launch.grid, 1, 1), compiled.metadata.num_warps
+        like = LaunchRecord(compiled.name, *known, compiled, launch.bytes_moved, launch.bytes_floor)
+        return Launcher(self, compiled, like)
 
     def launch(self, record: LaunchRecord, args: Sequence[Any], inputs: Sequence[str]) -> None:
         """Append the record of a launch, whose kernel gets ``args``, and execute it if the dry run does.
@@ -128,25 +134,18 @@ class RecordingDriver:
 class Launcher:
     """The launcher of one compiled kernel, called as Triton calls its own: it records."""
 
-    def __init__(
-        self,
-        driver: RecordingDriver,
-        source: Any = None,
-        metadata: Any = None,
-        compiled: Any = None,
-        known: dict[str, Any] | None = None,
-        inputs: Sequence[str] = (),
-    ):
-        """Record launches of ``compiled``, which Triton tells later; ``known`` are fields of the record.
+    __slots__ = (
+        "compiled",  # Triton's CompiledKernel
+        "driver",
+        "last",  # the record of the last launch, None before the first: one like it is checked once
+        "like",  # the record of a launch of ours, which knows its program and bytes; None for another kernel
+    )
 
-        ``source`` and ``metadata`` are those of the kernel; it has them, too. ``inputs`` are the parameters whose
-        tensors the kernel may only read; of a kernel that is not ours nobody says which they are.
-        """
+    def __init__(self, driver: RecordingDriver, compiled: Any, like: LaunchRecord | None = None):
         self.driver = driver
         self.compiled = compiled
-        self.inputs = inputs
-        self.known = known or {"program": "", "operands": ()}
-        self.records: dict[tuple[int, int, int], LaunchRecord] = {}  # by grid: one is checked once
+        self.like = like
+        self.last: LaunchRecord | None = None
 
     def __call__(
         self, grid_x, grid_y, grid_z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args
@@ -155,20 +154,19 @@ class Launcher:
         grid = index(grid_x), index(grid_y), index(grid_z)
         if min(grid) <= 0:
             return
-        record = self.records.get(grid)
-        if record is None:
-            record = self.records[grid] = self._record(grid)
+        record = self.last
+        if record is None or record.grid != grid:
+            record = self.last = self._record(grid)
         if not self.driver.tries:
-            self.driver.launch(record, args, self.inputs)
+            self.driver.launch(record, args, () if self.like is None else INPUTS)
 
     def _record(self, grid: tuple[int, int, int]) -> LaunchRecord:
         """Return the record of launches with this grid, if the GPU has what they ask for."""
-        metadata, limits = self.compiled.metadata, self.driver.limits
-        threads = metadata.num_warps * limits.warp_size
-        asked = grid, threads, registers(self.compiled), metadata.shared
-        check_launch(self.driver.name, self.compiled.name, *asked)
-        fields = {"grid": grid, "num_warps": metadata.num_warps, "compiled": self.compiled}
-        return LaunchRecord(name=self.compiled.name, **fields, **self.known)
+        compiled, metadata = self.compiled, self.compiled.metadata
+        threads = metadata.num_warps * self.driver.limits.warp_size
+        check_launch(self.driver.name, compiled.name, grid, threads, registers(compiled), metadata.shared)
+        like = self.like or LaunchRecord(compiled.name, "", (), grid, metadata.num_warps, compiled)
+        return like if like.grid == grid else like._replace(grid=grid)
 
 
 class Utilities:

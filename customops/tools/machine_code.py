@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from .. import config
 from .._compat import triton
+from ..ptx.frame import address_of
+from ..ptx.module import Function, Instruction, parse
+from ..ptx.origins import origins_of
 
 Leaf = tuple[str | int, ...]  # where an argument stands: ("x",), or ("operands", 1) inside a tuple
 
-INSTRUCTION = re.compile(r"(?<![\w.$%])([a-z]\w*(?:[.:]+\w+)*)\s+([^;\n]*);")
-TOKEN = re.compile(r"%?\w+")
 EXECUTABLE = 4  # the flag of a section with code
 CUDA_INFO = 0x70000000  # the type of a section with what CUDA's driver is told
 FRAME_SIZE, REGISTER_COUNT = 0x11, 0x2F  # what is told of each function
@@ -81,13 +82,8 @@ def accesses(compiled: Any) -> tuple[Access, ...]:
     if compiled.metadata.target.backend == "hip":
         instructions = AMD_ACCESS.findall(compiled.asm["amdgcn"])
         return tuple(Access(kind, _amd_bits(width), None) for kind, width in instructions)
-    pointers = {
-        f"{compiled.metadata.name}_param_{i}": leaf
-        for i, (leaf, dtype) in enumerate(parameters(compiled))
-        if dtype.startswith("*")
-    }
-    functions = re.split(r"\.(?:entry|func)\b", compiled.asm["ptx"])  # each counts its registers from 0
-    return tuple(access for body in functions for access in _ptx_accesses(body, pointers))
+    functions, leaves = parse(compiled.asm["ptx"]).functions.values(), [leaf for leaf, _ in parameters(compiled)]
+    return tuple(access for f in functions for access in _ptx_accesses(f, leaves if f.is_kernel else ()))
 
 
 def widest(compiled: Any) -> dict[Leaf | None, int]:
@@ -182,47 +178,26 @@ def _amd_resources(compiled: Any) -> Resources:
     return Resources(counts["vgpr_count"], 4 * counts["vgpr_spill_count"])
 
 
-def _ptx_accesses(body: str, pointers: dict[str, Leaf]) -> Iterator[Access]:
-    """Yield the accesses of one function in PTX, whose ``pointers`` are parameters by their name there."""
-    instructions = [(match[1].split("."), match[2]) for match in INSTRUCTION.finditer(re.sub(r"//.*", "", body))]
-    origins = _origins(instructions, pointers)
-    for opcode, operands in instructions:
-        if opcode[0] in ("ld", "st", "cp") and "global" in opcode and "bulk" not in opcode:
-            address = re.findall(r"\[([^]]*)\]", operands)[-1]  # of the two of cp.async, the first is shared memory
-            leaves: list[Leaf | None] = [*sorted(_origins_of(address, origins), key=str)]
-            for leaf in leaves or [None]:
-                yield Access("store" if opcode[0] == "st" else "load", _ptx_bits(opcode, operands), leaf)
+def _ptx_accesses(function: Function, leaves: Sequence[Leaf]) -> Iterator[Access]:
+    """Yield the accesses of one function in PTX; ``leaves`` are those of its parameters, as far as known."""
+    origins = origins_of(function)
+    for instruction in function.instructions:
+        name, *modifiers = instruction.opcode.split(".")
+        if name in ("ld", "st", "cp") and "global" in modifiers and "bulk" not in modifiers:
+            addresses = [operand for operand in instruction.operands if operand.startswith("[")]
+            base, _ = address_of(addresses[-1])  # of the two of cp.async, the first is shared memory
+            known: list[Leaf | None] = [leaves[i] for i in sorted(origins.get(base, ())) if i < len(leaves)]
+            for leaf in known or [None]:
+                yield Access("store" if name == "st" else "load", _ptx_bits(instruction), leaf)
 
 
-def _origins(instructions: list[tuple[list[str], str]], pointers: dict[str, Leaf]) -> dict[str, set[Leaf]]:
-    """Return, for each register, the pointer parameters that its value is computed from."""
-    origins: dict[str, set[Leaf]] = {name: {leaf} for name, leaf in pointers.items()}
-    definitions = []
-    for opcode, operands in instructions:
-        written, _, read = operands.partition("}" if operands.startswith("{") else ",")
-        if not written.startswith("[") and opcode[0] != "setp":
-            # a load from an address in brackets gives another value, except where it loads a parameter
-            definitions.append((TOKEN.findall(written), read if "param" in opcode else re.sub(r"\[[^]]*\]", "", read)))
-    count = -1
-    while count != (count := sum(map(len, origins.values()))):  # again while a loop carries an origin back
-        for registers, operands in definitions:
-            leaves = _origins_of(operands, origins)
-            for register in registers if leaves else ():
-                origins[register] = origins.get(register, set()) | leaves
-    return origins
-
-
-def _origins_of(operands: str, origins: dict[str, set[Leaf]]) -> set[Leaf]:
-    """Return the pointer parameters that the registers named in ``operands`` are computed from."""
-    return {leaf for token in TOKEN.findall(operands) for leaf in origins.get(token, ())}
-
-
-def _ptx_bits(opcode: list[str], operands: str) -> int:
+def _ptx_bits(instruction: Instruction) -> int:
     """Return the bits that one instruction moves for a thread."""
-    if opcode[0] == "cp":
-        return 8 * int(operands.split("]")[2].split(",")[1], 0)  # cp.async [to], [from], bytes
-    lanes = next((int(modifier[1:]) for modifier in opcode if re.fullmatch(r"v\d", modifier)), 1)
-    return lanes * int(opcode[-1][1:])
+    name, *modifiers, kind = instruction.opcode.split(".")
+    if name == "cp":
+        return 8 * int(instruction.operands[2], 0)  # cp.async [to], [from], bytes
+    lanes = next((int(modifier[1:]) for modifier in modifiers if re.fullmatch(r"v\d", modifier)), 1)
+    return lanes * int(kind[1:])
 
 
 def _amd_bits(width: str) -> int:
