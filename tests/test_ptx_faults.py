@@ -434,6 +434,16 @@ CONTROL = {
         "do not reach it",
         f"{FILL}\nsetp.lt.u32 %p0, %t, 5;\n@%p0 ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r2}}, [%r0]; // here",
     ),
+    "a matrix with a misaligned row": Fault(
+        "a misaligned access to shared memory: a row of a matrix has 16 bytes",
+        f"{FILL}\nbar.sync 0;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r2}}, [%r0]; // here",
+        thread=1,
+    ),
+    "a matrix read before others have written it": Fault(
+        "a race in shared memory: a thread reads what another thread wrote",
+        f"{FILL}\nand.b32 %r0, %r0, 112;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r2}}, [%r0]; // here",
+        thread=4,
+    ),
     "a result that no function gave": Fault(
         "the parameter given was never written", "{\n.param .b32 given;\nld.param.b32 %r0, [given]; // here\n}"
     ),

@@ -8,23 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from .faults import LaneFault
 from .fragments import Numbers, accumulators, left, registers_of, right
-from .frame import WARP, Frame, Source, Step, Target, address_of, source, target
+from .frame import WARP, Frame, Source, Step, Target, address_of, parts_of, source, target
 from .memory import Access
 from .module import Instruction
 from .warp import require
 
 _ALL = np.uint32(0xFFFFFFFF)
-_MATRIX = re.compile(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x(\d)(\.trans)?\.shared(::cta)?\.b16")
+_MATRIX = re.compile(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(::cta)?\.b16")
 _MULTIPLY = re.compile(
     r"mma\.sync\.aligned\.m(8|16)n8k(\d+)\.row\.col(\.satfinite)?"
     r"\.(f16|f32|f64|s32)\.(f16|bf16|tf32|e4m3|e5m2|s8|u8|f64)\.(f16|bf16|tf32|e4m3|e5m2|s8|u8|f64)\.(f16|f32|f64|s32)"
 )
-
-
-def group(operand: str) -> list[str]:
-    """Return the registers of ``{a, b}``."""
-    return [name.strip() for name in operand.strip("{}").split(",")]
 
 
 def take(frame: Frame, gets: list[Source], lanes: np.ndarray) -> list[np.ndarray]:
@@ -46,47 +42,60 @@ def _move(instruction: Instruction, context: Any) -> Step:
     """Move 8 x 8 matrices of 16 bits between registers and shared memory: ``ldmatrix``, ``stmatrix``.
 
     A matrix is eight rows of 16 bytes, at the addresses of eight lanes: those of matrix ``i`` are lanes ``8i`` on.
-    Register ``i`` of lane ``t`` holds elements ``2(t % 4)`` and the next of row ``t / 4`` of matrix ``i``.
+    Register ``i`` of lane ``t`` holds elements ``2(t % 4)`` and the next of row ``t / 4`` of matrix ``i``; transposed,
+    of column ``t / 4``. It is the lane with the register that reads or writes these elements.
     """
     match = _MATRIX.fullmatch(instruction.opcode)
     if match is None:
         raise KeyError(instruction.opcode)
     loads, count, transposed = match[1] == "ld", int(match[2]), bool(match[3])
     registers, where = instruction.operands if loads else instruction.operands[::-1]
-    rows = _rows(where, count, context)
+    accesses = _accesses(where, count, transposed, context)
     if loads:
-        puts = [target(context.names, name, "b32") for name in group(registers)]
-        return lambda frame: _load(frame, rows(frame), puts, transposed)
-    gets = [source(context.names, name, "b32") for name in group(registers)]
-    return lambda frame: _store(frame, rows(frame), gets, transposed)
+        puts = [target(context.names, name, "b32") for name in parts_of(registers)]
+        return lambda frame: _load(frame, accesses(frame), puts)
+    gets = [source(context.names, name, "b32") for name in parts_of(registers)]
+    return lambda frame: _store(frame, accesses(frame), gets)
 
 
-def _rows(where: str, count: int, context: Any) -> Callable[[Frame], Access]:
-    """Return what gives the access of all rows: of matrix ``i`` of each warp, eight lanes in order."""
+def _accesses(where: str, count: int, transposed: bool, context: Any) -> Callable[[Frame], list[list[Access]]]:
+    """Return what gives the accesses of each register: of both its halves at once, or of one by one, transposed."""
     base, offset = address_of(where)
-    get, shift = source(context.names, base, "b32"), np.uint64(offset)
+    get, shift = source(context.names, base, "b32"), np.uint64(offset % (1 << 64))
+    outer, inner = np.divmod(np.arange(WARP), 4)
 
-    def rows(frame: Frame) -> Access:
+    def accesses(frame: Frame) -> list[list[Access]]:
         require(frame, _ALL)
-        lanes = frame.chosen().reshape(-1, WARP)[:, : 8 * count].ravel()
-        return Access(lanes, frame.spread(get(frame)).astype(np.uint64)[lanes] + shift, 8, 2)
+        lanes = frame.chosen()
+        rows = frame.spread(get(frame))[lanes].astype(np.uint64).reshape(-1, WARP)[:, : 8 * count] + shift
+        misaligned = rows % np.uint64(16) != 0
+        if misaligned.any():
+            lane = int(lanes.reshape(-1, WARP)[:, : 8 * count][misaligned][0])
+            raise LaneFault("a misaligned access to shared memory: a row of a matrix has 16 bytes", lane)
+        found = []
+        for matrix in np.split(rows, count, axis=1):
+            if transposed:
+                parts = [matrix[:, 2 * inner + half] + 2 * outer.astype(np.uint64) for half in (0, 1)]
+            else:
+                parts = [matrix[:, outer] + 4 * inner.astype(np.uint64)]
+            found.append([Access(lanes, part.ravel(), 4 // len(parts), 1) for part in parts])
+        return found
 
-    return rows
+    return accesses
 
 
-def _load(frame: Frame, access: Access, puts: list[Target], transposed: bool) -> None:
-    halves = frame.batch.shared.load(access).view(np.uint16).reshape(-1, len(puts), 8, 8)
-    halves = halves.swapaxes(2, 3) if transposed else halves
-    words = np.ascontiguousarray(halves).view(np.uint32).reshape(-1, len(puts), WARP)
-    give(frame, puts, frame.chosen(), [words[:, i].ravel() for i in range(len(puts))])
+def _load(frame: Frame, accesses: list[list[Access]], puts: list[Target]) -> None:
+    shared = frame.batch.shared
+    parts = [np.hstack([shared.load(part) for part in register]) for register in accesses]
+    give(frame, puts, frame.chosen(), [part.view(np.uint32)[:, 0] for part in parts])
 
 
-def _store(frame: Frame, access: Access, gets: list[Source], transposed: bool) -> None:
+def _store(frame: Frame, accesses: list[list[Access]], gets: list[Source]) -> None:
     frame.batch.stores += 1
-    words = [value.reshape(-1, WARP) for value in take(frame, gets, frame.chosen())]
-    halves = np.stack(words, axis=1).view(np.uint16).reshape(-1, len(gets), 8, 8)
-    halves = np.ascontiguousarray(halves.swapaxes(2, 3)) if transposed else halves
-    frame.batch.shared.store(access, halves.reshape(-1, 8).view(np.uint64))
+    for words, register in zip(take(frame, gets, frame.chosen()), accesses, strict=True):
+        parts = words[:, None].view(f"u{register[0].itemsize}")
+        for i, part in enumerate(register):
+            frame.batch.shared.store(part, parts[:, i : i + 1])
 
 
 def _multiply(instruction: Instruction, context: Any) -> Step:
@@ -96,7 +105,7 @@ def _multiply(instruction: Instruction, context: Any) -> Step:
         raise KeyError(instruction.opcode)
     (rows, k), saturates, kinds = map(int, match.groups()[:2]), match[3], match.groups()[3:]
     d, a, b, c = numbers = [Numbers(kind) for kind in kinds]
-    names = [group(operand) for operand in instruction.operands]
+    names = [parts_of(operand) for operand in instruction.operands]
     sizes = (8 * rows, rows * k, 8 * k, 8 * rows)
     if any(len(held) * WARP * x.per_register != n for held, x, n in zip(names, numbers, sizes, strict=True)):
         raise ValueError(f"{instruction.opcode} with other numbers of registers")

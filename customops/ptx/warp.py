@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from .arithmetic import operation
 from .faults import LaneFault
 from .frame import WARP, Frame, Step, source, target
 from .module import Instruction
@@ -161,27 +163,29 @@ def _reduce(instruction: Instruction, context: Any) -> Step:
     if modifiers and kind != "f32":
         raise KeyError(instruction.opcode)
     put, get, those = target(names, to, kind), source(names, of, kind), source(names, members, "b32")
-    reduce = _REDUCTIONS[name] if kind != "f32" else _float_reduction(name, modifiers)
+    if kind == "f32":
+        reduce = partial(_reduce_floats, operation(".".join([name, *modifiers, kind])).function)
+    else:
+        reduce = partial(_REDUCTIONS[name].reduce, axis=1)
 
     def step(frame):
-        active = require(frame, those(frame))
-        values = frame.spread(get(frame)).reshape(-1, WARP)
-        if active is not None:
-            every = frame.spread(those(frame)).reshape(-1, WARP) >> _LANES.astype(np.uint32) & 1 != 0
-            first = np.take_along_axis(values, np.argmax(every, axis=1)[:, None], axis=1)
-            values = np.where(every, values, first) if name != "add" else np.where(every, values, values.dtype.type(0))
-        put(frame, np.repeat(reduce.reduce(values, axis=1, dtype=values.dtype), WARP))
+        require(frame, those(frame))
+        values, masks = frame.spread(get(frame)).reshape(-1, WARP), frame.spread(those(frame)).reshape(-1, WARP)
+        result = np.zeros_like(values)
+        for members in np.unique(masks[masks != 0]):
+            chosen = members >> _LANES.astype(np.uint32) & 1 != 0
+            result = np.where(masks == members, reduce(values[:, chosen])[:, None], result)
+        put(frame, result.astype(values.dtype).ravel())
 
     return step
 
 
-def _float_reduction(name: str, modifiers: list[str]) -> np.ufunc:
-    """Return what reduces float32: a nan is passed on with ``.NaN``, else left out."""
-    if not set(modifiers) <= {"NaN", "abs"} or "abs" in modifiers:
-        raise KeyError(name)
-    return {("max", True): np.maximum, ("max", False): np.fmax, ("min", True): np.minimum, ("min", False): np.fmin}[
-        name, "NaN" in modifiers
-    ]
+def _reduce_floats(function: Callable, values: np.ndarray) -> np.ndarray:
+    """Reduce the columns of ``values`` by the least or the greatest of two."""
+    result = values[:, 0]
+    for column in values.T:
+        result = function(result, column)
+    return result
 
 
 def _elect(instruction: Instruction, context: Any) -> Step:

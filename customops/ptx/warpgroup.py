@@ -15,8 +15,8 @@ import numpy as np
 
 from .faults import LaneFault
 from .fragments import Numbers, accumulators, left, registers_of
-from .frame import Frame, Source, Step, source, target
-from .matrix import give, group, take
+from .frame import Frame, Source, Step, parts_of, source, target
+from .matrix import give, take
 from .memory import Access
 from .module import Instruction
 
@@ -54,8 +54,8 @@ def _multiply(
     """
     (registers, of_a, of_b, adds, *rest), (d, a, b) = instruction.operands, numbers
     sign, transposed = _signs(rest), [bool(int(x)) for x in rest[2:]]
-    puts = [target(context.names, name, "b32") for name in group(registers)]
-    gets = [source(context.names, name, "b32") for name in group(registers)]
+    puts = [target(context.names, name, "b32") for name in parts_of(registers)]
+    gets = [source(context.names, name, "b32") for name in parts_of(registers)]
     add = source(context.names, adds, "pred")
     x = _left(of_a, a, any(transposed[:-1]), context)
     y = _in_shared(source(context.names, of_b, "b64"), b, n, any(transposed[-1:]))
@@ -96,7 +96,7 @@ def _left(operand: str, numbers: Numbers, transposed: bool, context: Any) -> Mat
     """Return what gives A, [groups, 64, k], from registers or shared memory."""
     if not operand.startswith("{"):
         return _in_shared(source(context.names, operand, "b64"), numbers, 64, transposed)
-    gets = [source(context.names, name, "b32") for name in group(operand)]
+    gets = [source(context.names, name, "b32") for name in parts_of(operand)]
 
     def matrices(frame, lanes):
         of_warps = left(take(frame, gets, lanes.ravel()), numbers, 16)
