@@ -70,9 +70,9 @@ class Program:
     def text_at(self, address: int) -> str:
         """Return the string that starts at an address of the module's constants."""
         for memory in self.memory:
-            offset = address - ctypes.addressof(memory)
+            offset = address - memory.ctypes.data
             if 0 <= offset < len(memory):
-                return memory.raw[offset:].partition(b"\0")[0].decode(errors="replace")
+                return memory[offset:].tobytes().partition(b"\0")[0].decode(errors="replace")
         return "?"
 
     def execute(
