@@ -46,6 +46,14 @@ def kernel(body, arguments=1, outside="", directives=""):
     )
 
 
+def aligned(array):
+    """Return a copy of an array whose address suits the widest access."""
+    memory = np.zeros(array.nbytes + 32, np.uint8)
+    memory = memory[-memory.ctypes.data % 32 :][: array.nbytes].view(array.dtype).reshape(array.shape)
+    memory[...] = array
+    return memory
+
+
 def buffer(name, array, is_writable=True):
     strides = tuple(stride // array.itemsize for stride in array.strides)
     return Buffer(name, array.__array_interface__["data"][0], array.itemsize, array.shape, strides, is_writable)

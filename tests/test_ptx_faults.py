@@ -406,11 +406,12 @@ CONTROL = {
         "the special register %globaltimer is not known", "mov.u64 %d0, %globaltimer; // here", thread=None
     ),
     "an unknown function": Fault(
-        "the function malloc is not known", "{\ncall.uni malloc, ();\n}".replace("();", "(); // here")
+        "the function nothing is not known", "{\ncall.uni nothing, ();\n}".replace("();", "(); // here")
     ),
     "an assertion": Fault(
         "an assertion of the kernel fails",
-        "setp.ne.u32 %p0, %t, 7;\n@%p0 bra DONE;\ncall.uni __assertfail, (); // here\nDONE:",
+        "setp.ne.u32 %p0, %t, 7;\n@%p0 bra DONE;\n"
+        "{\n.param .b64 a;\nst.param.b64 [a], 0;\ncall.uni __assertfail, (a); // here\n}\nDONE:",
         thread=7,
     ),
     "a trap": Fault("the kernel stops itself", "setp.eq.u32 %p0, %t, 3;\n@%p0 trap; // here", thread=3),
@@ -439,6 +440,16 @@ CONTROL = {
     "a matrix that not all load": Fault(
         "do not reach it",
         f"{FILL}\nsetp.lt.u32 %p0, %t, 5;\n@%p0 ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r2}}, [%r0]; // here",
+    ),
+    "a matrix with a misaligned row": Fault(
+        "a misaligned access to shared memory: a row of a matrix has 16 bytes",
+        f"{FILL}\nbar.sync 0;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r2}}, [%r0]; // here",
+        thread=1,
+    ),
+    "a matrix read before others have written it": Fault(
+        "a race in shared memory: a thread reads what another thread wrote",
+        f"{FILL}\nand.b32 %r0, %r0, 112;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r2}}, [%r0]; // here",
+        thread=4,
     ),
     "a result that no function gave": Fault(
         "the parameter given was never written", "{\n.param .b32 given;\nld.param.b32 %r0, [given]; // here\n}"

@@ -6,7 +6,6 @@ that can meet do; see ``control.py``.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -49,8 +48,12 @@ class Program:
     def __init__(self, text: str):
         self.module = parse(text)
         self.kernel = self.module.kernel
-        self.memory = [ctypes.create_string_buffer(v.values, v.size) for v in self._variables()]  # holds the constants
-        symbols = {v.name: ctypes.addressof(m) for v, m in zip(self._variables(), self.memory, strict=True)}
+        self.memory = [_filled(v.values, v.size) for v in self._variables()]
+        self.variables = {  # as tensors, by positions that no parameter has
+            -1 - i: Buffer(v.name, memory.ctypes.data, 1, (v.size,), (1,), v.space == "global")
+            for i, (v, memory) in enumerate(zip(self._variables(), self.memory, strict=True))
+        }
+        symbols = {buffer.name: buffer.address for buffer in self.variables.values()}
         self.static_shared = 0
         for variable in self.module.variables:
             if variable.space == "shared":
@@ -67,9 +70,9 @@ class Program:
     def text_at(self, address: int) -> str:
         """Return the string that starts at an address of the module's constants."""
         for memory in self.memory:
-            offset = address - ctypes.addressof(memory)
+            offset = address - memory.ctypes.data
             if 0 <= offset < len(memory):
-                return memory.raw[offset:].partition(b"\0")[0].decode(errors="replace")
+                return memory[offset:].tobytes().partition(b"\0")[0].decode(errors="replace")
         return "?"
 
     def execute(
@@ -107,7 +110,7 @@ class Program:
             (p.name, 0): dtype_of(f"b{8 * p.size}").type(bits % (1 << 8 * p.size))
             for p, bits in zip(declared, parameters, strict=True)
         }
-        memory = GlobalMemory(dict(buffers))
+        memory = GlobalMemory({**buffers, **self.variables})
         total = int(np.prod(grid))
         at_once = 1 if self.has_atomics else max(1, LANES_AT_ONCE // threads)
         shared = max(shared_bytes, self.static_shared)
@@ -116,6 +119,14 @@ class Program:
                 batch = Batch(range(start, min(start + at_once, total)), threads, grid, memory, shared)
                 _Run(self, self.kernel.name, batch, values, np.ones(batch.lanes, np.bool_)).finish()
         return memory.traffic
+
+
+def _filled(values: bytes, size: int) -> np.ndarray:
+    """Return memory that begins with ``values``, aligned for the widest access."""
+    memory = np.zeros(size + 32, np.uint8)
+    memory = memory[-memory.ctypes.data % 32 :][:size]
+    memory[: len(values)] = np.frombuffer(values, np.uint8)
+    return memory
 
 
 def _code(function: Function, symbols: Mapping[str, int]) -> Code:

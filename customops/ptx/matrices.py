@@ -52,7 +52,7 @@ def _matrix(instruction: Instruction, context: Any) -> Step:
         misaligned = rows[givers] % 16 != 0
         if misaligned.any():
             lane = int(givers[np.argmax(misaligned)])
-            raise LaneFault("a row of a matrix whose address is no multiple of 16", lane)
+            raise LaneFault("a misaligned access to shared memory: a row of a matrix has 16 bytes", lane)
         for parts in _parts_of_matrices(
             rows.reshape(-1, WARP)[:, : lines * count].reshape(-1, count, lines), transposed
         ):

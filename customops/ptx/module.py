@@ -6,7 +6,8 @@ The grammar: Parallel Thread Execution ISA, https://docs.nvidia.com/cuda/paralle
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -226,17 +227,15 @@ class _Reader:
         return Instruction(opcode, operands, guard and self._unique(guard), bool(negated), self.location, text)
 
     def _unique(self, text: str) -> str:
-        """Replace the names that inner blocks declare."""
-        for scope in self.scopes:  # an inner one replaces what an outer one left
-            if scope:
-                text = re.sub(r"[%\w$]+", partial(_renamed, scope), text)
-        return text
+        """Replace the names that inner blocks declare, the innermost first."""
+        names = ChainMap(*reversed(self.scopes))
+        return re.sub(r"[%\w$]+", partial(_renamed, names), text) if names else text
 
     def _finish(self, function: Function) -> Function:
         return function._replace(instructions=tuple(function.instructions), variables=tuple(function.variables))
 
 
-def _renamed(scope: dict[str, str], word: re.Match) -> str:
+def _renamed(scope: Mapping[str, str], word: re.Match) -> str:
     return scope.get(word[0], word[0])
 
 

@@ -66,7 +66,7 @@ def _load(instruction: Instruction, context: Context) -> Step:
 
 def _loaded(frame: Frame, space: str, access: Access, origins: frozenset[int], swaps: bool) -> np.ndarray:
     batch = frame.batch
-    if space == "global":
+    if space in ("global", "const"):
         return batch.memory.load(access, batch.programs[access.lanes], origins, swaps)
     if space == "shared":
         return batch.shared.load(access)
