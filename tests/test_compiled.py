@@ -99,7 +99,7 @@ def test_tensors_that_start_anywhere_are_read_and_written_in_words_that_are_alig
 
 @pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize(
-    "call", [customops.exp, customops.sum, customops.fuse(lambda x: softmax(customops, x))], ids=str
+    "call", [customops.exp, customops.sum, customops.fuse(lambda x: softmax(customops, x))], ids=["exp", "sum", "fused"]
 )
 def test_dropped_mask_is_a_fault(call, monkeypatch, replan):
     """The interpreter cannot see it: what is read past the end is another tensor's, or the allocator's."""
