@@ -7,8 +7,11 @@ KERNELS := TRITON_INTERPRET=1 CUSTOMOPS_BACKEND=triton
 # as many shares of what `make test` leaves out, each of 2 to 3 minutes on 2 cores
 SHARES := 40
 SHARE ?= 0
+# the mode of compiled code, executed on the CPU: = the GPU to compile for
+COMPILED := CUSTOMOPS_BACKEND=triton CUSTOMOPS_TEST_COMPILED
+TARGET ?= cuda:90
 
-.PHONY: demo distributed test test-share test-share-kernels test-full mutants compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
+.PHONY: demo distributed test test-share test-share-kernels test-compiled test-share-compiled test-full mutants accuracy compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -18,9 +21,16 @@ demo: .venv/ready
 distributed: .venv/ready  ## on two processes, by DDP, FSDP2 and tensor parallelism, in lockstep with one
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/distributed_digits.py
 
-test: .venv/ready  ## torch formulas and offline compilation, then the kernels in Triton's interpreter
+test: .venv/ready  ## formulas and offline compilation, the kernels in Triton's interpreter, some compiled and executed
 	$(PYTEST) --check
 	$(KERNELS) $(PYTEST) --check
+	$(COMPILED)=cuda:90 $(PYTEST) --part 0/20
+
+test-compiled: .venv/ready  ## kernels compiled for GPUs and executed on the CPU: all for sm_90, parts for others
+	$(COMPILED)=cuda:90 $(PYTEST)
+	$(COMPILED)=cuda:80 $(PYTEST) --part 1/10
+	$(COMPILED)=cuda:100 $(PYTEST) --part 2/10
+	$(COMPILED)=cuda:120 $(PYTEST) --part 3/20
 
 test-share: .venv/ready  ## a share of what `make test` leaves out, by formulas: make test-share SHARE=17
 	$(PYTEST) --share $(SHARE)/$(SHARES)
@@ -28,12 +38,19 @@ test-share: .venv/ready  ## a share of what `make test` leaves out, by formulas:
 test-share-kernels: .venv/ready  ## the same, by kernels
 	$(KERNELS) $(PYTEST) --share $(SHARE)/$(SHARES)
 
+test-share-compiled: .venv/ready  ## the same, by compiled code: make test-share-compiled SHARE=17 TARGET=cuda:80
+	$(COMPILED)=$(TARGET) $(PYTEST) --share $(SHARE)/$(SHARES)
+
 test-full: .venv/ready  ## every case and every compilation, however long
 	$(PYTEST) --full
 	$(KERNELS) $(PYTEST) --full
+	$(COMPILED)=$(TARGET) $(PYTEST) --full
 
 mutants: .venv/ready  ## plant faults in the product, one at a time, and tell which of make test's tests catch them
 	$(BIN)/python -m tests.mutants --json tests/mutants.json
+
+accuracy: .venv/ready  ## errors in ulp by compiled code, and docs/accuracy.md
+	$(BIN)/python -m tests.compiled_accuracy
 
 compatibility: .venv/ready  ## its tests again, then torch's own operators under them, and the page; what fails stands in it
 	$(PYTEST) --record $(RESULTS)/formulas.json || test $$? -eq 1

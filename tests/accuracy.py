@@ -43,12 +43,17 @@ def largest_error(got: Tensor, want: Tensor, off: Tensor) -> Error:
     return Error(got.numel(), ulps.max().item() if ulps.numel() else 0.0, int((~same & ~finite).sum()))
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return what a table calls a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
 def is_ordinary(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return where float64 ``x`` is 0, or so far inside the range of ``dtype`` that no step of the formulas leaves it.
 
-    Half types are computed in float32: for them the range itself is far inside.
+    Half types are computed in float32, whose range bfloat16 has too: for float16 its range itself is far inside.
     """
-    info, margin = torch.finfo(dtype), 1 if dtype.itemsize == 2 else 2**16
+    info, margin = torch.finfo(dtype), 1 if dtype == torch.float16 else 2**16
     return (x == 0) | ((x.abs() >= info.tiny * margin) & (x.abs() <= info.max / margin))
 
 
@@ -72,9 +77,14 @@ def sample(row: Any, dtype: torch.dtype, numel: int, seed: int) -> Tensor:
     return torch.cat([bits.abs() if row.low > 0 else bits, near, near * 32])
 
 
-def measure(row: Any, call: Any, dtype: torch.dtype, device: str, libraries: dict[str, Any]) -> list[dict]:
-    """Return the largest errors of a call's value and gradients, by range, as dicts that can be written as JSON."""
-    xs, g = _drawn(row, call, dtype)
+def measure(
+    row: Any, call: Any, dtype: torch.dtype, device: str, libraries: dict[str, Any], numel: int = 2**16
+) -> list[dict]:
+    """Return the largest errors of a call's value and gradients, by range, as dicts that can be written as JSON.
+
+    ``numel`` are drawn of each kind of input, or fewer in float64, which is slow to compute exactly.
+    """
+    xs, g = _drawn(row, call, dtype, numel)
     errors: dict[tuple[str, str], dict[str, Error]] = {}
     for name, library in libraries.items():
         got = [x.cpu() for x in _run(call.function, library, [x.to(device) for x in xs], g.to(device))]
@@ -89,19 +99,19 @@ def measure(row: Any, call: Any, dtype: torch.dtype, device: str, libraries: dic
                 error = largest_error(mine[points], want[points], off[points])
                 errors.setdefault((of, range_of), {})[name] = error
     return [
-        {"operator": call.name, "of": of, "dtype": str(dtype).removeprefix("torch."), "range": range_of}
+        {"operator": call.name, "of": of, "dtype": name_of(dtype), "range": range_of}
         | {name: error._asdict() for name, error in by_library.items()}
         for (of, range_of), by_library in errors.items()
         if any(error.points for error in by_library.values())
     ]
 
 
-def _drawn(row: Any, call: Any, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+def _drawn(row: Any, call: Any, dtype: torch.dtype, numel: int) -> tuple[list[Tensor], Tensor]:
     """Draw inputs and a gradient on the CPU; a reduction's are positive: where they cancel, chance decides errors."""
     if row.name in REDUCTIONS:
-        x = row.draw((8, 16, 8, 16) if dtype.itemsize == 2 else (16, 64, 32, 64), dtype).abs()
+        x = row.draw((8, 16, 8, 16) if dtype.itemsize == 2 or numel < 2**16 else (16, 64, 32, 64), dtype).abs()
         return [x], row.draw(call.function(torch, x).shape, dtype, seed=1)
-    numel = 200 if dtype == torch.float64 else 2**16
+    numel = 200 if dtype == torch.float64 else numel
     xs = [sample(row, dtype, numel, seed) for seed in range(call.arity)]
     return xs, row.draw(xs[0].shape, dtype, seed=2)
 
@@ -192,7 +202,7 @@ def markdown(where: dict[str, str], measured: Sequence[dict]) -> str:
         "",
         "Ours and torch's on one GPU, each against the exact result. Wrong are results that are inf or nan where the",
         "exact one is not, or the other way round. The range is 'ends' where an operand or the result is subnormal,",
-        "or within 2^16 of where float32 and float64 end; else 'ordinary'. A * marks where ours is worse.",
+        "or within 2^16 of where the dtype ends, but for float16; else 'ordinary'. A * marks where ours is worse.",
         "",
         *(f"- {name}: {value}" for name, value in where.items()),
         "",

@@ -10,22 +10,33 @@ import torch
 
 import customops
 from customops import config
+from customops.ptx.faults import KernelFault
 
-from . import accuracy, recorder, selection
+from . import accuracy, compiled, recorder, selection
 from .features import CHECKS
 
 DEVICE = os.environ.get("CUSTOMOPS_TEST_DEVICE", "cpu")  # where the tests' tensors are: cpu or cuda
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-KERNELS = os.environ.get("CUSTOMOPS_BACKEND") == "triton" and (INTERPRETED or DEVICE == "cuda")
-MODE = "gpu" if DEVICE == "cuda" else "kernels" if KERNELS else "formulas"
-COUNTED = ("gradchecks", "edge points", "transforms", "uses of autograd", "derivatives of orders 1 to 3") + {
-    "formulas": ("database samples", "compiled kernels", "audited calls", "compiled graphs like torch's")
+KERNELS = os.environ.get("CUSTOMOPS_BACKEND") == "triton" and (
+    INTERPRETED or DEVICE == "cuda" or compiled.TARGET is not None
+)
+MODE = "gpu" if DEVICE == "cuda" else "compiled" if compiled.TARGET else "kernels" if KERNELS else "formulas"
+EXECUTED = ("calls by compiled code", "launches executed", "thread blocks executed")
+FAULTS = "faults of compiled code"
+_OFTEN = ("gradchecks", "edge points", "transforms", "uses of autograd", "derivatives of orders 1 to 3")
+COUNTED = {
+    "formulas": (*_OFTEN, "database samples", "compiled kernels", "audited calls", "compiled graphs like torch's")
     + ("placements", "trainings under an engine", "random programs"),
-    "kernels": ("database samples", "placements", "trainings under an engine", "random programs"),
-    "gpu": ("accuracies",),  # the database needs a package that a machine with a GPU may lack
+    "kernels": (*_OFTEN, "database samples", "placements", "trainings under an engine", "random programs"),
+    "gpu": (*_OFTEN, "accuracies"),  # the database needs a package that a machine with a GPU may lack
+    "compiled": (*EXECUTED, "edge points", "derivatives of orders 1 to 3", "database samples", "random programs")
+    + ("derivatives by kernel as by formula", "accuracies"),
 }[MODE]
 LIBRARY = os.environ.get("CUSTOMOPS_TEST_LIBRARY", "customops")  # whose operators are tested: torch's stand for ours
-NO_KERNEL = "no kernel runs: CUSTOMOPS_BACKEND=triton with TRITON_INTERPRET=1 or CUSTOMOPS_TEST_DEVICE=cuda runs them"
+NO_KERNEL = (
+    "no kernel runs: CUSTOMOPS_BACKEND=triton with TRITON_INTERPRET=1, CUSTOMOPS_TEST_DEVICE=cuda or "
+    "CUSTOMOPS_TEST_COMPILED=cuda:90 runs them"
+)
 
 torch.set_num_threads(1)  # tests run side by side
 if LIBRARY == "torch":  # set here, so in the processes that tests start too
@@ -39,14 +50,18 @@ def pytest_addoption(parser):
     parser.addoption(
         "--share", metavar="K/N", help="the K-th of N shares of what --full runs and a run without it does not"
     )
+    parser.addoption("--part", metavar="K/N", help="the K-th of N parts of what a run without --full takes")
     parser.addoption("--record", help="run the tests behind docs/compatibility.md, and write what became of them here")
     parser.addoption("--check", action="store_true", help="fail where results are not those of docs/compatibility")
 
 
 def pytest_report_header(config):
     kinds = {"formulas": "torch formulas", "kernels": "Triton kernels in the interpreter", "gpu": "Triton kernels"}
+    kinds["compiled"] = f"Triton kernels compiled for {compiled.TARGET}, executed on the CPU"
     backend = kinds[MODE] + (f" on {torch.cuda.get_device_name()}" if MODE == "gpu" else "")
     extent = "a sample of the cases; all of them with --full"
+    if config.option.part:
+        extent = f"part {config.option.part} of a sample of the cases"
     if config.option.full or config.option.share:
         extent = f"share {config.option.share} of what is not in the sample" if config.option.share else "all cases"
     if LIBRARY == "torch":
@@ -56,18 +71,30 @@ def pytest_report_header(config):
 
 def pytest_configure(config):
     config.addinivalue_line(
-        "markers", "sample(formulas, kernels, gpu=kernels): what the cases taken without --full must cover"
+        "markers", "sample(formulas, kernels, gpu=kernels, compiled): what the cases taken without --full must cover"
     )
     config.addinivalue_line("markers", "xdist_group(name): tests that run in one process of pytest-xdist")
     if DEVICE not in ("cpu", "cuda"):
         raise pytest.UsageError(f"CUSTOMOPS_TEST_DEVICE: expected cpu or cuda, got {DEVICE!r}")
     if DEVICE == "cuda" and (INTERPRETED or not KERNELS):
         raise pytest.UsageError("CUSTOMOPS_TEST_DEVICE=cuda goes with CUSTOMOPS_BACKEND=triton, not TRITON_INTERPRET=1")
+    if compiled.TARGET and (INTERPRETED or DEVICE == "cuda" or not KERNELS):
+        raise pytest.UsageError(
+            "CUSTOMOPS_TEST_COMPILED goes with CUSTOMOPS_BACKEND=triton, and with none of TRITON_INTERPRET=1 and "
+            "CUSTOMOPS_TEST_DEVICE=cuda"
+        )
     if DEVICE == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("CUSTOMOPS_TEST_DEVICE=cuda: torch sees no GPU")
     if config.option.record or config.option.check:
         where = recorder.where(MODE, LIBRARY)
         config.pluginmanager.register(recorder.Recorder(CHECKS, where, config.option.record, config.option.check))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out the files of which no test takes part: most, by compiled code."""
+    if MODE == "compiled" and collection_path.suffix == ".py":
+        return "compiled=" not in collection_path.read_text() or None
+    return None
 
 
 def pytest_itemcollected(item):
@@ -80,10 +107,14 @@ def pytest_collection_modifyitems(config, items):
     """Take a sample of the cases, or a share of those that are not in it; a case that is named runs in any event."""
     if config.option.share:
         chosen = selection.share(selection.rest(items, MODE), *selection.parse_share(config.option.share))
-    elif config.option.full or any("[" in argument for argument in config.args):
+    elif any("[" in argument for argument in config.args):
         return
+    elif config.option.full:
+        chosen = selection.taking_part(items, MODE)
     else:
         chosen = selection.sample(items, MODE)
+        if config.option.part:
+            chosen = selection.share(chosen, *selection.parse_share(config.option.part))
     taken = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in taken])
     items[:] = chosen
@@ -172,17 +203,35 @@ def _fresh_memory_is_nan():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(autouse=True)
+def _compiled(request):
+    """Execute what is compiled for the GPU of CUSTOMOPS_TEST_COMPILED, where that is the mode."""
+    if MODE != "compiled":
+        yield
+        return
+    with compiled.executing(compiled.TARGET) as counts:
+        yield
+    request.node.user_properties += counts.items()  # the report of the fixtures' end has them, too late for the test's
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    if call.excinfo is not None and call.excinfo.errisinstance(KernelFault):
+        item.user_properties.append((FAULTS, 1))
+    return (yield)
+
+
 _checked: Counter[str] = Counter()
 _measured: list[dict] = []
 
 
 def pytest_runtest_logreport(report):
-    if report.when != "call":
-        return
     for name, value in report.user_properties:
+        if (report.when == "teardown") != (name in EXECUTED) or report.when == "setup":
+            continue
         if name == "accuracy":
             _measured.append(value)
-        elif report.passed:
+        elif report.passed or name == FAULTS:
             _checked[name] += value
 
 
@@ -192,7 +241,7 @@ def pytest_sessionfinish(session):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    for name, n in sorted(_checked.items()):
+    for name, n in sorted((_checked | ({FAULTS: _checked[FAULTS]} if MODE == "compiled" else {})).items()):
         terminalreporter.write_line(f"{n:>8} {name}")
     if _measured:
         whole = DEVICE == "cuda" and not config.option.keyword and not any("::" in argument for argument in config.args)
@@ -205,4 +254,5 @@ def _unchecked(config) -> list[str]:
     """Return the proofs that a whole run should have made and did not: a run that checks nothing has failed."""
     whole = [os.path.basename(os.path.normpath(a)) for a in config.args] == ["tests"] and not config.option.keyword
     whole = whole and not (config.option.record or config.option.share)
-    return [name for name in COUNTED if not _checked[name]] if whole and not hasattr(config, "workerinput") else []
+    counted = EXECUTED if config.option.part else COUNTED
+    return [name for name in counted if not _checked[name]] if whole and not hasattr(config, "workerinput") else []

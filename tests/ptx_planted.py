@@ -394,11 +394,12 @@ CONTROL = {
         "the instruction mov.u64 is not known", "mov.u64 %d0, %globaltimer; // here", thread=None
     ),
     "an unknown function": Fault(
-        "the function vprintf is not known", "{\ncall.uni vprintf, ();\n}".replace("();", "(); // here")
+        "the function nothing is not known", "{\ncall.uni nothing, ();\n}".replace("();", "(); // here")
     ),
     "an assertion": Fault(
         "an assertion of the kernel fails",
-        "setp.ne.u32 %p0, %t, 7;\n@%p0 bra DONE;\ncall.uni __assertfail, (); // here\nDONE:",
+        "setp.ne.u32 %p0, %t, 7;\n@%p0 bra DONE;\n"
+        "{\n.param .b64 a;\nst.param.b64 [a], 0;\ncall.uni __assertfail, (a); // here\n}\nDONE:",
         thread=7,
     ),
     "a trap": Fault("the kernel stops itself", "setp.eq.u32 %p0, %t, 3;\n@%p0 trap; // here", thread=3),

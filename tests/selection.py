@@ -1,9 +1,9 @@
 """The choice of a test's cases for a run: a covering array of its parameters without ``--full``, shares of the rest.
 
 ``@pytest.mark.sample(formulas="call, path*mode", kernels="")`` says what the cases that `make test` runs must cover, by
-mode: here each call at least once, and each pair of a path and a mode; by kernels none. ``"once"`` takes one case. A
-test without the mark runs all its cases. What is taken depends on the parameters alone, not on names, and is the same
-in every run.
+mode: here each call at least once, and each pair of a path and a mode; by kernels none. ``"once"`` takes one case,
+``"all"`` all of them. A test without the mark runs all its cases; but by compiled code only a test takes part whose
+mark says ``compiled``. What is taken depends on the parameters alone, not on names, and is the same in every run.
 """
 
 from __future__ import annotations
@@ -79,9 +79,14 @@ def _is_hashable(value: object) -> bool:
 def asked_of(item: pytest.Item, mode: str) -> str | None:
     """Return what the cases of this test must cover in this mode; None is all cases. A GPU takes what kernels do."""
     mark = item.get_closest_marker("sample")
-    if mark is None:
-        return None
-    return mark.kwargs.get(mode, mark.kwargs.get("kernels") if mode == "gpu" else None)
+    asked = {} if mark is None else mark.kwargs
+    otherwise = {"gpu": asked.get("kernels"), "compiled": ""}.get(mode)
+    return None if asked.get(mode) == "all" else asked.get(mode, otherwise)
+
+
+def taking_part(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
+    """Return the cases that there are in this mode: by compiled code those of the tests whose marks ask for some."""
+    return [item for item in items if mode != "compiled" or asked_of(item, mode) != ""]
 
 
 def sample(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
@@ -100,7 +105,9 @@ def sample(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
 def rest(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
     """Return the cases that only ``--full`` runs, or runs at full length, as the fixture ``full`` asks."""
     sampled = set(sample(items, mode))
-    return [item for item in items if item not in sampled or "full" in getattr(item, "fixturenames", ())]
+    return [
+        item for item in taking_part(items, mode) if item not in sampled or "full" in getattr(item, "fixturenames", ())
+    ]
 
 
 def share(items: Sequence[pytest.Item], number: int, of: int) -> list[pytest.Item]:

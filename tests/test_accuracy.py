@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import machine
 
-from . import accuracy
+from . import accuracy, compiled_accuracy
 from .cases import CALLS, REDUCTIONS, ids
 from .compare import cotangent
 from .marks import formulas_only
@@ -133,3 +133,17 @@ def test_table_marks_what_is_worse_and_is_written_whole(monkeypatch, tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())["errors"][1]["torch"]["ulp"] == 2.25
     assert "3 largest errors, 2 of ours above torch's, written to" in accuracy.summary(measured, path)
     assert "not written" in accuracy.summary(measured, None)
+
+
+def test_page_of_compiled_code_is_what_was_measured():
+    errors = [*compiled_accuracy.recorded().values()]
+    assert {m["operator"] for m in errors} == {*CALL}
+    assert compiled_accuracy.PAGE.read_text() == compiled_accuracy.page(errors), "run: make accuracy"
+
+
+def test_half_types_are_rounded_once_by_compiled_code_wherever_float32_is_in_its_range():
+    """As measured: nothing that approximate instructions are off by is left in a half type."""
+    errors = compiled_accuracy.recorded().values()
+    halves = [m for m in errors if m["dtype"] != "float32" and m["range"] == "ordinary"]
+    assert len(halves) > 2 * len(CALLS)
+    assert max(m["ours"]["ulp"] for m in halves) < 0.501

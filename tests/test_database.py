@@ -12,7 +12,7 @@ import customops
 
 from .cases import ROWS, ids
 from .compare import assert_same_outcome, cotangent, outcome
-from .conftest import DEVICE, INTERPRETED, KERNELS, MODE
+from .conftest import DEVICE, KERNELS, MODE
 
 database = "torch.testing._internal.common_methods_invocations"
 op_db = pytest.importorskip(database, reason="torch's database of operators needs the package expecttest").op_db
@@ -34,10 +34,11 @@ MAIN = {
     "formulas": (torch.float32, torch.complex64, torch.int64),
     "kernels": (torch.float32, torch.int64),
     "gpu": (torch.float32, torch.bfloat16, torch.int64),
+    "compiled": (torch.float32, torch.bfloat16, torch.int64),
 }[MODE]
-STEP = 5 if KERNELS else 1  # from one sample of another dtype to the next
-SHARE = {"formulas": 0.1, "kernels": 0.01, "gpu": 0.01}[MODE]  # of the reference inputs
-LARGEST = 4096 if KERNELS else 2**30  # elements in them; the interpreter takes minutes for a million
+STEP = {"formulas": 1, "kernels": 5, "gpu": 5, "compiled": 2}[MODE]  # from one sample of another dtype to the next
+SHARE = {"formulas": 0.1, "kernels": 0.01, "gpu": 0.01, "compiled": 0.01}[MODE]  # of the reference inputs
+LARGEST = 4096 if KERNELS else 2**30  # elements in them; on a CPU kernels take minutes for a million
 
 
 def samples(name, dtype, full, requires_grad=False):
@@ -49,12 +50,12 @@ def samples(name, dtype, full, requires_grad=False):
     if not full and dtype not in MAIN:
         return
     for sample in INFOS[name].reference_inputs(DEVICE, dtype, requires_grad=requires_grad):
-        small = getattr(sample.input, "nelement", int)() <= LARGEST or (full and not INTERPRETED)
+        small = getattr(sample.input, "nelement", int)() <= LARGEST or (full and MODE not in ("kernels", "compiled"))
         if (full or chance.random() < SHARE) and small:
             yield from (sample, sample.noncontiguous())
 
 
-@pytest.mark.sample(gpu="name, dtype")
+@pytest.mark.sample(gpu="name, dtype", compiled="all")
 @pytest.mark.parametrize(("name", "dtype"), VALUES, ids=ids)
 def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
     for s in samples(name, dtype, full):
@@ -64,7 +65,7 @@ def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
         tally("database samples")
 
 
-@pytest.mark.sample(gpu="name, dtype")
+@pytest.mark.sample(gpu="name, dtype", compiled="all")
 @pytest.mark.parametrize(("name", "dtype"), GRADIENTS, ids=ids)
 def test_samples_have_torchs_gradients(name, dtype, full, tally):
     for s in samples(name, dtype, full, requires_grad=True):
@@ -91,6 +92,7 @@ def _reference(name, s, inputs, g):
         return torch.autograd.grad(z, inputs, g.to(z.dtype), allow_unused=True)
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("name", [name for name, info in INFOS.items() if info.error_inputs_func])
 def test_error_inputs_raise_torchs_type(name, tally):
     errors = list(INFOS[name].error_inputs(DEVICE))
@@ -101,7 +103,7 @@ def test_error_inputs_raise_torchs_type(name, tally):
         tally("database samples")
 
 
-@pytest.mark.sample(formulas="name, dtype", kernels="name")
+@pytest.mark.sample(formulas="name, dtype", kernels="name", compiled="name, dtype")
 @pytest.mark.parametrize(("name", "dtype"), [(n, d) for n, d in VALUES if INFOS[n].supports_out], ids=ids)
 def test_out_behaves_as_torchs(name, dtype, tally):
     """Right and wrong shape, dtype and layout: same value, same strides, same memory, same warning, same error."""

@@ -54,7 +54,7 @@ def results(function, xs, **options):
     return [*zs, *torch.autograd.grad(zs, taken, [cotangent(z) for z in zs], allow_unused=True, **options)]
 
 
-@pytest.mark.sample(kernels="program, layout")
+@pytest.mark.sample(kernels="program, layout", compiled="all")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_values_strides_and_gradients_are_torchs(program, layout, device):
@@ -64,6 +64,7 @@ def test_values_strides_and_gradients_are_torchs(program, layout, device):
         assert_equal(mine, theirs, strides=i == 0 and layout == "contiguous")
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_derivatives_of_both_orders_match_finite_differences(program, device):
     xs = [x.requires_grad_() for x in draw(small(program.small, 3), device)]
@@ -74,6 +75,7 @@ def test_derivatives_of_both_orders_match_finite_differences(program, device):
         assert gradgradcheck(fuse(program.of(customops)), xs, **STRICT)
 
 
+@pytest.mark.sample(compiled="all")
 @kernels_only
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_rows_that_do_not_fit_are_cut_and_right(program, device, monkeypatch, replan):
@@ -85,6 +87,7 @@ def test_rows_that_do_not_fit_are_cut_and_right(program, device, monkeypatch, re
         assert_equal(mine, theirs)
 
 
+@pytest.mark.sample(compiled="all")
 @kernels_only
 def test_a_layer_is_one_kernel_forward_and_one_backward_and_the_sum_of_its_parts(device, monkeypatch):
     launched = record_launches(monkeypatch)
@@ -173,6 +176,7 @@ def test_part_of_the_results_and_of_the_inputs_have_gradients(device):
         assert_equal(got[0], want[0])
 
 
+@pytest.mark.sample(compiled="all")
 def test_one_tensor_passed_twice_gets_both_gradients(device):
     """It does so beside a tensor whose name could be mistaken for it."""
     x, other = draw([(3, 4), (4, 3)], device)
@@ -193,6 +197,7 @@ ALIKE = {
 }
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("backward", ["by kernel", "by formula", "with a graph"])
 @pytest.mark.parametrize("source", ALIKE)
 @pytest.mark.filterwarnings("ignore:Using backward")
@@ -236,6 +241,7 @@ def test_changing_what_is_saved_is_torchs_error(device):
         z.sum().backward()
 
 
+@pytest.mark.sample(compiled="all")
 def test_a_value_meets_itself_along_another_axis(device):
     (x,) = draw([(4, 4)], device)
 
@@ -247,6 +253,7 @@ def test_a_value_meets_itself_along_another_axis(device):
         assert_equal(mine, theirs)
 
 
+@pytest.mark.sample(compiled="all")
 def test_half_types_are_rounded_once(device):
     """They are nearer to the truth than operator by operator, where kernels compute."""
     x, w = draw([(64, 100), (100,)], device, torch.bfloat16)

@@ -58,6 +58,7 @@ def spills(function, shapes, dtype=torch.float32) -> list[int]:
     return [sum(record.spills for record in phase.records) for phase in phases(function, shapes, dtype)]
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.skipif(not KERNELS, reason="by formulas nothing is cut")
 @pytest.mark.parametrize("values", [3 << 9, 4 << 9])
 @pytest.mark.parametrize("name", EXTREMA)
@@ -118,6 +119,7 @@ def test_kernels_of_a_program_grow_in_number_and_not_in_length():
     assert kernels[0] < kernels[2] <= 3 * kernels[1]
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.skipif(not KERNELS, reason="by formulas nothing is cut")
 @pytest.mark.parametrize(
     "function",

@@ -147,6 +147,7 @@ def compiled() -> Counter:
     return found
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("part", PARTS)
 def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tally):
     """They have them in float64, gradients of gradients too; in a few, values pass between stages through memory."""
@@ -166,6 +167,7 @@ def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tall
         tally(name, n)
 
 
+@pytest.mark.sample(compiled="all")
 @seed(0)
 @settings(max_examples=60)
 @given(program=programs())
@@ -214,6 +216,7 @@ def test_derived_gradients_of_random_programs_for_fuse_are_torchs(part, full, ta
     tally("random programs", counts["random programs"])
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("part", PARTS)
 def test_fused_random_programs_in_any_dtype_are_rounded_once(part, full, kernels, tally):
     """Values and gradients are half a unit of the dtype from the truth, but for the rounding of float32 between."""

@@ -23,7 +23,9 @@ PATTERNS = [
 
 
 @pytest.mark.sample(
-    formulas="call, operator*layout, path*ranks, layout*ranks", kernels="call, operator*layout, path*ranks"
+    formulas="call, operator*layout, path*ranks, layout*ranks",
+    kernels="call, operator*layout, path*ranks",
+    compiled="call, operator*layout, path*ranks, layout*ranks",
 )
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_gradients_match_finite_differences(row, call, shapes, layout, device, tally):
@@ -42,7 +44,9 @@ def test_gradients_match_finite_differences(row, call, shapes, layout, device, t
         tally("gradchecks", 2)
 
 
-@pytest.mark.sample(formulas="call*ranks, operator*layout, layout*ranks", kernels="path*layout, ranks")
+@pytest.mark.sample(
+    formulas="call*ranks, operator*layout, layout*ranks", kernels="path*layout, ranks", compiled="path*layout, ranks"
+)
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shapes, layout, device):
     """Autograd would sum a gradient of the wrong shape to size by itself, and pay for it."""
@@ -52,6 +56,7 @@ def test_backward_alone_returns_gradients_that_fit_their_inputs(row, call, shape
     assert [(g.shape, g.dtype) for g in grads] == [(x.shape, x.dtype) for x in xs]
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[1].arity == 2], ids=ids)
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_backward_skips_a_gradient_nobody_wants(row, call, wanted, device):

@@ -36,7 +36,11 @@ def derivatives(library, row, call, shapes, order, device, dtype):
     return found
 
 
-@pytest.mark.sample(formulas="call*order, operator*ranks, path*shapes", kernels="operator, path*order")
+@pytest.mark.sample(
+    formulas="call*order, operator*ranks, path*shapes",
+    kernels="operator, path*order",
+    compiled="operator, path*order, path*ranks",
+)
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize(("row", "call", "shapes"), PATTERNS)
 def test_first_three_derivatives_match_torch(row, call, shapes, order, device, tally):
@@ -47,7 +51,7 @@ def test_first_three_derivatives_match_torch(row, call, shapes, order, device, t
         tally("derivatives of orders 1 to 3", len(want or ()))
 
 
-@pytest.mark.sample(formulas="call, path*ranks, path*create_graph", kernels="path, create_graph")
+@pytest.mark.sample(formulas="call, path*ranks, path*create_graph", kernels="path, create_graph", compiled="path")
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize(("row", "call", "shapes"), PATTERNS)
 def test_batches_of_cotangents_match_torch(row, call, shapes, create_graph, device):

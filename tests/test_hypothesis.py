@@ -61,12 +61,14 @@ def calls(draw):
     return call, xs
 
 
+@pytest.mark.sample(compiled="all")
 @given(calls())
 def test_any_layout_has_torchs_value_dtype_and_shape(drawn):
     call, xs = drawn
     assert_same_outcome(outcome(call.function, customops, *xs), outcome(call.function, torch, *xs))
 
 
+@pytest.mark.sample(compiled="all")
 @given(calls())
 def test_any_layout_has_torchs_gradients(drawn):
     """All floating inputs have gradients; sums of half types are held to their own rounding."""

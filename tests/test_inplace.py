@@ -44,6 +44,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=ids)
 @pytest.mark.parametrize("name", UNARY)
@@ -53,6 +54,7 @@ def test_unary_twins_match_torch_twice_differentiated(name, dtype, view):
     _assert_all_equal(*results)
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)], ids=ids)
 @pytest.mark.parametrize("y", [rand(3) + 0.5, rand(3, 3) + 0.5, 2, 1.5], ids=["row", "whole", "int", "float"])
 @pytest.mark.parametrize("name", BINARY)
@@ -62,6 +64,7 @@ def test_binary_twins_match_torch_twice_differentiated(name, y, wanted):
     _assert_all_equal(*results)
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("name", ["add_", "sub_"])
 def test_alpha_scales_the_other_operand(name):
     x, y = rand(3), rand(3)
@@ -83,6 +86,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.sample(compiled="case")
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("name", [*UNARY, *BINARY])
 def test_what_torch_refuses_is_refused_and_left_unwritten(name, case):
@@ -101,6 +105,7 @@ def test_result_of_another_shape_or_dtype_is_refused(name):
         assert_same_outcome(outcome(twin(customops, name), got, y), outcome(twin(torch, name), want, y))
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("name", BINARY)
 def test_overlapping_operand_behaves_as_torchs(name):
     for other in (lambda x: x, lambda x: x.t(), lambda x: x[0]):

@@ -11,16 +11,17 @@ import customops
 
 from .cases import EXTREMA
 from .compare import assert_equal
-from .conftest import INTERPRETED, KERNELS, NO_KERNEL
+from .conftest import DEVICE, INTERPRETED, KERNELS, NO_KERNEL
 
 if not KERNELS:
     pytest.skip(NO_KERNEL, allow_module_level=True)
 
-SCALE = 1 if INTERPRETED else 8  # many programs share a sum there too
+SCALE = 8 if DEVICE == "cuda" else 1  # many programs share a sum there too
 LONG = tuple(tuple(n * SCALE if n > 9 else n for n in shape) for shape in ((5000,), (3, 2500), (2500, 3), (2, 2500, 2)))
 WIDE = [((150, 1), (1, 150)), ((1, 3000), (2, 3000)), ((2, 1), (1, 3000))]
 
 
+@pytest.mark.sample(compiled="all")
 def test_kernel_reaches_elements_past_31_bits(device):
     far = torch.zeros(2**31 + 2**20, dtype=torch.uint8, device=device)[:: 2**30]
     far[:] = torch.tensor([1, 2, 3])
@@ -54,7 +55,7 @@ def test_last_program_of_a_sum_of_nearly_2_31_elements_counts_its_own(monkeypatc
     assert got == want
 
 
-@pytest.mark.sample(kernels="name, shape")
+@pytest.mark.sample(kernels="name, shape", compiled="all")
 @pytest.mark.parametrize(
     ("name", "shape"), [*product(("sum", "mean"), LONG), ("amax", LONG[1]), ("amin", LONG[0])], ids=str
 )
@@ -66,6 +67,7 @@ def test_shared_totals_are_right_and_repeat_bit_for_bit(name, shape, device):
     assert_equal(got, getattr(x.double(), name)(axis).float())
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("name", EXTREMA)
 def test_nan_outlasts_what_follows_it_in_a_loop(name, device):
     x = torch.rand(2000, 2, device=device)
@@ -73,6 +75,7 @@ def test_nan_outlasts_what_follows_it_in_a_loop(name, device):
     assert getattr(customops, name)(x, 0).isnan().tolist() == [True, False]
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("shapes", WIDE, ids=str)
 def test_gradients_by_partial_sums_match(shapes, device):
     xs = [(torch.rand(shape, dtype=torch.float64, device=device) + 0.5).requires_grad_() for shape in shapes]

@@ -54,7 +54,7 @@ class GuardBands:
         return len(self.storages)
 
 
-@pytest.mark.sample(formulas="operator, layout", kernels="call, layout")
+@pytest.mark.sample(formulas="operator, layout", kernels="call, layout", compiled="call, operator*layout")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_kernels_write_their_outputs_and_nothing_else(row, call, layout, device):
@@ -76,6 +76,7 @@ def test_kernels_write_their_outputs_and_nothing_else(row, call, layout, device)
             assert_equal(got, theirs)
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("shapes", BROADCASTS, ids=ids)
 def test_writing_in_place_or_into_out_leaves_its_surroundings(shapes, device):
     x, y = (torch.rand(shape, device=device) + 0.5 for shape in shapes)

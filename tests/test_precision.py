@@ -29,7 +29,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.sample(formulas="call, path*dtype", kernels="path, dtype")
+@pytest.mark.sample(formulas="call, path*dtype", kernels="path, dtype", compiled="path, dtype")
 @pytest.mark.parametrize("dtype", REAL, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_default_dtype_decides_as_in_torch(row, call, dtype, device):
@@ -114,6 +114,15 @@ def test_deterministic_mode_changes_no_bit(row, call, device):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.sample(compiled="all")
+def test_gradient_of_tanh_is_right_where_its_value_is_nearly_one(device):
+    """There 1 - z·z has lost what z·z rounds off."""
+    x = torch.linspace(4, 9, 500, device=device).requires_grad_()
+    z = customops.tanh(x)
+    (dx,) = torch.autograd.grad(z.sum(), x)
+    torch.testing.assert_close(dx.double(), 1 - z.detach().double() ** 2, rtol=4e-7, atol=0)
+
+
 def _complex(row, dtype, seed, device, shape=(2, 2, 2, 2)):
     """Draw a leaf, complex if ``dtype`` is."""
     x = row.draw(shape, seed=seed, device=device)
@@ -122,7 +131,7 @@ def _complex(row, dtype, seed, device, shape=(2, 2, 2, 2)):
     return x.to(dtype).requires_grad_()
 
 
-@pytest.mark.sample(kernels="name, dtype, n")
+@pytest.mark.sample(kernels="name, dtype, n", compiled="name, dtype, n")
 @pytest.mark.parametrize("n", [257, 70000])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids)
 @pytest.mark.parametrize("name", ["mean", "amax", "amin", "fused", "sum in float32"])

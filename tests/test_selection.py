@@ -22,13 +22,17 @@ class Item(NamedTuple):
     asked: str | None = None  # of kernels; None is a test without the mark
     fixturenames: tuple[str, ...] = ()
     parent: str = "test_it.py"
+    compiled: str | None = None  # of compiled code; None is a mark that does not say
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
     callspec = property(lambda self: self)
 
     def get_closest_marker(self, _name):
-        return None if self.asked is None else pytest.mark.sample(formulas="", kernels=self.asked).mark
+        if self.asked is None:
+            return None
+        compiled = {} if self.compiled is None else {"compiled": self.compiled}
+        return pytest.mark.sample(formulas="", kernels=self.asked, **compiled).mark
 
 
 SAMPLED = [
@@ -91,6 +95,17 @@ def test_shares_are_disjoint_and_all_and_have_their_part_of_each_test():
     assert Counter(item for share in shares[:3] for item in share) == Counter(rest)
     for test, total in names(rest).items():
         assert {names(share)[test] for share in shares} <= {total // 3, -(-total // 3)}
+
+
+def test_by_compiled_code_only_those_take_part_whose_marks_say_so():
+    some = [Item("test_some", {"a": a, "b": b}, "a", compiled="b") for a, b in product(range(3), range(2))]
+    every = [Item("test_all", {"a": a}, "", compiled="all") for a in range(3)]
+    twice = [Item("test_twice", {}, "", compiled="once", fixturenames=("full",))]
+    items = [*ALL, *some, *every, *twice]
+    assert names(selection.sample(items, "compiled")) == {"test_some": 2, "test_all": 3, "test_twice": 1}
+    assert selection.taking_part(items, "compiled") == [*some, *every, *twice]
+    assert names(selection.rest(items, "compiled")) == {"test_some": 4, "test_twice": 1}
+    assert selection.taking_part(items, "kernels") == items
 
 
 @pytest.mark.parametrize("text", ["3", "a/5", "1/0", "-1/5"])

@@ -35,6 +35,7 @@ def test_gradcheck_sees_a_torch_derivative_off_by_1e_5(monkeypatch):
         assert not _check_mul()
 
 
+@pytest.mark.sample(compiled="all")
 @kernels_only
 @pytest.mark.parametrize("name", ["mul_dx", "mul_dy"])
 def test_comparison_sees_a_triton_derivative_off_by_1e_9_in_one_of_many_elements(breaking, name):
@@ -62,6 +63,7 @@ def test_default_tolerance_would_miss_a_derivative_off_by_1e_4():
     assert not gradcheck(Off.apply, [x], raise_exception=False, **STRICT)
 
 
+@pytest.mark.sample(compiled="all")
 @kernels_only
 @pytest.mark.parametrize("name", ["relu", "pow_dx"])
 def test_edges_see_a_formula_that_is_wrong_at_special_numbers(breaking, device, name):
@@ -115,6 +117,7 @@ def test_comparison_sees_swapped_strides(monkeypatch, replan, device):
         test_memory.test_kernels_write_their_outputs_and_nothing_else(row, call, "transposed", device)
 
 
+@pytest.mark.sample(compiled="all")
 @kernels_only
 def test_unwritten_memory_shows(device):
     assert bool(torch.empty(3, device=device).isnan().all())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import asynchronous, matrix, transfer, warp, warpgroup
+from . import asynchronous, matrices, mma, transfer, warp, wgmma
 from .arithmetic import operation
 from .faults import LaneFault
 from .frame import Context, DecodedNames, Source, Step, dtype_of, parts_of, source, target
@@ -226,8 +226,9 @@ _SPECIAL: dict[str, Callable[[Instruction, Context], Step]] = {
     "createpolicy": _policy,
     "trap": _trap,
     **transfer.INSTRUCTIONS,
+    **matrices.INSTRUCTIONS,
     **warp.INSTRUCTIONS,
-    **matrix.INSTRUCTIONS,
-    **warpgroup.INSTRUCTIONS,
+    **mma.INSTRUCTIONS,
+    **wgmma.INSTRUCTIONS,
     **asynchronous.INSTRUCTIONS,
 }

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from .calls import CALLS
 from .control import ranks_of, starts_of
 from .decode import Barrier, Call, Jump, Return, decode
 from .faults import KernelFault, LaneFault
@@ -65,6 +66,14 @@ class Program:
 
     def _variables(self) -> list:
         return [v for v in self.module.variables if v.space in ("global", "const")]
+
+    def text_at(self, address: int) -> str:
+        """Return the string that starts at an address of the module's constants."""
+        for memory in self.memory:
+            offset = address - memory.ctypes.data
+            if 0 <= offset < len(memory):
+                return memory[offset:].tobytes().partition(b"\0")[0].decode(errors="replace")
+        return "?"
 
     def execute(
         self,
@@ -213,10 +222,8 @@ class _Run:
         """Run a function that the code calls, and take what it returns."""
         functions, parameters = self.program.module.functions, self.frame.parameters
         if call.function not in functions:
-            what = f"the function {call.function} is not known"
-            if call.function == "__assertfail":
-                what = "an assertion of the kernel fails"
-            self._raise(LaneFault(what, int(np.argmax(lanes))), pc)
+            self._call_outside(call, lanes, pc)
+            return
         callee = functions[call.function]
         names = dict(zip(call.arguments, [p.name for p in callee.parameters], strict=True))
         passed = {(names[name], at): value for (name, at), value in parameters.items() if name in names}
@@ -224,6 +231,17 @@ class _Run:
         names = dict(zip([p.name for p in callee.results], call.results, strict=True))
         returned = {(names[name], at): value for (name, at), value in frame.parameters.items() if name in names}
         parameters.update(returned)
+
+    def _call_outside(self, call: Call, lanes: np.ndarray, pc: int) -> None:
+        """Run a function that CUDA defines."""
+        try:
+            if call.function not in CALLS:
+                raise LaneFault(f"the function {call.function} is not known", int(np.argmax(lanes)))
+            arguments = [self.frame.parameters[name, 0] for name in call.arguments]
+            CALLS[call.function](self.frame, lanes, arguments, self.program.text_at)
+        except LaneFault as fault:
+            self._raise(fault, pc)
+        self.frame.parameters.update({(name, 0): np.uint32(0) for name in call.results})
 
     def _release(self) -> None:
         """Let the lanes that wait go on, for no other lane can: each block has to be at the barrier with all lanes."""

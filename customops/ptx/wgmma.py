@@ -16,8 +16,8 @@ import numpy as np
 from .faults import LaneFault
 from .fragments import Numbers, accumulators, left, registers_of
 from .frame import Frame, Source, Step, parts_of, source, target
-from .matrix import give, take
 from .memory import Access
+from .mma import give, take
 from .module import Instruction
 
 _GROUP = 128  # lanes
@@ -65,8 +65,7 @@ def _multiply(
         z = sign * (x(frame, lanes) @ y(frame, lanes).swapaxes(1, 2))
         z = z.reshape(-1, 16, n)  # of each warp
         wanted = frame.spread(add(frame))[lanes.ravel()][::32, None, None]
-        if wanted.any():
-            z = np.where(wanted, z + accumulators(take(frame, gets, lanes.ravel()), d, 16), z)
+        z = np.where(wanted, z + accumulators(take(frame, gets, lanes.ravel()), d, 16), z)
         give(frame, puts, lanes.ravel(), registers_of(z, d, saturates))
 
     return step
@@ -108,23 +107,25 @@ def _left(operand: str, numbers: Numbers, transposed: bool, context: Any) -> Mat
 def _in_shared(descriptor: Source, numbers: Numbers, rows: int, transposed: bool) -> Matrices:
     """Return what gives A, or B with rows and columns exchanged: [groups, rows, k].
 
-    The 16 bytes of a chunk lie together, elements of a row, or of a column if ``transposed``. Each chunk is read by one
-    lane of the group.
+    The 16 bytes of a chunk lie together, elements of a row, or of a column if ``transposed``. Each chunk is read by two
+    lanes, of two warps: so a thread of any warp that wrote it, or will, needs a barrier.
     """
     per_chunk = _CHUNK * 8 // numbers.bits
     depth = _DEPTH * 8 // numbers.bits
     lines, length = (depth, rows) if transposed else (rows, depth)
     line, chunk = (axis.ravel() for axis in np.indices((lines, length // per_chunk)))
     reader = np.arange(len(line)) % _GROUP
+    readers = np.concatenate([reader, reader ^ _GROUP // 2])
 
     def matrices(frame, lanes):
         given = frame.spread(descriptor(frame))[lanes]
         if (given != given[:, :1]).any():
             raise LaneFault("the threads of a group of four warps have different descriptors", int(lanes[0, 0]))
         addresses = np.stack([_addresses(int(one), line, chunk, transposed) for one in given[:, 0]])
-        access = Access(lanes[:, reader].ravel(), addresses.ravel().astype(np.uint64), 8, 2)
-        found = numbers.values(frame.batch.shared.load(access).view(f"u{numbers.bits // 8}"))
-        found = found.reshape(len(lanes), lines, length)
+        twice = np.tile(addresses.astype(np.uint64), 2).ravel()
+        chunks = frame.batch.shared.load(Access(lanes[:, readers].ravel(), twice, 8, 2))
+        chunks = np.ascontiguousarray(chunks.reshape(len(lanes), 2, -1)[:, 0])
+        found = numbers.values(chunks.view(f"u{numbers.bits // 8}")).reshape(len(lanes), lines, length)
         return found.swapaxes(1, 2) if transposed else found
 
     return matrices

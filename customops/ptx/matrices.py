@@ -1,0 +1,82 @@
+"""Move small matrices between the registers of a warp and shared memory: ``ldmatrix`` and ``stmatrix``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .faults import LaneFault
+from .frame import WARP, Step, address_of, parts_of, source, target
+from .memory import Access
+from .module import Instruction
+from .warp import require
+
+_LANES = np.arange(WARP)
+
+
+def _matrix(instruction: Instruction, context: Any) -> Step:
+    """Move 8 x 8 matrices of 16 bits.
+
+    A matrix is eight rows of 16 bytes, at the addresses of eight lanes: those of matrix ``i`` are lanes ``8i`` on.
+    Register ``i`` of lane ``t`` holds elements ``2(t % 4)`` and the next of row ``t / 4`` of matrix ``i``; transposed,
+    of column ``t / 4``. It is the lane with the register that reads or writes these elements.
+    """
+    names, opcode = context.names, instruction.opcode
+    match = re.fullmatch(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(::cta)?\.b16", opcode)
+    if match is None:
+        raise KeyError(opcode)
+    loads, count, transposed = match[1] == "ld", int(match[2]), bool(match[3])
+    group, where = instruction.operands if loads else instruction.operands[::-1]
+    base, offset = address_of(where)
+    get, shift = source(names, base, "b32"), np.uint64(offset % (1 << 64))
+    registers = parts_of(group)
+    puts = [target(names, name, "b32") for name in registers] if loads else []
+    gets = [] if loads else [source(names, name, "b32") for name in registers]
+
+    def accesses(frame):
+        """Yield for each register the accesses of its halves, or of both at once where they are side by side."""
+        if frame.active is not None:
+            require(frame, np.uint32(0xFFFFFFFF))
+        rows = frame.spread(get(frame)).astype(np.uint64) + shift
+        lanes = frame.chosen()
+        givers = lanes.reshape(-1, WARP)[:, : 8 * count].ravel()
+        misaligned = rows[givers] % 16 != 0
+        if misaligned.any():
+            lane = int(givers[np.argmax(misaligned)])
+            raise LaneFault("a misaligned access to shared memory: a row of a matrix has 16 bytes", lane)
+        for parts in _parts_of_matrices(rows.reshape(-1, WARP)[:, : 8 * count].reshape(-1, count, 8), transposed):
+            yield [Access(lanes, part.ravel()[lanes], 4 // len(parts), 1) for part in parts]
+
+    def load(frame):
+        shared, lanes = frame.batch.shared, frame.chosen()
+        for put, parts in zip(puts, accesses(frame), strict=True):
+            halves = [shared.load(part)[:, 0].astype(np.uint32) for part in parts]
+            value = np.zeros(frame.batch.lanes, np.uint32)
+            value[lanes] = halves[0] | halves[1] << np.uint32(16) if transposed else halves[0]
+            put(frame, value)
+
+    def store(frame):
+        frame.batch.stores += 1
+        shared, lanes = frame.batch.shared, frame.chosen()
+        for each, parts in zip(gets, accesses(frame), strict=True):
+            words = np.ascontiguousarray(frame.spread(each(frame)).view(np.uint32)[lanes])
+            for i, part in enumerate(parts):
+                shared.store(part, words.view(f"u{part.itemsize}").reshape(len(lanes), -1)[:, i : i + 1])
+
+    return load if loads else store
+
+
+def _parts_of_matrices(rows: np.ndarray, transposed: bool) -> Iterator[list[np.ndarray]]:
+    """Yield for each matrix the addresses of what its register holds in each lane, [warps, 32]; ``rows`` are of it."""
+    outer, inner = _LANES // 4, _LANES % 4
+    for i in range(rows.shape[1]):
+        if transposed:
+            yield [rows[:, i, 2 * inner + half] + (2 * outer).astype(np.uint64) for half in (0, 1)]
+        else:
+            yield [rows[:, i, outer] + (4 * inner).astype(np.uint64)]
+
+
+INSTRUCTIONS: dict[str, Callable[[Instruction, Any], Step]] = {"ldmatrix": _matrix, "stmatrix": _matrix}
