@@ -318,3 +318,20 @@ def test_tensor_descriptors_are_copied_by_loads_or_are_not_known(request):
     else:
         with pytest.raises(KernelFault, match=r"tensormap\.replace\S+ is not known"):
             copy_context().run(launch)
+
+
+@triton.jit
+def waves(out, x, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    v = tl.load(x + i, i < n)
+    tl.store(out + i, tl.sin(v), i < n)
+    tl.store(out + n + i, tl.cos(v), i < n)
+
+
+def test_sines_of_large_numbers():
+    """Those that libdevice reduces by a table of the bits of 2/pi, words that carry, and memory of the thread's own."""
+    x = torch.tensor([0.5, -1e5, 1.1e5, 3e7, -1e10, 3e38, float("inf")])
+    out = torch.empty(2, len(x))
+    waves[(1,)](out, x, len(x), 8)
+    expected = torch.stack([x.double().sin(), x.double().cos()]).float()
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=3e-7, equal_nan=True)

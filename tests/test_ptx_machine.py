@@ -165,6 +165,14 @@ def test_each_thread_has_memory_of_its_own():
     assert own.tolist() == T.tolist()
 
 
+@pytest.mark.parametrize("space", ["shared", "local"])
+def test_an_offset_makes_up_for_an_address_below_zero(space):
+    body = f".local .align 4 .b8 own[128];\nmov.u32 %r0, {'own' if space == 'local' else 'shared'};\n"
+    body += f"mad.lo.u32 %r0, %t, 4, %r0;\nst.{space}.b32 [%r0], %t;\nsub.u32 %r0, %r0, 200;\n"
+    body += f"ld.{space}.b32 %r1, [%r0+200];"
+    assert outputs(body, ["%r1"], shared=128)[0].tolist() == T.tolist()
+
+
 def test_registers_of_an_inner_block_are_its_own():
     body = "mov.u32 %r0, 1;\n{\n.reg .b32 %r0;\nmov.u32 %r0, 2;\n{\n.reg .b32 %r0;\nmov.u32 %r0, %t;\n"
     body += "add.u32 %r1, %r0, 40;\n}\nadd.u32 %r2, %r0, 0;\n}"
@@ -358,3 +366,31 @@ def test_a_parameter_has_its_own_width():
 
     load(text).execute((1, 1, 1), 32, [z.__array_interface__["data"][0], 0x123456, -3], {0: buffer("z", z)})
     assert (z == 0x3456 - 3).all()
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_integers_of_several_words_carry_from_one_to_the_next(bits):
+    """Add, subtract and multiply, by two words each, and add up to a third word what is carried."""
+    register, words = {32: "%r", 64: "%d"}[bits], np.random.default_rng(bits).integers(0, 2**64, (32, 5), np.uint64)
+    words[np.random.default_rng(0).random((32, 5)) < 0.4] = 2**64 - 1
+    words[np.random.default_rng(1).random((32, 5)) < 0.3] = 0
+    words >>= np.uint64(64 - bits)
+    a, b, c, d, e, *z = [f"{register}{i}" for i in range(10, 19)]
+    lines = [
+        at("%d0", "%x1", 40),
+        *(f"ld.global.b{bits} {name}, [%d0+{8 * i}];" for i, name in enumerate((a, b, c, d, e))),
+    ]
+    kind = f"u{bits}"
+    lines += [f"add.cc.{kind} {z[0]}, {a}, {c};", f"addc.cc.{kind} {z[1]}, {b}, {d};", f"addc.{kind} {z[2]}, 0, 0;"]
+    lines += [at("%d1", "%x0", 72), *(f"st.global.b{bits} [%d1+{8 * i}], {z[i]};" for i in range(3))]
+    lines += [f"sub.cc.{kind} {z[0]}, {a}, {c};", f"subc.cc.{kind} {z[1]}, {b}, {d};", f"subc.{kind} {z[2]}, 0, 0;"]
+    lines += [f"st.global.b{bits} [%d1+{24 + 8 * i}], {z[i]};" for i in range(3)]
+    lines += [f"mad.lo.cc.{kind} {z[0]}, {a}, {e}, {c};", f"madc.hi.{kind} {z[1]}, {a}, {e}, 0;"]
+    lines += [f"mad.lo.cc.{kind} {z[1]}, {b}, {e}, {z[1]};", f"madc.hi.{kind} {z[2]}, {b}, {e}, 0;"]
+    lines += [f"st.global.b{bits} [%d1+{48 + 8 * i}], {z[i]};" for i in range(3)]
+    found = np.zeros((32, 9), np.uint64)
+    run("\n".join(lines), found, words, inputs=(1,))
+    for (a, b, c, d, e), row in zip(words.tolist(), found.tolist(), strict=True):
+        x, y = b << bits | a, d << bits | c
+        for result, start in ((x + y, 0), (x - y, 3), (x * e + c, 6)):
+            assert row[start : start + 3] == [result >> bits * i & 2**bits - 1 for i in range(3)]

@@ -50,7 +50,7 @@ class SharedList:
 def draw_lanes(random):
     if random.random() < 0.2:
         return np.arange(32) + 32 * random.integers(THREADS // 32)
-    return np.sort(random.choice(THREADS, random.integers(1, 4), replace=False))
+    return np.sort(random.choice([0, 1, 32, 33, 64], random.integers(1, 4), replace=False))  # few, so that they meet
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import asynchronous, matrices, mma, transfer, warp, wgmma
+from . import asynchronous, carry, matrices, mma, transfer, warp, wgmma
 from .arithmetic import operation
 from .faults import LaneFault
 from .frame import Context, DecodedNames, Source, Step, dtype_of, is_known, parts_of, source, target
@@ -66,7 +66,9 @@ def _decode(instruction: Instruction, context: Context) -> Step:
     if _NOTHING.fullmatch(name):
         return lambda frame: None
     special = _SPECIAL.get(name)
-    return special(instruction, context) if special else _arithmetic(instruction, context)
+    if special:
+        return special(instruction, context)
+    return carry.step_of(instruction, context) or _arithmetic(instruction, context)
 
 
 def _unknown(instruction: Instruction, names: DecodedNames) -> Step:

@@ -80,6 +80,7 @@ class Frame:
         self.registers: list[Any] = list(function.initial)
         self.parameters = dict(parameters)  # by name and offset
         self.active: Values | None = None  # which lanes execute the instruction; None is all
+        self.carry = np.zeros(batch.lanes, np.bool_)
         self.local = np.zeros(function.local_bytes * batch.lanes, np.uint8)
 
     def chosen(self) -> Values:
@@ -224,6 +225,8 @@ def address_of(operand: str) -> tuple[str, int]:
 def access_of(frame: Frame, base: Any, offset: int, itemsize: int, components: int) -> Access:
     """Return the access of the active lanes."""
     lanes = frame.chosen()
+    if base.dtype.itemsize == np.dtype(np.uint32).itemsize:
+        base = base.view(np.int32)  # below zero, which the offset may make up for
     addresses = base.astype(np.uint64) + np.uint64(offset % (1 << 64))
     if not addresses.ndim:
         addresses = np.broadcast_to(addresses, len(lanes))
