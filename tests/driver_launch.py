@@ -108,7 +108,7 @@ class DriverLaunch(NamedTuple):
 def execute(launch: DriverLaunch) -> None:
     """Execute the code of a launch on the memory of its tensors, with the parameters that the driver got."""
     from customops.ptx.machine import load  # noqa: PLC0415 - most tests do without
-    from customops.ptx.memory import Buffer  # noqa: PLC0415
+    from customops.ptx.regions import Buffer  # noqa: PLC0415
 
     buffers = {
         i: Buffer(f"parameter {i}", x.data_ptr(), x.itemsize, tuple(x.shape), x.stride(), writable)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from customops.ptx.machine import load
-from customops.ptx.memory import Buffer
+from customops.ptx.regions import Buffer
 
 TEXT = """.version 8.7
 .target sm_90a

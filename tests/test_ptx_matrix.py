@@ -13,7 +13,7 @@ import torch
 import customops
 from customops.ptx.faults import KernelFault
 from customops.ptx.machine import load
-from customops.ptx.memory import Buffer
+from customops.ptx.regions import Buffer
 
 from .conftest import INTERPRETED, KERNELS
 

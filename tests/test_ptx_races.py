@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from customops.ptx.faults import LaneFault
-from customops.ptx.memory import Access, GlobalMemory
+from customops.ptx.memory import GlobalMemory
+from customops.ptx.regions import Access
 from customops.ptx.shared import SharedMemory
 
 from .ptx_text import aligned, buffer

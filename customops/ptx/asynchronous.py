@@ -9,8 +9,8 @@ import numpy as np
 
 from .faults import LaneFault
 from .frame import Frame, Step, access_of, address_of, source
-from .memory import Access
 from .module import Instruction
+from .regions import Access
 
 _WORD = 4  # bytes: copies have 4, 8 or 16
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .formats import DTYPES
-from .memory import Access, GlobalMemory
+from .memory import GlobalMemory
 from .module import WIDTHS, Function
+from .regions import Access
 from .shared import SharedMemory
 
 WARP = 32

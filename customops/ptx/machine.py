@@ -18,9 +18,10 @@ from .control import ranks_of, starts_of
 from .decode import Barrier, Call, Jump, Return, decode
 from .faults import KernelFault, LaneFault
 from .frame import WARP, Batch, Context, DecodedNames, Frame, Step, dtype_of, names_of
-from .memory import Buffer, GlobalMemory, Traffic
+from .memory import GlobalMemory, Traffic
 from .module import Function, parse
 from .origins import origins_of
+from .regions import Buffer
 
 LANES_AT_ONCE = 4096  # so many that NumPy's own time counts little, so few that their registers stay in the cache
 _PATIENCE = 4096  # jumps back before a loop is asked whether anything changes

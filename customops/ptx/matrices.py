@@ -10,8 +10,8 @@ import numpy as np
 
 from .faults import LaneFault
 from .frame import WARP, Step, address_of, parts_of, source, target
-from .memory import Access
 from .module import Instruction
+from .regions import Access
 from .warp import require
 
 _LANES = np.arange(WARP)

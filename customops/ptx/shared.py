@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .faults import LaneFault
-from .memory import Access
+from .regions import Access
 
 _WARP = 32
 _LANE = (1 << 21) - 1  # the bits of a stamp that are the lane + 1

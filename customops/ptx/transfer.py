@@ -11,8 +11,8 @@ import numpy as np
 from .arithmetic import operation
 from .faults import LaneFault
 from .frame import Context, DecodedNames, Frame, Source, Step, access_of, address_of, dtype_of, parts_of, source, target
-from .memory import Access
 from .module import Instruction
+from .regions import Access
 
 # Modifiers of loads and stores that change no value: caches, and the order among programs, which is not modelled.
 _HINTS = re.compile(

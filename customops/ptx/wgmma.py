@@ -16,9 +16,9 @@ import numpy as np
 from .faults import LaneFault
 from .fragments import Numbers, accumulators, left, registers_of
 from .frame import Frame, Source, Step, parts_of, source, target
-from .memory import Access
 from .mma import give, take
 from .module import Instruction
+from .regions import Access
 
 _GROUP = 128  # lanes
 _CHUNK = 16  # bytes: what stays together in shared memory

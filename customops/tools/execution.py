@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..ptx.machine import Program, load
-from ..ptx.memory import Buffer, Traffic
+from ..ptx.memory import Traffic
+from ..ptx.regions import Buffer
 from .machine_code import Leaf, flat_arguments, parameters
 
 WARP = 32
