@@ -367,9 +367,14 @@ MATMULS = [
 ]
 
 
-@pytest.mark.parametrize("case", MATMULS, ids=lambda case: "-".join(map(str, case)).replace(" ", ""))
-def test_a_matmul_kernel_gives_the_product(case):
-    assert multiplied(*case)
+@pytest.mark.sample(formulas="target, kind")
+@pytest.mark.parametrize(
+    ("target", "kind", "rest"),
+    [(target, kind, rest) for target, kind, *rest in MATMULS],
+    ids=["-".join(map(str, case)).replace(" ", "") for case in MATMULS],
+)
+def test_a_matmul_kernel_gives_the_product(target, kind, rest):
+    assert multiplied(target, kind, *rest)
 
 
 @triton.jit

@@ -54,8 +54,9 @@ def draw_lanes(random):
     return np.sort(random.choice([0, 1, 32, 33, 64], random.integers(1, 4), replace=False))  # few, so that they meet
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_races_in_shared_memory_are_those_of_a_list_of_accesses(seed):
+@pytest.mark.sample(formulas="group")
+@pytest.mark.parametrize(("group", "seed"), [(seed % 3, seed) for seed in range(8)])
+def test_races_in_shared_memory_are_those_of_a_list_of_accesses(group, seed):
     random, steps = np.random.default_rng(seed), 0
     for _ in range(60):
         memory, plain, values = (
@@ -112,8 +113,9 @@ def is_fault(memory, kind, access, values, *more):
     return False
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_races_of_programs_are_those_of_a_list_of_accesses(seed):
+@pytest.mark.sample(formulas="group")
+@pytest.mark.parametrize(("group", "seed"), [(seed % 3, seed) for seed in range(8)])
+def test_races_of_programs_are_those_of_a_list_of_accesses(group, seed):
     """Four programs access few elements of 4 bytes, each alone or two of them at once."""
     random, steps = np.random.default_rng(seed), 0
     for _ in range(80):

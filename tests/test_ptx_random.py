@@ -105,8 +105,9 @@ def executed(body, registers):
     return [dict(zip(NAMES, row[:-1], strict=True)) for row in found.tolist()], found[:, -1].tolist()
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_random_instructions_give_the_bits_of_a_scalar_evaluation(seed):
+@pytest.mark.sample(formulas="group")
+@pytest.mark.parametrize(("group", "seed"), [(seed % 6, seed) for seed in range(24)])
+def test_random_instructions_give_the_bits_of_a_scalar_evaluation(group, seed):
     random = np.random.default_rng(seed)
     ops = [draw_op(random) for _ in range(60)]
     registers = draw_registers(random, 32)
@@ -245,8 +246,9 @@ class Writer:
         return [*lines, "END:"]
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_random_control_flow_gives_the_bits_of_one_thread_after_the_other(seed):
+@pytest.mark.sample(formulas="group")
+@pytest.mark.parametrize(("group", "seed"), [(seed % 12, seed) for seed in range(60)])
+def test_random_control_flow_gives_the_bits_of_one_thread_after_the_other(group, seed):
     random = np.random.default_rng(seed)
     body = draw_body(random, depth=3)
     registers = draw_registers(random, 32)
