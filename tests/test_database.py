@@ -36,7 +36,7 @@ MAIN = {
     "gpu": (torch.float32, torch.bfloat16, torch.int64),
     "compiled": (torch.float32, torch.bfloat16, torch.int64),
 }[MODE]
-STEP = {"formulas": 1, "kernels": 5, "gpu": 5, "compiled": 2}[MODE]  # from one sample of another dtype to the next
+STEP = 5 if KERNELS else 1  # from one sample of another dtype to the next
 SHARE = {"formulas": 0.1, "kernels": 0.01, "gpu": 0.01, "compiled": 0.01}[MODE]  # of the reference inputs
 LARGEST = 4096 if KERNELS else 2**30  # elements in them; on a CPU kernels take minutes for a million
 
