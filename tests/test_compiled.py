@@ -7,6 +7,7 @@ import torch
 
 import customops
 from customops.ptx.faults import KernelFault
+from customops.runtime import plans
 from customops.runtime.memory import unbacked
 
 from . import compiled_accuracy
@@ -95,6 +96,13 @@ def test_tensors_that_start_anywhere_are_read_and_written_in_words_that_are_alig
     x, y, out = (row[start : start + 1030] for row in memory)
     assert_equal(customops.add(x, y, out=out), x + y)
     assert_equal(customops.mul(x, memory[1, :1030]), x * memory[1, :1030])
+
+
+@pytest.mark.sample(compiled="all")
+def test_wrong_claim_of_alignment_is_a_fault(monkeypatch, replan):
+    monkeypatch.setattr(plans, "VECTOR_BYTES", 1)  # each address is a multiple of that
+    with pytest.raises(KernelFault, match=r"a misaligned access: 16 bytes .* past a multiple of 16"):
+        customops.exp(torch.rand(1025)[1:])
 
 
 @pytest.mark.sample(compiled="all")
