@@ -59,8 +59,8 @@ class SharedMemory:
         self._note(self.reads, places, access.lanes)
         return self.views[access.itemsize][self._components(access)]
 
-    def store(self, access: Access, values: np.ndarray) -> None:
-        """Store the values of lanes, [lanes, components]."""
+    def store(self, access: Access, values: np.ndarray) -> bool:
+        """Store the values of lanes, [lanes, components]; return whether that changes any."""
         places, components = self._places(access), self._components(access)
         self._check(self.reads[places], access, "writes what another thread reads")
         if self.is_updated:
@@ -76,6 +76,7 @@ class SharedMemory:
             i = int(access.lanes[np.argmax(lost)])
             raise LaneFault("a race in shared memory: two threads write different values to one address", i)
         self.writes[places] = self._stamps(access.lanes)[:, None]
+        return bool(differs.any())
 
     def expect(self, access: Access) -> None:
         """Note that an asynchronous copy will write what lanes access: until it has, nobody may read it."""
