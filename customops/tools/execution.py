@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ptx.frame import WARP
 from ..ptx.machine import Program, load
 from ..ptx.memory import Buffer, Traffic
 from .machine_code import Leaf, flat_arguments, name_of, parameters
-
-WARP = 32
 
 
 def execute(
