@@ -12,9 +12,8 @@ import numpy as np
 from .formats import DTYPES
 from .memory import Access, GlobalMemory
 from .module import WIDTHS, Function
-from .shared import SharedMemory
+from .shared import WARP, SharedMemory
 
-WARP = 32
 POISON = 0x7FFF7FFF7FFF7FFF  # in registers never written: a nan of every format, and no address
 
 Source = Callable[["Frame"], Any]  # returns an array with a value for each lane, or one without axes for all

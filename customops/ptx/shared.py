@@ -7,7 +7,7 @@ import numpy as np
 from .faults import LaneFault
 from .memory import Access
 
-_WARP = 32
+WARP = 32  # threads
 _LANE = (1 << 21) - 1  # the bits of a stamp that are the lane + 1
 _OTHERS = 1 << 20  # set beside a lane: others of its warp too
 _WARPS = _LANE  # in place of a lane: several warps
@@ -163,4 +163,4 @@ class SharedMemory:
 def _is_same_warp(stamps: np.ndarray, lanes: np.ndarray) -> np.ndarray:
     """Return whether each stamp is of the warp of a lane alone."""
     others = stamps & _LANE
-    return (others != _WARPS) & (((others & ~_OTHERS) - 1) // _WARP == lanes // _WARP)
+    return (others != _WARPS) & (((others & ~_OTHERS) - 1) // WARP == lanes // WARP)
