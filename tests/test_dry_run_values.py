@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import copy_context
+from threading import Thread
 
 import pytest
 import torch
@@ -335,3 +336,66 @@ def test_sines_of_large_numbers():
     waves[(1,)](out, x, len(x), 8)
     expected = torch.stack([x.double().sin(), x.double().cos()]).float()
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=3e-7, equal_nan=True)
+
+
+@triton.jit
+def fill(out, single, half: tl.bfloat16):
+    tl.store(out, single)
+    tl.store(out + 1, half.to(tl.float32))
+
+
+def test_numbers_are_rounded_as_the_launcher_does():
+    """A number too large for float32 is infinite; of bfloat16 the launcher cuts off the bits that it has not."""
+    out = torch.zeros(2)
+    fill[(1,)](out, 1e300, 1 + 2**-8 + 2**-9)
+    assert out.tolist() == [float("inf"), 1.0]
+
+
+@triton.jit
+def copy(out, x, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i, i < n), i < n)
+
+
+def test_bytes_seen_as_float8_are_read():
+    x, out = torch.arange(100, dtype=torch.uint8), torch.zeros(100)
+    copy[(1,)](out, triton.reinterpret(x, tl.float8e5), 100, 128)
+    assert torch.equal(out, x.view(torch.float8_e5m2).float())
+
+
+def test_a_tensor_without_memory_is_an_error_that_names_it():
+    x, out = torch.empty(8, device="meta"), torch.zeros(8)
+    for args in ((out, x), (x, out)):
+        with pytest.raises(ValueError, match=r"copy: (out|x) is on meta"):
+            copy[(1,)](*args, 8, 8)
+    copy[(1,)](torch.empty(0), torch.empty(0), 0, 8)
+
+
+@triton.jit
+def wait_for_all(arrived, out, N: tl.constexpr):
+    tl.atomic_add(arrived, 1)
+    while tl.atomic_add(arrived, 0) < N:
+        pass
+    tl.store(out + tl.program_id(0), 1)
+
+
+def test_a_program_that_waits_for_a_later_one_is_a_fault():
+    """Programs with atomic operations run one after the other."""
+    with pytest.raises(KernelFault, match="a loop that never ends"):
+        wait_for_all[(2,)](torch.zeros(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 2)
+
+
+def test_launches_of_threads_at_once_have_each_their_traffic():
+    x, counts = torch.rand(2**14), [2**14 - 100 * i for i in range(4)]
+    outs = [torch.zeros(n) for n in counts]
+    with customops.dry_run("cuda:90", execute=True) as records:
+        threads = [
+            Thread(target=copy[(triton.cdiv(n, 128),)], args=(out, x, n, 128))
+            for n, out in zip(counts, outs, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(record.traffic.stored for record in records) == sorted(4 * n for n in counts)
+    assert all(torch.equal(out, x[:n]) for out, n in zip(outs, counts, strict=True))

@@ -30,7 +30,7 @@ def one_more(value):
 def test_the_most_that_a_launch_may_ask_for_is_no_fault_and_one_more_is(target, limit):
     what, most, text = LIMITS[limit]
     check_launch(target, "k", **MODEST | {what: most})
-    with pytest.raises(KernelFault, match=f"^k: {text}, but {target} has at most "):
+    with pytest.raises(KernelFault, match=f"^{text}, but {target} has at most .*kernel k"):
         check_launch(target, "k", **MODEST | {what: one_more(most)})
 
 
@@ -44,7 +44,7 @@ def test_shared_memory_is_that_of_the_gpu(target):
 @pytest.mark.parametrize(("target", "most"), [("cuda:90", 255), ("hip:gfx942", 512)])
 def test_a_thread_has_so_many_registers(target, most):
     check_launch(target, "k", **MODEST | {"registers": most})
-    with pytest.raises(KernelFault, match=f"^k: {most + 1} registers of a thread"):
+    with pytest.raises(KernelFault, match=f"^{most + 1} registers of a thread"):
         check_launch(target, "k", **MODEST | {"registers": most + 1})
 
 

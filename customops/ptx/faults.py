@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class KernelFault(RuntimeError):
-    """A fault of a kernel, found as its compiled code was executed on the CPU.
+    """A fault of a kernel, found as its compiled code was executed on the CPU, or of a launch that no GPU takes.
 
     The message says what happened and where; the attributes say it to a program. Each may be None where it is not
     known.

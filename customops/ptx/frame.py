@@ -13,9 +13,8 @@ from .formats import DTYPES
 from .memory import GlobalMemory
 from .module import WIDTHS, Function
 from .regions import Access
-from .shared import SharedMemory
+from .shared import WARP, SharedMemory
 
-WARP = 32
 POISON = 0x7FFF7FFF7FFF7FFF  # in registers never written: a nan of every format, and no address
 
 Source = Callable[["Frame"], Any]  # returns an array with a value for each lane, or one without axes for all
@@ -41,7 +40,7 @@ class Batch:
         self.all_lanes = np.arange(self.lanes)
         self.programs = np.repeat(np.arange(programs.start, programs.stop, dtype=np.int32), threads)  # of each lane
         self.shared = SharedMemory(shared_bytes, len(programs), threads)
-        self.stores = 0  # to any memory, so far
+        self.stores = 0  # to any memory, so far, but for those known to change nothing
         self.copies: list[Any] = []  # that lanes have started and not waited for
         self.copy_groups = np.zeros(self.lanes, np.int64)  # how many groups of copies each lane has closed
         self.specials = _specials(self.programs.astype(np.uint32), threads, grid)

@@ -7,7 +7,7 @@ import numpy as np
 from .faults import LaneFault
 from .regions import Access
 
-_WARP = 32
+WARP = 32  # threads
 _LANE = (1 << 21) - 1  # the bits of a stamp that are the lane + 1
 _OTHERS = 1 << 20  # set beside a lane: others of its warp too
 _WARPS = _LANE  # in place of a lane: several warps
@@ -59,8 +59,8 @@ class SharedMemory:
         self._note(self.reads, places, access.lanes)
         return self.views[access.itemsize][self._components(access)]
 
-    def store(self, access: Access, values: np.ndarray) -> None:
-        """Store the values of lanes, [lanes, components]."""
+    def store(self, access: Access, values: np.ndarray) -> bool:
+        """Store the values of lanes, [lanes, components]; return whether that changes any."""
         places, components = self._places(access), self._components(access)
         self._check(self.reads[places], access, "writes what another thread reads")
         if self.is_updated:
@@ -76,6 +76,7 @@ class SharedMemory:
             i = int(access.lanes[np.argmax(lost)])
             raise LaneFault("a race in shared memory: two threads write different values to one address", i)
         self.writes[places] = self._stamps(access.lanes)[:, None]
+        return bool(differs.any())
 
     def expect(self, access: Access) -> None:
         """Note that an asynchronous copy will write what lanes access: until it has, nobody may read it."""
@@ -162,4 +163,4 @@ class SharedMemory:
 def _is_same_warp(stamps: np.ndarray, lanes: np.ndarray) -> np.ndarray:
     """Return whether each stamp is of the warp of a lane alone."""
     others = stamps & _LANE
-    return (others != _WARPS) & (((others & ~_OTHERS) - 1) // _WARP == lanes // _WARP)
+    return (others != _WARPS) & (((others & ~_OTHERS) - 1) // WARP == lanes // WARP)

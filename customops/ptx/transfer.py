@@ -115,11 +115,12 @@ def _store(instruction: Instruction, context: Context) -> Step:
 
 def _write(frame: Frame, space: str, access: Access, values: np.ndarray, origins: frozenset[int]) -> None:
     batch = frame.batch
+    if space == "shared":  # where Triton leaves what a lock holds, for all threads, each time that one looks
+        batch.stores += batch.shared.store(access, values)
+        return
     batch.stores += 1
     if space == "global":
         batch.memory.store(access, values, batch.programs[access.lanes], origins)
-    elif space == "shared":
-        batch.shared.store(access, values)
     else:
         view, components = _local(frame, access)
         view[components] = values

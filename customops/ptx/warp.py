@@ -20,10 +20,7 @@ _LANES = np.arange(WARP)
 def synchronize(frame: Frame, members: Any) -> None:
     """Pass a barrier of the warp, for ``bar.warp.sync members``."""
     require(frame, members)
-    if frame.batch.threads == WARP:
-        frame.batch.shared.pass_barrier(frame.chosen(), of_block=True)
-    else:
-        frame.batch.shared.pass_barrier(frame.chosen(), of_block=False)
+    frame.batch.shared.pass_barrier(frame.chosen(), of_block=frame.batch.threads == WARP)
 
 
 def require(frame: Frame, members: Any) -> np.ndarray | None:
@@ -64,7 +61,7 @@ def _shuffle(instruction: Instruction, context: Any) -> Step:
         active = require(frame, members)
         chosen, inside = _shuffle_lanes(mode, frame.spread(lane), frame.spread(clamp))
         if active is not None:
-            _require_source(active, chosen, frame)
+            _require_source(active, chosen)
         put(frame, np.take_along_axis(value.reshape(-1, WARP), chosen, axis=1).ravel())
         note(frame, inside.ravel())
 
@@ -95,7 +92,7 @@ def _shuffle_lanes(mode: str, lane: np.ndarray, clamp: np.ndarray) -> tuple[np.n
     return np.where(inside, wanted, _LANES), inside
 
 
-def _require_source(active: np.ndarray, chosen: np.ndarray, frame: Frame) -> None:
+def _require_source(active: np.ndarray, chosen: np.ndarray) -> None:
     absent = active & ~np.take_along_axis(active, chosen, axis=1)
     if absent.any():
         i = int(np.argmax(absent))

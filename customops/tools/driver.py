@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import index
-from threading import local
+from threading import Lock, local
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class RecordingDriver:
         self.executes = False  # whether launches are executed on the memory of their tensors
         self.loading: Any = None  # the CompiledKernel that a launcher is asked for, at that moment
         self.utils = Utilities(self)
+        self._appending = Lock()  # held while a thread adds a record
         self._thread = local()  # ``tries``: whether this thread only tries a launch
 
     def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
@@ -54,13 +55,16 @@ class RecordingDriver:
 
         ``inputs`` are the kernel's parameters whose tensors it may only read.
         """
-        if self.records is None:
+        records = self.records
+        if records is None:
             raise RuntimeError(f"{record.name}: it was compiled in a dry run that is over: launch it inside of one")
-        self.records.append(record)
+        with self._appending:
+            position = len(records)
+            records.append(record)
         if self.executes:
             traffic = execute(record.compiled, record.grid, args, lambda leaf: leaf[0] in inputs)
             moved, floor = record.bytes_moved, record.bytes_floor
-            self.records[-1] = record._replace(
+            records[position] = record._replace(
                 traffic=traffic,
                 bytes_moved=traffic.loaded + traffic.stored if moved is None else moved,
                 bytes_floor=traffic.distinct if floor is None else floor,

@@ -128,6 +128,11 @@ def flat_arguments(compiled: Any, args: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(reduce(getitem, path, named[name]) for (name, *path), _ in parameters(compiled))
 
 
+def name_of(leaf: Leaf) -> str:
+    """Return an argument's place as text, as ``operands[1]``."""
+    return "".join([str(leaf[0]), *(f"[{i}]" for i in leaf[1:])])
+
+
 def _nvidia_resources(compiled: Any) -> Resources:
     """Read the log of ptxas, which Triton itself runs with the options that the kernel was compiled with."""
     target = compiled.metadata.target

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.paths import KERNEL_DTYPES
-from .machine_code import Leaf, accesses
+from .machine_code import Leaf, accesses, name_of
 from .record import LaunchRecord
 
 SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -88,7 +88,7 @@ def _name(leaf: Leaf | None, record: LaunchRecord) -> str:
     if leaf is None:
         return "any"
     if not record.program:
-        return "".join([str(leaf[0]), *(f"[{i}]" for i in leaf[1:])])
+        return name_of(leaf)
     return record.operands[int(leaf[1])] if leaf[0] == "operands" else f"out{leaf[1]}"
 
 

@@ -63,7 +63,7 @@ def check_launch(
 
     Args:
         target_name: one of ``TARGETS``.
-        kernel: its name, for the error.
+        kernel: its name, for the fault.
         grid: the blocks along each axis.
         threads: those of a block.
         registers: those of a thread.
@@ -84,4 +84,4 @@ def check_launch(
     }
     for what, (asked, limit) in limits.items():
         if asked > limit:
-            raise KernelFault(f"{kernel}: {asked:,} {what}, but {target_name} has at most {limit:,}")
+            raise KernelFault(f"{asked:,} {what}, but {target_name} has at most {limit:,}", kernel)
