@@ -399,3 +399,15 @@ def test_launches_of_threads_at_once_have_each_their_traffic():
             thread.join()
     assert sorted(record.traffic.stored for record in records) == sorted(4 * n for n in counts)
     assert all(torch.equal(out, x[:n]) for out, n in zip(outs, counts, strict=True))
+
+
+@triton.jit
+def write_bytes(z):
+    tl.store(z.to(tl.pointer_type(tl.uint8)) + tl.program_id(0), tl.program_id(0).to(tl.uint8))
+
+
+def test_programs_that_write_bytes_of_one_element_do_not_race():
+    z = torch.zeros(64, dtype=torch.int32)
+    with customops.dry_run(execute=True):
+        write_bytes[(256,)](z)
+    assert z.view(torch.uint8).tolist() == list(range(256))

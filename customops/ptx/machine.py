@@ -17,6 +17,7 @@ from .calls import CALLS
 from .control import ranks_of, starts_of
 from .decode import Barrier, Call, Jump, Return, decode
 from .faults import KernelFault, LaneFault
+from .formats import DTYPES
 from .frame import WARP, Batch, Context, DecodedNames, Frame, Step, dtype_of, names_of
 from .memory import GlobalMemory, Traffic
 from .module import Function, parse
@@ -62,8 +63,10 @@ class Program:
                 symbols[variable.name] = self.static_shared
                 self.static_shared += variable.size
         self.code = {name: _code(function, symbols) for name, function in self.module.functions.items()}
-        opcodes = (x.opcode for function in self.module.functions.values() for x in function.instructions)
+        opcodes = {x.opcode for function in self.module.functions.values() for x in function.instructions}
         self.has_atomics = any(opcode.startswith(("atom.", "red.")) for opcode in opcodes)
+        kinds = {opcode.rpartition(".")[2] for opcode in opcodes if opcode.startswith(("ld.", "st.", "atom.", "red."))}
+        self.narrowest = min((dtype_of(kind).itemsize for kind in kinds & DTYPES.keys()), default=16)
 
     def _variables(self) -> list:
         return [v for v in self.module.variables if v.space in ("global", "const")]
@@ -111,7 +114,7 @@ class Program:
             (p.name, 0): dtype_of(f"b{8 * p.size}").type(bits % (1 << 8 * p.size))
             for p, bits in zip(declared, parameters, strict=True)
         }
-        memory = GlobalMemory({**buffers, **self.variables})
+        memory = GlobalMemory({**buffers, **self.variables}, self.narrowest)
         total = int(np.prod(grid))
         at_once = 1 if self.has_atomics else max(1, LANES_AT_ONCE // threads)
         shared = max(shared_bytes, self.static_shared)

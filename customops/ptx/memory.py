@@ -28,14 +28,16 @@ class GlobalMemory:
     result depends on it.
     """
 
-    def __init__(self, buffers: Mapping[int, Buffer]):
-        """``buffers`` are the tensors by the parameter of the kernel that points to them."""
-        self.regions = [Region(group) for group in overlapping(buffers.values())]
+    def __init__(self, buffers: Mapping[int, Buffer], narrowest: int = 16):
+        """``buffers`` are the tensors by the parameter that points to them, ``narrowest`` the bytes of an access."""
+        self.regions = [Region(group, narrowest) for group in overlapping(buffers.values())]
         region_of = {id(buffer): region for region in self.regions for buffer in region.buffers}
         self.tensors = {position: Tensor(buffer, region_of[id(buffer)]) for position, buffer in buffers.items()}
         self.loaded = self.stored = 0
-        self.ordered: dict[int, set[int]] = {}  # of each program: those that a lock or the like puts before it
-        self.released: dict[int, set[int]] = {}  # of each address of a lock: the programs that came to it
+        self.running = -1  # the last program with an atomic operation that orders; these run one by one
+        self.before = 0  # a bit for each program that a lock or the like puts before it
+        self.released: dict[int, int] = {}  # of each address of a lock: such bits of the programs that came to it
+        self.is_before = np.zeros(0, np.bool_)  # the same as ``before``
 
     @property
     def traffic(self) -> Traffic:
@@ -78,9 +80,8 @@ class GlobalMemory:
 
         One that ``orders`` puts what its program did before what a program does that later comes to the same address.
         """
-        for program, address in {*zip(programs.tolist(), access.addresses.tolist(), strict=True)} if orders else ():
-            self.ordered.setdefault(program, set()).update(self.released.get(address, ()))
-            self.released.setdefault(address, set()).update(self.ordered[program] | {program})
+        if orders:
+            self._order(int(programs[0]), {*access.addresses.tolist()})
         self.loaded += len(access.lanes) * access.itemsize
         self.stored += len(access.lanes) * access.itemsize
         old = np.zeros(len(access.lanes), f"u{access.itemsize}")
@@ -202,8 +203,20 @@ class GlobalMemory:
         What comes after the one that runs comes after those too, so it stands for them. Programs with atomic operations
         run one by one: that of the first lane is that of all.
         """
-        before = self.ordered.get(int(programs[0])) if self.ordered else None
-        return np.where(np.isin(others - 1, list(before)), 0, others) if before else others
+        if not self.before or programs[0] != self.running:
+            return others
+        known = (others > 0) & (others <= len(self.is_before))
+        return np.where(known & self.is_before[np.where(known, others - 1, 0)], 0, others)
+
+    def _order(self, program: int, addresses: set[int]) -> None:
+        """Put the programs that came to these addresses before one that comes now."""
+        if program != self.running:
+            self.running, self.before = program, 0
+        for address in addresses:
+            self.before |= self.released.get(address, 0)
+            self.released[address] = self.before | 1 << program
+        bits = np.frombuffer(self.before.to_bytes(program // 8 + 1, "little"), np.uint8)
+        self.is_before = np.unpackbits(bits, bitorder="little").astype(np.bool_)
 
     @staticmethod
     def _forbid_writing(tensor: Tensor, access: Access) -> None:

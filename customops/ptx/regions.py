@@ -56,7 +56,8 @@ class Access(NamedTuple):
 class Region:
     """The memory of tensors that overlap one another, or of one tensor."""
 
-    def __init__(self, buffers: Sequence[Buffer]):
+    def __init__(self, buffers: Sequence[Buffer], narrowest: int):
+        """``narrowest`` are the bytes of the narrowest access: what is noted of memory is noted of as many at least."""
         self.buffers = buffers
         extents = [buffer.extent for buffer in buffers]
         self.low, self.high = min(low for low, _ in extents), max(high for _, high in extents)
@@ -64,7 +65,7 @@ class Region:
         size = -(-(self.high - self.start) // _WIDEST) * _WIDEST if self.high > self.low else 0
         self.bytes = _bytes_at(self.start, size)
         self.views = {n: self.bytes.view(f"u{n}") for n in (1, 2, 4, 8)}
-        self.granule = min(buffer.itemsize for buffer in buffers)
+        self.granule = min(narrowest, *[buffer.itemsize for buffer in buffers])
         if any((buffer.address - self.start) % self.granule for buffer in buffers):
             self.granule = 1
         self.is_written = any(buffer.is_writable for buffer in buffers)
