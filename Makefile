@@ -24,7 +24,7 @@ distributed: .venv/ready  ## on two processes, by DDP, FSDP2 and tensor parallel
 test: .venv/ready  ## formulas and offline compilation, the kernels in Triton's interpreter, some compiled and executed
 	$(PYTEST) --check
 	$(KERNELS) $(PYTEST) --check
-	$(COMPILED)=cuda:90 $(PYTEST) --part 0/20
+	$(COMPILED)=cuda:90 $(PYTEST) --part 0/40
 
 test-compiled: .venv/ready  ## kernels compiled for GPUs and executed on the CPU: all for sm_90, parts for others
 	$(COMPILED)=cuda:90 $(PYTEST)

@@ -216,7 +216,7 @@ def test_command_learns_on_two_processes_without_noise():
     assert {line.split(":")[0].strip() for line in run.stderr.splitlines() if line.strip()} == set(ENGINES)
 
 
-@pytest.mark.sample(formulas="once")
+@pytest.mark.sample(formulas="")  # it waits for processes to end
 @needs_gpus
 @pytest.mark.skipif(INTERPRETED, reason="what ends it is torchrun, kernels or none")
 @pytest.mark.parametrize(

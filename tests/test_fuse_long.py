@@ -88,6 +88,7 @@ def test_what_is_compared_is_not_contracted():
 
 
 @compiles
+@pytest.mark.sample(formulas="once")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_long_elementwise_programs_do_not_spill(dtype):
     assert spills(lambda x, a, b: multiply_add(x, a, b, 150), [(512, 512)] * 3, dtype) == [0, 0]
@@ -99,6 +100,7 @@ def test_programs_of_many_tensors_do_not_spill():
 
 
 @compiles
+@pytest.mark.sample(formulas="columns")
 @pytest.mark.parametrize("columns", [4097, 8192])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_layer_norm_of_long_rows_does_not_spill(columns, dtype):

@@ -24,7 +24,7 @@ def _fresh_memory_is_nan():
     """Leave memory as it is, where other tests fill it: nothing is computed here."""
 
 
-@pytest.mark.sample(formulas="name, rows")
+@pytest.mark.sample(formulas="rows")
 @pytest.mark.parametrize("name", growth.OPERATORS)
 @pytest.mark.parametrize("rows", [64, 512, 1000])
 def test_few_kernels_serve_all_lengths(name, rows, full, replan):
@@ -46,6 +46,7 @@ def test_few_kernels_serve_all_numbers_of_rows(name, replan):
     assert 0 < len(set(compiled)) <= growth.KERNELS
 
 
+@pytest.mark.sample(formulas="once")
 @pytest.mark.parametrize("name", growth.OPERATORS)
 def test_a_new_shape_keeps_little_memory(name, replan):
     """It keeps three launches at most, with their arguments, and what looks them up: it was 15 to 60 kB."""

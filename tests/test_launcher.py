@@ -141,7 +141,7 @@ def check(stub, run, tally) -> list[DriverLaunch]:
     return launches
 
 
-@pytest.mark.sample(formulas="operator, path")
+@pytest.mark.sample(formulas="path")
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_every_call_is_launched_as_planned(row, call, stub, tally):
     xs = [row.draw((4, 8, 2, 2), torch.float32, i) for i in range(call.arity)]

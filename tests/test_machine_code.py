@@ -234,6 +234,7 @@ def test_instructions_of_amd(instruction, kind, bits):
     assert accesses(compiled) == (Access(kind, bits, None),)
 
 
+@pytest.mark.sample(formulas="once")
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_small_state_stays_in_registers_and_a_large_one_spills(target):
     small = resources(build_softmax(target, 1024))
@@ -252,6 +253,7 @@ def test_a_stack_is_not_a_spill(target):
     assert resources(compiled).spills == 0
 
 
+@pytest.mark.sample(formulas="once")
 @pytest.mark.parametrize("target", TARGETS)
 def test_registers_in_the_binary_are_those_that_ptxas_tells(target):
     """Also of a kernel with a function that is called, which has registers of its own."""

@@ -48,6 +48,7 @@ def test_forward_and_backward_build_for_every_gpu(row, call, dtype, target, tall
     tally("compiled kernels", len({launch.compiled.hash for launch in launches}))
 
 
+@pytest.mark.sample(formulas="once")  # those of test_compiled.py are executed
 @pytest.mark.parametrize("target", TARGETS)
 def test_launches_that_count_in_64_bits_build_for_every_gpu(target):
     many, far = torch.ones(1, dtype=torch.int8).expand(65535, 32768), torch.zeros(2**31 + 1, dtype=torch.uint8)
