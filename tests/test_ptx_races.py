@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from customops.ptx.faults import LaneFault
-from customops.ptx.memory import GlobalMemory
+from customops.ptx.memory import GlobalMemory, Order
 from customops.ptx.regions import Access
 from customops.ptx.shared import SharedMemory
 
@@ -105,7 +105,7 @@ def is_fault(memory, kind, access, values, *more):
             new = [next(values) % 2**64 >> 3 & (1 << 8 * access.itemsize) - 1 for _ in access.lanes]
             memory.store(access, np.array(new, f"u{access.itemsize}")[:, None], *more)
         elif more:
-            memory.update(access, *more, lambda i, old: old, False)
+            memory.update(access, *more, lambda i, old: old, Order(False, False))
         else:
             memory.update(access, lambda i, old: old)
     except LaneFault:

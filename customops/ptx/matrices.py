@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .faults import LaneFault
-from .frame import WARP, Step, address_of, parts_of, source, target
+from .frame import WARP, Frame, Source, Step, Target, address_of, parts_of, source, target
 from .module import Instruction
 from .regions import Access
 from .warp import require
 
 _LANES = np.arange(WARP)
 _OPCODE = re.compile(r"(ld|st)matrix\.sync\.aligned\.(m8n8|m16n16)\.x([124])(\.trans)?\.shared(?:::cta)?\.(b16|b8)")
+
+
+class _Rows(NamedTuple):
+    """The rows of the matrices that an instruction moves, in shared memory."""
+
+    get: Source  # the address that each lane gives
+    shift: np.uint64  # bytes that are added to it
+    matrices: int
+    lines: int  # rows of a matrix
+    transposed: bool
+
+    def accesses(self, frame: Frame) -> Iterator[list[Access]]:
+        """Yield for each register the accesses of its parts, or of all at once where they are side by side."""
+        if frame.active is not None:
+            require(frame, np.uint32(0xFFFFFFFF))
+        addresses = frame.spread(self.get(frame)).astype(np.uint64) + self.shift
+        lanes, given = frame.chosen(), self.lines * self.matrices
+        givers = lanes.reshape(-1, WARP)[:, :given].ravel()
+        misaligned = addresses[givers] % 16 != 0
+        if misaligned.any():
+            lane = int(givers[np.argmax(misaligned)])
+            raise LaneFault("a misaligned access to shared memory: a row of a matrix has 16 bytes", lane)
+        rows = addresses.reshape(-1, WARP)[:, :given].reshape(-1, self.matrices, self.lines)
+        for parts in _parts_of_matrices(rows, self.transposed):
+            yield [Access(lanes, part.ravel()[lanes], 4 // len(parts), 1) for part in parts]
 
 
 def _matrix(instruction: Instruction, context: Any) -> Step:
@@ -37,44 +62,34 @@ def _matrix(instruction: Instruction, context: Any) -> Step:
         raise KeyError(opcode)
     group, where = instruction.operands if loads else instruction.operands[::-1]
     base, offset = address_of(where)
-    get, shift = source(names, base, "b32"), np.uint64(offset % (1 << 64))
-    registers = parts_of(group)
-    puts = [target(names, name, "b32") for name in registers] if loads else []
-    gets = [] if loads else [source(names, name, "b32") for name in registers]
+    rows = _Rows(source(names, base, "b32"), np.uint64(offset % (1 << 64)), count, lines, transposed)
+    if loads:
+        return _load(rows, [target(names, name, "b32") for name in parts_of(group)])
+    return _store(rows, [source(names, name, "b32") for name in parts_of(group)])
 
-    def accesses(frame):
-        """Yield for each register the accesses of its halves, or of both at once where they are side by side."""
-        if frame.active is not None:
-            require(frame, np.uint32(0xFFFFFFFF))
-        rows = frame.spread(get(frame)).astype(np.uint64) + shift
-        lanes = frame.chosen()
-        givers = lanes.reshape(-1, WARP)[:, : lines * count].ravel()
-        misaligned = rows[givers] % 16 != 0
-        if misaligned.any():
-            lane = int(givers[np.argmax(misaligned)])
-            raise LaneFault("a misaligned access to shared memory: a row of a matrix has 16 bytes", lane)
-        for parts in _parts_of_matrices(
-            rows.reshape(-1, WARP)[:, : lines * count].reshape(-1, count, lines), transposed
-        ):
-            yield [Access(lanes, part.ravel()[lanes], 4 // len(parts), 1) for part in parts]
 
+def _load(rows: _Rows, puts: Sequence[Target]) -> Step:
     def load(frame):
         shared, lanes = frame.batch.shared, frame.chosen()
-        for put, parts in zip(puts, accesses(frame), strict=True):
+        for put, parts in zip(puts, rows.accesses(frame), strict=True):
             value = np.zeros(frame.batch.lanes, np.uint32)
             for i, part in enumerate(parts):
                 value[lanes] |= shared.load(part)[:, 0].astype(np.uint32) << np.uint32(32 // len(parts) * i)
             put(frame, value)
 
+    return load
+
+
+def _store(rows: _Rows, gets: Sequence[Source]) -> Step:
     def store(frame):
         frame.batch.stores += 1
         shared, lanes = frame.batch.shared, frame.chosen()
-        for each, parts in zip(gets, accesses(frame), strict=True):
+        for each, parts in zip(gets, rows.accesses(frame), strict=True):
             words = np.ascontiguousarray(frame.spread(each(frame)).view(np.uint32)[lanes])
             for i, part in enumerate(parts):
                 shared.store(part, words.view(f"u{part.itemsize}").reshape(len(lanes), -1)[:, i : i + 1])
 
-    return load if loads else store
+    return store
 
 
 def _parts_of_matrices(rows: np.ndarray, transposed: bool) -> Iterator[list[np.ndarray]]:

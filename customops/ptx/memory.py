@@ -21,6 +21,13 @@ class Traffic(NamedTuple):
     distinct: int  # bytes that some thread loaded or stored, each counted once
 
 
+class Order(NamedTuple):
+    """What an atomic operation orders among programs."""
+
+    acquires: bool  # whether what programs did that released the address comes before what this program does
+    releases: bool
+
+
 class GlobalMemory:
     """The tensors of a launch, and what its programs did to their elements.
 
@@ -36,7 +43,7 @@ class GlobalMemory:
         self.loaded = self.stored = 0
         self.running = -1  # the last program with an atomic operation that orders; these run one by one
         self.before = 0  # a bit for each program that a lock or the like puts before it
-        self.released: dict[int, int] = {}  # of each address of a lock: such bits of the programs that came to it
+        self.released: dict[int, int] = {}  # of each address of a lock: such bits of the programs that released it
         self.is_before = np.zeros(0, np.bool_)  # the same as ``before``
 
     @property
@@ -74,14 +81,14 @@ class GlobalMemory:
                 self._store(tensor, _part(access, chosen), values[chosen], programs[chosen])
 
     def update(
-        self, access: Access, programs: np.ndarray, origins: frozenset[int], change: Callable, orders: bool
+        self, access: Access, programs: np.ndarray, origins: frozenset[int], change: Callable, order: Order
     ) -> np.ndarray:
         """Apply an atomic operation: ``change(i, value)`` returns what lane ``i`` makes of a value; return the old.
 
-        One that ``orders`` puts what its program did before what a program does that later comes to the same address.
+        What a program did that releases an address comes before what a program does that later acquires it.
         """
-        if orders:
-            self._order(int(programs[0]), {*access.addresses.tolist()})
+        if any(order):
+            self._order(int(programs[0]), {*access.addresses.tolist()}, order)
         self.loaded += len(access.lanes) * access.itemsize
         self.stored += len(access.lanes) * access.itemsize
         old = np.zeros(len(access.lanes), f"u{access.itemsize}")
@@ -208,13 +215,16 @@ class GlobalMemory:
         known = (others > 0) & (others <= len(self.is_before))
         return np.where(known & self.is_before[np.where(known, others - 1, 0)], 0, others)
 
-    def _order(self, program: int, addresses: set[int]) -> None:
-        """Put the programs that came to these addresses before one that comes now."""
+    def _order(self, program: int, addresses: set[int], order: Order) -> None:
+        """Put the programs that released these addresses before one that acquires them now."""
         if program != self.running:
             self.running, self.before = program, 0
         for address in addresses:
-            self.before |= self.released.get(address, 0)
-            self.released[address] = self.before | 1 << program
+            earlier = self.released.get(address, 0)
+            if order.acquires:
+                self.before |= earlier
+            if order.releases:
+                self.released[address] = earlier | self.before | 1 << program
         bits = np.frombuffer(self.before.to_bytes(program // 8 + 1, "little"), np.uint8)
         self.is_before = np.unpackbits(bits, bitorder="little").astype(np.bool_)
 

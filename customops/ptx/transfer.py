@@ -11,6 +11,7 @@ import numpy as np
 from .arithmetic import operation
 from .faults import LaneFault
 from .frame import Context, DecodedNames, Frame, Source, Step, access_of, address_of, dtype_of, parts_of, source, target
+from .memory import Order
 from .module import Instruction
 from .regions import Access
 
@@ -169,6 +170,7 @@ def _atomic(instruction: Instruction, context: Context) -> Step:
     gets = [[source(names, x, kind) for x in xs] for xs in zip(*map(parts_of, operands[1:]), strict=True)]
     puts = [target(names, x, kind) for x in (parts_of(to) if to != "_" else ["_"] * len(gets))]
     origins, orders = context.origins.get(base, frozenset()), {"acquire", "release", "acq_rel"} & {*modifiers}
+    order = Order(bool(orders & {"acquire", "acq_rel"}), bool(orders & {"release", "acq_rel"}))
 
     def step(frame):
         access = access_of(frame, get(frame), offset, dtype.itemsize, 1)
@@ -177,7 +179,7 @@ def _atomic(instruction: Instruction, context: Context) -> Step:
         for i, (put, each) in enumerate(zip(puts, gets, strict=True)):
             one = access._replace(addresses=access.addresses + np.uint64(i * dtype.itemsize))
             values = [frame.spread(value(frame))[access.lanes] for value in each]
-            old = _update(frame, space, one, origins, values, change, dtype, bool(orders))
+            old = _update(frame, space, one, origins, values, change, dtype, order)
             whole = np.zeros(frame.batch.lanes, dtype)
             whole[access.lanes] = old.view(dtype)
             put(frame, whole)
@@ -201,7 +203,7 @@ def _update(
     values: list[np.ndarray],
     change: Callable,
     dtype: np.dtype,
-    orders: bool,
+    order: Order,
 ) -> np.ndarray:
     """Replace what lanes access by what ``change`` makes of it and of the lane's ``values``; return what was there."""
     batch = frame.batch
@@ -212,7 +214,7 @@ def _update(
         return new
 
     if space == "global":
-        return batch.memory.update(access, batch.programs[access.lanes], origins, make, orders)
+        return batch.memory.update(access, batch.programs[access.lanes], origins, make, order)
     return batch.shared.update(access, make)
 
 

@@ -111,7 +111,10 @@ def parameters(compiled: Any) -> tuple[tuple[Leaf, str], ...]:
             for i, inner in enumerate(dtype):
                 yield from leaves(inner, (*path, i))
         elif dtype.startswith("tensordesc"):
-            raise NotImplementedError(f"{names[path[0]]} is a tensor descriptor, which becomes several parameters")
+            raise NotImplementedError(
+                f"{compiled.name}: {names[path[0]]} is a tensor descriptor, which becomes several parameters; "
+                "pass the tensor, and make the descriptor in the kernel"
+            )
         else:
             yield (names[path[0]], *path[1:]), dtype
 
