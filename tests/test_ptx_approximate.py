@@ -9,6 +9,8 @@ from customops.ptx.arithmetic import operation
 
 from .ptx_numbers import FORMS
 
+pytestmark = pytest.mark.sample(kernels="")  # it asks nothing of the interpreter
+
 
 @pytest.fixture(autouse=True)
 def _no_warnings():

@@ -12,6 +12,8 @@ from .ptx_numbers import FORMS, PAIRS, decode, is_nan, width
 from .ptx_opcodes import EXACT, KERNELS
 from .ptx_scalar import evaluate, parse
 
+pytestmark = pytest.mark.sample(kernels="")  # it asks nothing of the interpreter
+
 LONGEST = 128  # operands of each opcode
 
 

@@ -11,6 +11,8 @@ from customops.ptx.memory import Traffic
 
 from .ptx_text import aligned, at, buffer, kernel, outputs, run
 
+pytestmark = pytest.mark.sample(kernels="")  # it asks nothing of the interpreter
+
 T = np.arange(32)
 IF_ELSE = """
 mov.u32 %r0, 0;

@@ -22,6 +22,8 @@ if KERNELS or INTERPRETED:
     pytest.skip("the interpreter's functions do not compile, and a GPU is not asked", allow_module_level=True)
 import triton.language as tl  # noqa: E402
 
+pytestmark = pytest.mark.sample(kernels="")  # it asks nothing of the interpreter
+
 BITS = {"f16": 16, "bf16": 16, "tf32": 32, "f32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8, "s32": 32, "f64": 64}
 TYPES = {
     "f16": torch.float16,
@@ -367,7 +369,7 @@ MATMULS = [
 ]
 
 
-@pytest.mark.sample(formulas="target, kind")
+@pytest.mark.sample(formulas="target, kind", kernels="")
 @pytest.mark.parametrize(
     ("target", "kind", "rest"),
     [(target, kind, rest) for target, kind, *rest in MATMULS],

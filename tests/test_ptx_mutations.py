@@ -24,6 +24,8 @@ if KERNELS or INTERPRETED:
     pytest.skip("the interpreter's functions do not compile, and a GPU is not asked", allow_module_level=True)
 import triton.language as tl  # noqa: E402
 
+pytestmark = pytest.mark.sample(kernels="")  # it asks nothing of the interpreter
+
 NAN = float("nan")
 
 

@@ -14,6 +14,8 @@ from customops.ptx.shared import SharedMemory
 
 from .ptx_text import aligned, buffer
 
+pytestmark = pytest.mark.sample(kernels="")  # it asks nothing of the interpreter
+
 THREADS, SIZE = 96, 8
 
 
@@ -54,7 +56,7 @@ def draw_lanes(random):
     return np.sort(random.choice([0, 1, 32, 33, 64], random.integers(1, 4), replace=False))  # few, so that they meet
 
 
-@pytest.mark.sample(formulas="group")
+@pytest.mark.sample(formulas="group", kernels="")
 @pytest.mark.parametrize(("group", "seed"), [(seed % 3, seed) for seed in range(8)])
 def test_races_in_shared_memory_are_those_of_a_list_of_accesses(group, seed):
     random, steps = np.random.default_rng(seed), 0
@@ -113,7 +115,7 @@ def is_fault(memory, kind, access, values, *more):
     return False
 
 
-@pytest.mark.sample(formulas="group")
+@pytest.mark.sample(formulas="group", kernels="")
 @pytest.mark.parametrize(("group", "seed"), [(seed % 3, seed) for seed in range(8)])
 def test_races_of_programs_are_those_of_a_list_of_accesses(group, seed):
     """Four programs access few elements of 4 bytes, each alone or two of them at once."""

@@ -11,6 +11,8 @@ import pytest
 from .ptx_scalar import evaluate
 from .ptx_text import at, run
 
+pytestmark = pytest.mark.sample(kernels="")  # it asks nothing of the interpreter
+
 COUNTS = {"p": 4, "h": 6, "r": 8, "d": 6}  # registers that programs compute with, by kind: 1, 16, 32 and 64 bits
 WIDTHS = {"p": 1, "h": 16, "r": 32, "d": 64}
 NAMES = [f"{kind}{i}" for kind, count in COUNTS.items() for i in range(count)]
@@ -105,7 +107,7 @@ def executed(body, registers):
     return [dict(zip(NAMES, row[:-1], strict=True)) for row in found.tolist()], found[:, -1].tolist()
 
 
-@pytest.mark.sample(formulas="group")
+@pytest.mark.sample(formulas="group", kernels="")
 @pytest.mark.parametrize(("group", "seed"), [(seed % 6, seed) for seed in range(24)])
 def test_random_instructions_give_the_bits_of_a_scalar_evaluation(group, seed):
     random = np.random.default_rng(seed)
@@ -246,7 +248,7 @@ class Writer:
         return [*lines, "END:"]
 
 
-@pytest.mark.sample(formulas="group")
+@pytest.mark.sample(formulas="group", kernels="")
 @pytest.mark.parametrize(("group", "seed"), [(seed % 12, seed) for seed in range(60)])
 def test_random_control_flow_gives_the_bits_of_one_thread_after_the_other(group, seed):
     random = np.random.default_rng(seed)
