@@ -110,6 +110,7 @@ def test_layer_norm_of_long_rows_does_not_spill(columns, dtype):
 
 
 @compiles
+@pytest.mark.sample(formulas="")
 def test_kernels_of_a_program_grow_in_number_and_not_in_length():
     steps, kernels = [], []
     for times in (100, 200, 400):

@@ -59,6 +59,7 @@ def test_launches_that_count_in_64_bits_build_for_every_gpu(target):
     assert all("_i64 iter_args" in line for line in loops)  # the step, so its type
 
 
+@pytest.mark.sample(formulas="")  # three processes
 def test_editing_a_formula_makes_a_new_kernel_from_a_warm_cache(tmp_path):
     """Triton keys a tuple of JIT functions by their names alone; ours is keyed by their source."""
     script = f"""
