@@ -187,11 +187,16 @@ def alternating(dtype: type, bits: int) -> Array:
     return dtype(sum(((1 << bits) - 1) << start for start in range(0, total, 2 * bits)))
 
 
+def doubling_fields(kind: str) -> list[tuple[Array, Array]]:
+    """Return the widths 1, 2, 4 ... below that of `kind`, each with the mask of every other field so wide."""
+    dtype = DTYPES[kind]
+    return [(dtype(bits), alternating(dtype, bits)) for bits in (1, 2, 4, 8, 16, 32) if bits < width(kind)]
+
+
 @instruction("popc", ("b32", "b64"))
 def popc(opcode: Opcode) -> Operation:
     """Build the number of ones, added up in fields of doubling width."""
-    dtype, total = DTYPES[opcode.types[0]], width(opcode.types[0])
-    steps = [(dtype(bits), alternating(dtype, bits)) for bits in (1, 2, 4, 8, 16, 32) if bits < total]
+    steps = doubling_fields(opcode.types[0])
 
     def function(a: Array) -> Array:
         for bits, mask in steps:
@@ -204,8 +209,7 @@ def popc(opcode: Opcode) -> Operation:
 @instruction("brev", ("b32", "b64"))
 def brev(opcode: Opcode) -> Operation:
     """Build the reversal of all bits, by swapping fields of doubling width."""
-    dtype, total = DTYPES[opcode.types[0]], width(opcode.types[0])
-    steps = [(dtype(bits), alternating(dtype, bits)) for bits in (1, 2, 4, 8, 16, 32) if bits < total]
+    steps = doubling_fields(opcode.types[0])
 
     def function(a: Array) -> Array:
         for bits, mask in steps:

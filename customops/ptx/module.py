@@ -107,7 +107,11 @@ class _Reader:
         self.functions: dict[str, Function] = {}
         self.variables: list[Variable] = []
         self.location: tuple[str, ...] = ()
-        self.function: Function | None = None  # the one that is read, whose tuples are lists so far
+        self.function: Function | None = None  # the one that is read, so far its header alone
+        self.instructions: list[Instruction] = []  # of it, as are the next three
+        self.labels: dict[str, int] = {}
+        self.registers: dict[str, str] = {}
+        self.own_variables: list[Variable] = []
         self.scopes: list[dict[str, str]] = []  # the unique names of registers and parameters, by block
         self.blocks = 0
 
@@ -163,19 +167,19 @@ class _Reader:
         elif end == "}":
             self.scopes.pop()
             if not self.scopes:
-                self.functions[self.function.name] = self._finish(self.function)
-                self.function = None
+                self._finish(self.function)
         elif end == ":":
-            self.function.labels[statement] = len(self.function.instructions)
+            self.labels[statement] = len(self.instructions)
         elif statement.startswith("."):
             self._read_declaration(statement)
         elif statement:
-            self.function.instructions.append(self._instruction(statement))  # type: ignore[attr-defined]
+            self.instructions.append(self._instruction(statement))
 
     def _read_outside(self, statement: str, end: str) -> None:
         if match := re.search(r"\.(entry|func)\b", statement):
             if end == "{":
                 self.function = self._function(statement[match.start() :])
+                self.instructions, self.labels, self.registers, self.own_variables = [], {}, {}, []
                 self.scopes = [{}]
         elif match := _VARIABLE.match(statement):
             self.variables.append(_variable(match))
@@ -188,17 +192,15 @@ class _Reader:
         threads = re.search(r"\.reqntid\s+([\d, ]+)", directives)
         counts = tuple(int(n) for n in threads[1].split(",")) if threads else ()
         takes, gives = _parameters(parameters or ""), _parameters((results or "").strip("()"))
-        return Function(name, kind == "entry", takes, gives, {}, [], {}, [], counts)  # type: ignore[arg-type]
+        return Function(name, kind == "entry", takes, gives, {}, (), {}, (), counts)
 
     def _read_declaration(self, statement: str) -> None:
-        function = self.function
-        assert function is not None
         if match := _REGISTERS.match(statement):
             kind = match[1].replace("u", "b").replace("s", "b").replace("f", "b") if match[1] != "pred" else "pred"
             for name in match[2].split(","):
                 self._declare(name.strip(), kind)
         elif match := _VARIABLE.match(statement):
-            function.variables.append(_variable(match))  # type: ignore[attr-defined]
+            self.own_variables.append(_variable(match))
         elif statement.startswith(".param"):
             (parameter,) = _parameters(statement)
             self.scopes[-1][parameter.name] = f"{parameter.name}.{self.blocks}"
@@ -207,14 +209,13 @@ class _Reader:
 
     def _declare(self, name: str, kind: str) -> None:
         """Declare a register, or ``%r<9>``: registers ``%r0`` to ``%r8``."""
-        registers = self.function.registers  # type: ignore[union-attr]
         match = re.fullmatch(r"(.+)<(\d+)>", name)
         if match:
-            registers.update({f"{match[1]}{i}": kind for i in range(int(match[2]))})
+            self.registers.update({f"{match[1]}{i}": kind for i in range(int(match[2]))})
             return
         unique = name if len(self.scopes) == 1 else f"{name}.{self.blocks}"
         self.scopes[-1][name] = unique
-        registers[unique] = kind
+        self.registers[unique] = kind
 
     def _instruction(self, statement: str) -> Instruction:
         match = _INSTRUCTION.fullmatch(statement)
@@ -231,8 +232,14 @@ class _Reader:
         names = ChainMap(*reversed(self.scopes))
         return re.sub(r"[%\w$]+", partial(_renamed, names), text) if names else text
 
-    def _finish(self, function: Function) -> Function:
-        return function._replace(instructions=tuple(function.instructions), variables=tuple(function.variables))
+    def _finish(self, function: Function) -> None:
+        self.functions[function.name] = function._replace(
+            registers=self.registers,
+            instructions=tuple(self.instructions),
+            labels=self.labels,
+            variables=tuple(self.own_variables),
+        )
+        self.function = None
 
 
 def _renamed(scope: Mapping[str, str], word: re.Match) -> str:
