@@ -6,6 +6,8 @@ The semantics: Parallel Thread Execution ISA, https://docs.nvidia.com/cuda/paral
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -142,6 +144,13 @@ def test_the_first_of_the_members_is_elected():
 ROWS = "mad.lo.u32 %r0, %t, 16, shared;\n"
 
 
+def fragments(count, transposed):
+    """Yield lane, register and half of each element, with its matrix, row and column as the ISA has them."""
+    for t, m, half in product(range(32), range(count), (0, 1)):
+        row, column = t // 4, 2 * (t % 4) + half
+        yield (t, m, half), (m, column, row) if transposed else (m, row, column)
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_matrix_is_loaded_as_its_fragments(count, transposed):
@@ -155,12 +164,8 @@ def test_a_matrix_is_loaded_as_its_fragments(count, transposed):
     body += "\n".join(f"st.global.b32 [%d1+{4 * i}], %r{1 + i};" for i in range(count))
     z = np.zeros((32, count, 2), np.uint16)
     run(body, x, z, shared=512, inputs=(0,))
-    for t in range(32):
-        for m in range(count):
-            for half in (0, 1):
-                row, column = t // 4, 2 * (t % 4) + half
-                row, column = (column, row) if transposed else (row, column)
-                assert z[t, m, half] == x[8 * m + row, column]
+    for place, (m, row, column) in fragments(count, transposed):
+        assert z[place] == x[8 * m + row, column]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -177,9 +182,5 @@ def test_fragments_are_stored_as_a_matrix(count, transposed):
     body += "@%p0 st.global.v4.b32 [%d1], {%r1, %r2, %r3, %r4};"
     z = aligned(np.zeros((8 * count, 8), np.uint16))
     run(body, x, z, shared=512, inputs=(0,))
-    for t in range(32):
-        for m in range(count):
-            for half in (0, 1):
-                row, column = t // 4, 2 * (t % 4) + half
-                row, column = (column, row) if transposed else (row, column)
-                assert z[8 * m + row, column] == x[t, m, half]
+    for place, (m, row, column) in fragments(count, transposed):
+        assert z[8 * m + row, column] == x[place]
