@@ -3,8 +3,8 @@
 A value stays in registers from formula to formula. Legend of the kernels:
 
 The iteration space has one dimension for each group of axes: rows and columns for ``map_kernel``; outer, looped and
-tiled for ``map_reduce_kernel``. It is cut into tiles. A program of map_kernel has one tile. A program of
-map_reduce_kernel has a chunk along the looped group, which it walks tile by tile:
+tiled for the others. It is cut into tiles. A program of map_kernel has one tile. A program of map_reduce_kernel or
+walk_kernel has a chunk along the looped group, which it goes through tile by tile:
 
     map_kernel                      map_reduce_kernel (one layer; tile_counts[1] of these lie along the tiled group)
 
@@ -68,6 +68,7 @@ class KernelBody(NamedTuple):
     epilogue: tuple[Reducer | None, ...]  # of each output: how it is reduced on its way out; None where it is not
     common_dtype: tl.dtype  # the dtype that operands are cast to as they are loaded: see ``Geometry.cast_on_load``
     compute_dtype: tl.dtype  # the dtype of all values
+    walks: Any = None  # when walk_kernel computes each value, see ``walks.py``; None for the other kernels
 
     @property
     def cache_key(self) -> str:
@@ -93,6 +94,10 @@ class Geometry(NamedTuple):
     has_tail: bool  # whether the last vector along the vector group is not full
     index_dtype: tl.dtype  # the dtype of indices and offsets, int32 or int64
     hoisted: tuple[int, ...]  # the operands that are loaded once before the loop, by position
+    full_groups: int = 0  # the set of groups along which no lane of any tile is past the end
+    has_one_block: bool = False  # whether a program has one tile along the looped group
+    row_chunks: int = 1  # the chunks of a row that walk_kernel walks, where it holds sums; else 1, and any number
+    holds_sums: bool = True  # whether registers hold the sums of walk_kernel for each element of a row
 
 
 def reducer_of(name: str, dtype: tl.dtype) -> Reducer:
@@ -105,18 +110,41 @@ def reducer_of(name: str, dtype: tl.dtype) -> Reducer:
 def evaluate(values, in_row, row_length, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
     """Append the value of each formula to ``values``; a row has ``row_length`` elements, the lanes ``in_row``."""
     for i in tl.static_range(len(BODY.formulas)):
-        arguments = ()
-        for j in tl.static_range(len(BODY.inputs[i])):
-            arguments = arguments + (values[BODY.inputs[i][j]],)
         if BODY.reducers[i] is not None:
-            row = tl.where(in_row, tl.broadcast_to(arguments[0], GEOMETRY.tile), BODY.reducers[i].identity)
-            total = BODY.reducers[i].reduce_tile(row, len(GEOMETRY.tile) - 1)
-            values = values + (BODY.reducers[i].finalize(total, tl.cast(row_length, BODY.compute_dtype)),)
-        elif BODY.constants[i] is None:
-            values = values + (BODY.formulas[i](*arguments),)
+            row = in_row_or_identity(values[BODY.inputs[i][0]], in_row, i, BODY, GEOMETRY)
+            values = values + (reduce_row(row, row_length, i, BODY),)
         else:
-            values = values + (BODY.formulas[i](*arguments, BODY.constants[i]),)
+            values = values + (apply_formula(values, i, BODY),)
     return values
+
+
+@triton.jit
+def apply_formula(values, i: tl.constexpr, BODY: tl.constexpr):
+    """Return what formula i makes of ``values``."""
+    arguments = ()
+    for j in tl.static_range(len(BODY.inputs[i])):
+        arguments = arguments + (values[BODY.inputs[i][j]],)
+    if BODY.constants[i] is None:
+        return BODY.formulas[i](*arguments)
+    else:
+        return BODY.formulas[i](*arguments, BODY.constants[i])
+
+
+@triton.jit
+def in_row_or_identity(value, in_row, i: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Return a tile of ``value`` that formula i can reduce: beyond the end of the row there is rubbish."""
+    row = tl.broadcast_to(value, GEOMETRY.tile)
+    if (GEOMETRY.full_groups >> 2) & 1:
+        return row
+    else:
+        return tl.where(in_row, row, BODY.reducers[i].identity)
+
+
+@triton.jit
+def reduce_row(row, row_length, i: tl.constexpr, BODY: tl.constexpr):
+    """Return the reduction i of a tile along the row, of ``row_length`` elements."""
+    total = BODY.reducers[i].reduce_tile(row, 2)
+    return BODY.reducers[i].finalize(total, tl.cast(row_length, BODY.compute_dtype))
 
 
 @triton.jit
@@ -139,8 +167,8 @@ def load(
         mask = True
         for j in tl.static_range(len(indices)):
             if (GEOMETRY.operand_groups[i] >> j) & 1:
-                offset += _offset(indices[j], sizes[j], strides[j])
-                if j != UNMASKED:
+                offset += offset_of(indices[j], sizes[j], strides[j])
+                if j != UNMASKED and not (GEOMETRY.full_groups >> j) & 1:
                     mask = mask & (indices[j] < extents[j])
         if (GEOMETRY.operand_groups[i] >> GEOMETRY.vector_group) & 1:
             # each thread loads whole vectors of what it works on; loaded once for all rows, as anything else is, a row
@@ -153,17 +181,30 @@ def load(
 
 
 @triton.jit
-def store(output, strides, sizes, extents, indices, value, CONSTANT_ALONG: tl.constexpr, UNMASKED: tl.constexpr):
+def store(
+    output, strides, sizes, extents, indices, value,
+    CONSTANT_ALONG: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
+):  # fmt: skip
     """Write ``value`` at ``indices``, but for the groups that the output is constant along; nothing past an end."""
+    offset, mask = place(strides, sizes, extents, indices, CONSTANT_ALONG, UNMASKED, GEOMETRY)
+    tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
+
+
+@triton.jit
+def place(
+    strides, sizes, extents, indices,
+    CONSTANT_ALONG: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
+):  # fmt: skip
+    """Return the offsets of an output's elements at ``indices``, and which of them are there."""
     offset = tl.zeros(_ones(indices), tl.int32)
     mask = True
     for i in tl.static_range(len(indices)):
         if not (CONSTANT_ALONG >> i) & 1:
             # the product with 0 makes a block of the value's shape, also where the group has no axis
-            offset += _offset(indices[i], sizes[i], strides[i]) + indices[i] * 0
-            if i != UNMASKED:
+            offset += offset_of(indices[i], sizes[i], strides[i]) + indices[i] * 0
+            if i != UNMASKED and not (GEOMETRY.full_groups >> i) & 1:
                 mask = mask & (indices[i] < extents[i])
-    tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
+    return offset, mask
 
 
 @triton.constexpr_function
@@ -184,7 +225,7 @@ def _convert(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _offset(index, sizes, strides):
+def offset_of(index, sizes, strides):
     """Return Σ coordinate·stride over the axes of a group; ``index`` counts its elements, the last axis fastest."""
     offset = 0
     for i in tl.static_range(len(sizes) - 1, -1, -1):

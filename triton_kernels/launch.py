@@ -18,9 +18,10 @@ from triton.runtime import driver
 from .. import config
 from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
-from .layout import Layout, loop_invariants
+from .layout import LOOPED, TILED, Layout, loop_invariants
 from .specialize import Specialization, specialize
 from .tiling import Tiling, needs_int64, traffic
+from .walks import accumulates
 
 
 class Launch:
@@ -56,7 +57,6 @@ class Launch:
         summary: str,
         pool: dict,
         reduction: tuple = (),
-        reloads: bool = False,
     ):
         """Compile ``kernel`` for the current device.
 
@@ -69,9 +69,9 @@ class Launch:
         self.operand_names = _interned(tuple(x.name for x in operands), config.kernel_constants)
         self.summary = _interned(summary, config.kernel_constants)
         self.grid = prod(tiling.tile_counts) * tiling.splits
-        self.bytes_moved, self.bytes_floor = _bytes_moved(layout, tiling, (*operands, *outputs), reloads)
+        self.bytes_moved, self.bytes_floor = _bytes_moved(layout, tiling, (*operands, *outputs))
         index_dtype = tl.int64 if needs_int64(layout, tiling, *reduction[:1]) else tl.int32
-        geometry = _geometry(layout, tiling, operands, index_dtype, reloads)
+        geometry = _geometry(layout, tiling, operands, index_dtype)
         sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
         integers = layout.operand_strides, layout.output_strides, sizes, layout.extents, tiling.tile_counts, *reduction
         integers = _interned(integers, pool)
@@ -119,15 +119,15 @@ class Launch:
         return tuple(tensors[i] for i in self.operand_positions), tuple(tensors[i] for i in self.output_positions)
 
 
-def _bytes_moved(layout: Layout, tiling: Tiling, arguments: Sequence, reloads: bool) -> tuple[int, int]:
+def _bytes_moved(layout: Layout, tiling: Tiling, arguments: Sequence) -> tuple[int, int]:
     """Return the bytes that all programs move, and those of each tensor once but for scratch buffers."""
-    moved, floor = traffic(layout, tiling, reloads)
+    moved, floor = traffic(layout, tiling)
     itemsizes = [x.dtype.itemsize if x.dtype else 0 for x in arguments]
     lasting = [0 if x.is_scratch else itemsize for x, itemsize in zip(arguments, itemsizes, strict=True)]
     return sum(map(mul, moved, itemsizes)), sum(map(mul, floor, lasting))
 
 
-def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: tl.dtype, reloads: bool) -> Geometry:
+def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: tl.dtype) -> Geometry:
     output_tiles = tuple(
         tuple(1 if constant & ~reduced & 1 << i else n for i, n in enumerate(tiling.tile))
         for constant, reduced in zip(layout.constant_along, layout.reduced_over, strict=True)
@@ -142,8 +142,20 @@ def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: t
         output_tiles=output_tiles,
         has_tail=tiling.has_tail,
         index_dtype=index_dtype,
-        hoisted=() if reloads else tuple(loop_invariants(layout)),
+        hoisted=() if tiling.reloads else tuple(loop_invariants(layout)),
+        full_groups=_full_groups(layout, tiling),
+        has_one_block=layout.has_rows and tiling.chunk == tiling.tile[LOOPED],
+        row_chunks=tiling.row_chunks if tiling.holds_sums and accumulates(layout) else 1,
+        holds_sums=tiling.holds_sums,
     )
+
+
+def _full_groups(layout: Layout, tiling: Tiling) -> int:
+    """Return the groups along which no tile reaches past the end: of rows it is known of their length, too."""
+    is_full = [size == 1 for size in tiling.tile]
+    if layout.has_rows:
+        is_full[TILED] = layout.extents[TILED] % tiling.tile[TILED] == 0
+    return sum(full << group for group, full in enumerate(is_full))
 
 
 def _interned(value: Any, pool: dict) -> Any:

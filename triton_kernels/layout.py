@@ -18,7 +18,7 @@ Strides = tuple[int, ...]  # in elements, one for each axis
 MergedAxes = list[tuple[int, Strides]]  # axes of one group, outermost first: the size, and the stride of every tensor
 
 ROWS, COLUMNS = range(2)  # the groups of axes that the map kernel's tiles span
-OUTER, LOOPED, TILED = range(3)  # the groups of the map-reduce kernel, see ``body.py``
+OUTER, LOOPED, TILED = range(3)  # the groups of the other kernels, see ``body.py``; a row is the tiled group
 
 VECTOR_BYTES = 16  # bytes that one instruction loads at most
 
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     operand_groups: tuple[int, ...]  # of each operand: the set of groups that it has strides in; -1 for a number
     constant_along: tuple[int, ...]  # of each output: the set of groups with axes in which it has no strides
     reduced_over: tuple[int, ...]  # of each output: the set of groups that it is reduced over
-    row_group: int | None  # the group that ops reduce over, of which every tile has all elements; None where no op does
+    has_rows: bool = False  # whether ops reduce over the tiled group, which then is a row
 
 
 def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> Strides:
@@ -64,10 +64,10 @@ def arrange(
     they become one group. Raises TooManyGroups where a kernel has fewer groups than that takes.
     """
     strides = [*outputs, *(s for s in operands if s is not None)]
-    is_map = not any(reduced_axes) and not _shares_operand_among_rows(shape, operands, row_axes)
-    groups = [frozenset(range(len(shape))) - row_axes, row_axes] if is_map else _group(shape, reduced_axes, row_axes)
+    is_map = not any(reduced_axes) and not row_axes
+    groups = [frozenset(range(len(shape))), frozenset()] if is_map else _group(shape, reduced_axes, row_axes)
     merged = [_coalesce(shape, axes, strides) for axes in groups]
-    if is_map and not row_axes:
+    if is_map:
         merged = _split_rows(merged[ROWS])
     per_tensor = [tuple(tuple(steps[i] for _, steps in axes) for axes in merged) for i in range(len(strides))]
     output_strides, of_tensors = tuple(per_tensor[: len(outputs)]), iter(per_tensor[len(outputs) :])
@@ -82,15 +82,8 @@ def arrange(
             _bits(bool(axes) and not any(s) for axes, s in zip(merged, z, strict=True)) for z in output_strides
         ),
         reduced_over=tuple(_bits(bool(axes & group) for group in groups) for axes in reduced_axes),
-        row_group=None if not row_axes else COLUMNS if is_map else TILED,
+        has_rows=bool(row_axes),
     )
-
-
-def _shares_operand_among_rows(shape, operands: Sequence[Strides | None], row_axes: frozenset[int]) -> bool:
-    """Return whether rows, of which there are many, share an operand, which one program then loads once for several."""
-    others = [a for a, n in enumerate(shape) if n != 1 and a not in row_axes]
-    along_rows = [s for s in operands if s and any(s[a] for a in row_axes)]
-    return bool(others) and any(not any(s[a] for a in others) for s in along_rows)
 
 
 def _group(shape, reduced_axes: Sequence[frozenset[int]], row_axes: frozenset[int]) -> list[frozenset[int]]:

@@ -14,10 +14,7 @@ def map_kernel(
     operands, outputs, operand_strides, output_strides, sizes, extents, tile_counts,
     BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Load the operands of a tile of rows x columns, evaluate the body, store its outputs.
-
-    Where an op reduces along the row, a tile has all of its columns.
-    """
+    """Load the operands of a tile of rows x columns, evaluate the body, store its outputs."""
     pid = tl.program_id(0).to(GEOMETRY.index_dtype)
     first_row = pid // tile_counts[1] * GEOMETRY.tile[0]
     first_column = pid % tile_counts[1] * GEOMETRY.tile[1]
@@ -48,7 +45,8 @@ def _map_tile(memory, indices, UNMASKED: tl.constexpr, BODY: tl.constexpr, GEOME
             GEOMETRY,
         )
         values = values + (operand,)
-    values = evaluate(values, indices[1] < extents[1], extents[1], BODY, GEOMETRY)
+    values = evaluate(values, None, None, BODY, GEOMETRY)
     for j in tl.static_range(len(outputs)):
         value = values[BODY.outputs[j]]
-        store(outputs[j], output_strides[j], sizes, extents, indices, value, GEOMETRY.constant_along[j], UNMASKED)
+        constant_along: tl.constexpr = GEOMETRY.constant_along[j]
+        store(outputs[j], output_strides[j], sizes, extents, indices, value, constant_along, UNMASKED, GEOMETRY)

@@ -15,7 +15,7 @@ def map_reduce_kernel(
     operands, outputs, operand_strides, output_strides, sizes, extents, tile_counts, partial_strides, steps, counts,
     BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Walk a chunk of the looped group, tile by tile, and evaluate the body on each; reduce what is reduced, store.
+    """Go through a chunk of the looped group, tile by tile, and evaluate the body on each; reduce what is reduced, store.
 
     An output that is reduced over the looped group accumulates in a tile of registers, which is reduced at the end; any
     other is stored in every step. Over the outer and the tiled group an output is reduced within the tile. Where
@@ -61,17 +61,20 @@ def map_reduce_kernel(
     chunk_start = split * chunk
     chunk_end = tl.minimum(chunk_start + chunk, extents[1])
     unmasked_end = chunk_start
-    if GEOMETRY.has_tail:  # a mask along the loop would break up the vectors of tiles that need none
+    if GEOMETRY.has_one_block:
+        totals = _reduce_tile(memory, outer, chunk_start, tiled, partials, hoisted, totals, None, BODY, GEOMETRY)
+    elif GEOMETRY.has_tail:  # a mask along the loop would break up the vectors of tiles that need none
         unmasked_end = chunk_start + (chunk_end - chunk_start) // GEOMETRY.tile[1] * GEOMETRY.tile[1]
         for start in range(chunk_start, unmasked_end, GEOMETRY.tile[1]):
             totals = _reduce_tile(memory, outer, start, tiled, partials, hoisted, totals, _LOOPED, BODY, GEOMETRY)
-    for start in range(unmasked_end, chunk_end, GEOMETRY.tile[1]):
-        totals = _reduce_tile(memory, outer, start, tiled, partials, hoisted, totals, None, BODY, GEOMETRY)
+    if not GEOMETRY.has_one_block:
+        for start in range(unmasked_end, chunk_end, GEOMETRY.tile[1]):
+            totals = _reduce_tile(memory, outer, start, tiled, partials, hoisted, totals, None, BODY, GEOMETRY)
 
     for j in tl.static_range(len(outputs)):
         if _LOOPED_SET & GEOMETRY.reduced_over[j]:
             total = BODY.epilogue[j].reduce_tile(totals[j], _LOOPED)
-            _store_output(memory, (outer, outer, tiled), partials, total, j, None, BODY, GEOMETRY)
+            store_output(memory, (outer, outer, tiled), partials, total, j, None, BODY, GEOMETRY)
 
 
 @triton.jit
@@ -105,17 +108,17 @@ def _reduce_tile(
     for j in tl.static_range(len(outputs)):
         value = tl.broadcast_to(values[BODY.outputs[j]], GEOMETRY.output_tiles[j])
         if _LOOPED_SET & GEOMETRY.reduced_over[j]:
-            if UNMASKED != _LOOPED:
+            if UNMASKED != _LOOPED and not _LOOPED_SET & GEOMETRY.full_groups:
                 value = tl.where(looped < extents[1], value, BODY.epilogue[j].identity)  # past the end there is rubbish
             new_totals = new_totals + (BODY.epilogue[j].combine(totals[j], value),)
         else:
             new_totals = new_totals + (totals[j],)
-            _store_output(memory, indices, partials, value, j, UNMASKED, BODY, GEOMETRY)
+            store_output(memory, indices, partials, value, j, UNMASKED, BODY, GEOMETRY)
     return new_totals
 
 
 @triton.jit
-def _store_output(
+def store_output(
     memory, indices, partials, value, j: tl.constexpr,
     UNMASKED: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
@@ -127,9 +130,11 @@ def _store_output(
         if (GEOMETRY.reduced_over[j] >> i) & 1:
             output += position[i] * partial_strides[j][i]
             if i != _LOOPED:
-                value = tl.where(indices[i] < extents[i], value, BODY.epilogue[j].identity)
+                if not (GEOMETRY.full_groups >> i) & 1:
+                    value = tl.where(indices[i] < extents[i], value, BODY.epilogue[j].identity)
                 value = BODY.epilogue[j].reduce_tile(value, i)
     if BODY.epilogue[j] is not None:  # noqa: SIM102 - of a constant None Triton must not look further
         if BODY.epilogue[j].finalize is not None:
             value = BODY.epilogue[j].finalize(value, tl.cast(counts[j], BODY.compute_dtype))
-    store(output, output_strides[j], sizes, extents, indices, value, GEOMETRY.constant_along[j], UNMASKED)
+    constant_along: tl.constexpr = GEOMETRY.constant_along[j]
+    store(output, output_strides[j], sizes, extents, indices, value, constant_along, UNMASKED, GEOMETRY)

@@ -21,8 +21,10 @@ from .launch import Launch
 from .layout import LOOPED, Layout, Strides, arrange, dense_strides
 from .map import map_kernel
 from .map_reduce import map_reduce_kernel
+from .row_tiling import choose_row_tiling
 from .stage import ACCUMULATE, Argument, Stage, summarize
 from .tiling import FULL_GRID_PROGRAMS, choose_tiling
+from .walk import walk_kernel
 
 
 @cache
@@ -46,14 +48,12 @@ class LaunchArgument(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """The iteration space of a launch, what is reduced over it, and what its programs hold."""
+    """The iteration space of a launch, and what is reduced over it."""
 
     shape: tuple[int, ...]  # elements along each axis
     reduced_axes: tuple[frozenset[int], ...]  # of each output: the axes that it is reduced over
     reduced_counts: tuple[int, ...]  # of each output: the elements that one reduced element is made of
-    row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program holds whole rows along them
-    live_values: int = 1  # values of 4 bytes that a program holds at once for each element
-    reloads: bool = False  # whether the operands that all rows share are loaded again for each row, not held
+    row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program has whole rows along them
 
     def lay_out(self, operands: Sequence[LaunchArgument], outputs: Sequence[LaunchArgument]) -> Layout:
         """Return the layout of these tensors over the domain."""
@@ -147,10 +147,8 @@ class Plan:
             tuple(output.reduced_axes for output in stage.outputs),
             tuple(output.reduced_count for output in stage.outputs),
             stage.row_axes,
-            stage.live_values,
-            stage.reloads,
         )
-        self._add(self._body(stage), domain, operands, outputs, summarize(stage))
+        self._add(self._body(stage), domain, operands, outputs, summarize(stage), stage)
 
     def _launch_argument(self, position: int, strides: Strides | None, name: str) -> LaunchArgument:
         argument = self._arguments[position]
@@ -175,13 +173,22 @@ class Plan:
     def _reducer(self, name: str | None) -> Reducer | None:
         return name and reducer_of(name, triton_dtype(self.accumulate_dtype))
 
-    def _add(self, body: KernelBody, domain: Domain, operands, outputs, summary: str, may_split: bool = True) -> None:
+    def _add(
+        self, body: KernelBody, domain: Domain, operands, outputs, summary: str, stage: Stage | None = None,
+        may_split: bool = True,
+    ) -> None:  # fmt: skip
         """Add a launch; if it splits reductions among programs, also the launches that finalize them."""
         layout = domain.lay_out(operands, outputs)
         itemsize = min(x.dtype.itemsize for x in (*operands, *outputs) if x.dtype)
-        tiling = choose_tiling(layout, itemsize, may_split, domain.live_values)
-        if len(layout.extents) == 2:
-            self.launches.append(Launch(map_kernel, body, layout, tiling, operands, outputs, summary, self._pool))
+        kernel = map_kernel if len(layout.extents) == 2 else map_reduce_kernel
+        if stage and layout.has_rows:
+            tiling, walks = choose_row_tiling(stage, layout, itemsize, self.accumulate_dtype.itemsize // 4)
+            if walks:
+                kernel, body = walk_kernel, body._replace(walks=walks)
+        else:
+            tiling = choose_tiling(layout, itemsize, may_split, stage.live_values if stage else 1)
+        if kernel is map_kernel:
+            self.launches.append(Launch(kernel, body, layout, tiling, operands, outputs, summary, self._pool))
             return
         programs = tiling.tile_counts[0], tiling.splits, tiling.tile_counts[1]
         splits = [tuple(n if groups >> i & 1 else 1 for i, n in enumerate(programs)) for groups in layout.reduced_over]
@@ -196,9 +203,8 @@ class Plan:
         layout = domain.lay_out(operands, targets)
         steps = -(-tiling.chunk // tiling.tile[LOOPED])
         reduction = tuple(x.partial_strides for x in targets), steps, domain.reduced_counts
-        arguments = operands, targets, summary, self._pool, reduction, domain.reloads
-        first = body._replace(epilogue=epilogue)
-        self.launches.append(Launch(map_reduce_kernel, first, layout, tiling, *arguments))
+        arguments = operands, targets, summary, self._pool, reduction
+        self.launches.append(Launch(kernel, body._replace(epilogue=epilogue), layout, tiling, *arguments))
         self._add_finalize(body, domain, outputs, targets, splits)
 
     def _reserve_partials(self, shape, output: LaunchArgument, split: Sequence[int]) -> LaunchArgument:
@@ -241,7 +247,7 @@ class Plan:
         counts = tuple(domain.reduced_counts[i] for *_, i in members)
         summary = ", ".join(f"{reducer.finalize.__name__}(partial)" for reducer in epilogue)
         over_partials = Domain(shape, (frozenset({0}),) * n, counts)
-        self._add(copy, over_partials, operands, outputs, summary, shape[0] > FULL_GRID_PROGRAMS)
+        self._add(copy, over_partials, operands, outputs, summary, may_split=shape[0] > FULL_GRID_PROGRAMS)
 
 
 def _along_first_axis(partials: LaunchArgument) -> LaunchArgument:

@@ -112,7 +112,7 @@ def _rules(operands: Sequence, outputs: Sequence, layout: Layout) -> Rules:
         output_strides=by_tensor[n:],
         sizes=[Rule(all_vectors)] * len(is_empty),
         extents=[Rule(tuple(sorted(v, reverse=True)), empty) for v, empty in zip(by_group, is_empty, strict=True)],
-        tile_counts=[Rule((), group == layout.row_group or is_empty[group]) for group in counted],
+        tile_counts=[Rule((), is_empty[group] or (layout.has_rows and group == TILED)) for group in counted],
         partial_strides=by_tensor[n:],
     )
 

@@ -60,8 +60,7 @@ class Stage(NamedTuple):
     ops: tuple[KernelOp, ...]  # the values that it computes, each after those that it reads
     outputs: tuple[Output, ...]  # the values that it stores
     row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program holds whole rows along them
-    live_values: int = 1  # values of 4 bytes that a program holds at once for each element
-    reloads: bool = False  # whether the operands that all rows share are loaded again for each row, not held
+    live_values: int = 1  # values of 4 bytes that a program holds at once for each element, where it holds no rows
 
 
 def summarize(stage: Stage) -> str:

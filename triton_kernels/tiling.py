@@ -25,17 +25,10 @@ MAX_TILE_WIDTH = 128  # width of a tile of several rows at most: 256 bytes of 2 
 FULL_GRID_PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors; with fewer, reductions split
 MIN_TILES_PER_PARTIAL = 4  # tiles that one program of a split reduction accumulates at least
 MIN_BYTES_PER_PARTIAL = 400  # bytes that it reads at least: to write 8 for a partial and read them again costs 4 %
-MULTIPROCESSORS = 128  # of a large GPU, at least: so many programs split a reduction where one holds whole rows
-SECTOR_BYTES = 32  # bytes that memory moves at least
-MAX_ROW_WARPS = 16  # warps of a program that holds whole rows at most
-MAX_ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of MAX_ROW_WARPS warps, 96 in those of a thread
 MAX_THREAD_VALUES = 192  # values of 4 bytes in the registers of a thread, of 255 where warps are few
-ROW_VECTORS_PER_THREAD = 2  # vectors of a row that a thread holds, of each value, until there are no more warps
 MAX_LANES_PER_ELEMENT = 1.3  # lanes for each element that wide tiles may cost, before narrower ones are taken
 MIN_TILE_WIDTH = 8  # width of the narrowest tiles
 SMALL_GRID_WIDTH = 32  # width of tiles of what does not fill the GPU
-VECTOR_ROW_WIDTHS = (64, 256, 1024, 4096)  # widths of tiles that hold rows of whole vectors; above, all powers of two
-TAIL_ROW_WIDTHS = (16, 128, 1024, 4096)  # widths of tiles that hold rows whose last vector is not full; likewise above
 FINALIZE_TILE_WIDTH = 32  # partials, and outputs, in the tiles of a finalizing launch
 
 
@@ -49,6 +42,9 @@ class Tiling(NamedTuple):
     warps: int  # warps of a program
     vector_group: int  # the group along which threads load vectors: of elements side by side, or of a row
     has_tail: bool  # whether the last vector along that group is not full
+    row_chunks: int = 1  # chunks of a row, each of one tile, that a program walks one after the other
+    holds_sums: bool = True  # whether registers hold what is gathered for each element of a row over many rows
+    reloads: bool = False  # whether the operands that all rows share are loaded again for each row, not held
 
 
 @lru_cache(maxsize=64)
@@ -63,18 +59,15 @@ def choose_tiling(layout: Layout, itemsize: int, may_split: bool = True, live_va
     lanes without an element.
     """
     vector = VECTOR_BYTES // itemsize
-    if layout.row_group is None:
-        vector = min(vector, _power_of_2_in(MAX_THREAD_VALUES // live_values))
+    vector = min(vector, _power_of_2_in(MAX_THREAD_VALUES // live_values))
     if not may_split:
         return _finalize_tiling(layout, vector)
     choose = _map_tiling if len(layout.extents) == 2 else _reduce_tiling
-    if layout.row_group is not None:
-        choose = _row_tiling
     warp = WARP_THREADS * vector
     tiling = choose(layout, MAX_WARPS * warp * _vectors_in_flight(layout, vector, live_values), vector)
     if prod(tiling.tile_counts) * tiling.splits < FULL_GRID_PROGRAMS // 2:
         tiling = choose(layout, warp, vector)
-    return _with_warps_for_rows(layout, tiling, live_values)
+    return tiling
 
 
 def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
@@ -82,18 +75,6 @@ def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
     tensors = sum(groups >= 0 for groups in layout.operand_groups)
     by_registers = min(MAX_THREAD_ELEMENTS // vector, MAX_THREAD_VALUES // (live_values * vector))
     return _power_of_2_in(min(LOADS_IN_FLIGHT // max(tensors, 1), by_registers))
-
-
-def _with_warps_for_rows(layout: Layout, tiling: Tiling, live_values: int) -> Tiling:
-    """Return the tiling with as many warps as it takes to hold a row, of ``live_values`` for each element."""
-    warps = tiling.warps
-    while (
-        layout.row_group is not None
-        and warps < MAX_ROW_WARPS
-        and prod(tiling.tile) * live_values > MAX_THREAD_VALUES * WARP_THREADS * warps
-    ):
-        warps *= 2
-    return tiling._replace(warps=warps)
 
 
 def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
@@ -132,20 +113,6 @@ def _reduce_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
     return _tiling(layout, tuple(tile), vector_group, vector)
 
 
-def _row_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
-    """Return tiles of a whole row, or of several: along the vector group, if that is another."""
-    row_group, vector_group = layout.row_group, _vector_group(layout)
-    assert row_group is not None
-    tile = [1] * len(layout.extents)
-    tile[row_group] = elements = _row_width(layout.extents[row_group], vector if vector_group == row_group else 0)
-    for group in (vector_group, *(g for g in range(len(tile)) if g != vector_group)):
-        if group != row_group:
-            min_width = SECTOR_BYTES * vector // VECTOR_BYTES if group == vector_group else 1
-            tile[group] = min(_power_of_2(layout.extents[group]), max(min_width, budget // elements))
-            elements *= tile[group]
-    return _tiling(layout, tuple(tile), row_group, vector)
-
-
 def _finalize_tiling(layout: Layout, vector: int) -> Tiling:
     """Return the same tiles for any number of partials: there is little to add up, and each tile is a kernel more."""
     outer = FINALIZE_TILE_WIDTH if layout.extents[OUTER] > 1 else 1
@@ -155,11 +122,7 @@ def _finalize_tiling(layout: Layout, vector: int) -> Tiling:
 
 def _tiling(layout: Layout, tile: tuple[int, ...], vector_group: int, vector: int) -> Tiling:
     counts = tuple(-(-n // size) for n, size in zip(layout.extents, tile, strict=True))
-    if layout.row_group is None:
-        max_warps, warp = MAX_WARPS, WARP_THREADS * vector
-    else:
-        max_warps, warp = MAX_ROW_WARPS, WARP_THREADS * vector * ROW_VECTORS_PER_THREAD
-    warps = max(1, min(max_warps, prod(tile) // warp))
+    warps = max(1, min(MAX_WARPS, prod(tile) // (WARP_THREADS * vector)))
     has_tail = _power_dividing(layout.extents[vector_group]) < vector
     if len(tile) == 2:
         return Tiling(tile, counts, 0, 1, warps, vector_group, has_tail)
@@ -170,43 +133,22 @@ def _tiling(layout: Layout, tile: tuple[int, ...], vector_group: int, vector: in
 def _split(layout: Layout, step: int, counts: tuple[int, ...], vector: int) -> tuple[int, int]:
     """Return the elements of a chunk of the looped group, which tiles walk in steps of ``step``; and the chunks."""
     steps, programs, n = counts[LOOPED], counts[OUTER] * counts[TILED], layout.extents[LOOPED]
-    if layout.row_group is None:
-        by_bytes = n * VECTOR_BYTES // vector // MIN_BYTES_PER_PARTIAL
-        max_splits = min(FULL_GRID_PROGRAMS // programs, steps // MIN_TILES_PER_PARTIAL, by_bytes)
-    else:
-        max_splits = (1 if any(layout.reduced_over) else 2) * MULTIPROCESSORS // programs
+    by_bytes = n * VECTOR_BYTES // vector // MIN_BYTES_PER_PARTIAL
+    max_splits = min(FULL_GRID_PROGRAMS // programs, steps // MIN_TILES_PER_PARTIAL, by_bytes)
     chunk = -(-steps // max(1, min(max_splits, steps))) * step
     return chunk, -(-n // chunk)
 
 
-def fits_registers(layout: Layout, itemsize: int, live_values: int, registers: int = 1) -> bool:
-    """Return whether one program's registers hold ``live_values`` for each element of its smallest tile of rows.
-
-    A value takes ``registers`` of 4 bytes. Where a loop goes from row to row, most values are not all alive at once,
-    but doubles take more, and so do the addresses of a row with a tail, whose elements each thread loads one by one.
-    (Measured by spills for sm_90.)
-    """
-    if layout.row_group is None:
-        return True
-    vector = VECTOR_BYTES // itemsize
-    per_element, max_values = live_values * registers, MAX_ROW_VALUES
-    if len(layout.extents) == 3:
-        max_values = MAX_ROW_VALUES * 7 // 6
-        has_tail = _power_dividing(layout.extents[layout.row_group]) < vector
-        per_element += 2 * (registers - 1) + (max(1, vector // 4) if has_tail else 0)
-    return prod(_row_tiling(layout, 1, vector).tile) * per_element <= max_values
-
-
-def traffic(layout: Layout, tiling: Tiling, reloads: bool = False) -> tuple[list[int], list[int]]:
+def traffic(layout: Layout, tiling: Tiling) -> tuple[list[int], list[int]]:
     """Return the elements of each operand, then of each output, that all programs load or store; and how many it has.
 
     What two tiles both load counts twice, though a cache may have it the second time; so does what one program
-    ``reloads`` in every step of its loop.
+    reloads in every step of its loop.
     """
     counts = tiling.tile_counts
     tiles = counts if len(layout.extents) == 2 else (counts[0], tiling.splits, counts[1])
-    reloaded, steps = loop_invariants(layout) if reloads else (), tiles
-    if reloads:
+    reloaded, steps = loop_invariants(layout) if tiling.reloads else (), tiles
+    if tiling.reloads:
         steps = (*tiles[:1], -(-layout.extents[LOOPED] // tiling.tile[LOOPED]), *tiles[2:])
     moved, floor = [], []
     for k, groups in enumerate((*layout.operand_strides, *layout.output_strides)):
@@ -253,7 +195,7 @@ def _ends(layout: Layout, tiling: Tiling) -> list[int]:
     size, last_chunk = tiling.tile[LOOPED], (tiling.splits - 1) * tiling.chunk
     steps = -(-(layout.extents[LOOPED] - last_chunk) // size)
     looped = last_chunk + max(tiling.chunk, steps * size)
-    return [counts[0] * tiling.tile[OUTER], looped, counts[1] * tiling.tile[TILED]]
+    return [counts[0] * tiling.tile[OUTER], looped, counts[1] * tiling.row_chunks * tiling.tile[TILED]]
 
 
 def _largest_offset(sizes: Sequence[int], strides: Strides, last: int) -> int:
@@ -279,12 +221,6 @@ def _width(n: int, widest: int) -> int:
     while width > SMALL_GRID_WIDTH and -(-n // width) * width > n * MAX_LANES_PER_ELEMENT:
         width //= 4
     return width
-
-
-def _row_width(n: int, vector: int) -> int:
-    """Return the width of tiles that hold rows of ``n`` elements; ``vector`` is 0 if these do not lie side by side."""
-    widths = (TAIL_ROW_WIDTHS if n % vector else VECTOR_ROW_WIDTHS) if vector else ()
-    return next((width for width in widths if width >= n), _power_of_2(n))
 
 
 def _power_of_2(n: int) -> int:

@@ -90,7 +90,6 @@ class Executable:
             _input_bindings(graph, tensors),
             {i: len(tensors) + k for k, i in enumerate(constants)},
             outputs,
-            min(argument.dtype.itemsize for argument in arguments if argument),
             COMPUTE[common].itemsize // 4,
         )
         self.stage_count, self.spills = len(pieces.stages), pieces.spills

@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..triton_kernels.layout import Layout, TooManyGroups, accumulator_count, arrange, loop_invariants
+from ..triton_kernels.layout import TooManyGroups
+from ..triton_kernels.row_tiling import MAX_ROW_LENGTH
 from ..triton_kernels.stage import Stage
-from ..triton_kernels.tiling import MAX_THREAD_VALUES, fits_registers
+from ..triton_kernels.tiling import MAX_THREAD_VALUES
 from .axes import NO_AXES, Axes
 from .graph import Constant, Graph, Op, Renamed
 from .schedule import InputsOf, best_spill_point, kernel_order, live_values
@@ -64,7 +65,6 @@ def partition(
     inputs: dict[int, Binding],
     numbers: dict[int, int],
     outputs: Sequence[Bound],
-    itemsize: int,
     registers: int,
 ) -> Partition:
     """Return stages that compute and write each value of ``outputs``.
@@ -74,10 +74,9 @@ def partition(
         inputs: where each input lies in memory.
         numbers: for each constant that is read, its position among the arguments of the plan.
         outputs: values, and where each is to be written. Scratch buffers follow these arguments.
-        itemsize: of the narrowest tensor, in bytes.
         registers: how many a value takes in a thread, of 4 bytes each.
     """
-    partitioner = _Partitioner(graph, numbers, itemsize, registers)
+    partitioner = _Partitioner(graph, numbers, registers)
     partitioner.run(inputs, outputs)
     compared = partitioner.compared_sums(inputs, outputs)
     if len(partitioner.stages) > 1 and compared:
@@ -88,9 +87,9 @@ def partition(
 class _Partitioner:
     """Makes the stages of one graph, and keeps what is found so far."""
 
-    def __init__(self, graph: Graph, numbers: dict[int, int], itemsize: int, registers: int):
+    def __init__(self, graph: Graph, numbers: dict[int, int], registers: int):
         self.graph, self.numbers = graph, numbers
-        self.itemsize, self.registers = itemsize, registers
+        self.registers = registers  # how many a value takes in a thread, of 4 bytes each
         self.max_live = min(MAX_LIVE, MAX_THREAD_VALUES // registers)  # values of each element, in a thread
 
     def run(self, inputs: dict[int, Binding], outputs: Sequence[Bound], first: Sequence[int] = ()) -> None:
@@ -212,13 +211,17 @@ class _Partitioner:
             if self._reduced(i) != row_axes:
                 return SubPartition((i,), "it reduces other axes than the one before it")
         if row_axes:
-            return self._row_stage(outputs, values, epilogues, reductions[0])
+            if self.graph.count(row_axes) > MAX_ROW_LENGTH:
+                why = f"one kernel walks rows of {MAX_ROW_LENGTH} elements at most"
+                return SubPartition(tuple(reductions[:1]), why)
+            epilogues = {target: i for target, i in epilogues.items() if self._reduced(i) != row_axes}
+            return self._row_stage(outputs, values, epilogues, row_axes)
         return self._map_stage(outputs, values, epilogues)
 
     def _row_stage(
-        self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int], first: int
+        self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int], row_axes: Axes
     ) -> Stage | SubPartition:
-        """Return a kernel that holds whole rows, to reduce over them."""
+        """Return a kernel each of whose programs has whole rows, to reduce over them."""
         targets = [value for value, _ in outputs]
         inputs_of = {i: self._inputs(i) for i in values}.__getitem__
         values = self._in_order(values, targets, inputs_of)
@@ -227,7 +230,7 @@ class _Partitioner:
             sub = self._beginning(values[: len(needed_later)], needed_later, targets, inputs_of)
             if sub:
                 return sub
-        return self._fit_row(self._describe(values, epilogues, outputs, self._reduced(first)), values, first)
+        return self._describe(values, epilogues, outputs, row_axes)
 
     def _map_stage(
         self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int]
@@ -285,22 +288,6 @@ class _Partitioner:
         finished = frozenset(targets).intersection(order[: point.last + 1])
         return SubPartition(tuple(point.spilled), why, finished)
 
-    def _fit_row(self, stage: Stage, values: Sequence[int], first: int) -> Stage | SubPartition:
-        """Return the stage if registers hold its rows; if not, the reduction ``first`` is spilled.
-
-        What the kernel reads again for every row it holds too or, to hold less, loads again.
-        """
-        row_axes = self._reduced(first)
-        strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.outputs))
-        layout = arrange(stage.shape, *strides, tuple(output.reduced_axes for output in stage.outputs), stage.row_axes)
-        for reloads in (False, True):
-            stage = stage._replace(reloads=reloads)
-            live = self._live_in_row(values, row_axes, stage, layout)
-            if fits_registers(layout, self.itemsize, live, self.registers):
-                return stage._replace(live_values=live * self.registers)
-        n = self.graph.count(row_axes)
-        return SubPartition((first,), f"registers do not hold {live} values for each of the {n} elements of a row")
-
     def _epilogues(self, values: Sequence[int], targets: Sequence[int]) -> dict[int, int]:
         """Return the targets that are reduced on their way out, and by which op.
 
@@ -326,20 +313,3 @@ class _Partitioner:
         self, values: Sequence[int], epilogues: dict[int, int], outputs: Sequence[Bound], row_axes: Axes
     ) -> Stage:
         return describe_stage(self.graph, self.bindings, self.numbers, values, epilogues, outputs, row_axes)
-
-    def _live_in_row(self, values: Sequence[int], row_axes: Axes, stage: Stage, layout: Layout) -> int:
-        """Return how many values a program holds at once for each element of a row, from the start what it loads.
-
-        While it goes through rows it also holds what it gathers of them, and what each of them reads again.
-        """
-        arguments = {stage.operands[k].argument for k in loop_invariants(layout)}
-        along_row = {i for i in values if row_axes <= self.graph.axes[i]}
-        repeats = {i for i in along_row if i in self.bindings and self.bindings[i].argument in arguments}
-        last_read = {j: k for k, i in enumerate(values) for j in (i, *self._inputs(i))}
-        live = {i for i in along_row if not self._op(i)} - (repeats if stage.reloads else set())
-        most = len(live)
-        for k, i in enumerate(values):
-            live |= along_row.intersection((i, *self._inputs(i))) if self._op(i) else set()
-            most = max(most, len(live))
-            live = {j for j in live if last_read[j] > k or (j in repeats and not stage.reloads)}
-        return most + accumulator_count(layout)

@@ -1,0 +1,138 @@
+"""Choose tiles for stages whose ops reduce over rows: integers only, no tensor and no Triton.
+
+A program holds a row in registers, or several short ones, and computes each value once. A longer row it walks in chunks
+(see ``walks.py``). Where outputs are reduced over many rows a program takes one block of rows after the other, and
+gathers sums for each element of a row: in registers as long as these hold them, else in a scratch buffer of its own.
+
+All but the number of programs follows from the length of a row, the dtypes and the program: the order of every
+reduction along a row is the same however many rows there are.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+
+from .layout import LOOPED, OUTER, TILED, VECTOR_BYTES, Layout
+from .stage import Stage
+from .tiling import MAX_THREAD_VALUES, WARP_THREADS, Tiling, _power_dividing, _power_of_2, _power_of_2_in, _vector_group
+from .walks import Walks, accumulates, arrange_walks, held_values, walked_values
+
+MAX_ROW_LENGTH = 1 << 20  # elements of a row that one program walks at most
+MULTIPROCESSORS = 132  # of an H100
+MAX_REGISTERS = 65536  # of a multiprocessor, of 4 bytes
+FIXED_REGISTERS = 32  # registers of a thread for addresses and indices
+MAX_WARPS = 64  # resident on a multiprocessor
+SECTOR_BYTES = 32  # bytes that memory moves at least
+ROW_WARPS = 4  # warps of a program that holds short rows
+MAX_HOLD_WARPS = 16  # warps of a program that holds a row at most
+MAX_ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of MAX_HOLD_WARPS warps, 96 in those of a thread
+VECTORS = 2  # vectors of a row that a thread holds, of each value
+THREAD_VALUES = 96  # values of 4 bytes that a thread holds, where fewer elements or more warps can make them so few
+WALK_WARPS = (8, 32)  # warps of a program that walks its row, at least and at most
+WALK_CHUNKS = 4  # chunks in which it walks, at least, before it gets more warps
+MAX_SUM_CHUNKS = 8  # chunks of a row whose sums registers hold, each in code of its own
+MAX_SUM_VALUES = 48  # values of 4 bytes of such sums in the registers of a thread
+MAX_PARTIAL_BYTES = 20 << 20  # bytes of partial sums of all programs: they stay in the L2, of 40 MB and more
+
+
+@lru_cache(maxsize=64)
+def choose_row_tiling(stage: Stage, layout: Layout, itemsize: int, registers: int) -> tuple[Tiling, Walks | None]:
+    """Return the tiling of a stage of rows, and the walks along a row that registers do not hold, else None.
+
+    Args:
+        stage: has ops that reduce over rows.
+        layout: of its operands and outputs.
+        itemsize: of the narrowest tensor, in bytes.
+        registers: how many a value takes in a thread, of 4 bytes each.
+    """
+    for reloads in (False, True):
+        live = held_values(stage, layout, reloads) * registers
+        if _holds_row(layout, itemsize, live, registers):
+            return _held_tiling(layout, itemsize, live)._replace(reloads=reloads), None
+    walks = arrange_walks(stage, layout)
+    return _walked_tiling(layout, itemsize, walked_values(stage, walks) * registers, registers), walks
+
+
+def _holds_row(layout: Layout, itemsize: int, live: int, registers: int) -> bool:
+    """Return whether one program's registers hold ``live`` values of 4 bytes for each element of its smallest tile.
+
+    Where a loop goes from row to row, most values are not all alive at once, but doubles take more, and so do the
+    addresses of a row with a tail, whose elements each thread loads one by one. (Measured by spills for sm_90.)
+    """
+    vector = VECTOR_BYTES // itemsize
+    most = MAX_ROW_VALUES
+    if any(groups >> LOOPED & 1 for groups in layout.reduced_over):
+        most = MAX_ROW_VALUES * 7 // 6
+        has_tail = _power_dividing(layout.extents[TILED]) < vector
+        live += 2 * (registers - 1) + (max(1, vector // 4) if has_tail else 0)
+    return prod(_row_tile(layout, itemsize, _row_width(layout, itemsize), 1)) * live <= most
+
+
+def _row_width(layout: Layout, itemsize: int) -> int:
+    """Return the width of a tile that holds a row."""
+    return max(_power_of_2(layout.extents[TILED]), VECTOR_BYTES // itemsize if _vector_group(layout) == TILED else 1)
+
+
+def _row_tile(layout: Layout, itemsize: int, width: int, budget: int) -> tuple[int, ...]:
+    """Return a tile of about ``budget`` elements, ``width`` of them of each row.
+
+    Where elements lie side by side along other axes than the row's, it is a whole sector wide along these.
+    """
+    vector_group, elements, tile = _vector_group(layout), width, [1, 1, 1]
+    tile[TILED] = width
+    for group in (vector_group, LOOPED):
+        if group != TILED and tile[group] == 1 and (group == LOOPED or layout.extents[group] > 1):
+            least = SECTOR_BYTES // itemsize if group == vector_group else 1
+            tile[group] = max(least, _power_of_2_in(budget // elements))
+            elements *= tile[group]
+    return tuple(tile)
+
+
+def _held_tiling(layout: Layout, itemsize: int, live: int) -> Tiling:
+    vector, width = VECTOR_BYTES // itemsize, _row_width(layout, itemsize)
+    per_thread = min(VECTORS * vector, max(vector, _power_of_2_in(THREAD_VALUES // live)))
+    tile = _row_tile(layout, itemsize, width, ROW_WARPS * WARP_THREADS * per_thread)
+    warps = max(1, min(MAX_HOLD_WARPS, prod(tile) // (WARP_THREADS * per_thread)))
+    while warps < MAX_HOLD_WARPS and prod(tile) * live > MAX_THREAD_VALUES * WARP_THREADS * warps:
+        warps *= 2
+    return _rows(layout, tile, warps, vector, live)
+
+
+def _walked_tiling(layout: Layout, itemsize: int, live: int, registers: int) -> Tiling:
+    vector, n = VECTOR_BYTES // itemsize, layout.extents[TILED]
+    per_thread = min(VECTORS * vector, max(vector, _power_of_2_in(THREAD_VALUES // 2 // live)))
+    sums = len(accumulates(layout)) * registers
+    least, most = WALK_WARPS
+    warps = min(most, max(least, _power_of_2_in(n // (WALK_CHUNKS * WARP_THREADS * per_thread))))
+    beside = prod(_row_tile(layout, itemsize, 1, 1))  # elements of other rows that lie in a sector with one
+    width = max(1, warps * WARP_THREADS * per_thread // beside)
+    if sums and not -(-n // width) * per_thread * sums <= MAX_SUM_VALUES:
+        wider = min(most, 16)
+        if -(-n * beside // (wider * WARP_THREADS)) * sums <= MAX_SUM_VALUES:
+            warps = wider
+            width = max(1, warps * WARP_THREADS * vector // beside)
+    tile = _row_tile(layout, itemsize, width, 1)
+    chunks = -(-n // width)
+    held = -(-n * beside // (warps * WARP_THREADS)) * sums
+    holds = held <= MAX_SUM_VALUES and chunks <= MAX_SUM_CHUNKS
+    tiling = _rows(layout, tile, warps, vector, live + (held * WARP_THREADS * warps // prod(tile) if holds else 0))
+    return tiling._replace(row_chunks=chunks, holds_sums=holds)
+
+
+def _rows(layout: Layout, tile: tuple[int, ...], warps: int, vector: int, live: int) -> Tiling:
+    """Return the division among programs: one block of rows each or, where they leave partials, what is resident."""
+    blocks, outer = (-(-layout.extents[group] // tile[group]) for group in (LOOPED, OUTER))
+    splits = blocks
+    if any(groups >> LOOPED & 1 for groups in layout.reduced_over):
+        threads = WARP_THREADS * warps
+        used = min(255, FIXED_REGISTERS + live * prod(tile) // threads)
+        resident = max(1, min(MAX_WARPS // warps, MAX_REGISTERS // (threads * used)))
+        partial_bytes = 4 * layout.extents[TILED] * max(1, len(accumulates(layout)))
+        most = max(MULTIPROCESSORS // 2, MAX_PARTIAL_BYTES // partial_bytes)
+        # sums in memory are those of a program among several: as of one alone they would be the result itself
+        splits = min(blocks, max(2, min(MULTIPROCESSORS * resident // outer, most // outer)))
+    chunk = -(-blocks // splits) * tile[LOOPED]
+    has_tail = _vector_group(layout) == LOOPED and _power_dividing(layout.extents[LOOPED]) < vector
+    splits = -(-layout.extents[LOOPED] // chunk)
+    return Tiling(tile, (outer, 1), chunk, splits, warps, TILED, has_tail)

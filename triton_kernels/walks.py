@@ -1,0 +1,111 @@
+"""When a kernel computes each value of a stage whose ops reduce over rows: numbers alone, no tensor and no Triton.
+
+A row that registers hold is computed in one go, each value once. A longer one is *walked* in chunks, once for each
+reduction that another one, or an output, waits for, as softmax is::
+
+    walk 0    amax(x)                          of the row
+    walk 1    sum(exp(x - amax))
+    walk 2    div(exp(x - amax), sum)          is stored
+
+What varies along the row is computed again in every walk that needs it: memory has it near, and registers do not. What
+is one value for the row is computed once, between two walks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .layout import LOOPED, TILED, Layout, accumulator_count, loop_invariants
+from .stage import Stage
+
+
+class Walks(NamedTuple):
+    """The order of computation of a row that is walked. Values are numbered as those of the stage."""
+
+    count: int  # how many walks there are
+    varies: tuple[bool, ...]  # of each value: whether it varies along the row
+    walks: tuple[int, ...]  # of each value that varies: the set of walks that compute it, as bits
+    after: tuple[int, ...]  # of each other value: how many walks come before it; for a reduction the last is its own
+    stored: tuple[int, ...]  # of each output: the walk that stores or accumulates it; -1 if it is one value for the row
+
+
+def arrange_walks(stage: Stage, layout: Layout) -> Walks:
+    """Return when each value of a stage is computed in as few walks as there can be."""
+    inputs = [()] * len(stage.operands) + [op.inputs for op in stage.ops]
+    reduces = [False] * len(stage.operands) + [op.reduces for op in stage.ops]
+    varies = varying(stage, layout)
+    after = [0] * len(inputs)
+    for i, read in enumerate(inputs):
+        after[i] = max((after[j] for j in read), default=0) + reduces[i]
+    stored = tuple(
+        -1 if (constant & ~reduced) >> TILED & 1 else after[x.value]
+        for x, constant, reduced in zip(stage.outputs, layout.constant_along, layout.reduced_over, strict=True)
+    )
+    needed = [0] * len(inputs)
+    for x, walk in zip(stage.outputs, stored, strict=True):
+        needed[x.value] |= 1 << walk if walk >= 0 else 0
+    for i in reversed(range(len(inputs))):
+        for j in inputs[i]:
+            needed[j] |= 1 << after[i] - 1 if reduces[i] else needed[i] if varies[i] else 0
+    last = [after[i] - 1 for i in range(len(inputs)) if reduces[i]]
+    return Walks(
+        count=max(0, *last, *stored) + 1,
+        varies=tuple(varies),
+        walks=tuple(bits if along else 0 for bits, along in zip(needed, varies, strict=True)),
+        after=tuple(after),
+        stored=stored,
+    )
+
+
+def varying(stage: Stage, layout: Layout) -> list[bool]:
+    """Return of each value whether it varies along the row; a reduction over the row does not."""
+    varies = [groups > 0 and bool(groups >> TILED & 1) for groups in layout.operand_groups]
+    for op in stage.ops:
+        varies.append(not op.reduces and any(varies[i] for i in op.inputs))
+    return varies
+
+
+def held_values(stage: Stage, layout: Layout, reloads: bool) -> int:
+    """Return how many values a program holds at once for each element of a row that it computes in one go.
+
+    From the start it holds what it loads. While it goes from row to row it also holds what it accumulates, and the
+    operands that all rows share, unless it ``reloads`` these for every row.
+    """
+    varies = varying(stage, layout)
+    inputs: list[Sequence[int]] = [()] * len(stage.operands) + [op.inputs for op in stage.ops]
+    shared = {k for k in loop_invariants(layout) if varies[k]}
+    last_read = {j: i for i, read in enumerate(inputs) for j in (i, *read)}
+    live = {k for k in range(len(stage.operands)) if varies[k]} - (shared if reloads else set())
+    most = len(live)
+    for i in range(len(stage.operands), len(inputs)):
+        live |= {j for j in (i, *inputs[i]) if varies[j]}
+        most = max(most, len(live))
+        live = {j for j in live if last_read[j] > i or (j in shared and not reloads)}
+    return most + accumulator_count(layout)
+
+
+def walked_values(stage: Stage, walks: Walks) -> int:
+    """Return how many values a program holds at once for each element of a chunk, over all walks at most."""
+    inputs: list[Sequence[int]] = [()] * len(stage.operands) + [op.inputs for op in stage.ops]
+    most = 1
+    for walk in range(walks.count):
+        computed = [i for i, bits in enumerate(walks.walks) if bits >> walk & 1]
+        last_read = {j: i for i in computed for j in (i, *inputs[i])}
+        live = {i for i in computed if i < len(stage.operands)}
+        totals = sum(op.reduces and walks.after[i] == walk + 1 for i, op in enumerate(stage.ops, len(stage.operands)))
+        most = max(most, len(live) + totals)
+        for i in computed:
+            live |= {j for j in (i, *inputs[i]) if walks.varies[j]}
+            most = max(most, len(live) + totals)
+            live = {j for j in live if last_read.get(j, -1) > i}
+    return most
+
+
+def accumulates(layout: Layout) -> list[int]:
+    """Return the outputs, by position, that gather a value for each element of a row over many rows."""
+    return [
+        j
+        for j, (reduced, constant) in enumerate(zip(layout.reduced_over, layout.constant_along, strict=True))
+        if reduced >> LOOPED & 1 and not (reduced | constant) >> TILED & 1
+    ]
