@@ -21,18 +21,20 @@ from .walks import Walks, accumulates, arrange_walks, held_values, walked_values
 MAX_ROW_LENGTH = 1 << 20  # elements of a row that one program walks at most
 MULTIPROCESSORS = 132  # of an H100
 MAX_REGISTERS = 65536  # of a multiprocessor, of 4 bytes
-FIXED_REGISTERS = 32  # registers of a thread for addresses and indices
+FIXED_REGISTERS = 16  # registers of a thread for addresses and indices
 MAX_WARPS = 64  # resident on a multiprocessor
 SECTOR_BYTES = 32  # bytes that memory moves at least
 ROW_WARPS = 4  # warps of a program that holds short rows
 MAX_HOLD_WARPS = 16  # warps of a program that holds a row at most
 MAX_ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of MAX_HOLD_WARPS warps, 96 in those of a thread
-VECTORS = 2  # vectors of a row that a thread holds, of each value
-THREAD_VALUES = 96  # values of 4 bytes that a thread holds, where fewer elements or more warps can make them so few
+THREAD_ELEMENTS = 16  # elements of a row that a thread holds, of each value, where these are few
+THREAD_VALUES = 112  # values of 4 bytes that a thread holds, where fewer elements or more warps can make them so few
 WALK_WARPS = (8, 32)  # warps of a program that walks its row, at least and at most
 WALK_CHUNKS = 4  # chunks in which it walks, at least, before it gets more warps
 MAX_SUM_CHUNKS = 8  # chunks of a row whose sums registers hold, each in code of its own
+MAX_SUM_8 = 128
 MAX_SUM_VALUES = 48  # values of 4 bytes of such sums in the registers of a thread
+MAX_PARTIALS = 512  # partial sums of an element, which one launch finalizes
 MAX_PARTIAL_BYTES = 20 << 20  # bytes of partial sums of all programs: they stay in the L2, of 40 MB and more
 
 
@@ -91,7 +93,7 @@ def _row_tile(layout: Layout, itemsize: int, width: int, budget: int) -> tuple[i
 
 def _held_tiling(layout: Layout, itemsize: int, live: int) -> Tiling:
     vector, width = VECTOR_BYTES // itemsize, _row_width(layout, itemsize)
-    per_thread = min(VECTORS * vector, max(vector, _power_of_2_in(THREAD_VALUES // live)))
+    per_thread = min(THREAD_ELEMENTS, max(vector, _power_of_2_in(THREAD_VALUES // live)))
     tile = _row_tile(layout, itemsize, width, ROW_WARPS * WARP_THREADS * per_thread)
     warps = max(1, min(MAX_HOLD_WARPS, prod(tile) // (WARP_THREADS * per_thread)))
     while warps < MAX_HOLD_WARPS and prod(tile) * live > MAX_THREAD_VALUES * WARP_THREADS * warps:
@@ -101,21 +103,22 @@ def _held_tiling(layout: Layout, itemsize: int, live: int) -> Tiling:
 
 def _walked_tiling(layout: Layout, itemsize: int, live: int, registers: int) -> Tiling:
     vector, n = VECTOR_BYTES // itemsize, layout.extents[TILED]
-    per_thread = min(VECTORS * vector, max(vector, _power_of_2_in(THREAD_VALUES // 2 // live)))
+    per_thread = min(THREAD_ELEMENTS, max(vector, _power_of_2_in(THREAD_VALUES // 2 // live)))
     sums = len(accumulates(layout)) * registers
     least, most = WALK_WARPS
     warps = min(most, max(least, _power_of_2_in(n // (WALK_CHUNKS * WARP_THREADS * per_thread))))
     beside = prod(_row_tile(layout, itemsize, 1, 1))  # elements of other rows that lie in a sector with one
     width = max(1, warps * WARP_THREADS * per_thread // beside)
     if sums and not -(-n // width) * per_thread * sums <= MAX_SUM_VALUES:
-        wider = min(most, 16)
-        if -(-n * beside // (wider * WARP_THREADS)) * sums <= MAX_SUM_VALUES:
-            warps = wider
-            width = max(1, warps * WARP_THREADS * vector // beside)
+        for wider in (16, 8):
+            if -(-n * beside // (wider * WARP_THREADS)) * sums <= (MAX_SUM_VALUES if wider == 16 else MAX_SUM_8):
+                warps = wider
+                width = max(1, warps * WARP_THREADS * vector // beside)
+                break
     tile = _row_tile(layout, itemsize, width, 1)
     chunks = -(-n // width)
     held = -(-n * beside // (warps * WARP_THREADS)) * sums
-    holds = held <= MAX_SUM_VALUES and chunks <= MAX_SUM_CHUNKS
+    holds = held <= (MAX_SUM_VALUES if warps >= 16 else MAX_SUM_8) and chunks <= MAX_SUM_CHUNKS
     tiling = _rows(layout, tile, warps, vector, live + (held * WARP_THREADS * warps // prod(tile) if holds else 0))
     return tiling._replace(row_chunks=chunks, holds_sums=holds)
 
@@ -129,7 +132,7 @@ def _rows(layout: Layout, tile: tuple[int, ...], warps: int, vector: int, live: 
         used = min(255, FIXED_REGISTERS + live * prod(tile) // threads)
         resident = max(1, min(MAX_WARPS // warps, MAX_REGISTERS // (threads * used)))
         partial_bytes = 4 * layout.extents[TILED] * max(1, len(accumulates(layout)))
-        most = max(MULTIPROCESSORS // 2, MAX_PARTIAL_BYTES // partial_bytes)
+        most = min(MAX_PARTIALS, max(MULTIPROCESSORS // 2, MAX_PARTIAL_BYTES // partial_bytes))
         # sums in memory are those of a program among several: as of one alone they would be the result itself
         splits = min(blocks, max(2, min(MULTIPROCESSORS * resident // outer, most // outer)))
     chunk = -(-blocks // splits) * tile[LOOPED]
