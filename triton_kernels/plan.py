@@ -179,14 +179,14 @@ class Plan:
     ) -> None:  # fmt: skip
         """Add a launch; if it splits reductions among programs, also the launches that finalize them."""
         layout = domain.lay_out(operands, outputs)
-        itemsize = min(x.dtype.itemsize for x in (*operands, *outputs) if x.dtype)
+        itemsizes = tuple(x.dtype.itemsize if x.dtype else 0 for x in (*operands, *outputs))
         kernel = map_kernel if len(layout.extents) == 2 else map_reduce_kernel
         if stage and layout.has_rows:
-            tiling, walks = choose_row_tiling(stage, layout, itemsize, self.accumulate_dtype.itemsize // 4)
+            tiling, walks = choose_row_tiling(stage, layout, itemsizes, self.accumulate_dtype.itemsize // 4)
             if walks:
                 kernel, body = walk_kernel, body._replace(walks=walks)
         else:
-            tiling = choose_tiling(layout, itemsize, may_split, stage.live_values if stage else 1)
+            tiling = choose_tiling(layout, min(filter(None, itemsizes)), may_split, stage.live_values if stage else 1)
         if kernel is map_kernel:
             self.launches.append(Launch(kernel, body, layout, tiling, operands, outputs, summary, self._pool))
             return

@@ -31,29 +31,33 @@ THREAD_ELEMENTS = 16  # elements of a row that a thread holds, of each value, wh
 THREAD_VALUES = 112  # values of 4 bytes that a thread holds, where fewer elements or more warps can make them so few
 WALK_WARPS = (8, 32)  # warps of a program that walks its row, at least and at most
 WALK_CHUNKS = 4  # chunks in which it walks, at least, before it gets more warps
-MAX_SUM_CHUNKS = 8  # chunks of a row whose sums registers hold, each in code of its own
-MAX_SUM_8 = 128
+SUM_WARPS = 16  # warps of a program that walks its row and holds sums in registers
 MAX_SUM_VALUES = 48  # values of 4 bytes of such sums in the registers of a thread
+MAX_L2_BYTES = 36 << 20  # bytes of rows that all programs walk at once: three quarters of an H100's L2, less than an A100's
 MAX_PARTIALS = 512  # partial sums of an element, which one launch finalizes
 MAX_PARTIAL_BYTES = 20 << 20  # bytes of partial sums of all programs: they stay in the L2, of 40 MB and more
 
 
 @lru_cache(maxsize=64)
-def choose_row_tiling(stage: Stage, layout: Layout, itemsize: int, registers: int) -> tuple[Tiling, Walks | None]:
+def choose_row_tiling(
+    stage: Stage, layout: Layout, itemsizes: tuple[int, ...], registers: int
+) -> tuple[Tiling, Walks | None]:
     """Return the tiling of a stage of rows, and the walks along a row that registers do not hold, else None.
 
     Args:
         stage: has ops that reduce over rows.
         layout: of its operands and outputs.
-        itemsize: of the narrowest tensor, in bytes.
+        itemsizes: of each operand, then of each output, in bytes; 0 for a number.
         registers: how many a value takes in a thread, of 4 bytes each.
     """
+    itemsize = min(filter(None, itemsizes))
     for reloads in (False, True):
         live = held_values(stage, layout, reloads) * registers
         if _holds_row(layout, itemsize, live, registers):
             return _held_tiling(layout, itemsize, live)._replace(reloads=reloads), None
     walks = arrange_walks(stage, layout)
-    return _walked_tiling(layout, itemsize, walked_values(stage, walks) * registers, registers), walks
+    live = walked_values(stage, walks) * registers
+    return _walked_tiling(layout, itemsizes, live, walks.count, registers), walks
 
 
 def _holds_row(layout: Layout, itemsize: int, live: int, registers: int) -> bool:
@@ -64,11 +68,16 @@ def _holds_row(layout: Layout, itemsize: int, live: int, registers: int) -> bool
     """
     vector = VECTOR_BYTES // itemsize
     most = MAX_ROW_VALUES
-    if any(groups >> LOOPED & 1 for groups in layout.reduced_over):
+    if _gathers(layout):
         most = MAX_ROW_VALUES * 7 // 6
         has_tail = _power_dividing(layout.extents[TILED]) < vector
         live += 2 * (registers - 1) + (max(1, vector // 4) if has_tail else 0)
     return prod(_row_tile(layout, itemsize, _row_width(layout, itemsize), 1)) * live <= most
+
+
+def _gathers(layout: Layout) -> bool:
+    """Return whether some output is reduced over many rows."""
+    return any(groups >> LOOPED & 1 for groups in layout.reduced_over)
 
 
 def _row_width(layout: Layout, itemsize: int) -> int:
@@ -92,50 +101,69 @@ def _row_tile(layout: Layout, itemsize: int, width: int, budget: int) -> tuple[i
 
 
 def _held_tiling(layout: Layout, itemsize: int, live: int) -> Tiling:
+    """Return the division of rows that registers hold: a thread gets 16 elements of a row, or fewer of many values."""
     vector, width = VECTOR_BYTES // itemsize, _row_width(layout, itemsize)
     per_thread = min(THREAD_ELEMENTS, max(vector, _power_of_2_in(THREAD_VALUES // live)))
     tile = _row_tile(layout, itemsize, width, ROW_WARPS * WARP_THREADS * per_thread)
     warps = max(1, min(MAX_HOLD_WARPS, prod(tile) // (WARP_THREADS * per_thread)))
     while warps < MAX_HOLD_WARPS and prod(tile) * live > MAX_THREAD_VALUES * WARP_THREADS * warps:
         warps *= 2
-    return _rows(layout, tile, warps, vector, live)
-
-
-def _walked_tiling(layout: Layout, itemsize: int, live: int, registers: int) -> Tiling:
-    vector, n = VECTOR_BYTES // itemsize, layout.extents[TILED]
-    per_thread = min(THREAD_ELEMENTS, max(vector, _power_of_2_in(THREAD_VALUES // 2 // live)))
-    sums = len(accumulates(layout)) * registers
-    least, most = WALK_WARPS
-    warps = min(most, max(least, _power_of_2_in(n // (WALK_CHUNKS * WARP_THREADS * per_thread))))
-    beside = prod(_row_tile(layout, itemsize, 1, 1))  # elements of other rows that lie in a sector with one
-    width = max(1, warps * WARP_THREADS * per_thread // beside)
-    if sums and not -(-n // width) * per_thread * sums <= MAX_SUM_VALUES:
-        for wider in (16, 8):
-            if -(-n * beside // (wider * WARP_THREADS)) * sums <= (MAX_SUM_VALUES if wider == 16 else MAX_SUM_8):
-                warps = wider
-                width = max(1, warps * WARP_THREADS * vector // beside)
-                break
-    tile = _row_tile(layout, itemsize, width, 1)
-    chunks = -(-n // width)
-    held = -(-n * beside // (warps * WARP_THREADS)) * sums
-    holds = held <= (MAX_SUM_VALUES if warps >= 16 else MAX_SUM_8) and chunks <= MAX_SUM_CHUNKS
-    tiling = _rows(layout, tile, warps, vector, live + (held * WARP_THREADS * warps // prod(tile) if holds else 0))
-    return tiling._replace(row_chunks=chunks, holds_sums=holds)
-
-
-def _rows(layout: Layout, tile: tuple[int, ...], warps: int, vector: int, live: int) -> Tiling:
-    """Return the division among programs: one block of rows each or, where they leave partials, what is resident."""
-    blocks, outer = (-(-layout.extents[group] // tile[group]) for group in (LOOPED, OUTER))
-    splits = blocks
-    if any(groups >> LOOPED & 1 for groups in layout.reduced_over):
-        threads = WARP_THREADS * warps
-        used = min(255, FIXED_REGISTERS + live * prod(tile) // threads)
-        resident = max(1, min(MAX_WARPS // warps, MAX_REGISTERS // (threads * used)))
+    blocks = -(-layout.extents[LOOPED] // tile[LOOPED])
+    if _gathers(layout):
         partial_bytes = 4 * layout.extents[TILED] * max(1, len(accumulates(layout)))
-        most = min(MAX_PARTIALS, max(MULTIPROCESSORS // 2, MAX_PARTIAL_BYTES // partial_bytes))
-        # sums in memory are those of a program among several: as of one alone they would be the result itself
-        splits = min(blocks, max(2, min(MULTIPROCESSORS * resident // outer, most // outer)))
+        most = min(MAX_PARTIALS, max(MULTIPROCESSORS, MAX_PARTIAL_BYTES // partial_bytes))
+        blocks = min(blocks, MULTIPROCESSORS * _resident(warps, live * prod(tile) // (WARP_THREADS * warps)), most)
+    return _rows(layout, tile, blocks, warps, vector)
+
+
+def _walked_tiling(layout: Layout, itemsizes: tuple[int, ...], live: int, walks: int, registers: int) -> Tiling:
+    """Return the division of rows that are walked: as many at once as the L2 holds until they are walked again.
+
+    The longer a row, the more warps walk it, and the fewer rows are in flight.
+    """
+    itemsize, n = min(filter(None, itemsizes)), layout.extents[TILED]
+    vector, sums = VECTOR_BYTES // itemsize, len(accumulates(layout)) * registers
+    per_thread = min(THREAD_ELEMENTS, max(vector, _power_of_2_in(THREAD_VALUES // 2 // live)))
+    beside = prod(_row_tile(layout, itemsize, 1, 1))  # rows whose elements lie in one sector
+    least, most = WALK_WARPS
+    warps = min(most, max(least, _power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
+    holds = -(-n * beside // (SUM_WARPS * WARP_THREADS)) * sums <= MAX_SUM_VALUES
+    if sums and holds:
+        warps, per_thread = SUM_WARPS, vector
+    width = max(1, warps * WARP_THREADS * per_thread // beside)
+    tile, blocks = _row_tile(layout, itemsize, width, 1), -(-layout.extents[LOOPED] // beside)
+    in_flight = _bytes_of_row(layout, itemsizes, with_outputs=not holds) * beside if walks > 1 else 0
+    fitting = MAX_L2_BYTES // max(1, in_flight)
+    resident = MULTIPROCESSORS * (MAX_WARPS // warps)
+    if _gathers(layout) or fitting < resident:
+        programs = max(MULTIPROCESSORS // 4, min(fitting, resident))
+        # sums in memory are those of a program among several: those of one alone would be the result itself
+        blocks = min(blocks, max(2, programs if programs < MULTIPROCESSORS else programs // MULTIPROCESSORS * MULTIPROCESSORS))
+    return _rows(layout, tile, blocks, warps, vector)._replace(row_chunks=-(-n // width), holds_sums=holds, reloads=True)
+
+
+def _bytes_of_row(layout: Layout, itemsizes: tuple[int, ...], with_outputs: bool) -> int:
+    """Return the bytes that a program touches of a row until it reads them again, or adds to a sum in memory again."""
+    n, operands = layout.extents[TILED], len(layout.operand_groups)
+    own = [groups > 0 and groups >> TILED & groups >> LOOPED & 1 for groups in layout.operand_groups]
+    total = sum(itemsize * n for itemsize, is_own in zip(itemsizes, own, strict=False) if is_own)
+    if with_outputs:
+        gathered = accumulates(layout)
+        for j, (itemsize, constant) in enumerate(zip(itemsizes[operands:], layout.constant_along, strict=True)):
+            total += 4 * n if j in gathered else 0 if constant >> TILED & 1 else itemsize * n
+    return total
+
+
+def _resident(warps: int, values: int) -> int:
+    """Return how many programs are resident on a multiprocessor, about, whose threads hold so many values."""
+    used = min(255, FIXED_REGISTERS + values)
+    return max(1, min(MAX_WARPS // warps, MAX_REGISTERS // (WARP_THREADS * warps * used)))
+
+
+def _rows(layout: Layout, tile: tuple[int, ...], programs: int, warps: int, vector: int) -> Tiling:
+    """Return the division of the rows among about so many programs, of all outer tiles together."""
+    outer, blocks = (-(-layout.extents[group] // tile[group]) for group in (OUTER, LOOPED))
+    splits = max(1, min(blocks, programs // outer if _gathers(layout) else programs))
     chunk = -(-blocks // splits) * tile[LOOPED]
     has_tail = _vector_group(layout) == LOOPED and _power_dividing(layout.extents[LOOPED]) < vector
-    splits = -(-layout.extents[LOOPED] // chunk)
-    return Tiling(tile, (outer, 1), chunk, splits, warps, TILED, has_tail)
+    return Tiling(tile, (outer, 1), chunk, -(-layout.extents[LOOPED] // chunk), warps, TILED, has_tail)

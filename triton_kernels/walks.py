@@ -102,6 +102,18 @@ def walked_values(stage: Stage, walks: Walks) -> int:
     return most
 
 
+def walk_counts(walks: Walks | None, layout: Layout, steps: int, holds_sums: bool) -> list[int]:
+    """Return of each operand and output how often a program goes over a row of it; nothing where rows are not walked.
+
+    A sum that memory holds is read and written in each of ``steps``.
+    """
+    if walks is None:
+        return []
+    in_memory = set() if holds_sums else set(accumulates(layout))
+    loads = [max(1, bits.bit_count()) for bits in walks.walks[: len(layout.operand_strides)]]
+    return loads + [2 * steps if j in in_memory else 1 for j in range(len(layout.output_strides))]
+
+
 def accumulates(layout: Layout) -> list[int]:
     """Return the outputs, by position, that gather a value for each element of a row over many rows."""
     return [
