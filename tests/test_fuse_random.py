@@ -70,7 +70,10 @@ def derived(program: Program) -> Function:
         def forward(ctx, *xs):
             ctx.save_for_backward(*xs)
             ctx.set_materialize_grads(False)
-            return tuple(evaluate(made.program(*xs), dict(enumerate(xs)), COMPUTE[_common(xs)]))
+            graph = made.program(*xs)
+            zs = evaluate(graph, dict(enumerate(xs)), COMPUTE[_common(xs)])
+            ctx.mark_non_differentiable(*(zs[k] for k in graph.detached_results))
+            return tuple(zs)
 
         @staticmethod
         def backward(ctx, *gs):

@@ -30,7 +30,10 @@ def evaluate(graph: Graph, tensors: dict[int, Tensor], dtype: torch.dtype) -> li
             x = restore(values[node.inputs[0]], node.old, order, graph.sizes)
             values[i] = align(x, node.new, order)
         else:
-            values[i] = _apply(graph, node, [values[j] for j in node.inputs], order)
+            inputs = [values[j] for j in node.inputs]
+            for k in node.detached:
+                inputs[k] = inputs[k].detach()
+            values[i] = _apply(graph, node, inputs, order)
     return [restore(values[value], dims, order, graph.sizes) for value, dims in graph.results]
 
 

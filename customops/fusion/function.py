@@ -17,12 +17,12 @@ from torch.autograd import Function
 from .._compat import apply_without_binding, saved_tensor_hooks
 from ..compiler.evaluate import evaluate
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
-from ..compiler.gradient import differentiate
+from ..compiler.gradient import dependent_results, differentiate
 from ..compiler.graph import Graph, Op
-from ..ops.function import Operator
 from ..runtime.paths import kernel_blocker, plan_key, refuse_if_required
 from ..runtime.rules import tuple_getter
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
+from .proxy import is_elementwise
 from .trace import Trace
 
 InputIndex = int  # of a tensor that the fused function is called with; in the graph it is the same value
@@ -43,14 +43,22 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
         if strict:
             refuse_if_required("fuse", blocker)
         return f"no kernel for {blocker}"
-    if any(ref.value < trace.arity for ref in trace.outputs):
-        return "an argument is returned as it is"
+    if aliases := _aliases(trace):
+        return aliases
     if len({x.device for x in tensors}) > 1:
         return "the tensors are on several devices"
-    dtypes = set(trace.dtypes[trace.arity :])
+    dtypes = set(trace.computed_dtypes())
     if not dtypes <= set(COMPUTE):
         return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
     return None
+
+
+def _aliases(trace: Trace) -> str | None:
+    """Return which results share memory with an argument or with one another, in words; None if none do."""
+    sources = [trace.source(ref.value) for ref in trace.outputs]
+    if any(value < trace.arity for value in sources):
+        return "an argument is returned as it is"
+    return "a value is returned twice, detached once" if len(set(sources)) < len(sources) else None
 
 
 class Fusion:
@@ -75,7 +83,7 @@ class Fusion:
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
         self.trace = trace
         self.graph = graph  # of the trace, for tensors of these shapes
-        self.common = reduce(torch.promote_types, trace.dtypes[trace.arity :])  # the dtype that kernels round to
+        self.common = reduce(torch.promote_types, trace.computed_dtypes())  # the dtype that kernels round to
         self.result_specs = _result_specs(trace, graph, tensors)  # of each result
         self.gradient_specs = [gradient_spec(x) for x in tensors]  # of each input
         self.executable: Any = None  # the kernels of forward; none before ``compile``
@@ -125,9 +133,7 @@ class Fusion:
 
     def _record(self, needed: tuple[InputIndex, ...], saves_intermediates: bool) -> Recording:
         results = range(len(self.result_specs))
-        differentiable = [
-            i for i in results if not set(needed).isdisjoint(self.graph.ancestors([self.graph.results[i][0]]))
-        ]
+        differentiable = dependent_results(self.graph, needed)
         gradient = self.gradient(needed, tuple(differentiable), saves_intermediates)
         saved = self.saved_intermediates if saves_intermediates else ()
         outputs: dict[ValueIndex, OutputIndex] = {value: len(results) + k for k, value in enumerate(saved)}
@@ -172,9 +178,8 @@ def _result_specs(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list
 
 def _strides(trace: Trace, value: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
     """Return the strides of torch's result: of a reduction contiguous, which a meta tensor may not be."""
-    z = meta[value]
-    node = trace.nodes[value - trace.arity]
-    return z.stride() if issubclass(node.operator, Operator) else contiguous(z.shape)
+    z, operator = meta[value], trace.nodes[trace.source(value) - trace.arity].operator
+    return z.stride() if is_elementwise(operator) else contiguous(z.shape)
 
 
 class Gradient:
