@@ -208,9 +208,9 @@ def amin(x, *dim, **options):
     return torch.amin(x, *dim, **options)
 
 
-def extremum_dx(g, x, z, ties):
+def extremum_dx(g, ties, mask):
     share = g.to(ties.dtype) / ties  # a half type counts no further than 256 or 2048
-    return (share * (x == z)).to(x.dtype)  # inf·0 is nan, as is 0/0 where z is nan
+    return (share * mask).to(mask.dtype)  # inf·0 is nan, as is 0/0 where z is nan
 
 
 def equal(x, z):

@@ -19,6 +19,7 @@ PATHS = "customops/runtime/paths.py"
 AXES = "customops/compiler/axes.py"
 GRAPH = "customops/compiler/graph.py"
 GRADIENT = "customops/compiler/gradient.py"
+VJP = "customops/compiler/vjp.py"
 PARTITION = "customops/compiler/partition.py"
 SCHEDULE = "customops/compiler/schedule.py"
 FUSED_FUNCTION = "customops/fusion/function.py"
@@ -191,8 +192,8 @@ FAULTS = (
         "extremum_dx selects instead of multiplying",
         "formulas",
         FORMULAS,
-        "return (share * (x == z)).to(x.dtype)",
-        "return torch.where(x == z, share, 0).to(x.dtype)",
+        "return (share * mask).to(mask.dtype)",
+        "return torch.where(mask != 0, share, 0).to(mask.dtype)",
         "Where amax is nan its gradient is 0 instead of nan.",
         by_formulas=VALUES,
     ),
@@ -1103,7 +1104,7 @@ FAULTS = (
         "broadcast axes are not summed",
         "derivation",
         GRADIENT,
-        "self.accumulate(x, pending | broadcast, dx)",
+        "self.accumulate(x, pending._replace(reduced=pending.reduced | broadcast), dx)",
         "self.accumulate(x, pending, dx)",
         "Fused gradients of a bias are not summed over the rows.",
         by_kernels=FUSED,
@@ -1112,7 +1113,7 @@ FAULTS = (
         "a pending sum is carried through a reduction",
         "derivation",
         GRADIENT,
-        "if pending & op.reduced:",
+        "if pending.reduced & op.reduced:",
         "if False:",
         "Fused gradients through a sum over an axis that was broadcast again are wrong.",
         by_formulas=("test_fuse_random.py",),
@@ -1142,6 +1143,35 @@ FAULTS = (
         "Fused gradients of x + x.T of one vector are transposed.",
         by_formulas=("test_fuse_random.py",),
         by_kernels=("test_fuse.py::test_a_value_meets_itself_along_another_axis", *FUSED),
+    ),
+    Fault(
+        "a sum is divided by what varies along it",
+        "derivation",
+        GRADIENT,
+        "if pending.divisor is not None and pending.reduced & self.graph.axes[pending.divisor]:",
+        "if False:",
+        "Fused gradients of x / s are wrong where x is constant along an axis that s varies along.",
+        by_formulas=("test_fuse_random.py",),
+        by_kernels=FUSED,
+    ),
+    Fault(
+        "a quotient counts as a constant, or not, as another one",
+        "derivation",
+        VJP,
+        "(*node.inputs, node.detached): i",
+        "(*node.inputs, frozenset()): i",
+        "Fused gradients of gradients of exp(x) / sum(exp(x)).detach() miss a term.",
+        by_formulas=("test_fuse_detach.py",),
+        by_kernels=("test_fuse_detach.py",),
+    ),
+    Fault(
+        "a gradient passes what is detached",
+        "derivation",
+        VJP,
+        "if x in self.wanted and k not in op.detached:",
+        "if x in self.wanted:",
+        "x.detach() in a fused function is differentiated where x is used elsewhere, too.",
+        by_kernels=("test_fuse_detach.py",),
     ),
     # -- the graph in kernels ------------------------------------------------------------------------------------------
     Fault(

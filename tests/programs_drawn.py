@@ -42,6 +42,7 @@ UNARY = {  # where each is smooth, and its result not large
     "0.75 * {}": ANY,
     "{} / 4": ANY,
     "1 / {}": POSITIVE,
+    "{}.detach()": ANY,
 }
 BINARY = {
     "{} + {}": (ANY, ANY),

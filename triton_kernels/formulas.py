@@ -264,8 +264,8 @@ def amin(x, count):
 
 
 @triton.jit
-def extremum_dx(g, x, z, ties):
-    return _divide(g, ties) * equal(x, z)
+def extremum_dx(g, ties, mask):
+    return _divide(g, ties) * mask
 
 
 @triton.jit

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from torch import Tensor
 
 Axes = frozenset[int]
 Dims = tuple[int | None, ...]  # the axis of each dimension of a tensor; None for a dimension of size 1
 NO_AXES: Axes = frozenset()
+NOTHING: Mapping[int, Dims] = MappingProxyType({})  # the dimensions of no value
 
 
 class AxisUnion:

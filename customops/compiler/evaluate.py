@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import formulas
-from .axes import align, restore
+from .axes import NOTHING, Dims, align, restore
 from .graph import Constant, Graph, Input, Op, Renamed
 
 
-def evaluate(graph: Graph, tensors: dict[int, Tensor], dtype: torch.dtype) -> list[Tensor]:
+def evaluate(
+    graph: Graph, tensors: dict[int, Tensor], dtype: torch.dtype, known: Mapping[int, Dims] = NOTHING
+) -> list[Tensor]:
     """Return the results for these inputs, computed by torch's formulas in ``dtype``.
 
-    They are differentiable, and tensors may be of any class that torch computes with.
+    They are differentiable, and tensors may be of any class that torch computes with. Of the values ``known``, of which
+    it gives the axis of each dimension, there are tensors, too.
     """
     order = sorted(graph.sizes)
     values: dict[int, Any] = {}
-    for i in graph.ancestors([value for value, _ in graph.results]):
+    for i in graph.ancestors([value for value, _ in graph.results], known):
         node = graph.values[i]
-        if isinstance(node, Input):
+        if i in known:
+            values[i] = align(tensors[i].to(dtype), known[i], order)
+        elif isinstance(node, Input):
             values[i] = align(tensors[i].to(dtype), node.dims, order)
         elif isinstance(node, Constant):
             values[i] = graph.number(i)
@@ -30,7 +35,10 @@ def evaluate(graph: Graph, tensors: dict[int, Tensor], dtype: torch.dtype) -> li
             x = restore(values[node.inputs[0]], node.old, order, graph.sizes)
             values[i] = align(x, node.new, order)
         else:
-            values[i] = _apply(graph, node, [values[j] for j in node.inputs], order)
+            inputs = [values[j] for j in node.inputs]
+            for k in node.detached:
+                inputs[k] = inputs[k].detach()
+            values[i] = _apply(graph, node, inputs, order)
     return [restore(values[value], dims, order, graph.sizes) for value, dims in graph.results]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ..runtime.plans import kernels, recall, remember
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
 from ..triton_kernels.layout import VECTOR_BYTES
 from ..triton_kernels.stage import Argument
-from .axes import Dims
+from .axes import NOTHING, Dims
 from .graph import Constant, Graph, Input
 from .partition import partition
 from .stages import Binding, scratch_binding
@@ -63,31 +63,36 @@ class Executable:
         specs: Sequence[TensorSpec],
         common: torch.dtype,
         distinct: bool = False,
+        statistics: Sequence[int] = (),
+        known: Mapping[int, Dims] = NOTHING,
     ):
         """Make the kernels.
 
         Args:
             graph: what to compute.
-            tensors: by value, what it will be called with, in order: inputs, and values in scratch buffers.
+            tensors: by value, what it will be called with, in order: inputs, and values that were computed before.
             specs: what each result is to be.
             common: the dtype that values are rounded to as they are loaded.
             distinct: whether no two results, and no result and input, may share memory.
+            statistics: values that it returns after the results, unrounded: dense, their axes in order.
+            known: the values among ``tensors`` that were results, with the axis of each dimension; others that are no
+                inputs were statistics.
         """
-        ancestors = graph.ancestors([value for value, _ in graph.results], tensors)
+        device = next(iter(tensors.values())).device
+        results = [*graph.results, *((i, tuple(sorted(graph.axes[i]))) for i in statistics)]
+        specs = [*specs, *(_statistic_spec(graph, i, COMPUTE[common], device) for i in statistics)]
+        ancestors = graph.ancestors([value for value, _ in results], tensors)
         constants = [i for i in ancestors if isinstance(graph.values[i], Constant)]
         self.numbers = tuple(graph.number(i) for i in constants)  # arguments of the plan, after the tensors
-        device = next(iter(tensors.values())).device
         self.buffers: list[TensorSpec] = []  # the tensors that kernels write: the last arguments
         self._results: list[Result] = []
-        outputs = self._place_results(graph, tensors, specs, distinct)
-        arguments = [
-            Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0, not isinstance(graph.values[i], Input))
-            for i, x in tensors.items()
-        ]
+        outputs = self._place_results(graph, tensors, results, specs, distinct)
+        unrounded = {i for i in tensors if i not in known and not isinstance(graph.values[i], Input)}
+        arguments = [Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0, i in unrounded) for i, x in tensors.items()]
         arguments += [None] * len(constants) + [Argument(spec.dtype) for spec in self.buffers]
         pieces = partition(
             graph,
-            _input_bindings(graph, tensors),
+            _input_bindings(graph, tensors, known),
             {i: len(tensors) + k for k, i in enumerate(constants)},
             outputs,
             COMPUTE[common].itemsize // 4,
@@ -98,13 +103,18 @@ class Executable:
             self.plan = kernels().Plan(pieces.stages, arguments, common, device, pieces.scratch_sizes)
 
     def _place_results(
-        self, graph: Graph, tensors: dict[int, Tensor], specs: Sequence[TensorSpec], distinct: bool
+        self,
+        graph: Graph,
+        tensors: dict[int, Tensor],
+        results: Sequence[tuple[int, Dims]],
+        specs: Sequence[TensorSpec],
+        distinct: bool,
     ) -> list[tuple[int, Binding]]:
         """Find ``buffers`` and ``_results``; return the value of each buffer, and its binding."""
         order, first = list(tensors), len(tensors) + len(self.numbers)
         outputs: list[tuple[int, Binding]] = []
         position: dict[Any, int] = {}  # of the buffers
-        for k, ((value, dims), spec) in enumerate(zip(graph.results, specs, strict=True)):
+        for k, ((value, dims), spec) in enumerate(zip(results, specs, strict=True)):
             varying = tuple(a if a in graph.axes[value] else None for a in dims)
             if not distinct and _is_view_of_input(graph.values[value], dims, varying, tensors.get(value), spec):
                 self._results.append(_view_of_input(graph, order.index(value), graph.values[value].dims, dims))
@@ -120,8 +130,8 @@ class Executable:
             self._results.append(_itself(False, at) if shape == spec.shape else Result(False, at, spec.shape))
         return outputs
 
-    def __call__(self, tensors: Sequence[Tensor], scratch: Sequence[int] = ()) -> list[Tensor]:
-        """Return the results for tensors in the same order; and after them the scratch buffers of these positions."""
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the results for tensors in the same order, and after them the statistics."""
         buffers = []
         for spec in self.buffers:
             shape, strides, dtype, device = spec
@@ -129,24 +139,27 @@ class Executable:
                 buffers.append(torch.empty_strided(shape, strides, dtype=dtype, device=device))
             else:
                 buffers.append(empty(*spec))
-        written = self.plan([*tensors, *self.numbers], buffers) if self.plan else ()
+        if self.plan:
+            self.plan([*tensors, *self.numbers], buffers)
         results = []
         for result in self._results:
             is_buffer = result.shape is None and not result.is_input  # most are: without a call
             results.append(buffers[result.position] if is_buffer else result.view(tensors, buffers))
-        for position in scratch:
-            results.append(written[position])
         return results
 
 
-def _input_bindings(graph: Graph, tensors: dict[int, Tensor]) -> dict[int, Binding]:
-    """Return where each tensor's value lies: as the tensor does, or in a scratch buffer."""
-    return {
-        i: Binding(k, node.dims, x.stride())
-        if isinstance(node := graph.values[i], Input)
-        else scratch_binding(graph, i, k)
-        for k, (i, x) in enumerate(tensors.items())
-    }
+def _input_bindings(graph: Graph, tensors: dict[int, Tensor], known: Mapping[int, Dims]) -> dict[int, Binding]:
+    """Return where each tensor's value lies: as the tensor does, or dense, as a statistic."""
+    bindings = {}
+    for k, (i, x) in enumerate(tensors.items()):
+        dims = known.get(i, getattr(graph.values[i], "dims", None))
+        bindings[i] = scratch_binding(graph, i, k) if dims is None else Binding(k, dims, x.stride())
+    return bindings
+
+
+def _statistic_spec(graph: Graph, value: int, dtype: torch.dtype, device: torch.device) -> TensorSpec:
+    shape = torch.Size(graph.sizes[a] for a in sorted(graph.axes[value]))
+    return TensorSpec(shape, contiguous(shape), dtype, device)
 
 
 def _is_view_of_input(node: Any, dims: Dims, varying: Dims, tensor: Tensor | None, spec: TensorSpec) -> bool:

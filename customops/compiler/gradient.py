@@ -4,17 +4,22 @@ Sums that undo broadcasts are deferred. Take ``z = x * w`` for ``x[m, n]`` and `
 the rule gives w the cotangent ``g * x`` over m and n, and what is left is to sum it over m. Every rule is linear in g,
 so that sum can wait: if w is ``exp(v)``, then v gets ``(g * x) * w``, still over m and n and still to be summed over m.
 Only the gradient of an input is summed, ``dv = sum(g * x * w) over m``, where a kernel does it on the way out.
+
+A division by what is constant along rows is deferred likewise. Take ``z = x / s`` for ``x[m, n]`` and ``s[m]``: the
+cotangent of x is g, still to be divided by s, and that of s is ``-sum(g * z) over n``, still to be divided by s. If s
+is ``sum(x) over n``, both add up to ``g - sum(g * z)``; if x is ``exp(v)``, the product with x and the division are
+one product, with z. So softmax's gradient is ``z * (g - sum(g * z))``, which reads no more than g and z.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
 
-from ..runtime.rules import is_identity, parameters
-from .axes import NO_AXES, Axes
+from .axes import Axes
 from .graph import Constant, Graph, Input, Op, Renamed
-from .nodes import Node, inputs_of
+from .nodes import Node, differentiable_inputs, inputs_of
+from .vjp import Pending, Rules
 
 
 def differentiate(graph: Graph, needed: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[Graph, list[int | None]]:
@@ -37,6 +42,12 @@ def differentiate(graph: Graph, needed: tuple[int, ...], outputs: tuple[int, ...
     return back.resized(graph.sizes), result_index
 
 
+def dependent_results(graph: Graph, needed: Sequence[int]) -> list[int]:
+    """Return the results, by position, that have a derivative by one of the inputs ``needed``."""
+    dependents = _dependents(graph, set(needed))
+    return [k for k, (value, _) in enumerate(graph.results) if value in dependents and k not in graph.detached_results]
+
+
 class _Differentiation:
     """The derivation of one graph of gradients.
 
@@ -53,8 +64,9 @@ class _Differentiation:
         self._copy_forward()
         self.row_axes = _row_axes(self.graph)
         self.depends_on_needed = _dependents(self.graph, {self.offset + i for i in needed})
-        # The cotangents of each value; each is still to be summed over the axes that it is found by.
-        self.pending_reductions: dict[int, dict[Axes, int]] = {}
+        self.rules = Rules(self.graph, self.depends_on_needed)
+        # The cotangents of each value, found by what is still to be done to them.
+        self.cotangents: dict[int, dict[Pending, int]] = {}
 
     def _copy_forward(self) -> None:
         """Add the cotangents, then the values of the differentiated graph."""
@@ -64,44 +76,91 @@ class _Differentiation:
             self.graph.add(_shifted(node, self.offset))
         assert len(self.graph.values) == self.offset + len(self.forward.values)
 
-    def accumulate(self, value: int, pending: Axes, g: int) -> None:
-        """Add ``g``, which is still to be summed over the axes ``pending``, to the cotangents of a value.
+    def accumulate(self, value: int, pending: Pending, g: int) -> None:
+        """Add ``g``, of which something is ``pending``, to the cotangents of a value.
 
-        The sum does not wait if these are the axes of a row, which a kernel has to reduce over anyway.
+        A sum does not wait if it is over the axes of a row, which a kernel has to reduce over anyway.
         """
         if value not in self.depends_on_needed:
             return
-        if pending in self.row_axes:
-            pending, g = NO_AXES, self.graph.reduce("sum", g, pending)
-        cotangents = self.pending_reductions.setdefault(value, {})
+        if pending.reduced in self.row_axes:
+            g, pending = self._reduce(g, pending)
+        cotangents = self.cotangents.setdefault(value, {})
         cotangents[pending] = _add(self.graph, cotangents[pending], g) if pending in cotangents else g
 
     def backpropagate(self) -> None:
         """Go through the values from the last to the first, and give each input its share of the cotangents."""
         for g, output in enumerate(self.outputs):
-            self.accumulate(self.offset + self.forward.results[output][0], NO_AXES, g)
+            self.accumulate(self.offset + self.forward.results[output][0], Pending(), g)
         for value in reversed(range(self.offset, self.offset + len(self.forward.values))):
             node = self.graph.values[value]
-            for pending, g in list(self.pending_reductions.get(value, {}).items()):
+            if isinstance(node, Op):
+                self._divide_where_due(value, node)
+            for pending, g in list(self.cotangents.get(value, {}).items()):
                 if isinstance(node, Renamed):
-                    g = self.graph.reduce("sum", g, pending)
-                    self.accumulate(node.inputs[0], NO_AXES, self.graph.add(Renamed((g,), node.new, node.old)))
+                    g = self._finished(g, pending)
+                    self.accumulate(node.inputs[0], Pending(), self.graph.add(Renamed((g,), node.new, node.old)))
                 elif isinstance(node, Op):
                     self._backpropagate_op(value, node, pending, g)
 
-    def _backpropagate_op(self, value: int, op: Op, pending: Axes, g: int) -> None:
-        if pending & op.reduced:  # the op's input has these axes again, but another way
-            pending, g = NO_AXES, self.graph.reduce("sum", g, pending)
-        for x, dx in _vjp(self.graph, value, op, g, self.depends_on_needed):
-            broadcast = self.graph.axes[value] - self.graph.axes[x]
-            self.accumulate(x, pending | broadcast, dx)
+    def _divide_where_due(self, value: int, op: Op) -> None:
+        """Divide the cotangents of a value that can wait no longer, as the rule of its ``op`` is no mere product."""
+        cotangents = self.cotangents.get(value, {})
+        for pending, g in list(cotangents.items()):
+            waits = self.rules.passes(op) or self.rules.multiply_by_quotients(value, op, g, pending)
+            if pending.divisor is not None and not waits:
+                del cotangents[pending]
+                g, pending = self.rules.divide(g, pending)
+                self.accumulate(value, pending, g)
+
+    def _backpropagate_op(self, value: int, op: Op, pending: Pending, g: int) -> None:
+        if pending.reduced & op.reduced:  # the op's input has these axes again, but another way
+            g, pending = self._reduce(g, pending)
+        if self.rules.defers(op):
+            self._backpropagate_division(value, op, pending, g)
+        elif pending.divisor is not None and not self.rules.passes(op):
+            grads = self.rules.multiply_by_quotients(value, op, g, pending)
+            assert grads  # if not, it would have been divided
+            for x, dx in grads.items():
+                self._share(value, x, pending._replace(divisor=None, detached=False), dx)
+        else:
+            for x, dx in self.rules.vjp(value, op, g):
+                self._share(value, x, pending, dx)
+
+    def _backpropagate_division(self, z: int, op: Op, pending: Pending, g: int) -> None:
+        """Give x and y of ``z = x / y`` their cotangents g and -g·z, both still to be divided by y."""
+        x, y = op.inputs
+        pending = pending._replace(divisor=y, detached=1 in op.detached)
+        if 0 not in op.detached:
+            self._share(z, x, pending, g)
+        if 1 not in op.detached and y in self.depends_on_needed:
+            product = self.graph.add(Op("mul_dx", (g, z)))
+            pending = pending._replace(reduced=pending.reduced | (self.graph.axes[z] - self.graph.axes[y]))
+            if pending.reduced in self.row_axes:
+                product, pending = self._reduce(product, pending)
+            self.accumulate(y, pending, self.graph.add(Op("neg_dx", (product,))))
+
+    def _share(self, value: int, x: int, pending: Pending, dx: int) -> None:
+        """Give an input of a value its cotangent, which is to be summed over the axes that x was broadcast along."""
+        broadcast = self.graph.axes[value] - self.graph.axes[x]
+        self.accumulate(x, pending._replace(reduced=pending.reduced | broadcast), dx)
+
+    def _reduce(self, g: int, pending: Pending) -> tuple[int, Pending]:
+        """Sum ``g`` over the axes it is to be summed over; before that it is divided by what varies along them."""
+        if pending.divisor is not None and pending.reduced & self.graph.axes[pending.divisor]:
+            g, pending = self.rules.divide(g, pending)
+        return self.graph.reduce("sum", g, pending.reduced), pending._replace(reduced=Pending().reduced)
+
+    def _finished(self, g: int, pending: Pending) -> int:
+        """Return ``g`` with nothing pending."""
+        return self.rules.divide(*self._reduce(g, pending))[0]
 
     def collect(self) -> list[int | None]:
-        """Make the sum of its cotangents, reduced, a result for each input; return which one, None where none is."""
+        """Make the sum of its cotangents a result for each input; return which one, None where there is none."""
         result_index: list[int | None] = []
         for i in self.needed:
-            cotangents = self.pending_reductions.get(self.offset + i, {}).items()
-            terms = [self.graph.reduce("sum", g, pending) for pending, g in cotangents]
+            cotangents = self.cotangents.get(self.offset + i, {}).items()
+            terms = [self._finished(g, pending) for pending, g in cotangents]
             result_index.append(len(self.graph.results) if terms else None)
             if terms:
                 total = reduce(partial(_add, self.graph), terms)
@@ -126,10 +185,10 @@ def _row_axes(graph: Graph) -> set[Axes]:
 
 
 def _dependents(graph: Graph, values: set[int]) -> set[int]:
-    """Return ``values`` and all that depend on them."""
+    """Return ``values`` and all that have a derivative by them."""
     dependents = set(values)
     for i, node in enumerate(graph.values):
-        if dependents.intersection(inputs_of(node)):
+        if dependents.intersection(differentiable_inputs(node)):
             dependents.add(i)
     return dependents
 
@@ -140,34 +199,3 @@ def _shifted(node: Node, offset: int) -> Node:
 
 def _add(graph: Graph, x: int, y: int) -> int:
     return graph.add(Op("add", (x, y, graph.add(Constant(1)))))
-
-
-def _vjp(graph: Graph, z: int, op: Op, g: int, depends_on_needed: set[int]) -> Iterator[tuple[int, int]]:
-    """Yield inputs of ``op`` and their cotangents, by the rule of its operator; not summed over broadcast axes."""
-    named = {"g": g, "z": z, **dict(zip(("x", "y", "alpha"), op.inputs, strict=False))}
-    if op.reduced:
-        yield op.inputs[0], _vjp_of_reduction(graph, op, named)
-        return
-    for x, derivative in zip(op.inputs, op.operator.derivatives, strict=False):
-        if x in depends_on_needed:
-            yield x, _apply(graph, derivative, named)
-
-
-def _vjp_of_reduction(graph: Graph, op: Op, named: dict[str, int]) -> int:
-    derivative = op.operator.derivative
-    if derivative is None:
-        return named["g"]
-    named["count"] = graph.add(Constant(None, op.reduced))
-    if "ties" in parameters(derivative):
-        is_extremum = graph.add(Op("equal", (named["x"], named["z"])))
-        named["ties"] = graph.reduce("sum", is_extremum, op.reduced)
-    return _apply(graph, derivative, named)
-
-
-def _apply(graph: Graph, derivative: Callable, named: dict[str, int]) -> int:
-    """Return ``derivative`` of the values of these names; if it would return g as it is, g."""
-    others = [graph.values[named[name]] for name in parameters(derivative) if name != "g"]
-    numbers = [node.number for node in others if isinstance(node, Constant) and not node.counted]  # no count is 1
-    if len(numbers) == len(others) and is_identity(derivative, numbers):
-        return named["g"]
-    return graph.add(Op(derivative.__name__, tuple(named[name] for name in parameters(derivative))))

@@ -28,13 +28,14 @@ class Graph:
     Everything but the sizes is the same for tensors of other shapes, and :meth:`resized` graphs share it.
     """
 
-    __slots__ = ("_index", "axes", "derivatives", "orders", "results", "sizes", "values")
+    __slots__ = ("_index", "axes", "derivatives", "detached_results", "orders", "results", "sizes", "values")
 
     def __init__(self, sizes: dict[int, int]):
         self.sizes = sizes  # the number of elements along each axis
         self.values: list[Any] = []  # the node of each value; a value's index is its position here
         self.axes: list[Axes] = []  # the axes along which each value varies
         self.results: list[tuple[int, Dims]] = []  # the value of each result, and the axis of each of its dimensions
+        self.detached_results: frozenset[int] = frozenset()  # the positions of results that have no derivative
         self.derivatives: dict[tuple, Any] = {}  # a cache of gradient.py: the graphs of its gradients
         self.orders: dict[tuple, list[int]] = {}  # a cache of partition.py: in which order kernels compute values
         self._index: dict[tuple, int] = {}  # the index of each node that was added
@@ -74,9 +75,10 @@ class Graph:
             self.axes.append(self._axes_of(node))
         return self._index[key]
 
-    def reduce(self, formula: str, value: int, reduced: Axes, operator: Any = None) -> int:
+    def reduce(self, formula: str, value: int, reduced: Axes, operator: Any = None, detached: bool = False) -> int:
         """Return the index of a value reduced over axes; without axes it is the value."""
-        return self.add(Op(formula, (value,), reduced, operator)) if reduced else value
+        positions = frozenset({0} if detached else ())
+        return self.add(Op(formula, (value,), reduced, operator, positions)) if reduced else value
 
     def count(self, axes: Iterable[int]) -> int:
         """Return how many elements lie along ``axes``."""

@@ -28,6 +28,7 @@ class Op(NamedTuple):
     inputs: tuple[int, ...]  # the values that it is applied to, by index
     reduced: Axes = NO_AXES  # the axes that it reduces
     operator: Any = None  # the class whose formula it is, with the rule of its gradient; None in a gradient's graph
+    detached: frozenset[int] = frozenset()  # the positions of inputs that count as constants where it is differentiated
 
 
 class Renamed(NamedTuple):
@@ -48,3 +49,9 @@ Node = Input | Constant | Op | Renamed
 def inputs_of(node: Node) -> tuple[int, ...]:
     """Return the values that a node is computed from, by index: none for an input and for a constant."""
     return getattr(node, "inputs", ())
+
+
+def differentiable_inputs(node: Node) -> tuple[int, ...]:
+    """Return the values that a node has a derivative by, if there is one: its inputs but those detached."""
+    inputs, detached = inputs_of(node), getattr(node, "detached", ())
+    return tuple(x for k, x in enumerate(inputs) if k not in detached) if detached else inputs

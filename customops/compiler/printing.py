@@ -42,7 +42,9 @@ def label(graph: Graph, i: int) -> str:
 def _right_side(graph: Graph, node: Op | Renamed, tensors: Graph) -> str:
     if isinstance(node, Renamed):
         return f"{label(graph, node.inputs[0])} along {describe_axes(tensors, node.new)}"
-    labels = [label(graph, j) for j in node.inputs]
+    labels = [
+        f"detach({label(graph, j)})" if k in node.detached else label(graph, j) for k, j in enumerate(node.inputs)
+    ]
     if node.formula in ("add", "sub") and labels[2] == "1":  # alpha
         del labels[2]
     reduced = f" over {describe_axes(tensors, node.reduced)}" if node.reduced else ""

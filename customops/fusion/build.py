@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..compiler.axes import AxisUnion, Dims
+from ..compiler.axes import NO_AXES, AxisUnion, Dims
 from ..compiler.graph import Constant, Graph, Input, Op, Renamed
-from ..ops.function import Operator
 from ..runtime.reduction import reduced_axes
-from .proxy import Ref
+from .proxy import Detach, Ref, is_elementwise
 from .trace import Node, Trace
 
 
@@ -29,20 +28,35 @@ def _build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) 
     axes = _Axes(trace, shapes)
     graph = Graph(axes.sizes())
     index = [graph.add(Input(name, dims)) for name, dims in zip(names, axes.dims, strict=False)]  # of each value
+    detached: set[int] = set()  # values of the trace
     for i, (operator, inputs) in enumerate(trace.nodes, len(shapes)):
-        if i in axes.reduced:
+        positions = frozenset(k for k, x in enumerate(inputs) if isinstance(x, Ref) and x.value in detached)
+        if operator is Detach:
+            index.append(index[inputs[0].value])
+            detached.add(i)
+        elif i in axes.reduced:
             reduced = frozenset(a for a in axes.reduced[i] if a is not None)
-            index.append(graph.reduce(operator.formula.__name__, index[inputs[0].value], reduced, operator))
-            continue
-        operands = []
-        for k, x in enumerate(inputs):
-            operand = index[x.value] if isinstance(x, Ref) else graph.add(Constant(x))
-            if (i, k) in axes.renamed:
-                operand = graph.add(Renamed((operand,), axes.dims[x.value], axes.renamed[i, k]))
-            operands.append(operand)
-        index.append(graph.add(Op(operator.formula.__name__, tuple(operands), operator=operator)))
+            if not reduced and positions:
+                detached.add(i)
+            x = index[inputs[0].value]
+            index.append(graph.reduce(operator.formula.__name__, x, reduced, operator, bool(positions)))
+        else:
+            operands = _operands(graph, axes, index, i, inputs)
+            index.append(graph.add(Op(operator.formula.__name__, operands, NO_AXES, operator, positions)))
     graph.results = [(index[ref.value], axes.dims[ref.value]) for ref in trace.outputs]
+    graph.detached_results = frozenset(k for k, ref in enumerate(trace.outputs) if ref.value in detached)
     return graph
+
+
+def _operands(graph: Graph, axes: _Axes, index: Sequence[int], i: int, inputs: Sequence) -> tuple[int, ...]:
+    """Return the values of the graph that elementwise operator ``i`` of the trace is applied to."""
+    operands = []
+    for k, x in enumerate(inputs):
+        operand = index[x.value] if isinstance(x, Ref) else graph.add(Constant(x))
+        if (i, k) in axes.renamed:
+            operand = graph.add(Renamed((operand,), axes.dims[x.value], axes.renamed[i, k]))
+        operands.append(operand)
+    return tuple(operands)
 
 
 class _Axes:
@@ -54,7 +68,7 @@ class _Axes:
         self.reduced: dict[int, Dims] = {}  # by value, the axes that a reduction reduces
         self.renamed: dict[tuple[int, int], Dims] = {}  # by value and position, the new axes of an input
         for i, node in enumerate(trace.nodes, len(shapes)):
-            self.dims.append(self._broadcast(i, node) if issubclass(node.operator, Operator) else self._reduce(i, node))
+            self.dims.append(self._broadcast(i, node) if is_elementwise(node.operator) else self._reduce(i, node))
         self.dims = [self._union.roots(each) for each in self.dims]
         self.reduced = {i: self._union.roots(each) for i, each in self.reduced.items()}
         self.renamed = {key: self._union.roots(each) for key, each in self.renamed.items()}

@@ -205,7 +205,7 @@ class Fused(Generic[P, R]):
         return self._or_raise_as_torch(lambda: self._traces.trace(self.function, args, kwargs, tensors), args, kwargs)
 
     def fuse(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
-        """Return the fusion of a trace for tensors in this layout, without kernels."""
+        """Return the fusion of a trace for tensors in this layout."""
         return Fusion(trace, self.graph(trace, tensors, args, kwargs), tensors)
 
     def graph(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
@@ -236,7 +236,7 @@ class Fused(Generic[P, R]):
         fusion = recall((trace, layout))
         if fusion is None:
             is_fused = why_not_fused(trace, tensors, strict=True) is None
-            fusion = is_fused and self.fuse(trace, tensors, args, kwargs).compile(tensors)
+            fusion = is_fused and self.fuse(trace, tensors, args, kwargs)
             remember((trace, layout), fusion)
         if key:
             remember((key, layout), fusion)

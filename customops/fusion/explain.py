@@ -18,7 +18,7 @@ from ..tools.dry_run import dry_run
 from ..tools.record import LaunchRecord
 from ..tools.report import amount, describe, label, total, traffic
 from ..triton_kernels.layout import VECTOR_BYTES
-from .function import Fusion, Gradient, why_not_fused
+from .function import Fusion, Gradient, Recording, why_not_fused
 from .trace import Trace
 from .unfused import Cost, filled, unfused
 
@@ -35,7 +35,7 @@ class Phase(NamedTuple):
     program: list[str]  # the graph in lines
     executable: Executable  # its kernels
     records: list[LaunchRecord]  # their launches
-    inputs: Sequence[Tensor]  # the kernels' inputs, without the saved intermediates
+    inputs: Sequence[Tensor]  # the kernels' inputs, without the saved statistics
     outputs: Sequence[Tensor]
 
     @property
@@ -66,6 +66,7 @@ class Findings(NamedTuple):
     """The cost of a call, forward and perhaps backward."""
 
     fused: list[Phase]  # each direction
+    saved: dict[str, int]  # what forward saves for backward, by name: the bytes
     unfused: list[Cost]  # of the same directions, operator by operator
 
     def report(self) -> Iterator[str]:
@@ -75,6 +76,8 @@ class Findings(NamedTuple):
             yield from (f"{'':4}{line}" for line in phase.program)
         for phase in self.fused:
             yield from phase.report()
+        if len(self.fused) > 1:
+            yield f"{'saved':10}{', '.join(self.saved) or 'nothing'}  {sum(self.saved.values()):,} bytes"
         moved = total(phase.bytes_moved for phase in self.fused)
         floor = sum(phase.bytes_floor for phase in self.fused)
         yield f"{'total':10}{_count([len(phase.records) for phase in self.fused])}  {traffic(moved, floor)}"
@@ -105,11 +108,16 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
         args, kwargs = [*map(_stand_in, args)], {name: _stand_in(x) for name, x in kwargs.items()}
         with dry_run(target) as records:
             tensors, trace, fusion = _fusion(fused, args, kwargs)
-            outputs = fusion.executable(tensors, fusion.saved_scratch)
-            phases = [_forward(fusion, tensors, outputs, records[:])]
+            recording = fusion.recording((False, *(i in needed for i in range(len(tensors)))), True)
+            executable = fusion.executable(tensors, recording.values.statistics if needed else ())
+            outputs = executable(tensors)
+            phases = [_forward(fusion, executable, tensors, outputs, records[:])]
+            saved = recording.saved((*tensors, *outputs))
             if needed:
-                phases.append(_backward(fusion, needed, tensors, outputs, records))
-        return Findings(phases, unfused(trace, tensors, needed, target))
+                phases.append(_backward(fusion, recording, outputs, saved, records))
+        names = [value_label(fusion.graph, i) for i in recording.gradient.saved]
+        sizes = dict(zip(names, map(filled, saved), strict=True)) if needed else {}
+        return Findings(phases, sizes, unfused(trace, tensors, needed, target))
 
 
 def _fusion(fused: Any, args: Sequence, kwargs: dict[str, Any]) -> tuple[list[Tensor], Trace, Fusion]:
@@ -121,38 +129,40 @@ def _fusion(fused: Any, args: Sequence, kwargs: dict[str, Any]) -> tuple[list[Te
     trace = fused.trace(tensors, tuple(args), kwargs)
     if reason := why_not_fused(trace, tensors):
         raise NotFused(reason)
-    return tensors, trace, fused.fuse(trace, tensors, tuple(args), kwargs).compile(tensors)
+    return tensors, trace, fused.fuse(trace, tensors, tuple(args), kwargs)
 
 
 def _forward(
-    fusion: Fusion, tensors: Sequence[Tensor], outputs: Sequence[Tensor], records: list[LaunchRecord]
-) -> Phase:
-    program = text_of(fusion.graph).splitlines()
-    results = outputs[: len(fusion.result_specs)]
-    return Phase("forward", fusion.graph, program, fusion.executable, records, tensors, results)
-
-
-def _backward(
     fusion: Fusion,
-    needed: tuple[int, ...],
+    executable: Executable,
     tensors: Sequence[Tensor],
     outputs: Sequence[Tensor],
     records: list[LaunchRecord],
 ) -> Phase:
-    n, before = len(fusion.result_specs), len(records)
-    gradient = fusion.gradient(needed, tuple(range(n)))
-    inputs = [*map(unbacked_like, outputs[:n]), *(tensors[i] for i in gradient.saved_inputs)]
-    intermediates = dict(zip(fusion.saved_intermediates, outputs[n:], strict=True))
-    values = [*inputs, *(intermediates[i] for i in gradient.saved_intermediates)]
+    program = text_of(fusion.graph).splitlines()
+    results = outputs[: len(fusion.result_specs)]
+    return Phase("forward", fusion.graph, program, executable, records, tensors, results)
+
+
+def _backward(
+    fusion: Fusion,
+    recording: Recording,
+    outputs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    records: list[LaunchRecord],
+) -> Phase:
+    gradient, before = recording.gradient, len(records)
+    values = [*(unbacked_like(outputs[i]) for i in gradient.outputs), *saved]
     executable = gradient.compile(values)
     grads = executable(values)
-    program = list(_gradient_lines(fusion, gradient, needed))
+    program = list(_gradient_lines(fusion, gradient, recording.needed))
+    inputs = values[: len(values) - len(recording.values.statistics)]
     return Phase("backward", gradient.graph, program, executable, records[before:], inputs, grads)
 
 
 def _gradient_lines(fusion: Fusion, gradient: Gradient, needed: tuple[int, ...]) -> Iterator[str]:
     """Yield the program of a gradient, with axes named as those of the fusion's inputs."""
-    saved = {gradient.offset + i: value_label(fusion.graph, i) for i in gradient.saved_intermediates}
+    saved = {gradient.offset + i: value_label(fusion.graph, i) for i in gradient.saved_values}
     yield from (f"{value_label(gradient.graph, i)} = {name} of the program, saved" for i, name in saved.items())
     yield from lines_of(gradient.graph, fusion.graph, saved)
     for i, at in zip(needed, gradient.result_index, strict=True):

@@ -17,18 +17,19 @@ from torch.autograd import Function
 from .._compat import apply_without_binding, saved_tensor_hooks
 from ..compiler.evaluate import evaluate
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
-from ..compiler.gradient import differentiate
+from ..compiler.gradient import dependent_results, differentiate
 from ..compiler.graph import Graph, Op
-from ..ops.function import Operator
+from ..compiler.saving import NOTHING_SAVED, ItemSizes, Saved, choose_saved
 from ..runtime.paths import kernel_blocker, plan_key, refuse_if_required
 from ..runtime.rules import tuple_getter
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
+from .proxy import is_elementwise
 from .trace import Trace
 
 InputIndex = int  # of a tensor that the fused function is called with; in the graph it is the same value
 ValueIndex = int  # of a value of the fusion's graph: inputs first
 ResultIndex = int  # of a result, each counted once, and of its cotangent
-OutputIndex = int  # of an output of the autograd.Function: results first, then saved intermediates
+OutputIndex = int  # of an output of the autograd.Function: results first, then statistics
 
 
 def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False) -> str | None:
@@ -43,102 +44,104 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
         if strict:
             refuse_if_required("fuse", blocker)
         return f"no kernel for {blocker}"
-    if any(ref.value < trace.arity for ref in trace.outputs):
-        return "an argument is returned as it is"
+    if aliases := _aliases(trace):
+        return aliases
     if len({x.device for x in tensors}) > 1:
         return "the tensors are on several devices"
-    dtypes = set(trace.dtypes[trace.arity :])
+    dtypes = set(trace.computed_dtypes())
     if not dtypes <= set(COMPUTE):
         return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
     return None
 
 
-class Fusion:
-    """A trace compiled for tensors in one layout, and the gradients of its results.
+def _aliases(trace: Trace) -> str | None:
+    """Return which results share memory with an argument or with one another, in words; None if none do."""
+    sources = [trace.source(ref.value) for ref in trace.outputs]
+    if any(value < trace.arity for value in sources):
+        return "an argument is returned as it is"
+    return "a value is returned twice, detached once" if len(set(sources)) < len(sources) else None
 
-    Values that forward reduced and spilled, ``saved_intermediates``, are small: they are saved for the gradients.
-    """
+
+class Fusion:
+    """A trace compiled for tensors in one layout, and the gradients of its results."""
 
     __slots__ = (
         "_gradients",
         "_recordings",
         "common",
-        "executable",
+        "executables",
         "gradient_specs",
         "graph",
+        "itemsizes",
         "result_specs",
-        "saved_intermediates",
-        "saved_scratch",
+        "savable_results",
         "trace",
     )
 
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
         self.trace = trace
         self.graph = graph  # of the trace, for tensors of these shapes
-        self.common = reduce(torch.promote_types, trace.dtypes[trace.arity :])  # the dtype that kernels round to
+        self.common = reduce(torch.promote_types, trace.computed_dtypes())  # the dtype that kernels round to
         self.result_specs = _result_specs(trace, graph, tensors)  # of each result
         self.gradient_specs = [gradient_spec(x) for x in tensors]  # of each input
-        self.executable: Any = None  # the kernels of forward; none before ``compile``
-        self.saved_intermediates: list[ValueIndex] = []
-        self.saved_scratch: list[int] = []  # for each of these, the position of its scratch buffer
+        self.executables: dict[tuple[ValueIndex, ...], Executable] = {}  # the kernels of forward, by statistics
+        self.savable_results = _savable_results(graph)
+        itemsizes = {value: self.result_specs[k].dtype.itemsize for value, k in self.savable_results.items()}
+        self.itemsizes = ItemSizes([x.itemsize for x in tensors], itemsizes, COMPUTE[self.common].itemsize)
         self._gradients: dict[tuple, Gradient] = {}
         self._recordings: dict[tuple, Recording] = {}
 
-    def compile(self, tensors: Sequence[Tensor]) -> Fusion:
-        """Make the kernels for tensors in this layout; return itself."""
-        tensors_by_value = dict(enumerate(tensors))
-        self.executable = Executable(self.graph, tensors_by_value, self.result_specs, self.common, distinct=True)
-        scratch = {spill.value: k for k, spill in enumerate(self.executable.spills)}
-        reduced = [i for i in scratch if isinstance(op := self.graph.values[i], Op) and op.reduced]
-        self.saved_intermediates, self.saved_scratch = reduced, [scratch[i] for i in reduced]
-        return self
-
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the function returns."""
-        return self.trace.pack(self.executable(tensors))
+        return self.trace.pack(self.executable(tensors)(tensors))
+
+    def executable(self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...] = ()) -> Executable:
+        """Return the kernels of forward for tensors in this layout, which return these statistics, too."""
+        executable = self.executables.get(statistics)
+        if executable is None:
+            by_value, specs = dict(enumerate(tensors)), self.result_specs
+            executable = Executable(self.graph, by_value, specs, self.common, distinct=True, statistics=statistics)
+            self.executables[statistics] = executable
+        return executable
 
     def gradient(
-        self, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saves_intermediates: bool = True
+        self, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saved: Saved = NOTHING_SAVED
     ) -> Gradient:
-        """Return the gradient of the inputs ``needed``, for cotangents of ``outputs``.
-
-        Unless the call ``saves_intermediates``, it is computed from inputs alone.
-        """
-        key = needed, outputs, saves_intermediates
+        """Return the gradient of the inputs ``needed``, for cotangents of ``outputs``, computed from what is saved."""
+        key = needed, outputs, saved
         if key not in self._gradients:
-            saved = self.saved_intermediates if saves_intermediates else ()
             self._gradients[key] = Gradient(self, needed, outputs, saved)
         return self._gradients[key]
 
-    def recording(self, needs_grad: tuple[bool, ...], saves_intermediates: bool) -> Recording:
+    def recording(self, needs_grad: tuple[bool, ...], saves_statistics: bool) -> Recording:
         """Return what a call saves.
 
         Args:
             needs_grad: the call's ``ctx.needs_input_grad``: of the FusedCall, then of each tensor.
-            saves_intermediates: whether it saves more than inputs.
+            saves_statistics: whether it saves more than inputs and results.
         """
-        key = needs_grad, saves_intermediates
+        key = needs_grad, saves_statistics
         if key not in self._recordings:
             needed = tuple(i for i, needs in enumerate(needs_grad[1:]) if needs)
-            self._recordings[key] = self._record(needed, saves_intermediates)
+            self._recordings[key] = self._record(needed, saves_statistics)
         return self._recordings[key]
 
-    def _record(self, needed: tuple[InputIndex, ...], saves_intermediates: bool) -> Recording:
-        results = range(len(self.result_specs))
-        differentiable = [
-            i for i in results if not set(needed).isdisjoint(self.graph.ancestors([self.graph.results[i][0]]))
-        ]
-        gradient = self.gradient(needed, tuple(differentiable), saves_intermediates)
-        saved = self.saved_intermediates if saves_intermediates else ()
-        outputs: dict[ValueIndex, OutputIndex] = {value: len(results) + k for k, value in enumerate(saved)}
-        non_differentiable = [*(i for i in results if i not in differentiable), *outputs.values()]
-        inputs = len(self.gradient_specs)
-        saved_positions = [*gradient.saved_inputs, *(inputs + outputs[i] for i in gradient.saved_intermediates)]
+    def _record(self, needed: tuple[InputIndex, ...], saves_statistics: bool) -> Recording:
+        differentiable = tuple(dependent_results(self.graph, needed))
+        graph, _ = differentiate(self.graph, needed, differentiable)
+        saved = choose_saved(self.graph, graph, self.itemsizes, saves_statistics)
+        gradient = self.gradient(needed, differentiable, saved)
+        results, inputs = len(self.result_specs), len(self.gradient_specs)
+        outputs: dict[ValueIndex, OutputIndex] = dict(self.savable_results)
+        outputs |= {value: results + k for k, value in enumerate(saved.statistics)}
+        constant = set(range(results + len(saved.statistics))).difference(differentiable)
+        positions = [*gradient.saved_inputs, *(inputs + outputs[i] for i in gradient.saved_values)]
         return Recording(
             needed,
             gradient,
-            tuple_getter(non_differentiable) if non_differentiable else None,
-            tuple_getter(saved_positions),
+            saved,
+            tuple_getter(sorted(constant)) if constant else None,
+            tuple_getter(positions),
         )
 
 
@@ -147,8 +150,9 @@ class Recording(NamedTuple):
 
     needed: tuple[InputIndex, ...]  # the inputs that need gradients
     gradient: Gradient  # of these inputs, for cotangents of the results that depend on them
+    values: Saved  # what is saved beside inputs
     non_differentiable: Callable[[Sequence], Sequence] | None  # pick all else out of the outputs, None where all depend
-    saved: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that the gradient reads out of (*inputs, *outputs)
+    saved: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that are saved out of (*inputs, *outputs)
 
 
 def _result_specs(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[TensorSpec]:
@@ -170,55 +174,84 @@ def _result_specs(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list
     ]
 
 
+def _savable_results(graph: Graph) -> dict[ValueIndex, ResultIndex]:
+    """Return the results that may be saved, as the values that they are; gradients of gradients pass them.
+
+    None is detached, and none is an input or of an axis along which the value is the same.
+    """
+    results = {}
+    for k, (value, dims) in reversed(list(enumerate(graph.results))):
+        is_whole = graph.axes[value] == {a for a in dims if a is not None}
+        if k not in graph.detached_results and is_whole and isinstance(graph.values[value], Op):
+            results[value] = k
+    return results
+
+
 def _strides(trace: Trace, value: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
     """Return the strides of torch's result: of a reduction contiguous, which a meta tensor may not be."""
-    z = meta[value]
-    node = trace.nodes[value - trace.arity]
-    return z.stride() if issubclass(node.operator, Operator) else contiguous(z.shape)
+    z, operator = meta[value], trace.nodes[trace.source(value) - trace.arity].operator
+    return z.stride() if is_elementwise(operator) else contiguous(z.shape)
 
 
 class Gradient:
     """The gradients of a fusion for one set of inputs that need them, and of results that cotangents arrive from.
 
-    It is called with the cotangents, then the inputs ``saved_inputs``, then the values ``saved_intermediates``.
+    It is called with the cotangents, then the inputs ``saved_inputs``, then the values ``saved_values``.
     """
 
-    __slots__ = ("common", "graph", "offset", "outputs", "result_index", "saved_inputs", "saved_intermediates", "specs")
+    __slots__ = (
+        "common",
+        "graph",
+        "known",
+        "offset",
+        "outputs",
+        "result_index",
+        "saved_inputs",
+        "saved_values",
+        "specs",
+    )
 
-    def __init__(
-        self,
-        fusion: Fusion,
-        needed: tuple[InputIndex, ...],
-        outputs: tuple[ResultIndex, ...],
-        saved: Iterable[ValueIndex],
-    ):
+    def __init__(self, fusion: Fusion, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saved: Saved):
         """Differentiate; the values ``saved`` need not be computed again."""
         self.graph, self.result_index = differentiate(fusion.graph, needed, outputs)  # the latter for each needed input
         self.outputs = outputs  # the results that cotangents are given of
         self.offset = len(outputs)  # from the fusion's graph to this one
         self.common = fusion.common
-        self.saved_inputs: list[InputIndex] = [i - self.offset for i in self.graph.inputs() if i >= self.offset]
-        shifted = {self.offset + i: i for i in saved}
-        ancestors = self.graph.ancestors([value for value, _ in self.graph.results], shifted)
-        self.saved_intermediates: list[ValueIndex] = [shifted[i] for i in ancestors if i in shifted]
+        values = (*saved.results, *saved.statistics)
+        self.saved_values = self._read(values, values)
+        results = {i: k for i, k in fusion.savable_results.items() if i in saved.results and i in self.saved_values}
+        # The axis of each dimension of the results among these, by value of this graph.
+        self.known = {self.offset + i: fusion.graph.results[k][1] for i, k in results.items()}
+        self.saved_inputs = self._read(range(len(fusion.gradient_specs)), results)
         self.specs = [  # of each result of this graph
             fusion.gradient_specs[i] for i, at in zip(needed, self.result_index, strict=True) if at is not None
         ]
+
+    @property
+    def saved(self) -> tuple[ValueIndex, ...]:
+        """All values that it is called with after the cotangents, in order."""
+        return *self.saved_inputs, *self.saved_values
+
+    def _read(self, values: Iterable[ValueIndex], saved: Iterable[ValueIndex]) -> list[ValueIndex]:
+        """Return those of ``values`` that the gradients are computed from, where these are ``saved``."""
+        stop = [self.offset + i for i in saved]
+        ancestors = set(self.graph.ancestors([value for value, _ in self.graph.results], stop))
+        return [i for i in values if self.offset + i in ancestors]
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the gradient of each input that needs one, None if it is zero."""
         grads = by_kernel("fuse", self, plan_key(tensors), tensors, self.compile)
         if grads is None:
-            grads = evaluate(self.graph, self._by_value(tensors), COMPUTE[self.common])
+            grads = evaluate(self.graph, self._by_value(tensors), COMPUTE[self.common], self.known)
             grads = [grad.to(spec.dtype, copy=True) for grad, spec in zip(grads, self.specs, strict=True)]
         return [None if at is None else grads[at] for at in self.result_index]
 
     def compile(self, tensors: Sequence[Tensor]) -> Executable:
         """Return the kernels for tensors in this layout."""
-        return Executable(self.graph, self._by_value(tensors), self.specs, self.common)
+        return Executable(self.graph, self._by_value(tensors), self.specs, self.common, known=self.known)
 
     def _by_value(self, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
-        saved = [self.offset + i for i in (*self.saved_inputs, *self.saved_intermediates)]
+        saved = [self.offset + i for i in self.saved]
         return dict(zip([*range(self.offset), *saved], tensors, strict=True))
 
 
@@ -226,14 +259,13 @@ class FusedCall(NamedTuple):
     """One call of a fusion that is recorded."""
 
     fusion: Fusion
-    saves_intermediates: bool  # not if what is saved must be the same where no kernels run
+    saves_statistics: bool  # not if what is saved must be the same where no kernels run
     trace: Trace | None = None  # its operators are applied one by one, instead of the kernels, if it is given
 
-    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the results, each once; and after them the saved intermediates."""
-        fusion = self.fusion
+    def compute(self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...]) -> tuple[Tensor, ...]:
+        """Return the results, each once; and after them the statistics."""
         if self.trace is None:
-            return tuple(fusion.executable(tensors, fusion.saved_scratch if self.saves_intermediates else ()))
+            return tuple(self.fusion.executable(tensors, statistics)(tensors))
         values = self.trace.replay(tensors)
         return tuple([values[ref.value] for ref in self.trace.outputs])
 
@@ -241,8 +273,8 @@ class FusedCall(NamedTuple):
 class FusedFunction(Function):
     """A fused call: ``forward`` is one graph, ``backward`` the one derived from it by the operators' rules.
 
-    Saves the inputs that the gradients read, and what was reduced between two kernels. Differentiated twice, gradients
-    are computed from the inputs alone, so second derivatives are right. Under hooks only inputs are saved: a checkpoint
+    Saves the inputs, results and statistics of which backward costs least. Differentiated twice, gradients are computed
+    from inputs and results alone, so second derivatives are right. Under hooks no statistics are saved: a checkpoint
     computes the call again, perhaps where no kernel runs, and pairs by position what both saved.
     """
 
@@ -254,11 +286,11 @@ class FusedFunction(Function):
 
     @staticmethod
     def forward(ctx, call, *tensors):
-        """Return the results and the saved intermediates; save what the gradients read."""
-        recording = call.fusion.recording(ctx.needs_input_grad, call.saves_intermediates)
+        """Return the results and the statistics; save what the gradients read."""
+        recording = call.fusion.recording(ctx.needs_input_grad, call.saves_statistics)
         ctx.saved_meta = call, recording
         ctx.set_materialize_grads(False)
-        outputs = call(tensors)
+        outputs = call.compute(tensors, recording.values.statistics)
         if recording.non_differentiable:
             ctx.mark_non_differentiable(*recording.non_differentiable(outputs))
         ctx.save_for_backward(*recording.saved((*tensors, *outputs)))
@@ -267,11 +299,12 @@ class FusedFunction(Function):
     @staticmethod
     def backward(ctx, *gs):
         """Return the gradients that are needed, None for all else; results without a cotangent are left out."""
-        call, (needed, gradient, *_) = ctx.saved_meta
-        saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_intermediates else ()
+        call, recording = ctx.saved_meta
+        gradient, needed = recording.gradient, recording.needed
+        saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_values else ()
         gs = tuple([gs[i] for i in gradient.outputs])
         if any([g is None for g in gs]):
-            gradient, gs, saved = _without_absent_cotangents(call, needed, gradient, gs, saved)
+            gradient, gs, saved = _without_absent_cotangents(call, recording, gs, saved)
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(needed, gradient((*gs, *saved)), strict=True):
             grads[i + 1] = grad
@@ -282,11 +315,11 @@ _record = apply_without_binding(FusedFunction)  # no transform is ever open arou
 
 
 def _without_absent_cotangents(
-    call: FusedCall, needed: tuple[InputIndex, ...], gradient: Gradient, gs: Sequence, saved: Sequence[Tensor]
+    call: FusedCall, recording: Recording, gs: Sequence, saved: Sequence[Tensor]
 ) -> tuple[Gradient, tuple, tuple]:
     """Return the gradient for the cotangents among ``gs`` that are there, these, and what it reads of ``saved``."""
-    by_value = dict(zip((*gradient.saved_inputs, *gradient.saved_intermediates), saved, strict=True))
+    gradient = recording.gradient
+    by_value = dict(zip(gradient.saved, saved, strict=True))
     arrived = tuple(i for i, g in zip(gradient.outputs, gs, strict=True) if g is not None)
-    gradient = call.fusion.gradient(needed, arrived, call.saves_intermediates)
-    read = (*gradient.saved_inputs, *gradient.saved_intermediates)
-    return gradient, tuple(g for g in gs if g is not None), tuple(by_value[i] for i in read)
+    gradient = call.fusion.gradient(recording.needed, arrived, recording.values)
+    return gradient, tuple(g for g in gs if g is not None), tuple(by_value[i] for i in gradient.saved)

@@ -17,6 +17,7 @@ from torch.overrides import resolve_name
 from .. import config
 from .._compat import transforms_active
 from ..ops import binary, reductions, unary
+from ..ops.function import Operator
 
 _OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (config.__file__, torch.__file__))
 _OPERATORS = {name for module in (unary, binary, reductions) for name in module.__all__ if not name.endswith("_")}
@@ -27,6 +28,17 @@ class Ref(NamedTuple):
     """A value of a trace: a tensor that the function was given, or what an operator returned."""
 
     value: int  # its number: first the tensors, then what each operator returned, in order
+
+
+class Detach:
+    """The operator of ``x.detach()`` in a trace: x, with a derivative of zero."""
+
+    by_formula = staticmethod(Tensor.detach)
+
+
+def is_elementwise(operator: Any) -> bool:
+    """Return whether an operator of a trace is no reduction."""
+    return operator is Detach or issubclass(operator, Operator)
 
 
 class FusionError(TypeError):
@@ -56,11 +68,11 @@ class Traced:
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        """Reject torch's functions on a traced tensor, but for questions that its dtype and shape answer."""
+        """Reject torch's functions on a traced tensor, but for ``detach``, and what its dtype and shape answer."""
         if kwargs and kwargs.get("out") is not None:
             raise untraceable("out= cannot be traced, as it writes to a tensor", "leave it out")
         name = getattr(function, "__name__", str(function))
-        if name in ("numel", "is_floating_point", "is_complex"):
+        if name in ("numel", "is_floating_point", "is_complex", "detach"):
             return getattr(cls, name)(*args)
         path = resolve_name(function) or f"torch's {name}"
         if kwargs and kwargs.get("rounding_mode"):
@@ -105,6 +117,10 @@ class Traced:
     def is_complex(self) -> bool:
         """Return whether the dtype is a complex one."""
         return self.dtype.is_complex
+
+    def detach(self) -> Traced:
+        """Return the value with a derivative of zero."""
+        return self._tracing.apply(Detach, (self,))
 
     def __bool__(self):
         raise untraceable(

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..ops.call import call
-from ..ops.function import CustomFunction, Operator
+from ..ops.function import CustomFunction
 from ..ops.reductions import call_reduction
 from ..runtime.paths import MODES, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import on_meta, spec_of
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
-from .proxy import FusionError, Ref, Traced, untraceable
+from .proxy import Detach, FusionError, Ref, Traced, is_elementwise, untraceable
 
 
 class Node(NamedTuple):
@@ -59,9 +59,23 @@ class Trace:
         """Return what the function returns for these tensors, its operators applied one by one."""
         values = list(tensors)
         for operator, inputs in self.nodes:
-            apply = call if issubclass(operator, Operator) else call_reduction
-            values.append(apply(operator, *[values[x.value] if type(x) is Ref else x for x in inputs]))
+            args = [values[x.value] if type(x) is Ref else x for x in inputs]
+            if operator is Detach:
+                values.append(args[0].detach())
+            else:
+                values.append((call if is_elementwise(operator) else call_reduction)(operator, *args))
         return self.pack([values[ref.value] for ref in self.outputs])
+
+    def source(self, value: int) -> int:
+        """Return the value that ``value`` is, if detached."""
+        while value >= self.arity and self.nodes[value - self.arity].operator is Detach:
+            value = self.nodes[value - self.arity].inputs[0].value
+        return value
+
+    def computed_dtypes(self) -> list[torch.dtype]:
+        """Return the dtype of each value that an operator computes: all but the tensors given, and values detached."""
+        dtypes = self.dtypes[self.arity :]
+        return [dtype for dtype, node in zip(dtypes, self.nodes, strict=True) if node.operator is not Detach]
 
     def pack(self, results: Sequence) -> Any:
         """Return ``results``, one for each of ``outputs``, as the function returns them."""
@@ -200,7 +214,7 @@ class Tracing:
                 raise untraceable(
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
-        if not issubclass(operator, CustomFunction):
+        if operator is not Detach and not issubclass(operator, CustomFunction):
             raise untraceable("an in-place operator cannot be traced", f"use customops.{operator.__name__.lower()}")
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:

@@ -16,7 +16,7 @@ from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
 from ..tools.dry_run import dry_run
 from ..tools.report import total
-from .proxy import Ref
+from .proxy import Detach, Ref
 from .trace import Trace
 
 
@@ -55,6 +55,9 @@ def _apply(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int]) -> tu
     """Apply each operator by itself; return all values, and the operators that gradients pass through."""
     values, depends_on_needed, applied = list(tensors), set(needed), []
     for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
+        if operator is Detach:
+            values.append(values[inputs[0].value].detach())
+            continue
         numbers = [x.value if isinstance(x, Ref) else None for x in inputs]
         args = [
             x if k is None else values[k].detach().requires_grad_(k in depends_on_needed)

@@ -299,7 +299,8 @@ def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
     )
     if grads is not None:
         return grads[0]
-    return f.extremum_dx(g, x, z, f.sum(f.equal(x, z), *dim or ((),), True, dtype=COMPUTE[x.dtype]))
+    mask = f.equal(x, z)
+    return f.extremum_dx(g, f.sum(mask, *dim or ((),), True, dtype=COMPUTE[x.dtype]), mask)
 
 
 def _compile_share(g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Executable:
@@ -308,8 +309,9 @@ def _compile_share(g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Execut
     keepdim = tuple(None if a in reduced else axis for a, axis in enumerate(dims))
     graph = Graph(dict(enumerate(x.shape)))
     g_, x_, z_ = graph.add(Input("g", keepdim)), graph.add(Input("x", dims)), graph.add(Input("z", keepdim))
-    ties = graph.reduce("sum", graph.add(Op("equal", (x_, z_))), frozenset(reduced & set(dims)))
-    graph.results = [(graph.add(Op("extremum_dx", (g_, x_, z_, ties))), dims)]
+    mask = graph.add(Op("equal", (x_, z_)))
+    ties = graph.reduce("sum", mask, frozenset(reduced & set(dims)))
+    graph.results = [(graph.add(Op("extremum_dx", (g_, ties, mask))), dims)]
     return Executable(graph, {g_: g, x_: x, z_: z}, [gradient_spec(x)], x.dtype)
 
 

@@ -1,0 +1,155 @@
+"""Choose what forward saves for the gradients: by the bytes that backward then reads, and by what it computes again.
+
+Candidates are the results, which are outputs anyway; statistics, which are values of few elements that forward has
+reduced, as a mean of each row; and the inputs. Take RMSNorm, ``y = x * r * w`` with ``r = rsqrt(mean(x * x))``: without
+r backward goes through each row once more to find it. It costs four bytes a row to save r, and so it is saved.
+Softmax's gradient, ``y * (g - sum(g * y))``, can be computed from the result alone, which takes no exponential: so y is
+saved, and x is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, combinations
+from typing import NamedTuple
+
+from .axes import NO_AXES, Axes
+from .graph import Graph, Input, Op
+from .nodes import inputs_of
+from .partition import COMPARED
+
+MAX_CANDIDATES = 8  # of which every subset is tried
+
+# Instructions for an element in float32: those of a kernel of this formula in machine code for sm_90, less those of a
+# copy, as counted in November 2026. All other formulas take about one.
+INSTRUCTIONS = {
+    "div": 28,
+    "exp": 9,
+    "log": 25,
+    "maximum": 4,
+    "minimum": 4,
+    "pow": 119,
+    "rsqrt": 37,
+    "sigmoid": 34,
+    "sqrt": 16,
+    "tanh": 22,
+    # the derivatives by the formulas that they are made of
+    "div_dx": 28,
+    "div_dy": 57,
+    "extremum_dx": 2,
+    "log_dx": 28,
+    "pow_dx": 121,
+    "pow_dy": 147,
+    "rsqrt_dx": 4,
+    "sigmoid_dx": 3,
+    "sqrt_dx": 29,
+    "tanh_dx": 4,
+}
+INSTRUCTIONS_PER_BYTE = 10  # an H100 issues 29e12 a second for threads, while its memory brings 3.0e12 bytes
+
+
+class Saved(NamedTuple):
+    """The values of a graph that forward saves for the gradients, beside inputs."""
+
+    results: tuple[int, ...] = ()  # which are outputs anyway
+    statistics: tuple[int, ...] = ()  # which forward writes for that alone
+
+
+NOTHING_SAVED = Saved()
+
+
+class ItemSizes(NamedTuple):
+    """The bytes of an element of what may be saved."""
+
+    inputs: Sequence[int]  # of each input of the graph
+    results: dict[int, int]  # of each value that is a result and may be saved
+    statistics: int  # of any statistic
+
+
+def choose_saved(graph: Graph, back: Graph, itemsizes: ItemSizes, allows_statistics: bool) -> Saved:
+    """Return what to save of ``graph`` so that ``back``, the graph of its gradients, costs least.
+
+    Gradients of gradients are computed without the statistics, so the inputs that these depend on are saved as well.
+    """
+    return _Choice(graph, back, itemsizes, allows_statistics).best()
+
+
+class _Choice:
+    """The candidates of one graph, by their indices in the graph of gradients, and what subsets of them cost."""
+
+    def __init__(self, graph: Graph, back: Graph, itemsizes: ItemSizes, allows_statistics: bool):
+        self.graph, self.back = graph, back
+        self.targets = [value for value, _ in back.results]
+        self.offset = sum(isinstance(node, Input) for node in back.values) - len(itemsizes.inputs)
+        self.results = {self.offset + i: n for i, n in itemsizes.results.items()}
+        statistics = _statistics(graph) if allows_statistics else ()
+        self.statistics = {self.offset + i: itemsizes.statistics for i in statistics if i not in itemsizes.results}
+        inputs = {self.offset + i: n for i, n in enumerate(itemsizes.inputs)}
+        self.itemsizes = inputs | self.statistics | self.results
+
+    def best(self) -> Saved:
+        """Return the subset that costs least; of those the one that takes the least memory."""
+        subsets = {frozenset(self._read(subset)) for subset in _subsets(self._candidates())}
+        best = min(subsets, key=lambda known: (self._cost(known), self._bytes_saved(known), sorted(known)))
+        results = tuple(i - self.offset for i in sorted(best) if i in self.results)
+        return Saved(results, tuple(i - self.offset for i in sorted(best) if i in self.statistics))
+
+    def _candidates(self) -> list[int]:
+        """Return the values that may be saved: results, then the statistics that are read next, then others."""
+        every = {*self.results, *self.statistics} - self._compared()
+        reached = every.intersection(self.back.ancestors(self.targets))
+        nearest = set(self._read(reached))
+        return sorted(reached, key=lambda i: (i in self.statistics, i not in nearest, -i))[:MAX_CANDIDATES]
+
+    def _compared(self) -> set[int]:
+        """Return the values that others are computed from which are compared with one another.
+
+        None of these is saved: a kernel that adds in another order, or rounds, would find that what was equal is not.
+        """
+        ops = [op for i in self.back.ancestors(self.targets) if isinstance(op := self.back.values[i], Op)]
+        return set(
+            self.back.ancestors(i for op in ops if op.formula in COMPARED for i in op.inputs[COMPARED[op.formula]])
+        )
+
+    def _read(self, known: Iterable[int]) -> list[int]:
+        """Return the values among ``known`` that are read if all of these are saved."""
+        known = set(known)
+        return [i for i in self.back.ancestors(self.targets, known) if i in known]
+
+    def _cost(self, known: frozenset[int]) -> int:
+        """Return what it costs to save and to read these values, and to compute all else, in instructions."""
+        cost = INSTRUCTIONS_PER_BYTE * sum(map(self._bytes, self.statistics.keys() & known))
+        for i in self.back.ancestors(self.targets, known):
+            node = self.back.values[i]
+            if i in known or isinstance(node, Input):
+                cost += INSTRUCTIONS_PER_BYTE * self._bytes(i)
+            elif isinstance(node, Op):
+                elements = self.back.count(self.back.axes[i] | node.reduced)
+                cost += INSTRUCTIONS.get(node.formula, 1) * elements
+        return cost
+
+    def _bytes_saved(self, known: frozenset[int]) -> int:
+        ancestors = self.back.ancestors(self.targets, self.results.keys() & known)
+        inputs = {i for i in ancestors if isinstance(self.back.values[i], Input)}
+        return sum(map(self._bytes, inputs | known))
+
+    def _bytes(self, i: int) -> int:
+        return self.back.count(self.back.axes[i]) * self.itemsizes.get(i, 0)  # cotangents are read in any case
+
+
+def _statistics(graph: Graph) -> Iterator[int]:
+    """Yield the values of few elements that a result's kernel has reduced, or computed of what it reduced."""
+    domains: list[Axes] = []
+    is_reduced: list[bool] = []
+    for i, node in enumerate(graph.values):
+        inputs, reduced = inputs_of(node), getattr(node, "reduced", NO_AXES)
+        domains.append(graph.axes[i].union(reduced, *(domains[j] for j in inputs)))
+        is_reduced.append(bool(reduced) or any(is_reduced[j] for j in inputs))
+    written = {domains[value] for value, _ in graph.results}
+    for i, node in enumerate(graph.values):
+        if isinstance(node, Op) and is_reduced[i] and graph.axes[i] < domains[i] and domains[i] in written:
+            yield i
+
+
+def _subsets(values: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return chain.from_iterable(combinations(values, n) for n in range(len(values) + 1))
