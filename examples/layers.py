@@ -66,8 +66,7 @@ def geglu(x: Tensor, gate: Tensor) -> Tensor:
 @ops.fuse
 def relu_squared(x: Tensor) -> Tensor:
     """Return the square of relu(x)."""
-    positive = ops.relu(x)
-    return positive * positive
+    return ops.relu(x) ** 2
 
 
 @ops.fuse

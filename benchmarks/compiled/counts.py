@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from customops.tools.estimate import L2_SHARE, Estimate
-
+from customops.tools.estimate import Estimate
+from customops.tools.places import L2_SHARE
 from customops.tools.record import LaunchRecord
 from customops.tools.targets import TARGETS, Target
 
