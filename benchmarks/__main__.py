@@ -21,6 +21,7 @@ import torch
 
 from . import host, machine
 from .cases import KINDS, LAYER, Case, cases
+from .compiled import command as compiled
 from .measure import PHASES, measure, one_line
 from .progress import bar, write
 from .targets import verdicts
@@ -30,6 +31,8 @@ from .timing import keep_memory
 def main(argv=None) -> int:
     """Measure, print, and write a complete run; return 1 if ours failed or a result of it differs from eager's."""
     options = _parser().parse_args(argv)
+    if options.compiled:
+        return compiled.run(options)
     torch.set_num_threads(options.threads)
     keep_memory()
     facts = machine.where(options.device)
@@ -79,12 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=KINDS, default=default, help=f"by default {default}, which is here")
-    parser.add_argument("--ops", nargs="+", help="operators, by default all")
+    parser.add_argument("--ops", nargs="+", help="operators, or layers of --compiled, by default all")
     parser.add_argument("--quick", action="store_true", help="only what the targets are about, without torch.compile")
     parser.add_argument("--numel", nargs="+", type=int, help="elements of the largest operand, powers of two")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU; one leaves a core to all else")
     parser.add_argument("--minutes", type=float, default=60, help="cases that do not fit are left out, and listed")
     parser.add_argument("--host", action="store_true", help="only what a call costs the host")
+    compiled.add_arguments(parser)
     return parser
 
 

@@ -16,7 +16,7 @@ import customops
 from tests.cases import CALLS, Call
 
 from .measure import cotangent, phases, ratios
-from .targets import judged
+from .text import judged
 from .timing import in_turns, prepared
 
 BUDGET = {"forward": 10, "recorded": 18, "both": 40}  # microseconds on the recording driver, of an operator on x

@@ -16,15 +16,19 @@ RESULTS = Path(__file__).parent / "results"
 
 def where(device: str) -> dict[str, str]:
     """Return each fact by its name, the processor or GPU first."""
-    commit = _output("git", "rev-parse", "--short=12", "HEAD") or os.environ.get("GIT_COMMIT") or "unknown"
-    changed = " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
     return {
         **(_gpu() if device == "cuda" else _cpu()),
         "system": f"{platform.machine()}, {platform.system()} {platform.release()}",
-        "Python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "triton", "numpy", "customops")},
-        "commit": commit + changed,
+        **versions("torch", "triton", "numpy", "customops"),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the version of Python, those of packages, and the commit."""
+    commit = _output("git", "rev-parse", "--short=12", "HEAD") or os.environ.get("GIT_COMMIT") or "unknown"
+    changed = " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
+    found = {name: _version(name) for name in packages}
+    return {"Python": platform.python_version(), **found, "commit": commit + changed}
 
 
 def folder(facts: dict[str, str]) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 PHASES = {"forward": "forward", "backward": "backward", "recorded": "recorded", "both": "forward + backward"}
 STYLE = {"font.size": 10, "axes.titlesize": 10, "figure.titlesize": 12, "axes.spines.right": False}
@@ -50,20 +52,27 @@ def shown(machine: dict) -> dict[str, list[dict]]:
 
 def save(machine: dict) -> None:
     """Draw a machine's plots beside its JSON."""
+    draw = {"ratios": draw_ratios, "roofline": draw_roofline, "host": draw_host}
+    for plot, rows in shown(machine).items():
+        with drawn(machine["folder"] / f"{plot}.png") as figure:
+            title = draw[plot](figure, rows)
+            figure.suptitle(f"{machine['where']['device'].partition(',')[0]}: {title}")
+
+
+@contextmanager
+def drawn(path: Path) -> Iterator:
+    """Yield a figure to draw on, then give it a legend and write it, the same bytes each time."""
     try:
         from matplotlib import rc_context  # noqa: PLC0415 - only what draws needs it
         from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
     except ImportError:
         raise SystemExit('the plots need Matplotlib: pip install "customops[bench]"') from None
-    draw = {"ratios": draw_ratios, "roofline": draw_roofline, "host": draw_host}
-    for plot, rows in shown(machine).items():
-        with rc_context(STYLE):
-            figure = Figure(layout="constrained")
-            title = draw[plot](figure, rows)
-            figure.suptitle(f"{machine['where']['device'].partition(',')[0]}: {title}")
-            lines = {line.get_label(): line for ax in figure.axes for line in ax.lines if line.get_label()[0] != "_"}
-            figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), frameon=False)
-            figure.savefig(machine["folder"] / f"{plot}.png", dpi=120, metadata={"Software": None})
+    with rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        yield figure
+        lines = {line.get_label(): line for ax in figure.axes for line in ax.lines if line.get_label()[0] != "_"}
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), frameon=False)
+        figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def draw_ratios(figure, rows: Sequence[dict]) -> str:

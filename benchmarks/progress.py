@@ -10,9 +10,9 @@ except ImportError:
     tqdm = None
 
 
-def bar(items: Iterable, name: str) -> Iterable:
-    """Return ``items``, whose progress is shown as they are taken."""
-    return tqdm(items, name, unit="") if tqdm else items
+def bar(items: Iterable, name: str, total: int | None = None) -> Iterable:
+    """Return ``items``, whose progress is shown as they are taken; ``total`` says how many, where they do not."""
+    return tqdm(items, name, total, unit="") if tqdm else items
 
 
 def write(line: str) -> None:

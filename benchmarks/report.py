@@ -1,19 +1,22 @@
 """``python -m benchmarks.report``: make the page and its plots, from the JSON of every machine and nothing else.
 
-Reads each ``results/<machine>/benchmark.json``, draws the plots beside it, and writes the page beside ``results``.
+Reads each ``results/<machine>/benchmark.json`` and each ``results/compiled/<gpu>.json``, draws the plots beside it, and
+writes the page beside ``results``.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from .compiled import page as compiled
+from .compiled import plot
 from .plots import PHASES, main_size, save, shown, standard
+from .text import bullets, code, number, table
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"compile": "torch.compile"}  # on the page; other libraries are named as in the JSON
@@ -72,7 +75,7 @@ def page(results: Path = RESULTS) -> str:
         blocks += ["## What a call costs the host", HOST]
     for m in machines:
         blocks += [f"### {m['where']['device']}", table(host(m))] if m["host"] else []
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, *compiled.blocks(results)]) + "\n"
 
 
 def about(machine: dict, at: str) -> list[str]:
@@ -175,32 +178,9 @@ def libraries(rows: Sequence[dict]) -> list[str]:
     return sorted({who for row in rows for who in row["ratios"]}, key=lambda who: (who != "ours", who))
 
 
-def table(lines: Sequence[dict[str, str]]) -> str:
-    """Return a Markdown table without the columns that are empty; numbers stand to the right."""
-    columns = {key: [line.get(key, "") for line in lines] for line in lines for key in line}
-    columns = {key: column for key, column in columns.items() if any(column)}
-    rules = ["---:" if re.fullmatch(r"[\d.e*/ -]*", "".join(column)) else "---" for column in columns.values()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, rules, *zip(*columns.values(), strict=True)))
-
-
-def bullets(texts: Sequence[str]) -> str:
-    """Return a Markdown list."""
-    return "\n".join(f"- {text}" for text in texts)
-
-
-def code(text: str) -> str:
-    """Return ``text`` as code, on one line."""
-    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
-
-
 def shapes(row: dict) -> str:
     """Return the shapes of the inputs, each once."""
     return ", ".join(dict.fromkeys("x".join(map(str, shape)) for shape in row["shapes"]))
-
-
-def number(x: float | None) -> str:
-    """Return a number in three digits, or in all before the point."""
-    return "" if x is None else f"{x:.0f}" if x >= 1000 else f"{x:.3g}"
 
 
 def is_loss(x: float) -> bool:
@@ -222,6 +202,8 @@ def main(results: Path = RESULTS) -> int:
     """Draw the plots, then write the page."""
     for machine in load(results):
         save(machine)
+    for comparison in compiled.load(results):
+        plot.save(comparison)
     (results.parent / "README.md").write_text(page(results))
     return 0
 

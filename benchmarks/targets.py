@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from statistics import geometric_mean
 
 from .cases import KINDS
+from .text import judged
 
 CPU = {"forward": 1.02, "both": 0.80}  # time over eager's, geometric mean of the standard cases
 WORST = 1.08  # time over eager's, of any one
@@ -26,11 +27,6 @@ def verdicts(kind: str, results: list[dict]) -> Iterator[str]:
     fast = ", none faster than memory" * (kind == "cuda")
     counted = f"{len(ours)} faults of ours, {len(faults) - len(ours)} of others, in {len(results)} comparisons"
     yield judged(f"results as eager's{fast}: {counted}", not ours)
-
-
-def judged(measured: str, met: bool) -> str:
-    """Return what was measured with the verdict behind it."""
-    return f"{measured}: {'met' if met else 'MISSED'}"
 
 
 def _cpu(standard: list[dict], _chosen: list[dict]) -> Iterator[tuple[str, bool]]:

@@ -58,6 +58,18 @@ def swiglu(x: Tensor, gate: Tensor) -> Tensor:
 
 
 @ops.fuse
+def geglu(x: Tensor, gate: Tensor) -> Tensor:
+    """Multiply ``x`` by GELU(``gate``), in its tanh form."""
+    return gelu(gate) * x
+
+
+@ops.fuse
+def relu_squared(x: Tensor) -> Tensor:
+    """Return the square of relu(x)."""
+    return ops.relu(x) ** 2
+
+
+@ops.fuse
 def cross_entropy(x: Tensor, probabilities: Tensor) -> Tensor:
     """Return the cross entropy of logits ``x`` with target ``probabilities``, averaged over rows."""
     shifted = x - ops.amax(x, -1, keepdim=True)
@@ -111,6 +123,8 @@ COMPARISONS = (
     Comparison(log_softmax, lambda x: F.log_softmax(x, -1), (ROWS,)),
     Comparison(gelu, lambda x: F.gelu(x, approximate="tanh"), (ROWS,)),
     Comparison(swiglu, lambda x, gate: x * F.silu(gate), (ROWS, ROWS)),
+    Comparison(geglu, lambda x, gate: x * F.gelu(gate, approximate="tanh"), (ROWS, ROWS)),
+    Comparison(relu_squared, lambda x: F.relu(x) ** 2, (ROWS,)),
     Comparison(cross_entropy, F.cross_entropy, (ROWS, ROWS)),
 )
 

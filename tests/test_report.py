@@ -62,9 +62,28 @@ GPU = {
 }
 
 
+def compiled(ratio: float, **changes) -> dict:
+    """Return a row of the comparison of compiled code, in which Liger's pass takes 10 us."""
+    figures = {
+        "launches": 1, "dram_bytes": 3e6, "l2_bytes": 4e6, "sass": 12.5, "registers": 32, "spills": 0, "warps": 64.0,
+        "in_flight": 65536.0, "seconds": 1e-5, "limit": "DRAM", "kernels": [],
+    }  # fmt: skip
+    name = {"layer": "softmax", "dtype": "float32", "length": 256, "pass": "forward"}
+    return name | {"ours": figures | {"seconds": ratio * 1e-5}, "liger": figures} | changes
+
+
+COMPILED = {
+    "where": {"target": "cuda:90", "liger-kernel": "0.8.5", "command": "python -m benchmarks --compiled"},
+    "verdicts": ["estimated time, no row above 1.05: 1 of 3 are: MISSED"],
+    "short": ["softmax, float32, 1024, forward: estimated time"],
+    "failed": ["liger, softmax, float32, 4096x7: RuntimeError: no\n kernel"],
+    "rows": [compiled(0.5), compiled(2.0, length=1024), compiled(1.0, dtype="bfloat16")],
+}
+
+
 @pytest.fixture
 def results(tmp_path):
-    """Return a folder with the results of a CPU and of a GPU."""
+    """Return a folder with the results of a CPU and of a GPU, and the comparison of compiled code."""
     for kind, document in {"cpu": CPU, "cuda": GPU}.items():
         where = {"device": f"a {kind}, of its kind", "date": "2026-01-01", "command": "python -m benchmarks"}
         whole = {"where": where, "kind": kind, "rows": [], "host": [], "verdicts": [], "failed": [], "left_out": []}
@@ -72,6 +91,9 @@ def results(tmp_path):
         path = tmp_path / "results" / kind / "benchmark.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(whole))
+    path = tmp_path / "results" / "compiled" / "cuda-90.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(COMPILED))
     return tmp_path / "results"
 
 
@@ -81,7 +103,7 @@ def test_rebuilding_changes_no_byte(results):
     for _ in range(2):
         report.main(results)
         written.append({path: path.read_bytes() for path in results.parent.rglob("*") if path.is_file()})
-    names = {"README.md", "benchmark.json", "ratios.png", "roofline.png", "host.png"}
+    names = {"README.md", "benchmark.json", "ratios.png", "roofline.png", "host.png", "cuda-90.json", "cuda-90.png"}
     assert {path.name for path in written[0]} == names
     assert written[0] == written[1]
 
@@ -125,6 +147,26 @@ def test_a_machine_without_results_has_no_section(results):
     page = report.page(results)
     assert "a cuda" not in page
     assert "What failed" not in page
+
+
+def test_the_comparison_of_compiled_code_is_called_an_estimate_and_shows_losses(results):
+    _, _, part = report.page(results).partition("\n## Layers against Liger-Kernel, by the compiled code: an estimate\n")
+    assert part.lstrip().startswith("**No time here is measured.**")
+    assert (
+        "| `softmax` | forward | float32 | 256 | 1 / 1 | 3.0 / 3.0 | 12.5 / 12.5 | 32 / 32 | 0 / 0 | 64 / 64 |" in part
+    )
+    assert "| 5.0 / 10.0 | 0.50 | DRAM / DRAM |" in part
+    assert "| 20.0 / 10.0 | **2.00** | DRAM / DRAM |" in part
+    assert "| 10.0 / 10.0 | 1.00 |" in part
+    assert "| all | 1.00 | 1.00 | 1.00 | 1.00 | 2.00 at 1024, float32 |" in part
+    for text in (
+        *COMPILED["verdicts"],
+        *COMPILED["short"],
+        "`liger, softmax, float32, 4096x7: RuntimeError: no kernel`",
+    ):
+        assert f"- {text}" in part
+    shutil.rmtree(results / "compiled")
+    assert "Liger-Kernel, by" not in report.page(results)
 
 
 def test_the_report_needs_no_torch():

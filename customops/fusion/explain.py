@@ -15,8 +15,9 @@ from ..compiler.printing import lines_of, text_of
 from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.paths import CLASSES, is_intercepted, is_strided
 from ..tools.dry_run import dry_run
+from ..tools.estimate import total_seconds
 from ..tools.record import LaunchRecord
-from ..tools.report import amount, describe, label, total, traffic
+from ..tools.report import amount, describe, duration, label, total, traffic
 from ..triton_kernels.layout import VECTOR_BYTES
 from .function import Fusion, Gradient, Recording, why_not_fused
 from .trace import Trace
@@ -69,6 +70,11 @@ class Findings(NamedTuple):
     saved: dict[str, int]  # what forward saves for backward, by name: the bytes
     unfused: list[Cost]  # of the same directions, operator by operator
 
+    @property
+    def seconds(self) -> float:
+        """Return the estimated time of the fused launches."""
+        return sum(total_seconds(phase.records) for phase in self.fused)
+
     def report(self) -> Iterator[str]:
         """Yield all of it, in lines."""
         for phase in self.fused:
@@ -80,7 +86,8 @@ class Findings(NamedTuple):
             yield f"{'saved':10}{', '.join(self.saved) or 'nothing'}  {sum(self.saved.values()):,} bytes"
         moved = total(phase.bytes_moved for phase in self.fused)
         floor = sum(phase.bytes_floor for phase in self.fused)
-        yield f"{'total':10}{_count([len(phase.records) for phase in self.fused])}  {traffic(moved, floor)}"
+        launches, seconds = _count([len(phase.records) for phase in self.fused]), self.seconds
+        yield f"{'total':10}{launches}  {traffic(moved, floor)}  {duration(seconds)}"
         unfused_moved = total(cost.bytes_moved for cost in self.unfused)
         times = f"  {unfused_moved / moved:.2f} times those of fused" if moved and unfused_moved else ""
         launches = _count([cost.kernels for cost in self.unfused])

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..config import backend
 from ..ops import binary, reductions, unary
 from .dry_run import dry_run
+from .estimate import total_seconds
 from .record import LaunchRecord
-from .report import SHORT, describe, dtype_named, integers, label, reason, total, traffic
+from .report import SHORT, describe, dtype_named, duration, integers, label, reason, total, traffic
 from .targets import TARGETS
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -105,7 +106,7 @@ def _report(phases: dict[str, list[LaunchRecord]]) -> Iterator[str]:
         yield from describe(phase, records)
     launched = [record for records in phases.values() for record in records]
     moved, floor = total(record.bytes_moved for record in launched), total(record.bytes_floor for record in launched)
-    yield f"{'total':10}launches {len(launched)}  {traffic(moved, floor)}"
+    yield f"{'total':10}launches {len(launched)}  {traffic(moved, floor)}  {duration(total_seconds(launched))}"
 
 
 def _code(records: Iterable[LaunchRecord]) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Find which pointer of a kernel's parameters the address of a load or store in SASS is computed from.
 
 A register holds what was last written to it: the blocks are followed in order, again and again until nothing changes.
-Of an address in two registers the lower one counts.
+Of an address in two registers the lower one counts. What an instruction with a guard writes is what those with the same
+guard read; to others it may be that or what was there before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _CONSTANT_LOADS = ("LDC", "ULDC", "LDCU")
 _NO_RESULT = ("ST", "BRA", "EXIT", "RET", "BAR", "RED", "MEMBAR")
 _LOADS = ("LD", "ATOM", "SHFL", "S2", "CS2")
 
-Sources = dict[str, frozenset[Leaf]]  # of each register: the pointers that its value is computed from
+Sources = dict[str, frozenset[Leaf]]  # of each register, as R2 or R2@P0: the pointers its value is computed from
+_NONE = frozenset[Leaf]()
 
 
 def pointers_of(
@@ -38,46 +40,66 @@ def pointers_of(
         for instruction in blocks[block]:
             _follow(instruction, after, leaves)
         for to in successors[block]:
-            union = {name: before[to].get(name, frozenset()) | found for name, found in after.items()}
-            if any(found != before[to].get(name, frozenset()) for name, found in union.items()):
-                before[to] |= union
+            grown = {
+                register: before[to].get(register, _NONE) | found
+                for register, found in after.items()
+                if "@" not in register and not found <= before[to].get(register, _NONE)
+            }
+            if grown:
+                before[to] |= grown
                 waiting.append(to)
     return [_pointers(block, dict(state), leaves) for block, state in zip(blocks, before, strict=True)]
 
 
 def _pointers(block: Sequence[Any], state: Sources, leaves: Mapping[int, Leaf]) -> dict[int, Leaf]:
+    """Return the pointers of one block, before which registers are as ``state`` says."""
     found = {}
     for i, instruction in enumerate(block):
         address = next((operand for operand in reversed(instruction.operands) if operand.endswith("]")), "")
-        registers = _REGISTER.findall(address.rpartition("[")[2])
-        sources = frozenset[Leaf]().union(*(state.get(name, frozenset()) for name in registers))
-        if len(sources) == 1 and "c[" not in address:
+        sources = _sources(address.rpartition("[")[2], instruction.guard, state)
+        if len(sources) == 1:
             (found[i],) = sources
         _follow(instruction, state, leaves)
     return found
 
 
+def _sources(text: str, guard: str | None, state: Sources) -> frozenset[Leaf]:
+    """Return the pointers that the registers named in ``text`` are computed from, read under a guard."""
+    found = (state.get(f"{name}@{guard}", state.get(name, _NONE)) for name in _REGISTER.findall(text))
+    return _NONE.union(*found)
+
+
 def _follow(instruction: Any, state: Sources, leaves: Mapping[int, Leaf]) -> None:
     """Note in ``state`` what an instruction writes."""
-    name = instruction.opcode.split(".")[0]
-    results = [i for i, operand in enumerate(instruction.operands) if not _PREDICATE.match(operand)]
-    result = _RESULT.match(instruction.operands[results[0]]) if results else None
+    _, opcode, operands = instruction
+    first = next((i for i, operand in enumerate(operands) if not _PREDICATE.match(operand)), 0)
+    for predicate in operands[:first]:
+        for register in [name for name in state if name.partition("@")[2].removeprefix("!") == predicate]:
+            del state[register]
+    name, result = opcode.split(".")[0], _RESULT.match(operands[first])
     if result is None or name.startswith(_NO_RESULT) or "SETP" in name:
         return
-    text = " ".join(instruction.operands[results[0] + 1 :])
-    kind, register = result[1], int(result[2])
-    constants = {int(offset, 16) for offset in _CONSTANT.findall(text)}
+    text = " ".join(operands[first + 1 :])
+    constants = [int(offset, 16) for offset in _CONSTANT.findall(text)]
     if name in _CONSTANT_LOADS:
-        for word in range(_words(instruction.opcode)):
+        for word in range(_words(opcode)):
             found = frozenset(leaves[n + 4 * word] for n in constants if n + 4 * word in leaves)
-            state[f"{kind}{register + word}"] = found
-        return
-    found = frozenset[Leaf]()
-    if not name.startswith(_LOADS):
-        found = found.union(*(state.get(name, frozenset()) for name in _REGISTER.findall(text)))
-        found |= {leaves[n] for n in constants if n in leaves}
-    kept = state.get(f"{kind}{register}", frozenset()) if instruction.guard else frozenset()
-    state[f"{kind}{register}"] = found | kept
+            _write(f"{result[1]}{int(result[2]) + word}", found, instruction.guard, state)
+    elif name.startswith(_LOADS):
+        _write(result[0], _NONE, instruction.guard, state)
+    else:
+        found = _sources(text, instruction.guard, state) | {leaves[n] for n in constants if n in leaves}
+        _write(result[0], found, instruction.guard, state)
+
+
+def _write(register: str, found: frozenset[Leaf], guard: str | None, state: Sources) -> None:
+    """Note that a register is written, under a guard or always."""
+    for name in [name for name in state if name.startswith(f"{register}@")]:
+        del state[name]
+    if guard:
+        state[f"{register}@{guard}"] = found
+        found = found | state.get(register, _NONE)
+    state[register] = found
 
 
 def _words(opcode: str) -> int:

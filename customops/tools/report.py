@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..runtime.paths import KERNEL_DTYPES
+from .estimate import Estimate
 from .machine_code import Leaf, accesses, name_of
 from .record import LaunchRecord
+from .targets import KIB
 
 SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -52,6 +54,7 @@ def _lines(phase: str, record: LaunchRecord) -> Iterator[str]:
     yield f"{phase:10}{record.name}  {record.program}".rstrip()
     yield f"{'':10}grid {record.grid}  warps {record.num_warps}  registers {record.registers}  spills {record.spills}"
     yield f"{'':10}{traffic(record.bytes_moved, record.bytes_floor)}"
+    yield from (f"{'':10}{line}" for line in _limits(record.estimate))
     for kind, widths in _widest(record).items():
         yield f"{'':10}{kind:6}" + "".join(f"  {leaf} {bits}" for leaf, bits in sorted(widths.items())) + " bits"
 
@@ -60,6 +63,19 @@ def traffic(moved: int | None, floor: int | None) -> str:
     """Return the bytes moved beside their floor; a launch that only adds up partial sums has none."""
     ratio = f"{moved / floor:.3f}" if moved is not None and floor else "-"
     return f"bytes moved {amount(moved)}  floor {amount(floor)}  ratio {ratio}"
+
+
+def _limits(found: Estimate) -> Iterator[str]:
+    """Yield the lines that tell what limits a launch, and how long it is estimated to take."""
+    instructions = f"instructions {found.instructions_per_element:.1f} an element"
+    yield f"DRAM {found.dram_bytes:,}  L2 {found.l2_bytes:,}  {instructions}"
+    in_flight = f"warps {found.warps:.1f}  in flight {found.bytes_in_flight / KIB:.1f} KiB on a multiprocessor"
+    yield f"{in_flight}  {duration(found.total)}, limited by {found.limit}"
+
+
+def duration(seconds: float) -> str:
+    """Return an estimate of a time."""
+    return f"estimate {seconds * 1e6:.1f} us"
 
 
 def amount(count: int | None) -> str:

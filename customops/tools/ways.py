@@ -51,6 +51,8 @@ def _best(blocks: Sequence[Block], successors: Sequence[set[int]], members: Sequ
     for i in reversed(range(len(parts))):  # the last part first: what follows a part is known
         head, *inside = parts[i]
         own = Way((blocks[head],))
+        if inside and head in successors[head]:  # two loops begin here: the inner one is this block alone
+            own = Way(loops=(own,))
         if inside or head in successors[head]:
             entered = [to for to in sorted(successors[head]) if to in inside]
             ways = [own + _best(blocks, successors, inside, to) for to in entered] or [own]
@@ -87,13 +89,15 @@ def _passes(
     yield from ((block, times) for block in way.blocks)
     main = _main(way.loops)
     for loop in way.loops:
-        inner = times
-        if loop in main:
-            by_bytes = [parts[leaf] / _bytes(loop, leaf) for leaf in parts if _bytes(loop, leaf)]
-            if loop.loops and steps:
-                by_bytes = [steps]
-            inner = max([times, *by_bytes])
-        yield from _passes(loop, inner, parts, steps)
+        known = steps if loop.loops and steps else _by_bytes(loop, parts)
+        if known is None:  # it loads nothing itself: a guess between once and as often as its inner loops
+            known = (times * max((_by_bytes(inner, parts) or times for inner in loop.loops), default=times)) ** 0.5
+        yield from _passes(loop, max(times, known) if loop in main else times, parts, steps)
+
+
+def _by_bytes(loop: Way, parts: Mapping[Leaf | None, float]) -> float | None:
+    """Return how often a loop is passed to load what it loads, None where it loads nothing itself."""
+    return max((part / _bytes(loop, leaf) for leaf, part in parts.items() if _bytes(loop, leaf)), default=None)
 
 
 def _walking(way: Way) -> Iterator[Way]:

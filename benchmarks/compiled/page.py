@@ -1,0 +1,72 @@
+"""Make the part of the benchmarks' page about compiled code, from its JSON and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..text import bullets, code, table
+from .lines import means, pairs
+from .verdicts import ratio_of
+
+INTRO = """\
+## Layers against Liger-Kernel, by the compiled code: an estimate
+
+**No time here is measured.** Both libraries' kernels are compiled for a GPU by the same Triton and counted: launches,
+bytes, machine instructions, registers and spills. The times are estimates by one model for both, which knows the GPU's
+bandwidths, latencies and issue rates, and neither its clocks under load nor how caches and DRAM share the work. Each
+layer is a function of `examples/layers.py` and Liger's `autograd.Function` for the same, on 4096 rows. The two figures
+of a column are ours / Liger's, ratios are ours over Liger's: below 1 ours is better. **A ratio above 1 is in bold.**
+
+- DRAM bytes are those of each tensor that a launch reads or writes, once; what it reads again counts again where the L2
+  cannot hold it until then.
+- SASS are the machine instructions that all threads of all launches issue, over the elements of one operand.
+- Registers, bytes in flight on a multiprocessor and what limits the time are those of the launch that takes longest.
+  Spills are bytes of a thread, of all launches together.
+- Liger adds up its partial gradients of weights by torch's kernels. They count as launches, and take the time of their
+  bytes and of a launch; their instructions are not counted, which favours Liger.
+- Liger's options are its defaults. Its RMSNorm, SwiGLU and GEGLU write gradients over the incoming gradient or over
+  saved inputs, which takes less memory and destroys them; ours do not."""
+
+
+def load(results: Path) -> list[dict]:
+    """Return the comparison for each GPU."""
+    files = sorted(results.glob("compiled/*.json"))
+    return [json.loads(path.read_text()) | {"path": path} for path in files]
+
+
+def blocks(results: Path) -> Iterator[str]:
+    """Yield the blocks of the page, nothing where nothing was compared."""
+    documents = load(results)
+    if documents:
+        yield INTRO
+    for document in documents:
+        where, path = document["where"], document["path"].relative_to(results.parent)
+        facts = [f"{name}: {code(fact) if name == 'command' else fact}" for name, fact in where.items()]
+        yield f"### {where['target']}"
+        yield bullets([*facts, f"[every figure, as JSON]({path})"])
+        yield "Targets:\n\n" + bullets(document["verdicts"])
+        yield f"![estimated time]({path.with_suffix('.png')})"
+        yield table(means(document["rows"]))
+        yield from _troubles(document)
+        title = f"every row: {len(document['rows'])}"
+        yield f"<details><summary>{title}</summary>\n\n{table([*map(cells, document['rows'])])}\n\n</details>"
+
+
+def cells(row: dict) -> dict[str, str]:
+    """Return a row of the long table."""
+    figures = pairs(row)
+    if round(ratio_of(row, "seconds"), 2) > 1:
+        figures["ratio"] = f"**{figures['ratio']}**"
+    name = {"layer": code(row["layer"]), "pass": row["pass"], "dtype": row["dtype"], "row": str(row["length"])}
+    return name | figures
+
+
+def _troubles(document: dict) -> Iterator[str]:
+    """Yield what falls short of a target, and what could not be compared."""
+    if document["short"]:
+        yield f"{len(document['short'])} figures are short of the target for each row:"
+        yield f"<details><summary>which, and by how much</summary>\n\n{bullets(document['short'])}\n\n</details>"
+    if document["failed"]:
+        yield "These could not be compared:\n\n" + bullets([*map(code, document["failed"])])
