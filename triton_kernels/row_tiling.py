@@ -33,7 +33,7 @@ WALK_WARPS = (8, 32)  # warps of a program that walks its row, at least and at m
 WALK_CHUNKS = 4  # chunks in which it walks, at least, before it gets more warps
 SUM_WARPS = 16  # warps of a program that walks its row and holds sums in registers
 MAX_SUM_VALUES = 48  # values of 4 bytes of such sums in the registers of a thread
-MAX_L2_BYTES = 36 << 20  # bytes of rows that all programs walk at once: three quarters of an H100's L2, less than an A100's
+MAX_L2_BYTES = 24 << 20  # bytes of rows that all programs walk at once: half of the L2 of an H100
 MAX_PARTIALS = 512  # partial sums of an element, which one launch finalizes
 MAX_PARTIAL_BYTES = 20 << 20  # bytes of partial sums of all programs: they stay in the L2, of 40 MB and more
 

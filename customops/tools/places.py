@@ -88,7 +88,8 @@ def _placed(leaf: Leaf, m: TensorMoves, where: Residence, scratch: int, of_progr
     share = L2_SHARE * where.gpu.l2_bytes
     again, shared = m.requested - m.by_programs, m.by_programs - m.unique
     dram = 0 if m.is_scratch and scratch <= share else m.unique
-    if m.distance * where.resident > share:
+    is_shared_at_once = 0 < m.apart < where.resident  # so that others keep it in the L2
+    if m.distance * where.resident > share and not is_shared_at_once:
         dram += again
     if m.apart >= where.resident and m.apart * of_program > share:
         dram += shared
