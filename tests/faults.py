@@ -331,6 +331,33 @@ FAULTS = (
         "A kernel's amax of a row of -inf is -3.4e38.",
         by_kernels=("test_edges.py::test_reductions_of_edges_have_torchs_value_and_gradients", *VALUES),
     ),
+    Fault(
+        "a quotient by a row is not corrected",
+        "kernel formulas",
+        "triton_kernels/division.py",
+        "q = tl.fma(tl.fma(y * -1, q0, x), r, q0)",
+        "q = q0",
+        "A kernel's quotients by one number a row are one unit off, a third of those that are hard to round.",
+        by_formulas=("test_division.py",),
+    ),
+    Fault(
+        "a quotient by a row is not scaled",
+        "kernel formulas",
+        "triton_kernels/division.py",
+        "return tl.where(size < 1, inverse, tl.where(size < 2.0**64, 1.0, 2.0**-64))",
+        "return tl.where(size < 0, inverse, 1.0)",
+        "A kernel's quotient of 1e-40 and a row's 1e-40 is inf.",
+        by_formulas=("test_division.py",),
+    ),
+    Fault(
+        "approximate sigmoid loses subnormal results",
+        "kernel formulas",
+        "triton_kernels/approximate.py",
+        "tl.fma(x, -LOG2_E, -8.0)",
+        "tl.fma(x, -LOG2_E, -5.0)",
+        "A kernel's sigmoid of large negative numbers in bfloat16 is 0, and near 0 it is 0.89.",
+        by_formulas=("test_approximate.py",),
+    ),
     # -- Triton's interpreter, replaced once a call --------------------------------------------------------------------
     Fault(
         "overflow is not checked where Triton debugs",

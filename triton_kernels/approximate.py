@@ -126,7 +126,7 @@ def _divide(x, y):
     if y.numel == wide_y.numel:
         return wide_x / wide_y
     else:
-        scale = division.scale_to_1(y)
+        scale = division.scale_of(y)
         return (x * scale) * _instruction(y * scale, "rcp.approx.ftz.f32")
 
 

@@ -35,13 +35,14 @@ def divide_by_small(x, y):
 
 
 @triton.jit
-def scale_to_1(y):
-    """Return the power of two that takes float32 y to [1/2, 1), where y is neither subnormal nor above 2^126.
+def scale_of(y):
+    """Return the power of two that x and y are multiplied by before x/y is computed from 1/y, in float32.
 
-    Then x times it overflows only where x/y does.
+    Then 1/y is a normal number. A divisor below 1 comes to [1/2, 1), where x overflows only if the quotient does.
     """
-    exponent = y.to(tl.int32, bitcast=True) & 0x7F800000
-    return tl.maximum(0x7E800000 - exponent, 0x00800000).to(tl.float32, bitcast=True)
+    size, exponent = tl.abs(y), y.to(tl.int32, bitcast=True) & 0x7F800000
+    inverse = (0x7E800000 - exponent).to(tl.float32, bitcast=True)
+    return tl.where(size < 1, inverse, tl.where(size < 2.0**64, 1.0, 2.0**-64))
 
 
 @triton.jit
@@ -49,11 +50,11 @@ def _divide_by_few(x, y):
     """Return the quotient in float32, by one division for each element of y, which has fewer than the quotient.
 
     With r = 1/y rounded to nearest and q0 = x·r, q0 + (x - q0·y)·r is the quotient rounded to nearest: Markstein,
-    "Computation of elementary functions on the IBM RISC System/6000 processor", 1990. With y about 1 the remainder is
+    "Computation of elementary functions on the IBM RISC System/6000 processor", 1990. So scaled, the remainder is
     exact, but for quotients below 2^-100: these are off by up to 1 ulp. The correction is nan where q0 is infinite, and
     its zero has no sign: there q0 stands.
     """
-    scale = scale_to_1(y)
+    scale = scale_of(y)
     x, y = x * scale, y * scale
     r = tl.div_rn(tl.full([], 1, tl.float32), y)
     q0 = x * r
