@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -128,6 +129,21 @@ def test_triton_formulas_are_the_twins_of_torchs():
     for name in mine:
         if name not in REDUCTIONS:  # their twins finish a total that the kernel made
             assert list(customops.runtime.rules.parameters(getattr(formulas, name))) == getattr(twins, name).arg_names
+
+
+@formulas_only
+def test_approximate_formulas_are_twins_of_the_exact_ones():
+    """Those for half types are some of the formulas: they have the same arguments and the same order."""
+    exact = pytest.importorskip("customops.triton_kernels.formulas", reason="without Triton there are no twins")
+    approximate = importlib.import_module("customops.triton_kernels.approximate")
+    theirs = {n: v.arg_names for n, v in vars(approximate).items() if _is_formula(n, v)}
+    mine = {n: v.arg_names for n, v in vars(exact).items() if _is_formula(n, v)}
+    assert [*theirs] == [name for name in mine if name in theirs]
+    assert theirs == {name: mine[name] for name in theirs}
+
+
+def _is_formula(name, value):
+    return hasattr(value, "arg_names") and not name.startswith("_")
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:

@@ -144,14 +144,19 @@ TRITON = Library(
     abs=lifted(sympy.Abs),
     float32=None,
     sqrt_rn=lifted(sympy.sqrt),
-    div_rn=lifted(python.truediv),
+    fma=lifted(lambda x, y, z: x * y + z),
     broadcast=lambda x, y: (x, y),
     to_tensor=lambda x: Value(term(x)),
     full=lambda _shape, y, _dtype: Value(term(y)),
 )
 LIBRARIES = {
     "customops.formulas": {"torch": TORCH},
-    "customops.triton_kernels.formulas": {"tl": TRITON, "libdevice": TRITON, "INTERPRETED": False},
+    "customops.triton_kernels.formulas": {
+        "tl": TRITON,
+        "libdevice": TRITON,
+        "INTERPRETED": False,
+        "division": SimpleNamespace(divide=lifted(python.truediv), divide_by_small=lifted(python.truediv)),
+    },
 }
 
 

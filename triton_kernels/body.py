@@ -242,3 +242,9 @@ def offset_of(index, sizes, strides):
 def varies_along_loop(groups, i, hoisted):
     """Return whether operand i, of these groups, is loaded in every step of the loop; a number, -1, is not."""
     return groups > 0 and i not in hoisted
+
+
+@triton.constexpr_function
+def is_one(count):
+    """Return whether a count is compiled in as 1."""
+    return isinstance(count, int) and count == 1

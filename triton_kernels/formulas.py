@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-# The interpreter runs formulas in NumPy; there libdevice answers None instead of a value.
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+from . import division
+from .division import INTERPRETED
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def log(x):
 
 @triton.jit
 def log_dx(g, x):
-    return _divide(g, x)
+    return division.divide(g, x)
 
 
 @triton.jit
@@ -49,13 +49,13 @@ def relu_dx(g, z):
 
 @triton.jit
 def sigmoid(x):
-    e = exp(-tl.abs(x))  # in (0, 1]: cannot overflow
-    return _divide(tl.where(x < 0, e, 1), 1 + e)
+    e = exp(tl.abs(x) * -1)  # in (0, 1]: cannot overflow
+    return division.divide_by_small(tl.where(x < 0, e, 1), 1 + e)
 
 
 @triton.jit
 def sigmoid_dx(g, z):
-    return g * (z * (1 - z))
+    return g * _fma(z * -1, z, z)  # z - z·z, rounded once
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def tanh(x):
 
 @triton.jit
 def tanh_dx(g, z):
-    return g * ((1 - z) * (1 + z))  # 1 - z·z would lose what z·z rounds off, near ±1 all digits
+    return g * _fma(z * -1, z, 1)  # 1 - z·z would lose what z·z rounds off, near ±1 all digits
 
 
 @triton.jit
@@ -78,12 +78,12 @@ def sqrt(x):
 
 @triton.jit
 def sqrt_dx(g, z):
-    return _divide(g, 2 * z)
+    return division.divide(g, 2 * z)
 
 
 @triton.jit
 def rsqrt(x):
-    return _divide(tl.full([], 1, x.dtype), _root(x))
+    return division.divide(tl.full([], 1, x.dtype), _root(x))
 
 
 @triton.jit
@@ -161,17 +161,17 @@ def mul_dy(g, x):
 
 @triton.jit
 def div(x, y):
-    return _divide(x, y)
+    return division.divide(x, y)
 
 
 @triton.jit
 def div_dx(g, y):
-    return _divide(g, y)
+    return division.divide(g, y)
 
 
 @triton.jit
 def div_dy(g, x, y):
-    return (g * -1) * _divide(_divide(x, y), y)
+    return (g * -1) * division.divide(division.divide(x, y), y)
 
 
 @triton.jit
@@ -230,7 +230,7 @@ def pow_number(x, y: tl.constexpr):
     elif y > 0 or y == -1.5:  # (-inf)^-1.5 is 0, where one over the root's cube is nan
         return pow(x, tl.full([], y, x.dtype))
     else:
-        return _divide(tl.full([], 1, x.dtype), pow_number(x, -y))
+        return division.divide(tl.full([], 1, x.dtype), pow_number(x, -y))
 
 
 @triton.jit
@@ -245,12 +245,12 @@ def sum(x, count):
 
 @triton.jit
 def mean(x, count):
-    return _divide(x, count)
+    return division.divide(x, count)
 
 
 @triton.jit
 def mean_dx(g, count):
-    return _divide(g, count)
+    return division.divide(g, count)
 
 
 @triton.jit
@@ -265,7 +265,7 @@ def amin(x, count):
 
 @triton.jit
 def extremum_dx(g, ties, mask):
-    return _divide(g, ties) * mask
+    return division.divide(g, ties) * mask
 
 
 @triton.jit
@@ -275,13 +275,12 @@ def equal(x, z):
 
 
 @triton.jit
-def _divide(x, y):
-    """Return the quotient, rounded to nearest; Triton's own float32 division is off by up to 2 ulp."""
-    x, y = tl.broadcast(x, y)
-    if y.dtype.is_fp32():
-        return tl.div_rn(x.to(tl.float32), y)
+def _fma(x, y, z):
+    """Return x·y + z, rounded once; the interpreter rounds the product too, but for float32 to float64."""
+    if not INTERPRETED:
+        return tl.fma(x, y, z)
     else:
-        return x / y
+        return (x.to(tl.float64) * y + z).to(x.dtype)
 
 
 @triton.jit
@@ -298,9 +297,11 @@ def _portable_tanh(x):
     """Return tanh x to a few ulp, for the interpreter: tanh |x| = -m / (2 + m), where m = e^(-2|x|) - 1."""
     y = tl.abs(x) * -2
     e = tl.exp(y)
-    m = tl.where(e > 0.5, (e - 1) * _divide(y, tl.log(e)), e - 1)  # Kahan: the errors of e in both factors cancel
+    m = tl.where(
+        e > 0.5, (e - 1) * division.divide(y, tl.log(e)), e - 1
+    )  # Kahan: the errors of e in both factors cancel
     m = tl.where(e == 1, y, m)
-    z = _divide(m * -1, 2 + m)
+    z = division.divide(m * -1, 2 + m)
     return tl.where(x < 0, z * -1, tl.where(x == 0, x, z))
 
 

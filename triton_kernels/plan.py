@@ -15,6 +15,7 @@ from triton.runtime import driver
 
 from .._compat import interpreting
 from . import formulas
+from .approximate import find
 from .body import KernelBody, Reducer, reducer_of
 from .formulas import INTERPRETED
 from .launch import Launch
@@ -159,14 +160,15 @@ class Plan:
         )
 
     def _body(self, stage: Stage) -> KernelBody:
+        common_dtype = triton_dtype(self.common_dtype)
         return KernelBody(
-            formulas=tuple(getattr(formulas, op.formula) for op in stage.ops),
+            formulas=tuple(find(op.formula, common_dtype) for op in stage.ops),
             inputs=tuple(op.inputs for op in stage.ops),
             outputs=tuple(output.value for output in stage.outputs),
             constants=tuple(op.constant for op in stage.ops),
             reducers=tuple(self._reducer(op.formula if op.reduces else None) for op in stage.ops),
             epilogue=tuple(self._reducer(output.reduction) for output in stage.outputs),
-            common_dtype=triton_dtype(self.common_dtype),
+            common_dtype=common_dtype,
             compute_dtype=triton_dtype(self.accumulate_dtype),
         )
 
