@@ -183,23 +183,23 @@ def load(
 @triton.jit
 def store(
     output, strides, sizes, extents, indices, value,
-    CONSTANT_ALONG: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
+    j: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Write ``value`` at ``indices``, but for the groups that the output is constant along; nothing past an end."""
-    offset, mask = place(strides, sizes, extents, indices, CONSTANT_ALONG, UNMASKED, GEOMETRY)
+    """Write ``value``, of output j, at ``indices`` but for the groups that it is constant along; nothing past an end."""
+    offset, mask = place(strides, sizes, extents, indices, j, UNMASKED, GEOMETRY)
     tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
 
 
 @triton.jit
 def place(
     strides, sizes, extents, indices,
-    CONSTANT_ALONG: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
+    j: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Return the offsets of an output's elements at ``indices``, and which of them are there."""
+    """Return the offsets of output j's elements at ``indices``, and which of them are there."""
     offset = tl.zeros(_ones(indices), tl.int32)
     mask = True
     for i in tl.static_range(len(indices)):
-        if not (CONSTANT_ALONG >> i) & 1:
+        if not (GEOMETRY.constant_along[j] >> i) & 1:
             # the product with 0 makes a block of the value's shape, also where the group has no axis
             offset += offset_of(indices[i], sizes[i], strides[i]) + indices[i] * 0
             if i != UNMASKED and not (GEOMETRY.full_groups >> i) & 1:

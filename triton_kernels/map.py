@@ -52,5 +52,4 @@ def _map_tile(memory, indices, UNMASKED: tl.constexpr, BODY: tl.constexpr, GEOME
     values = evaluate(values, None, None, BODY, GEOMETRY)
     for j in tl.static_range(len(outputs)):
         value = values[BODY.outputs[j]]
-        constant_along: tl.constexpr = GEOMETRY.constant_along[j]
-        store(outputs[j], output_strides[j], sizes, extents, indices, value, constant_along, UNMASKED, GEOMETRY)
+        store(outputs[j], output_strides[j], sizes, extents, indices, value, j, UNMASKED, GEOMETRY)

@@ -136,5 +136,4 @@ def store_output(
     if BODY.epilogue[j] is not None:  # noqa: SIM102 - of a constant None Triton must not look further
         if BODY.epilogue[j].finalize is not None:
             value = BODY.epilogue[j].finalize(value, tl.cast(counts[j], BODY.compute_dtype))
-    constant_along: tl.constexpr = GEOMETRY.constant_along[j]
-    store(output, output_strides[j], sizes, extents, indices, value, constant_along, UNMASKED, GEOMETRY)
+    store(output, output_strides[j], sizes, extents, indices, value, j, UNMASKED, GEOMETRY)

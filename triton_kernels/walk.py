@@ -215,8 +215,7 @@ def _add_to_partial(
     for i in tl.static_range(len(indices)):
         if (GEOMETRY.reduced_over[j] >> i) & 1:
             partial += position[i] * partial_strides[j][i]
-    along: tl.constexpr = GEOMETRY.constant_along[j]
-    offset, mask = place(output_strides[j], sizes, extents, indices, along, None, GEOMETRY)
+    offset, mask = place(output_strides[j], sizes, extents, indices, j, None, GEOMETRY)
     before = tl.load(partial + offset, mask=mask & has_earlier, other=BODY.epilogue[j].identity)
     tl.store(partial + offset, BODY.epilogue[j].combine(before, value), mask=mask)
 
