@@ -33,15 +33,18 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
 
 @ops.fuse
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """Return e^x divided by its sum along ``dim``; the largest x is subtracted first, so nothing overflows."""
-    e = ops.exp(x - ops.amax(x, dim, keepdim=True))
+    """Return e^x divided by its sum along ``dim``; the largest x is subtracted first, so nothing overflows.
+
+    What is subtracted cancels, so it needs no gradient: hence ``detach``.
+    """
+    e = ops.exp(x - ops.amax(x, dim, keepdim=True).detach())
     return e / ops.sum(e, dim, keepdim=True)
 
 
 @ops.fuse
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """Return the logarithm of the softmax, which stays finite where the softmax rounds to 0."""
-    shifted = x - ops.amax(x, dim, keepdim=True)
+    shifted = x - ops.amax(x, dim, keepdim=True).detach()
     return shifted - ops.log(ops.sum(ops.exp(shifted), dim, keepdim=True))
 
 
@@ -72,7 +75,7 @@ def relu_squared(x: Tensor) -> Tensor:
 @ops.fuse
 def cross_entropy(x: Tensor, probabilities: Tensor) -> Tensor:
     """Return the cross entropy of logits ``x`` with target ``probabilities``, averaged over rows."""
-    shifted = x - ops.amax(x, -1, keepdim=True)
+    shifted = x - ops.amax(x, -1, keepdim=True).detach()
     log_probabilities = shifted - ops.log(ops.sum(ops.exp(shifted), -1, keepdim=True))
     return -ops.mean(ops.sum(log_probabilities * probabilities, -1))
 

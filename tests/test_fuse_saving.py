@@ -19,7 +19,7 @@ from customops.fusion.decorator import fused_behind
 
 from .compare import STRICT, assert_as_by_formula, assert_equal, cotangent
 from .conftest import KERNELS, NO_KERNEL
-from .programs import layer_norm, min_max, rms_norm
+from .programs import layer_norm, min_max, rms_norm, softmax
 from .test_fuse import draw
 from .test_fuse_detach import stable_logsumexp, stable_softmax
 
@@ -125,6 +125,11 @@ def test_a_result_is_saved_instead_of_what_it_takes_long_to_compute_it_from():
 def test_a_result_that_is_soon_computed_again_is_not_saved():
     assert saved_names(lambda lib, x, y: (lib.exp(x * y), x * y), [ROWS, LONG]) == {"x0", "x1"}
     assert saved_names(lambda lib, x, y: lib.relu(x * y), [ROWS, LONG]) == {"x0", "x1"}
+
+
+def test_a_result_is_not_saved_with_the_inputs_but_instead_of_them():
+    """Without ``detach`` the gradient compares x with its maximum, so x is saved."""
+    assert saved_names(softmax, [ROWS], dtype=torch.bfloat16) == {"x0", "t5"}
 
 
 def test_a_detached_result_is_not_saved_as_gradients_of_gradients_would_end_there():

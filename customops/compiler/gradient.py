@@ -94,24 +94,25 @@ class _Differentiation:
             self.accumulate(self.offset + self.forward.results[output][0], Pending(), g)
         for value in reversed(range(self.offset, self.offset + len(self.forward.values))):
             node = self.graph.values[value]
-            if isinstance(node, Op):
-                self._divide_where_due(value, node)
+            self._divide_where_due(value, node)
             for pending, g in list(self.cotangents.get(value, {}).items()):
                 if isinstance(node, Renamed):
-                    g = self._finished(g, pending)
+                    g, _ = self._reduce(g, pending)
                     self.accumulate(node.inputs[0], Pending(), self.graph.add(Renamed((g,), node.new, node.old)))
                 elif isinstance(node, Op):
                     self._backpropagate_op(value, node, pending, g)
 
-    def _divide_where_due(self, value: int, op: Op) -> None:
-        """Divide the cotangents of a value that can wait no longer, as the rule of its ``op`` is no mere product."""
-        cotangents = self.cotangents.get(value, {})
-        for pending, g in list(cotangents.items()):
-            waits = self.rules.passes(op) or self.rules.multiply_by_quotients(value, op, g, pending)
+    def _divide_where_due(self, value: int, node: Node) -> None:
+        """Divide the cotangents of a value for which that can wait no longer: its rule is no mere product, say.
+
+        Those of an input are divided before they are summed, so that a kernel adds up all of them on the way out.
+        """
+        for pending, g in list(self.cotangents.get(value, {}).items()):
+            waits = isinstance(node, Op) and (
+                self.rules.passes(node) or self.rules.multiply_by_quotients(value, node, g, pending)
+            )
             if pending.divisor is not None and not waits:
-                del cotangents[pending]
-                g, pending = self.rules.divide(g, pending)
-                self.accumulate(value, pending, g)
+                self._divide(value, pending)
 
     def _backpropagate_op(self, value: int, op: Op, pending: Pending, g: int) -> None:
         if pending.reduced & op.reduced:  # the op's input has these axes again, but another way
@@ -151,16 +152,17 @@ class _Differentiation:
             g, pending = self.rules.divide(g, pending)
         return self.graph.reduce("sum", g, pending.reduced), pending._replace(reduced=Pending().reduced)
 
-    def _finished(self, g: int, pending: Pending) -> int:
-        """Return ``g`` with nothing pending."""
-        return self.rules.divide(*self._reduce(g, pending))[0]
+    def _divide(self, value: int, pending: Pending) -> None:
+        """Divide one of the cotangents of a value by what it is to be divided by."""
+        g, divided = self.rules.divide(self.cotangents[value].pop(pending), pending)
+        self.accumulate(value, divided, g)
 
     def collect(self) -> list[int | None]:
         """Make the sum of its cotangents a result for each input; return which one, None where there is none."""
         result_index: list[int | None] = []
         for i in self.needed:
             cotangents = self.cotangents.get(self.offset + i, {}).items()
-            terms = [self._finished(g, pending) for pending, g in cotangents]
+            terms = [self._reduce(g, pending)[0] for pending, g in cotangents]
             result_index.append(len(self.graph.results) if terms else None)
             if terms:
                 total = reduce(partial(_add, self.graph), terms)

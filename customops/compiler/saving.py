@@ -88,8 +88,13 @@ class _Choice:
         self.itemsizes = inputs | self.statistics | self.results
 
     def best(self) -> Saved:
-        """Return the subset that costs least; of those the one that takes the least memory."""
+        """Return the subset that costs least; of those the one that takes the least memory.
+
+        Results are only saved instead of inputs, not with them: that would save more than one operator of torch does.
+        """
         subsets = {frozenset(self._read(subset)) for subset in _subsets(self._candidates())}
+        most = self._bytes_saved(frozenset())
+        subsets = {known for known in subsets if self._bytes_saved(known - self.statistics.keys()) <= most}
         best = min(subsets, key=lambda known: (self._cost(known), self._bytes_saved(known), sorted(known)))
         results = tuple(i - self.offset for i in sorted(best) if i in self.results)
         return Saved(results, tuple(i - self.offset for i in sorted(best) if i in self.statistics))

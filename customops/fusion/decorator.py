@@ -43,8 +43,8 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, as far as registers hold a row; where they do not, and between reductions over different axes,
-    values pass through memory: ``explain`` tells. Only inputs are saved, those that the gradients read, and what
-    was reduced between two kernels; only inputs where a checkpoint or other hooks get what is saved.
+    values pass through memory: ``explain`` tells. Of results, inputs and statistics, as a mean of each row, those are
+    saved of which backward costs least; no statistics where a checkpoint or other hooks get what is saved.
 
     Where the operators themselves would compute by torch's formulas, ``function`` is called as it is: on a CPU, under
     ``torch.compile``, forward mode and ``torch.func``, for complex numbers and subclasses of tensors; and where an
