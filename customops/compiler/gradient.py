@@ -19,6 +19,7 @@ from functools import partial, reduce
 from .axes import Axes
 from .graph import Constant, Graph, Input, Op, Renamed
 from .nodes import Node, differentiable_inputs, inputs_of
+from .sums import sum_over
 from .vjp import Pending, Rules
 
 
@@ -150,7 +151,9 @@ class _Differentiation:
         """Sum ``g`` over the axes it is to be summed over; before that it is divided by what varies along them."""
         if pending.divisor is not None and pending.reduced & self.graph.axes[pending.divisor]:
             g, pending = self.rules.divide(g, pending)
-        return self.graph.reduce("sum", g, pending.reduced), pending._replace(reduced=Pending().reduced)
+        if pending.reduced:
+            g = sum_over(self.graph, g, pending.reduced)
+        return g, pending._replace(reduced=Pending().reduced)
 
     def _divide(self, value: int, pending: Pending) -> None:
         """Divide one of the cotangents of a value by what it is to be divided by."""

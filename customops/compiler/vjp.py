@@ -106,7 +106,8 @@ class Rules:
         if len(numbers) == len(others) and is_identity(derivative, numbers):
             return named["g"]
         inputs = tuple(named[name] for name in names)
-        return self.graph.add(Op(derivative.__name__, inputs, detached=_positions(names, op)))
+        name = "mul_dx" if derivative.__name__ in FACTORS else derivative.__name__  # one name, so that equal ones are one
+        return self.graph.add(Op(name, inputs, detached=_positions(names, op)))
 
 
 def _named(op: Op, g: int, z: int) -> dict[str, int]:
