@@ -87,10 +87,10 @@ def test_partials_are_their_programs_own():
 
 
 def test_what_is_loaded_again_in_each_step_is_one_step_apart():
-    """In 2 rows lie 2 x 2048 bytes of x and of z; of the weight and the partial each step has 1/128."""
+    """In 2 rows lie 2 x 2048 bytes of x and of z, which counts half; of weight and partial each step has 1/128."""
     weight = of_rows(chunk=256, splits=16, reloads=True).tensors[1]
     assert (weight.by_programs, weight.requested) == (16 * 2048, 2048 * 2048)
-    assert weight.distance == (2 * MATRIX + 16 * 2048 + 65536) // (16 * 128) == 4 * 2048 + 48
+    assert weight.distance == (1.5 * MATRIX + 16 * 2048 + 65536 / 2) / (16 * 128) == 3 * 2048 + 32
 
 
 def test_a_row_that_is_walked_twice_is_asked_for_twice():

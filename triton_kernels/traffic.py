@@ -6,7 +6,7 @@ which share a row of weights. Where it comes from the second time depends on how
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -67,8 +67,13 @@ def traffic(
         counted = _moves(layout, tiling, walk, strides, k, k in reloaded)
         moved.append(_in_bytes(counted, walks[k] if walks else 1, itemsize, is_scratch))
     steps = walk.visits[LOOPED] if len(walk.visits) == 3 else 1
-    distance = sum(m.by_programs for m in moved) // (prod(walk.programs) * steps)
+    distance = bytes_between(moved) // (prod(walk.programs) * steps)
     return Moves(tuple(m._replace(distance=distance * (m.requested > m.by_programs)) for m in moved), steps)
+
+
+def bytes_between(moved: Iterable[TensorMoves]) -> int:
+    """Return the bytes that all programs touch between two walks: of what the last one stores half, on average."""
+    return sum(m.by_programs // (2 if m.is_stored else 1) for m in moved)
 
 
 def _in_bytes(moved: TensorMoves, walks: int, itemsize: int, is_scratch: bool) -> TensorMoves:
