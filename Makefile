@@ -67,7 +67,7 @@ gpu-compatibility:  ## the same of docs/compatibility.md, on a GPU
 	  --record $(RESULTS)/gpu.json tests || test $$? -eq 1
 	$(PYTHON) -m tests.compatibility
 
-gpu: gpu-test  ## then the benchmark on the GPU; `make report`, there or elsewhere, makes the page of it
+gpu: gpu-test  ## then the benchmark on the GPU, beside the model's estimates; `make report`, there or elsewhere, makes the page of it
 	GIT_COMMIT=$$(git rev-parse HEAD 2>/dev/null) $(PYTHON) -m benchmarks --device cuda --minutes 2.5
 
 audit: .venv/ready  ## widths, spills, launches and bytes of every call on a GPU, read from compiled kernels

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import torch
 
-from . import host, machine
+from customops.tools.targets import Target
+
+from . import host, machine, model
 from .cases import KINDS, LAYER, Case, cases
 from .compiled import command as compiled
 from .measure import PHASES, measure, one_line
@@ -40,13 +42,15 @@ def main(argv=None) -> int:
     hosts = [] if options.numel else list(bar(host.measure(options.device, options.ops), "host"))
     results, failed, left_out = ([], [], []) if options.host else _measure(options)
     judged = [*(verdicts(options.device, results) if results else ()), *(host.verdicts(hosts) if hosts else ())]
-    print("", *judged, *failed, *[f"no time left for {case}" for case in left_out], sep="\n")
+    compared = list(model.comparison(results))
+    print("", *judged, *compared, *failed, *[f"no time left for {case}" for case in left_out], sep="\n")
     if not (options.quick or options.ops or options.numel or options.host):
         facts |= {
             "date": f"{datetime.date.today()}",
             "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         }
         document = {"where": facts, "kind": options.device, "verdicts": judged, "failed": failed, "left_out": left_out}
+        document["model"] = compared
         _write(machine.folder(facts), {**document, "host": hosts, "rows": results})
     wrong = [fault for result in results for fault in result["faults"] if fault.startswith("ours differs")]
     return int(bool(wrong) or any(failure.startswith("ours or eager") for failure in failed))
@@ -54,10 +58,10 @@ def main(argv=None) -> int:
 
 def _measure(options: argparse.Namespace) -> tuple[list[dict], list[str], list[str]]:
     """Return the result of each phase of each case, what failed, and the cases left out; print each as it comes."""
-    cache = 0
-    if options.device == "cuda":
-        cache = torch.cuda.get_device_properties().L2_cache_size
-        torch.cuda.set_stream(torch.cuda.Stream())  # graphs cannot be captured on the default one
+    cache, name = _device(options.device)
+    gpu = model.gpu_named(name) if name else None
+    if name and gpu is None:
+        print(f"no estimates: the model has no constants of {name}")
     print(f"{'':<58}{'ms of ours':>11}{'eager':>9}{'GB/s':>7}{'% copy':>8}   ratio to eager")
     results, failed, left_out = [], [], []
     deadline = time.monotonic() + 60 * options.minutes
@@ -73,9 +77,29 @@ def _measure(options: argparse.Namespace) -> tuple[list[dict], list[str], list[s
                 failed.append(f"ours or eager, {case}, {phase}: {one_line(error)}")
                 continue
             failed += result.pop("failed")
+            if gpu:
+                failed += _estimate(result, case, phase, gpu)
             results.append(result)
             write(_line(case, result))
     return results, failed, left_out
+
+
+def _device(device: str) -> tuple[int, str]:
+    """Return the bytes of a GPU's cache and its name, and have all run on one stream; 0 and no name for a CPU."""
+    if device == "cpu":
+        return 0, ""
+    torch.cuda.set_stream(torch.cuda.Stream())  # graphs cannot be captured on the default one
+    properties = torch.cuda.get_device_properties()
+    return properties.L2_cache_size, properties.name
+
+
+def _estimate(result: dict, case: Case, phase: str, gpu: Target) -> list[str]:
+    """Add the estimate of ours to a result, in milliseconds; return why there is none."""
+    try:
+        result["estimate"] = model.estimate(case, phase, gpu)
+    except Exception as error:  # what was measured must not be lost
+        return [f"estimate, {case}, {phase}: {one_line(error)}"]
+    return []
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,6 +121,8 @@ def _line(case: Case, result: dict) -> str:
     ours, eager = (result["times"][name][1] for name in ("ours", "eager"))
     speed, copy = result["bytes"] / ours / 1e6, result["copy_bytes"] / result["copy"][1] / 1e6
     figures = f"{ours:>11.3f}{eager:>9.3f}{speed:>7.1f}{100 * speed / copy:>8.0f}   "
+    if result.get("estimate"):
+        figures += f"estimate {result['estimate']:.3f}   "
     ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items())
     faults = "".join(f"\n    {fault}" for fault in result["faults"])
     return f"{f'{case}, ' + result['phase']:<58}{figures}{ratios}{faults}"

@@ -132,6 +132,11 @@ def triton() -> Any:
     return triton
 
 
+def kernel_files(compiled: Any) -> Any:
+    """Return what keeps files about a kernel on disk, beside the kernel: ``get_file(name)`` and ``put(data, name)``."""
+    return triton().runtime.cache.get_cache_manager(compiled.hash)
+
+
 def gpu_target(*description: Any) -> Any:
     """Return Triton's description of a GPU: backend, architecture and threads in a warp."""
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415

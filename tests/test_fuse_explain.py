@@ -120,7 +120,7 @@ def test_total_of_rms_norm_is_near_the_floor_and_far_from_its_operators(explaine
     moved, floor = (number(re.search(rf"{word} ([\d,]+)", total)[1]) for word in ("bytes moved", "floor"))
     matrix, vector = 2 * 4096**2, 2 * 4096
     assert floor == 5 * matrix + 3 * vector
-    assert total.endswith(f"ratio {moved / floor:.3f}")
+    assert re.search(rf"ratio {moved / floor:.3f}  estimate [\d.]+ us$", total)
     assert moved <= 1.05 * floor
     apart = number(re.search(BYTES, unfused)[1])
     assert unfused.endswith(f"{apart / moved:.2f} times those of fused")
@@ -138,7 +138,7 @@ def test_operators_are_counted_forward_backward_and_where_gradients_meet(explain
 def test_floor_is_of_the_tensors_that_are_used(explained):
     fused = customops.fuse(lambda x, y: customops.exp(x))
     text = explained(fused, *tensors((64, 256), (64, 256)))
-    assert f"floor {5 * 4 * 64 * 256:,}  ratio 1.000\nunfused" in text
+    assert re.search(rf"floor {5 * 4 * 64 * 256:,}  ratio 1.000  estimate [\d.]+ us\nunfused", text)
     assert block(text, "backward")[-1] == "return dy = 0"
 
 

@@ -80,17 +80,26 @@ def test_every_operator_is_shown_and_added_up(name, flags, show):
 
 
 def test_launch_is_shown_with_all_that_is_known_of_it(show):
-    shown = blocks(show("mul --shape 64,1024 --other 1024 --dtype bf16 --backward"))[:-1]
+    text = show("mul --shape 64,1024 --other 1024 --dtype bf16 --backward")
+    shown = blocks(text)[:-1]
     with customops.dry_run("cuda:90") as records:
         xs = [torch.empty(shape, dtype=torch.bfloat16, requires_grad=True) for shape in ((64, 1024), (1024,))]
         z = customops.mul(*xs)
         torch.autograd.grad(z, xs, torch.empty_like(z))
     assert [block.split()[0] for block in shown] == ["forward"] + ["backward"] * (len(records) - 1)
+    assert text.endswith(f"  estimate {1e6 * sum(record.estimate.total for record in records):.1f} us\n")
     for block, record in zip(shown, records, strict=True):
         assert f"{record.name}  {record.program}\n" in block
         assert f"grid {record.grid}  warps {record.num_warps}  " in block
         assert f"registers {record.registers}  spills {record.spills}\n" in block
         assert traffic(block) == [(record.bytes_moved, record.bytes_floor)]
+        found = record.estimate
+        assert (
+            f"DRAM {found.dram_bytes:,}  L2 {found.l2_bytes:,}  instructions {found.instructions_per_element:.1f} "
+            in block
+        )
+        assert f"warps {found.warps:.1f}  in flight {found.bytes_in_flight / 1024:.1f} KiB on a multiprocessor" in block
+        assert f"estimate {1e6 * found.total:.1f} us, limited by {found.limit}\n" in block
         loads, stores = (dict(re.findall(r"  (\w+) (\d+)", line)) for line in block.splitlines()[-2:])
         bits = {leaf: str(bits) for leaf, bits in widest(record.compiled).items()}
         assert loads == {name: bits["operands", i] for i, name in enumerate(record.operands)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from customops.ptx.faults import KernelFault
-from customops.tools.targets import TARGETS, check_launch, most_threads
+from customops.tools.targets import GPUS, TARGETS, check_launch, most_threads, resident_blocks
 
 from .marks import formulas_only
 
@@ -61,3 +61,28 @@ def test_the_registers_of_all_threads_fit_the_parts_of_a_multiprocessor(target, 
     if threads < 1024:
         with pytest.raises(KernelFault, match=f"{threads + 1} threads of a block with {registers} registers each"):
             check_launch(target, "k", **asked | {"threads": threads + 1})
+
+
+@pytest.mark.parametrize(
+    ("target", "warps", "registers", "shared_bytes", "blocks"),
+    [
+        ("cuda:90", 4, 32, 0, 16),  # 64 warps
+        ("cuda:90", 1, 16, 0, 32),  # as many as there may be
+        ("cuda:90", 4, 128, 0, 4),  # 65,536 registers are 16 warps of 32 x 128
+        ("cuda:90", 8, 168, 0, 1),  # 12 warps
+        ("cuda:90", 4, 32, 100 << 10, 2),  # 228 KiB are 2 x 101
+        ("cuda:80", 4, 32, 81 << 10, 2),  # 164 KiB are 2 x 82
+        ("cuda:120", 4, 32, 0, 12),  # 48 warps
+        ("hip:gfx942", 4, 64, 0, 8),  # 32 waves
+    ],
+)
+def test_a_multiprocessor_has_as_many_blocks_as_each_resource_allows(target, warps, registers, shared_bytes, blocks):
+    assert resident_blocks(TARGETS[target], warps, registers, shared_bytes) == blocks
+
+
+def test_each_gpu_reaches_no_more_than_its_data_sheet_says():
+    assert {"A100 SXM", "H100 SXM", "H200", "B200", "MI300X"} <= GPUS.keys()
+    for name, gpu in GPUS.items():
+        assert gpu.model == name
+        assert 0.7 * gpu.dram_nominal < gpu.dram_bandwidth < gpu.dram_nominal < gpu.l2_bandwidth
+        assert gpu.l2_latency < gpu.dram_latency < gpu.launch_latency

@@ -6,7 +6,7 @@ which share a row of weights. Where it comes from the second time depends on how
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -58,6 +58,7 @@ def traffic(
         arguments: of each operand and output the bytes of an element, 0 for a number, and whether it is scratch.
         walks: of each operand and output how often a program goes over a row of it; once if left out.
     """
+<<<<<<< HEAD
     walk, reloaded = _walk(layout, tiling), loop_invariants(layout) if tiling.reloads else ()
     all_strides = (*layout.operand_strides, *layout.output_strides)
     moved = [
@@ -74,15 +75,34 @@ def traffic(
     distances = [in_step if m.is_stored or k in reloaded else in_walk for k, m in enumerate(in_bytes)]
     tensors = zip(in_bytes, distances, strict=True)
     return Moves(tuple(m._replace(distance=n * (m.requested > m.by_programs)) for m, n in tensors), steps)
+=======
+    walk, reloaded = _walk(layout, tiling), loop_invariants(layout) if reloads else ()
+    tensors = (*layout.operand_strides, *layout.output_strides)
+    moved = []
+    for k, (strides, (itemsize, is_scratch)) in enumerate(zip(tensors, arguments, strict=True)):
+        counted = _moves(layout, tiling, walk, strides, k, k in reloaded)
+        moved.append(_in_bytes(counted, walks[k] if walks else 1, itemsize, is_scratch))
+    steps = walk.visits[LOOPED] if len(walk.visits) == 3 else 1
+    distance = bytes_between(moved) // (prod(walk.programs) * steps)
+    return Moves(tuple(m._replace(distance=distance * (m.requested > m.by_programs)) for m in moved), steps)
+>>>>>>> hb
 
 
-def _in_bytes(moved: TensorMoves, itemsize: int, is_stored: bool, is_scratch: bool) -> TensorMoves:
-    """Return in bytes what is counted in elements. A partial is its program's own: no other touches the same."""
+def bytes_between(moved: Iterable[TensorMoves]) -> int:
+    """Return the bytes that all programs touch between two walks: of what the last one stores half, on average."""
+    return sum(m.by_programs // (2 if m.is_stored else 1) for m in moved)
+
+
+def _in_bytes(moved: TensorMoves, walks: int, itemsize: int, is_scratch: bool) -> TensorMoves:
+    """Return in bytes, and of all walks, what is counted in elements of one.
+
+    A partial is its program's own: no other touches the same.
+    """
     unique, by_programs, requested, by_lanes, apart, *_ = moved
-    if is_stored and is_scratch:
+    if moved.is_stored and is_scratch:
         unique, apart = by_programs, 0
-    sizes = [itemsize * n for n in (unique, by_programs, requested, by_lanes)]
-    return TensorMoves(*sizes, apart, 0, itemsize, is_stored, is_scratch)
+    sizes = [itemsize * n for n in (unique, by_programs, requested * walks, by_lanes * walks)]
+    return TensorMoves(*sizes, apart, 0, itemsize, moved.is_stored, is_scratch)
 
 
 def _walk(layout: Layout, tiling: Tiling) -> _Walk:
@@ -98,13 +118,14 @@ def _walk(layout: Layout, tiling: Tiling) -> _Walk:
 
 
 def _moves(
-    layout: Layout, tiling: Tiling, walk: _Walk, groups: Sequence[Strides], is_reloaded: bool, walks: int
+    layout: Layout, tiling: Tiling, walk: _Walk, groups: Sequence[Strides], k: int, is_reloaded: bool
 ) -> TensorMoves:
-    """Return what is moved of the tensor that has these strides in each group, in elements."""
+    """Return what is moved of tensor ``k``, which has these strides in each group, in elements."""
     if not groups:
         return TensorMoves(0, 0, 0, 0, 0, 0, 0, False, False)
     unique = touched = lanes = 1
-    apart, spans_tile = 0, any(groups[tiling.vector_group])  # then each thread loads the elements that it works on
+    apart, is_stored = 0, k >= len(layout.operand_strides)
+    spans_tile = not is_stored and any(groups[tiling.vector_group])  # each thread loads the elements that it works on
     for g, strides in enumerate(groups):
         unique *= prod(n for n, stride in zip(layout.sizes[g], strides, strict=True) if stride)
         varies = any(strides)
@@ -114,8 +135,8 @@ def _moves(
             apart = max(apart, walk.id_steps[g])
     if touched > unique and not apart:  # it varies along some axes of a group and not along others
         apart = max(1, prod(walk.programs) * unique // touched)
-    requested, lanes = touched * walks, lanes * walks
+    requested = touched
     if is_reloaded:
         requested = requested // walk.programs[LOOPED] * walk.tiles[LOOPED]
         lanes *= walk.visits[LOOPED]
-    return TensorMoves(unique, touched, requested, lanes, apart, 0, 0, False, False)
+    return TensorMoves(unique, touched, requested, lanes, apart, 0, 0, is_stored, False)

@@ -9,17 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import reduce
 from operator import getitem
+from pathlib import Path
 from struct import unpack_from
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from .. import config
-from .._compat import triton
+from .._compat import kernel_files, triton
 from ..ptx.frame import address_of
 from ..ptx.module import Function, Instruction, parse
 from ..ptx.origins import origins_of
 
 Leaf = tuple[str | int, ...]  # where an argument stands: ("x",), or ("operands", 1) inside a tuple
+
+SASS_FILE = "kernel.cuobjdump"
 
 EXECUTABLE = 4  # the flag of a section with code
 CUDA_INFO = 0x70000000  # the type of a section with what CUDA's driver is told
@@ -147,12 +150,20 @@ def parameter_offsets(compiled: Any) -> dict[int, Leaf]:
 
 
 def sass(compiled: Any) -> str:
-    """Return the machine code of a CUDA kernel and of the functions that it calls, as ``cuobjdump -sass`` prints it."""
+    """Return the machine code of a CUDA kernel and of the functions that it calls, as ``cuobjdump -sass`` prints it.
+
+    That takes half a second, so the text is kept in Triton's cache, beside the kernel.
+    """
+    files = kernel_files(compiled)
+    if path := files.get_file(SASS_FILE):
+        return Path(path).read_text()
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         command = [triton().knobs.nvidia.cuobjdump.path, "-sass", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    files.put(text.encode(), SASS_FILE)
+    return text
 
 
 def name_of(leaf: Leaf) -> str:

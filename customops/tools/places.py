@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from ..triton_kernels.traffic import TensorMoves
+from ..triton_kernels.traffic import TensorMoves, bytes_between
 from .assembly import Block
 from .machine_code import Leaf, accesses, binary_stack, registers, resources
 from .targets import Target, resident_blocks
@@ -121,7 +121,7 @@ def _of_others(record: Any, way: Way, where: Residence) -> tuple[list[tuple[Bloc
         for kind in ("load", "store"):
             if (leaf, kind) in used or (kind == "load" and (None, kind) in used):
                 moves.append((leaf, _guessed(sizes[leaf], itemsize, kind, _asked(passed, leaf, kind), where)))
-    distance = sum(m.unique for _, m in moves) // where.programs
+    distance = bytes_between(m for _, m in moves) // where.programs
     return passed, [(leaf, m._replace(distance=distance * (m.requested > m.by_programs))) for leaf, m in moves]
 
 

@@ -70,7 +70,7 @@ def walks_of(way: Way, leaf: Leaf | None) -> int:
 def passes(way: Way, loaded: Mapping[Leaf | None, float], steps: float | None = None) -> list[tuple[Block, float]]:
     """Return the blocks on a way, each with how often a thread passes it in all.
 
-    A loop that loads from a tensor goes over an equal part of what the thread loads of it as other such loops. One that
+    A loop that loads from a tensor goes over an equal part of what the thread loads of it as other such loops. What
     continues another, unrolled one is passed once, as are loops that load nothing.
 
     Args:
@@ -78,7 +78,10 @@ def passes(way: Way, loaded: Mapping[Leaf | None, float], steps: float | None = 
         loaded: bytes that a thread loads of each tensor in all, as often as it loads them.
         steps: how often a loop with loops in it is passed, None where that is not known.
     """
-    parts = {leaf: max(0.0, n - _bytes(way, leaf)) / max(1, walks_of(way, leaf)) for leaf, n in loaded.items()}
+    parts = dict(loaded)
+    for leaf in loaded:
+        walks = walks_of(way, leaf)
+        parts[leaf] = loaded[leaf] / walks if walks > 1 else max(0.0, loaded[leaf] - _bytes(way, leaf))
     return list(_passes(way, 1.0, parts, steps))
 
 
