@@ -58,34 +58,18 @@ def traffic(
         arguments: of each operand and output the bytes of an element, 0 for a number, and whether it is scratch.
         walks: of each operand and output how often a program goes over a row of it; once if left out.
     """
-<<<<<<< HEAD
     walk, reloaded = _walk(layout, tiling), loop_invariants(layout) if tiling.reloads else ()
-    all_strides = (*layout.operand_strides, *layout.output_strides)
-    moved = [
-        _moves(layout, tiling, walk, strides, k in reloaded, walks[k] if walks else 1)
-        for k, strides in enumerate(all_strides)
-    ]
-    in_bytes = [
-        _in_bytes(m, itemsize, k >= len(layout.operand_strides), is_scratch)
-        for k, (m, (itemsize, is_scratch)) in enumerate(zip(moved, arguments, strict=True))
-    ]
-    steps = walk.visits[LOOPED] if len(walk.visits) == 3 else 1
-    own = [m.by_programs for k, m in enumerate(in_bytes) if not m.is_stored and k not in reloaded]
-    in_walk, in_step = (sum(n) // (prod(walk.programs) * steps) for n in (own, [m.by_programs for m in in_bytes]))
-    distances = [in_step if m.is_stored or k in reloaded else in_walk for k, m in enumerate(in_bytes)]
-    tensors = zip(in_bytes, distances, strict=True)
-    return Moves(tuple(m._replace(distance=n * (m.requested > m.by_programs)) for m, n in tensors), steps)
-=======
-    walk, reloaded = _walk(layout, tiling), loop_invariants(layout) if reloads else ()
-    tensors = (*layout.operand_strides, *layout.output_strides)
+    strides_of_all = (*layout.operand_strides, *layout.output_strides)
     moved = []
-    for k, (strides, (itemsize, is_scratch)) in enumerate(zip(tensors, arguments, strict=True)):
+    for k, (strides, (itemsize, is_scratch)) in enumerate(zip(strides_of_all, arguments, strict=True)):
         counted = _moves(layout, tiling, walk, strides, k, k in reloaded)
         moved.append(_in_bytes(counted, walks[k] if walks else 1, itemsize, is_scratch))
     steps = walk.visits[LOOPED] if len(walk.visits) == 3 else 1
-    distance = bytes_between(moved) // (prod(walk.programs) * steps)
-    return Moves(tuple(m._replace(distance=distance * (m.requested > m.by_programs)) for m in moved), steps)
->>>>>>> hb
+    own = [m for k, m in enumerate(moved) if k not in reloaded]
+    in_walk, in_step = (n // (prod(walk.programs) * steps) for n in (bytes_between(own), sum(m.by_programs for m in moved)))
+    distances = [in_step if m.is_stored or k in reloaded else in_walk for k, m in enumerate(moved)]
+    again = zip(moved, distances, strict=True)
+    return Moves(tuple(m._replace(distance=n * (m.requested > m.by_programs)) for m, n in again), steps)
 
 
 def bytes_between(moved: Iterable[TensorMoves]) -> int:
