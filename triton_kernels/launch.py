@@ -18,7 +18,7 @@ from triton.runtime import driver
 from .. import config
 from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
-from .layout import Layout, loop_invariants
+from .layout import LOOPED, TILED, Layout, loop_invariants
 from .specialize import Specialization, specialize
 from .tiling import Tiling, needs_int64, traffic
 
@@ -140,6 +140,8 @@ def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: t
         constant_along=layout.constant_along,
         reduced_over=layout.reduced_over,
         output_tiles=output_tiles,
+        total_tiles=tuple((*tile[:LOOPED], tile[LOOPED] // tiling.thread_span, *tile[TILED:]) for tile in output_tiles),
+        thread_span=tiling.thread_span,
         has_tail=tiling.has_tail,
         index_dtype=index_dtype,
         hoisted=() if reloads else tuple(loop_invariants(layout)),

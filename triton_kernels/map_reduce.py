@@ -51,7 +51,7 @@ def map_reduce_kernel(
     totals = ()
     for j in tl.static_range(len(outputs)):
         if _LOOPED_SET & GEOMETRY.reduced_over[j]:
-            totals = totals + (tl.full(GEOMETRY.output_tiles[j], BODY.epilogue[j].identity, BODY.compute_dtype),)
+            totals = totals + (tl.full(GEOMETRY.total_tiles[j], BODY.epilogue[j].identity, BODY.compute_dtype),)
         else:
             # unused: a loop carries a tuple of fixed length
             totals = totals + (tl.zeros([1, 1, 1], BODY.compute_dtype),)
@@ -107,11 +107,28 @@ def _reduce_tile(
         if _LOOPED_SET & GEOMETRY.reduced_over[j]:
             if UNMASKED != _LOOPED:
                 value = tl.where(looped < extents[1], value, BODY.epilogue[j].identity)  # past the end there is rubbish
+            value = _reduce_in_threads(value, j, BODY, GEOMETRY)
             new_totals = new_totals + (BODY.epilogue[j].combine(totals[j], value),)
         else:
             new_totals = new_totals + (totals[j],)
             _store_output(memory, indices, partials, value, j, UNMASKED, BODY, GEOMETRY)
     return new_totals
+
+
+@triton.jit
+def _reduce_in_threads(value, j: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Reduce what each thread holds side by side along the loop, so that it has fewer totals."""
+    if GEOMETRY.thread_span == 1:
+        return value
+    N: tl.constexpr = GEOMETRY.thread_span
+    TILE: tl.constexpr = GEOMETRY.total_tiles[j]
+    if GEOMETRY.vector_group == _LOOPED:  # neighbours are one vector's
+        value = tl.reshape(value, [TILE[0], TILE[1], N, TILE[2]])
+        value = BODY.epilogue[j].reduce_tile(value, 2)
+    else:  # vectors lie along another group, and those of one thread far apart
+        value = tl.reshape(value, [TILE[0], N, TILE[1], TILE[2]])
+        value = BODY.epilogue[j].reduce_tile(value, 1)
+    return tl.reshape(value.to(BODY.compute_dtype), TILE)  # tl.max makes an int32 of an int8
 
 
 @triton.jit

@@ -22,7 +22,7 @@ from .layout import LOOPED, Layout, Strides, arrange, dense_strides
 from .map import map_kernel
 from .map_reduce import map_reduce_kernel
 from .stage import ACCUMULATE, Argument, Stage, summarize
-from .tiling import FULL_GRID_PROGRAMS, choose_tiling
+from .tiling import MAX_PARTIALS, choose_tiling
 
 
 @cache
@@ -241,7 +241,7 @@ class Plan:
         counts = tuple(domain.reduced_counts[i] for *_, i in members)
         summary = ", ".join(f"{reducer.finalize.__name__}(partial)" for reducer in epilogue)
         over_partials = Domain(shape, (frozenset({0}),) * n, counts)
-        self._add(copy, over_partials, operands, outputs, summary, shape[0] > FULL_GRID_PROGRAMS)
+        self._add(copy, over_partials, operands, outputs, summary, shape[0] > MAX_PARTIALS)
 
 
 def _along_first_axis(partials: LaunchArgument) -> LaunchArgument:
