@@ -41,6 +41,10 @@ small_tuples: dict[Any, Any] = {}
 # Registers and spills of compiled kernels, by Triton's hash of each.
 kernel_resources: dict[str, Any] = {}
 
+# The usual way through the code of compiled kernels, likewise; and estimates of launches, by all that they depend on.
+kernel_ways: dict[str, Any] = {}
+launch_estimates: dict[tuple, Any] = {}
+
 # Held while Triton's interpreter runs a kernel: it patches ``triton.language`` for all threads.
 interpreter_lock = RLock()
 

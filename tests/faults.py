@@ -32,6 +32,7 @@ TARGETS = "customops/tools/targets.py"
 KERNEL_FORMULAS = "triton_kernels/formulas.py"
 LAYOUT = "triton_kernels/layout.py"
 TILING = "triton_kernels/tiling.py"
+TRAFFIC = "triton_kernels/traffic.py"
 STAGE = "triton_kernels/stage.py"
 PLAN = "triton_kernels/plan.py"
 LAUNCH = "triton_kernels/launch.py"
@@ -1397,9 +1398,9 @@ FAULTS = (
     Fault(
         "what several tiles load is counted once",
         "explain",
-        TILING,
-        "loads *= n if any(strides) else times",
-        "loads *= n if any(strides) else 1",
+        TRAFFIC,
+        "touched *= layout.extents[g] if varies else walk.programs[g]",
+        "touched *= layout.extents[g] if varies else 1",
         "The bytes that explain and a dry run report are too few.",
         by_formulas=("test_kernels_command.py::test_ratio_is_bytes_moved_over_the_floor", *COSTS),
     ),
@@ -1407,8 +1408,8 @@ FAULTS = (
         "partial sums count as results",
         "explain",
         LAUNCH,
-        "[0 if x.is_scratch else itemsize for x",
-        "[itemsize for x",
+        "for m in moves.tensors if not m.is_scratch)",
+        "for m in moves.tensors)",
         "The floor of bytes that a report compares with is too high.",
         by_formulas=("test_kernels_command.py::test_ratio_is_bytes_moved_over_the_floor", *COSTS),
     ),
@@ -1459,8 +1460,8 @@ FAULTS = (
         "cuda:80 is compiled as 90",
         "dry run",
         TARGETS,
-        '"cuda:80": Target("cuda", 80',
-        '"cuda:80": Target("cuda", 90',
+        '"A100 SXM", "cuda", 80',
+        '"A100 SXM", "cuda", 90',
         "A dry run for an A100 shows the code of an H100.",
         by_formulas=("test_kernels_command.py", "test_machine_code.py", "test_offline.py"),
     ),

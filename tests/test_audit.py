@@ -8,6 +8,7 @@ import customops
 
 from .cases import CALLS
 from .conftest import INTERPRETED, KERNELS
+from .programs import twice
 
 why = "the interpreter's functions do not compile" if INTERPRETED else "what a GPU compiles, a dry run compiles too"
 if KERNELS:
@@ -112,7 +113,7 @@ def test_audit_sees_a_mask_along_the_words(change):
 
 
 def test_audit_sees_bytes_moved_twice(change):
-    change(launch, "traffic", lambda real: lambda *args: ([2 * n for n in real(*args)[0]], real(*args)[1]))
+    change(launch, "traffic", lambda real: lambda *args: twice(real(*args)))
     assert "forward: moves 2.000 times the bytes" in faults_of("relu(x)")
 
 

@@ -11,7 +11,7 @@ import torch
 import customops
 
 from .conftest import INTERPRETED, KERNELS
-from .programs import PROGRAMS, Program
+from .programs import PROGRAMS, Program, twice
 
 why = "the interpreter's functions do not compile" if INTERPRETED else "what a GPU compiles, a dry run compiles too"
 if KERNELS:
@@ -105,7 +105,7 @@ def test_audit_sees_narrow_words(monkeypatch):
 
 def test_audit_sees_bytes_moved_twice(monkeypatch):
     real = launch.traffic
-    monkeypatch.setattr(launch, "traffic", lambda *args: ([2 * n for n in real(*args)[0]], real(*args)[1]))
+    monkeypatch.setattr(launch, "traffic", lambda *args: twice(real(*args)))
     assert "moves 2.000 times the bytes, expected 1.0 at most" in faults(program("softmax"), torch.bfloat16)
 
 

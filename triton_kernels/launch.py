@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from math import prod
-from operator import mul
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
 from .layout import LOOPED, TILED, Layout, loop_invariants
 from .specialize import Specialization, specialize
-from .tiling import Tiling, needs_int64, traffic
+from .tiling import Tiling, needs_int64
+from .traffic import Moves, traffic
 
 
 class Launch:
@@ -69,7 +69,10 @@ class Launch:
         self.operand_names = _interned(tuple(x.name for x in operands), config.kernel_constants)
         self.summary = _interned(summary, config.kernel_constants)
         self.grid = prod(tiling.tile_counts) * tiling.splits
-        self.bytes_moved, self.bytes_floor = _bytes_moved(layout, tiling, (*operands, *outputs), reloads)
+        itemsizes = [(x.dtype.itemsize if x.dtype else 0, x.is_scratch) for x in (*operands, *outputs)]
+        moves = traffic(layout, tiling, itemsizes, reloads)
+        self.bytes_moved = sum(m.requested for m in moves.tensors)
+        self.bytes_floor = sum(m.unique for m in moves.tensors if not m.is_scratch)
         index_dtype = tl.int64 if needs_int64(layout, tiling, *reduction[:1]) else tl.int32
         geometry = _geometry(layout, tiling, operands, index_dtype, reloads)
         sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
@@ -78,13 +81,13 @@ class Launch:
         constants = config.kernel_constants.setdefault((body, geometry), (body, geometry))
         self.arguments = (*integers, *constants)
         if not INTERPRETED:
-            self._compile(specialize(operands, outputs, layout, integers, constants), tiling.warps)
+            self._compile(specialize(operands, outputs, layout, integers, constants), tiling.warps, moves)
 
-    def _compile(self, specialization: Specialization, warps: int) -> None:
+    def _compile(self, specialization: Specialization, warps: int, moves: Moves) -> None:
         self.compiled = _compile(self.kernel, *specialization, warps, driver.active.get_current_device())
         recorder = getattr(driver.active, "recorder", None)  # a dry run's driver has one
         self.is_dry_run = recorder is not None
-        self.run = recorder(self) if recorder else self.compiled.run
+        self.run = recorder(self, moves) if recorder else self.compiled.run
         self.function_and_metadata = self.compiled.function, self.compiled.packed_metadata
 
     def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
@@ -117,14 +120,6 @@ class Launch:
     def _split(self, tensors: Sequence[torch.Tensor | int]) -> tuple[tuple, tuple]:
         """Return the operands and the outputs among the tensors and numbers of a plan."""
         return tuple(tensors[i] for i in self.operand_positions), tuple(tensors[i] for i in self.output_positions)
-
-
-def _bytes_moved(layout: Layout, tiling: Tiling, arguments: Sequence, reloads: bool) -> tuple[int, int]:
-    """Return the bytes that all programs move, and those of each tensor once but for scratch buffers."""
-    moved, floor = traffic(layout, tiling, reloads)
-    itemsizes = [x.dtype.itemsize if x.dtype else 0 for x in arguments]
-    lasting = [0 if x.is_scratch else itemsize for x, itemsize in zip(arguments, itemsizes, strict=True)]
-    return sum(map(mul, moved, itemsizes)), sum(map(mul, floor, lasting))
 
 
 def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: tl.dtype, reloads: bool) -> Geometry:

@@ -30,7 +30,7 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from .layout import COLUMNS, LOOPED, OUTER, ROWS, TILED, VECTOR_BYTES, Layout, Strides, loop_invariants
+from .layout import COLUMNS, LOOPED, OUTER, ROWS, TILED, VECTOR_BYTES, Layout, Strides
 
 WARP_THREADS = 32  # threads in a warp
 MAX_WARPS = 4  # warps of a program at most
@@ -268,30 +268,6 @@ def fits_registers(layout: Layout, itemsize: int, live_values: int, registers: i
         has_tail = _power_dividing(layout.extents[layout.row_group]) < vector
         per_element += 2 * (registers - 1) + (max(1, vector // 4) if has_tail else 0)
     return prod(_row_tiling(layout, 1, vector).tile) * per_element <= max_values
-
-
-def traffic(layout: Layout, tiling: Tiling, reloads: bool = False) -> tuple[list[int], list[int]]:
-    """Return the elements of each operand, then of each output, that all programs load or store; and how many it has.
-
-    What two tiles both load counts twice, though a cache may have it the second time; so does what one program
-    ``reloads`` in every step of its loop.
-    """
-    counts = tiling.tile_counts
-    tiles = counts if len(layout.extents) == 2 else (counts[0], tiling.splits, counts[1])
-    reloaded, steps = loop_invariants(layout) if reloads else (), tiles
-    if reloads:
-        steps = (*tiles[:1], -(-layout.extents[LOOPED] // tiling.tile[LOOPED]), *tiles[2:])
-    moved, floor = [], []
-    for k, groups in enumerate((*layout.operand_strides, *layout.output_strides)):
-        loads = elements = 1
-        repeats = steps if k in reloaded else tiles
-        for strides, n, times, sizes in zip(groups, layout.extents, repeats, layout.sizes):  # noqa: B905 - a number has none
-            loads *= n if any(strides) else times
-            for stride, size in zip(strides, sizes, strict=True):
-                elements *= size if stride else 1
-        moved.append(loads)
-        floor.append(elements)
-    return moved, floor
 
 
 def needs_int64(layout: Layout, tiling: Tiling, partial_strides: Iterable[Strides] = ()) -> bool:

@@ -42,17 +42,25 @@ def ranks_of(function: Function) -> dict[int, int]:
     return {starts[block]: rank for rank, block in enumerate(order)}
 
 
-def _order(blocks: Sequence[int], successors: Sequence[set[int]]) -> list[int]:
-    """Return ``blocks``, each after those that lead to it; of a loop the first block, then the others so ordered."""
+def loops_of(blocks: Sequence[int], successors: Sequence[set[int]]) -> list[list[int]]:
+    """Return ``blocks`` in parts, each after those that lead to it: one block, or a loop from where it is entered."""
     reached = _reached(blocks, successors)
     loops: dict[int, list[int]] = {}  # blocks that lead to one another, by what they lead to
     for block in blocks:
         loops.setdefault(reached[block], []).append(block)
-    order: list[int] = []
+    parts = []
     for members in sorted(loops.values(), key=lambda members: -reached[members[0]].bit_count()):
         entries = {to for block in blocks if block not in members for to in successors[block]}
         head = next((block for block in members if block in entries), members[0])
-        order += [head, *_order([block for block in members if block != head], successors)] if members[1:] else members
+        parts.append([head, *[block for block in members if block != head]])
+    return parts
+
+
+def _order(blocks: Sequence[int], successors: Sequence[set[int]]) -> list[int]:
+    """Return ``blocks``, each after those that lead to it; of a loop the first block, then the others so ordered."""
+    order: list[int] = []
+    for head, *others in loops_of(blocks, successors):
+        order += [head, *_order(others, successors)]
     return order
 
 

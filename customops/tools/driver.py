@@ -14,7 +14,7 @@ from .._compat import cpp_type, gpu_target
 from ..runtime.memory import empty
 from .execution import execute
 from .machine_code import binary_registers, binary_stack, registers
-from .record import LaunchRecord
+from .record import LaunchRecord, TensorArgument, tensors_of
 from .targets import TARGETS, check_launch, most_threads
 
 INPUTS = ("operands",)  # the parameter of our kernels whose tensors they only read; of others nobody says which
@@ -31,7 +31,7 @@ class RecordingDriver:
         self.name = name
         self.limits = TARGETS[name]
         self.device = -1 - list(TARGETS).index(name)  # no GPU has it: Triton caches kernels by device
-        self.target = gpu_target(*self.limits[:3])
+        self.target = gpu_target(self.limits.backend, self.limits.arch, self.limits.warp_size)
         self.records: list[LaunchRecord] | None = None  # None while no dry run for this GPU is open
         self.executes = False  # whether launches are executed on the memory of their tensors
         self.loading: Any = None  # the CompiledKernel that a launcher is asked for, at that moment
@@ -43,11 +43,14 @@ class RecordingDriver:
         """Return the launcher of the kernel with this source."""
         return Launcher(self, self.loading)
 
-    def recorder(self, launch: Any) -> Launcher:
-        """Return what is called in place of Triton's launcher for ``launch``, a launch of ours."""
+    def recorder(self, launch: Any, moves: Any) -> Launcher:
+        """Return what is called in place of Triton's launcher for ``launch``, a launch of ours.
+
+        ``moves`` is what it moves, as ``triton_kernels.traffic`` counts it.
+        """
         compiled = launch.compiled
         known = launch.summary, launch.operand_names, (launch.grid, 1, 1), compiled.metadata.num_warps
-        like = LaunchRecord(compiled.name, *known, compiled, launch.bytes_moved, launch.bytes_floor)
+        like = LaunchRecord(compiled.name, *known, compiled, launch.bytes_moved, launch.bytes_floor, moves=moves)
         return Launcher(self, compiled, like)
 
     def launch(self, record: LaunchRecord, args: Sequence[Any], inputs: Sequence[str]) -> None:
@@ -159,17 +162,18 @@ class Launcher:
         if min(grid) <= 0:
             return
         record = self.last
-        if record is None or record.grid != grid:
-            record = self.last = self._record(grid)
+        tensors = () if self.like else tensors_of(self.compiled, args)
+        if record is None or record.grid != grid or record.tensors != tensors:
+            record = self.last = self._record(grid, tensors)
         if not self.driver.tries:
             self.driver.launch(record, args, () if self.like is None else INPUTS)
 
-    def _record(self, grid: tuple[int, int, int]) -> LaunchRecord:
-        """Return the record of launches with this grid, if the GPU has what they ask for."""
+    def _record(self, grid: tuple[int, int, int], tensors: tuple[TensorArgument, ...]) -> LaunchRecord:
+        """Return the record of launches with this grid on tensors like these, if the GPU has what they ask for."""
         compiled, metadata = self.compiled, self.compiled.metadata
         threads = metadata.num_warps * self.driver.limits.warp_size
         check_launch(self.driver.name, compiled.name, grid, threads, registers(compiled), metadata.shared)
-        like = self.like or LaunchRecord(compiled.name, "", (), grid, metadata.num_warps, compiled)
+        like = self.like or LaunchRecord(compiled.name, "", (), grid, metadata.num_warps, compiled, tensors=tensors)
         return like if like.grid == grid else like._replace(grid=grid)
 
 

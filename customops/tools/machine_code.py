@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import reduce
 from operator import getitem
 from struct import unpack_from
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from .. import config
@@ -21,7 +23,7 @@ Leaf = tuple[str | int, ...]  # where an argument stands: ("x",), or ("operands"
 
 EXECUTABLE = 4  # the flag of a section with code
 CUDA_INFO = 0x70000000  # the type of a section with what CUDA's driver is told
-FRAME_SIZE, REGISTER_COUNT = 0x11, 0x2F  # what is told of each function
+FRAME_SIZE, REGISTER_COUNT, PARAMETER_BANK = 0x11, 0x2F, 0x0A  # what is told of each function
 AMD_ACCESS = re.compile(r"^\s*(?:global|buffer|flat)_(load|store)_(?:lds_)?(\w+)", re.MULTILINE)
 
 
@@ -81,7 +83,7 @@ def accesses(compiled: Any) -> tuple[Access, ...]:
     """
     if compiled.metadata.target.backend == "hip":
         instructions = AMD_ACCESS.findall(compiled.asm["amdgcn"])
-        return tuple(Access(kind, _amd_bits(width), None) for kind, width in instructions)
+        return tuple(Access(kind, amd_bits(width), None) for kind, width in instructions)
     functions, leaves = parse(compiled.asm["ptx"]).functions.values(), [leaf for leaf, _ in parameters(compiled)]
     return tuple(access for f in functions for access in _ptx_accesses(f, leaves if f.is_kernel else ()))
 
@@ -129,6 +131,28 @@ def flat_arguments(compiled: Any, args: Sequence[Any]) -> tuple[Any, ...]:
     """
     named = dict(zip(compiled.src.fn.arg_names, args, strict=True))
     return tuple(reduce(getitem, path, named[name]) for (name, *path), _ in parameters(compiled))
+
+
+def parameter_offsets(compiled: Any) -> dict[int, Leaf]:
+    """Return the pointer parameters of a CUDA kernel by their offset in the bank of constants, in bytes."""
+    offset = next(_attribute(compiled.asm["cubin"], PARAMETER_BANK)) & 0xFFFF
+    found = {}
+    for leaf, kind in parameters(compiled):
+        size = 8 if kind.startswith("*") else max(1, int(re.sub(r"\D", "", kind)) // 8)
+        offset = -(-offset // size) * size
+        if kind.startswith("*"):
+            found[offset] = leaf
+        offset += size
+    return found
+
+
+def sass(compiled: Any) -> str:
+    """Return the machine code of a CUDA kernel and of the functions that it calls, as ``cuobjdump -sass`` prints it."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton().knobs.nvidia.cuobjdump.path, "-sass", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def name_of(leaf: Leaf) -> str:
@@ -208,7 +232,7 @@ def _ptx_bits(instruction: Instruction) -> int:
     return lanes * int(kind[1:])
 
 
-def _amd_bits(width: str) -> int:
+def amd_bits(width: str) -> int:
     """Return the bits of a width as AMD writes it: dwordx4, ubyte, short_d16_hi, b128."""
     match = re.search(r"(dword|short|byte|[bui](?=\d))x?(\d*)", width)
     assert match, width

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 from ..ptx.memory import Traffic
-from .machine_code import Leaf, registers, resources, widest
+from ..triton_kernels.traffic import Moves
+from .estimate import Estimate, estimate
+from .machine_code import Leaf, flat_arguments, parameters, registers, resources, widest
+
+
+class TensorArgument(NamedTuple):
+    """A tensor that a kernel which is not ours was launched on."""
+
+    leaf: Leaf  # where it stands among the kernel's arguments
+    numel: int  # elements that it has in memory: an axis of stride 0 counts as one element
+    itemsize: int  # bytes of an element
+
+
+def tensors_of(compiled: Any, args: Sequence[Any]) -> tuple[TensorArgument, ...]:
+    """Return the tensors among what a launcher gets for a kernel."""
+    leaves = [leaf for leaf, _ in parameters(compiled)]
+    return tuple(
+        TensorArgument(leaf, prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride), x.element_size())
+        for leaf, x in zip(leaves, flat_arguments(compiled, args), strict=True)
+        if hasattr(x, "data_ptr")
+    )
 
 
 class LaunchRecord(NamedTuple):
@@ -20,6 +42,13 @@ class LaunchRecord(NamedTuple):
     bytes_moved: int | None = None  # what all programs together load and store; None where that is not known
     bytes_floor: int | None = None  # the operands and outputs, once each; partial sums are neither; None likewise
     traffic: Traffic | None = None  # the bytes that its threads loaded and stored, where it was executed
+    moves: Moves | None = None  # what a launch of ours moves of each operand and output
+    tensors: tuple[TensorArgument, ...] = ()  # of another: the tensors that it was launched on
+
+    @property
+    def estimate(self) -> Estimate:
+        """Return what limits the launch on the GPU that it was compiled for, and its time, estimated."""
+        return estimate(self)
 
     @property
     def registers(self) -> int:
