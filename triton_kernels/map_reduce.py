@@ -117,18 +117,16 @@ def _reduce_tile(
 
 @triton.jit
 def _reduce_in_threads(value, j: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
-    """Reduce what each thread holds side by side along the loop, so that it has fewer totals."""
-    if GEOMETRY.thread_span == 1:
-        return value
-    N: tl.constexpr = GEOMETRY.thread_span
+    """Reduce what each thread holds along the loop: fewer totals leave registers to more programs."""
     TILE: tl.constexpr = GEOMETRY.total_tiles[j]
-    if GEOMETRY.vector_group == _LOOPED:  # neighbours are one vector's
-        value = tl.reshape(value, [TILE[0], TILE[1], N, TILE[2]])
-        value = BODY.epilogue[j].reduce_tile(value, 2)
-    else:  # vectors lie along another group, and those of one thread far apart
-        value = tl.reshape(value, [TILE[0], N, TILE[1], TILE[2]])
-        value = BODY.epilogue[j].reduce_tile(value, 1)
-    return tl.reshape(value.to(BODY.compute_dtype), TILE)  # tl.max makes an int32 of an int8
+    N: tl.constexpr = GEOMETRY.thread_span
+    if N == 1:
+        return value
+    if GEOMETRY.span_is_vector:
+        value = BODY.epilogue[j].reduce_tile(tl.reshape(value, [TILE[0], TILE[1], N, TILE[2]]), 2)
+    else:
+        value = BODY.epilogue[j].reduce_tile(tl.reshape(value, [TILE[0], N, TILE[1], TILE[2]]), 1)
+    return tl.reshape(value.to(BODY.compute_dtype), TILE)  # the maximum of a narrow integer is an int32
 
 
 @triton.jit

@@ -69,7 +69,6 @@ class Tiling(NamedTuple):
     warps: int  # warps of a program
     vector_group: int  # the group along which threads load vectors: of elements side by side, or of a row
     has_tail: bool  # whether the last vector along that group is not full
-    thread_span: int = 1  # elements along the looped group that a thread reduces to one before they accumulate
 
 
 @lru_cache(maxsize=64)
@@ -157,6 +156,9 @@ def _reduce_tiling(layout: Layout, itemsize: int, budget: int, vector: int) -> T
     is_small = extent * max(sizes) < LARGE_BYTES and extent <= MAX_SMALL_STEPS * long[LOOPED]
     if long[LOOPED] >= span or is_small:
         return _reduce_whole(layout, long, vector, vector_group)
+    longer = _reduce_tile(layout, 2 * budget, vector, vector_group, is_long=True)
+    if longer[LOOPED] >= span and len(sizes) <= 2:  # more operands would take too many registers
+        return _reduce_whole(layout, longer, vector, vector_group)
     return _tiling(layout, wide, vector_group, vector, span)
 
 
@@ -228,14 +230,7 @@ def _tiling(layout: Layout, tile: tuple[int, ...], vector_group: int, vector: in
     if len(tile) == 2:
         return Tiling(tile, counts, 0, 1, warps, vector_group, has_tail)
     chunk, splits = _split(layout, tile[LOOPED], counts, span)
-    thread_span = 1 if layout.row_group is not None else _thread_span(tile, warps, vector_group, vector)
-    return Tiling(tile, (counts[OUTER], counts[TILED]), chunk, splits, warps, vector_group, has_tail, thread_span)
-
-
-def _thread_span(tile: tuple[int, ...], warps: int, vector_group: int, vector: int) -> int:
-    """Return how many elements along the loop a thread holds by itself: one vector's, or those of all its vectors."""
-    held = vector if vector_group == LOOPED else prod(tile) // (warps * WARP_THREADS * vector)
-    return max(1, min(held, tile[LOOPED]))
+    return Tiling(tile, (counts[OUTER], counts[TILED]), chunk, splits, warps, vector_group, has_tail)
 
 
 def _split(layout: Layout, step: int, counts: tuple[int, ...], span: int) -> tuple[int, int]:
@@ -268,6 +263,27 @@ def fits_registers(layout: Layout, itemsize: int, live_values: int, registers: i
         has_tail = _power_dividing(layout.extents[layout.row_group]) < vector
         per_element += 2 * (registers - 1) + (max(1, vector // 4) if has_tail else 0)
     return prod(_row_tiling(layout, 1, vector).tile) * per_element <= max_values
+
+
+def thread_span(layout: Layout, tiling: Tiling, vector: int, aligned: Sequence[bool]) -> tuple[int, bool]:
+    """Return how many elements along the loop a thread holds by itself, and whether they are one vector.
+
+    Otherwise they lie as far apart as they can in the tile: threads go along the vector group first. ``aligned`` says
+    of each operand whether it starts at a whole vector.
+    """
+    group, threads = tiling.vector_group, WARP_THREADS * tiling.warps
+    if layout.row_group is not None or len(tiling.tile) == 2:
+        return 1, False
+    along = [(s, ok) for s, ok in zip(layout.operand_strides, aligned, strict=True) if s and any(s[group])]
+    is_contiguous = all(strides[group][-1] == 1 for strides, _ in along)
+    if group != LOOPED:
+        held = prod(tiling.tile) // (threads * vector) if is_contiguous else 1
+        return max(1, min(held, tiling.tile[LOOPED])), False
+    sizes = layout.sizes[group][1:]
+    steps = {step for strides, _ in along for axes in strides for step in axes} - {0, 1}
+    if is_contiguous and all(ok for _, ok in along) and all(n % vector == 0 for n in (*steps, *sizes)):
+        return min(vector, tiling.tile[LOOPED]), True
+    return max(1, tiling.tile[LOOPED] // threads), False
 
 
 def needs_int64(layout: Layout, tiling: Tiling, partial_strides: Iterable[Strides] = ()) -> bool:
