@@ -1,6 +1,7 @@
 """Audit what each call costs on an H100, read from compiled kernels: ``python -m tests.audit [--full]`` prints a table.
 
-A dry run compiles and records the launches on large tensors; nothing is computed, so no element is ever touched.
+A dry run compiles and records the launches on large tensors; nothing is computed, so no element is ever touched. The
+four limits of a launch are estimated from its code: bytes of DRAM, bytes in flight, instructions and launches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import cycle
-from math import prod
+from math import inf, prod
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -22,11 +23,15 @@ from tqdm import tqdm
 import customops
 from customops.runtime.paths import KERNEL_DTYPES
 from customops.tools import machine_code
+from customops.tools.targets import TARGETS
 
 from .cases import CALLS, EXTREMA, REDUCTIONS, Call, ids
 
 WORD = 16  # bytes that one instruction loads at most
 WARP = 32 * WORD  # a tensor with fewer bytes has no vector for each lane of a warp
+LARGE = 4_000_000  # bytes of an operand from which a launch has to keep the GPU busy
+IN_FLIGHT = 32 << 10  # bytes that it has in flight on each multiprocessor then, at least
+WARPS = 8  # resident on each, at least
 DTYPES = sorted(KERNEL_DTYPES, key=str)
 USUAL = (
     "log(x)", "exp(x)", "relu(x)", "sigmoid(x)", "tanh(x)", "sqrt(x)", "rsqrt(x)", "abs(x)", "neg(x)",
@@ -46,7 +51,7 @@ ONCE_AT_FAULT = (
 # each, and one more launch adds up their parts; so it is with few columns, not with many rows, and twice with both.
 NONE = {"whole": 0}
 ONE = {"whole": 1}
-SUMS = {"row": 2, "column": 1, "channel": 2, "outer": 3}
+SUMS = {"row": 2, "wide row": (1, 2), "widest row": 1, "column": 1, "few": 2, "channel": 2, "outer": 3}
 BACKWARD = {
     "log(x)": ONE,
     "exp(x)": ONE,
@@ -102,8 +107,12 @@ SHARED = {
     "images": ("", "None", "0, 2, 3"),
     "long rows": ("", "None", "-1, keepdim", "0, -1"),
     "short rows": MATRIX_SUMS,
+    "rows of 64": MATRIX_SUMS,
+    "rows of 256": MATRIX_SUMS,
+    "rows of 1024": MATRIX_SUMS,
+    "rows of 16384": ("", "None", "0, -1"),
+    "rows of 65536": ("", "None", "-1, keepdim", "0, -1"),
 }
-EITHER = {("small", ""), ("small", "None"), ("small", "0, -1"), ("cube", "1")}  # shared or not, as a dtype's tiles fall
 
 
 class Layout(NamedTuple):
@@ -118,8 +127,8 @@ class Layout(NamedTuple):
     narrow: tuple[str, ...] = ()  # the tensors of which no full vectors are expected
     pitch: int = 4096  # elements from the start of one row to that of the next
     kind: str = "whole"  # how the operands broadcast: a column of BACKWARD
-    fits: str = "any"  # the calls that it is for: "any", those of a "pair" of operands, or those of a "reduction"
-    most: float = 1.05  # the bytes that a call may move, as a multiple of those that have to move
+    fits: str = "any"  # the calls that it is for: "any", "pair" (of operands), "reduction", or "sum": either of these
+    most: float = 1.05  # the bytes of DRAM that a call may move, as a multiple of those that have to move
 
     def __str__(self):
         return self.name
@@ -144,7 +153,11 @@ class Phase(NamedTuple):
     bits: dict[str, int]  # by tensor: the bits of the widest access to it, in the launch where that is narrowest
     wide: set[str]  # the tensors of which full vectors are expected
     spills: int  # the bytes of registers that a thread spills
-    excess: float  # the bytes moved, as a multiple of those of every input and output once
+    excess: float  # the bytes of DRAM, as a multiple of those of every input and output once
+    in_flight: float  # the fewest bytes in flight on a multiprocessor, of launches on large operands; else inf
+    warps: float  # the fewest resident on a multiprocessor, likewise
+    instructions: float  # machine instructions for each element of the largest tensor, of all launches
+    seconds: float  # the time of all launches, estimated
     faults: list[str]  # all that is wrong, in words
 
 
@@ -164,8 +177,7 @@ LAYOUTS = (
     Layout("row", _pair(MATRIX, [4096]), ("dy",), kind="row", fits="pair"),
     Layout("column", _pair(MATRIX, (4096, 1)), ("y", "dy"), kind="column", fits="pair"),
     Layout("channel", _pair(IMAGES, (64, 1, 1)), ("y", "dy"), 56 * 56, kind="channel", fits="pair"),
-    # forward each tile reads its piece of both vectors, backward it leaves a piece of a partial sum of at least one
-    Layout("outer", _pair((4096, 1), (1, 4096)), ("x", "dx", "dy"), kind="outer", fits="pair", most=1.10),
+    Layout("outer", _pair((4096, 1), (1, 4096)), ("x", "dx", "dy"), kind="outer", fits="pair"),
     Layout("second transposed", lambda dtype: [x := torch.empty(MATRIX, dtype=dtype), torch.empty_like(x).t()], ("y",),
            fits="pair"),
     Layout("transposed", _pair(MATRIX, view=Tensor.t)),
@@ -178,6 +190,13 @@ LAYOUTS = (
     Layout("images", _pair(IMAGES), pitch=56, fits="reduction"),
     Layout("long rows", _pair((2, 2**24)), fits="reduction"),
     Layout("short rows", _pair((2**20, 7)), pitch=7, fits="reduction"),
+    Layout("rows of 64", _pair((2**16, 64), [64]), ("dy",), 64, kind="row", fits="sum"),
+    Layout("rows of 256", _pair((2**14, 256), [256]), ("dy",), 256, kind="row", fits="sum"),
+    Layout("rows of 1024", _pair((2**12, 1024), [1024]), ("dy",), 1024, kind="row", fits="sum"),
+    Layout("rows of 16384", _pair((2**10, 2**14), [2**14]), ("dy",), 2**14, kind="wide row", fits="sum"),
+    Layout("rows of 65536", _pair((2**8, 2**16), [2**16]), ("dy",), 2**16, kind="widest row", fits="sum"),
+    Layout("column of 256", _pair((2**14, 256), (2**14, 1)), ("y", "dy"), 256, kind="column", fits="pair"),
+    Layout("column of 65536", _pair((2**8, 2**16), (2**8, 1)), ("y", "dy"), 2**16, kind="few", fits="pair"),
 )  # fmt: skip
 
 
@@ -232,7 +251,7 @@ def faults(finding: Finding) -> list[str]:
 def _fits(operator: str, call: Call, layout: Layout) -> bool:
     if operator in REDUCTIONS:
         return layout.fits != "pair" and layout.make(torch.int8)[0].dim() >= call.rank
-    return layout.fits == "any" or (layout.fits == "pair" and call.arity == 2)
+    return layout.fits == "any" or (layout.fits != "reduction" and call.arity == 2)
 
 
 def _is_defined(call: Call, dtype: torch.dtype, layout: Layout) -> bool:
@@ -272,13 +291,36 @@ def _measure(case: Case, direction: str, tensors: dict[str, Tensor], launched: l
         for leaf, width in machine_code.widest(record.compiled).items():
             name = "unknown" if leaf is None else names.get(given[leaf], "parts")  # of a sum
             bits[name] = min(width, bits.get(name, width))
-    moved, floor = (sum(getattr(record, name) for record, _ in launched) for name in ("bytes_moved", "bytes_floor"))
+    records = [record for record, _ in launched]
+    floor = sum(record.bytes_floor for record in records)
     used = {name: tensors[name] for name in bits if name in tensors}
     assert "unknown" in bits or floor == sum(map(_bytes, used.values())), "a dry run counts other bytes"
-    spills = max((record.spills for record, _ in launched), default=0)
-    phase = Phase(len(launched), bits, _wide(case, used), spills, moved / floor if launched else 1.0, [])
+    large = [r.estimate for r in records if is_large(r) and not is_read_at_once(r)]
+    phase = Phase(
+        launches=len(launched),
+        bits=bits,
+        wide=_wide(case, used),
+        spills=max((record.estimate.spills for record in records), default=0),
+        excess=sum(record.estimate.dram_bytes for record in records) / floor if launched else 1.0,
+        in_flight=min((e.bytes_in_flight for e in large), default=inf),
+        warps=min((e.warps for e in large), default=inf),
+        instructions=sum(record.estimate.instructions_per_element for record in records),
+        seconds=sum(record.estimate.total for record in records),
+        faults=[],
+    )
     phase.faults.extend(_judge(case, direction, phase, used))
     return phase
+
+
+def is_large(record) -> bool:
+    """Return whether a launch reads an operand of 4 MB or more, other than partial sums."""
+    return any(m.unique >= LARGE for m in record.moves.tensors if not m.is_stored and not m.is_scratch)
+
+
+def is_read_at_once(record) -> bool:
+    """Return whether all that a launch reads is in flight at the same time."""
+    read = sum(m.unique for m in record.moves.tensors if not m.is_stored)
+    return record.estimate.bytes_in_flight * TARGETS["cuda:90"].multiprocessors >= 0.99 * read
 
 
 def _judge(case: Case, direction: str, phase: Phase, used: dict[str, Tensor]) -> Iterator[str]:
@@ -296,7 +338,11 @@ def _judge(case: Case, direction: str, phase: Phase, used: dict[str, Tensor]) ->
     if phase.spills:
         yield f"spills {phase.spills} bytes of a thread"
     if phase.excess > case.layout.most:
-        yield f"moves {phase.excess:.3f} times the bytes, expected {case.layout.most} at most"
+        yield f"moves {phase.excess:.3f} times the bytes of DRAM, expected {case.layout.most} at most"
+    if phase.in_flight < IN_FLIGHT:
+        yield f"has {phase.in_flight / 1024:.1f} KiB in flight, expected {IN_FLIGHT >> 10} at least"
+    if phase.warps < WARPS:
+        yield f"has {phase.warps:.1f} warps on a multiprocessor, expected {WARPS} at least"
 
 
 def _expected(case: Case, direction: str) -> tuple[int, ...]:
@@ -304,11 +350,10 @@ def _expected(case: Case, direction: str) -> tuple[int, ...]:
     reduces = case.operator in REDUCTIONS
     if direction == "backward":
         by_kind = BACKWARD[case.operator if reduces else case.call.name]
-        return (by_kind[case.layout.kind if case.call.arity == 2 else "whole"],)
+        n = by_kind[case.layout.kind if case.call.arity == 2 else "whole"]
+        return n if isinstance(n, tuple) else (n,)
     axes = case.call.name.partition("(")[2].removesuffix(")")
-    if not reduces or (case.layout.name, axes) in EITHER:
-        return (1, 2) if reduces else (1,)
-    return (2,) if axes in SHARED[case.layout.name] else (1,)
+    return (2,) if reduces and axes in SHARED[case.layout.name] else (1,)
 
 
 def _wide(case: Case, used: dict[str, Tensor]) -> set[str]:
@@ -330,13 +375,15 @@ def _bytes(x: Tensor) -> int:
 
 KINDS = ((0, "operators"), (2, "dtypes"), (3, "layouts"))
 LEGEND = """bits: the narrowest of the widest accesses to contiguous and row tensors, other: to any other tensor;
-forward, backward: launches; bytes: moved, to those of each input and output once"""
+forward, backward: launches; DRAM: its bytes, to those of each input and output once; KiB: in flight on a
+multiprocessor, and warps on it, of launches on 4 MB and more that do not read all at once; SASS: machine
+instructions an element; us: estimated. The worst of each layout's calls, by the model of docs/model.md"""
 
 
 def table(findings: dict[Case, Finding]) -> str:
     """Return what was found as text: a line for each layout, and then all that is wrong."""
-    heads = f"{'bits':>6}{'other':>7}{'spills':>8}{'forward':>9}{'backward':>10}{'bytes':>7}"
-    lines = [f"{'layout':<18}{'calls':>6}{heads}"]
+    heads = f"{'bits':>6}{'other':>7}{'spills':>8}{'forward':>9}{'backward':>10}{'DRAM':>7}{'KiB':>7}{'warps':>7}"
+    lines = [f"{'layout':<18}{'calls':>6}{heads}{'SASS':>7}{'us':>7}"]
     for layout in LAYOUTS:
         some = [finding for case, finding in findings.items() if case.layout is layout]
         if some:
@@ -354,7 +401,9 @@ def _row(findings: list[Finding]) -> str:
     launches = [[finding[way].launches for finding in findings if way in finding] for way in ("forward", "backward")]
     spans = ["-".join(map(str, sorted({min(n), max(n)}))) if n else "-" for n in launches]
     spills, excess = max(p.spills for p in phases), max(p.excess for p in phases)
-    return f"{narrowest[0]:>6}{narrowest[1]:>7}{spills:>8}{spans[0]:>9}{spans[1]:>10}{excess:>7.3f}"
+    busy = f"{min(p.in_flight for p in phases) / 1024:>7.1f}{min(p.warps for p in phases):>7.1f}"
+    worst = f"{max(p.instructions for p in phases):>7.1f}{1e6 * max(p.seconds for p in phases):>7.1f}"
+    return f"{narrowest[0]:>6}{narrowest[1]:>7}{spills:>8}{spans[0]:>9}{spans[1]:>10}{excess:>7.3f}{busy}{worst}"
 
 
 def main() -> int:

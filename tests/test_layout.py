@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("hypothesis", reason="it draws the cases")
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from . import test_hypothesis  # noqa: F401 - loads the profile
@@ -76,6 +76,38 @@ def test_tiles_cover_the_iteration_space_within_their_budget(shape, fast, itemsi
     assert all(n * size >= extent for n, size, extent in boxes)
 
 
+def reduction(shape, axes, itemsize):
+    """Return the layout of a contiguous tensor reduced over ``axes``, and its tiling."""
+    kept = [1 if a in axes else n for a, n in enumerate(shape)]
+    output = layout.expand(shape, kept, layout.dense_strides(kept, (1,) * len(kept)))
+    dense = layout.dense_strides(shape, (1,) * len(shape))
+    arranged = layout.arrange(shape, (dense,), (output,), (frozenset(axes),))
+    return arranged, tile_rules.choose_tiling(arranged, itemsize)
+
+
+SIZES = st.integers(1, 9).map(lambda n: 2**n) | st.integers(2, 4096)
+
+
+@given(st.tuples(SIZES, SIZES, SIZES, SIZES), st.sets(st.integers(0, 3), min_size=1), ITEMSIZES)
+def test_large_reductions_have_enough_in_flight_and_few_partials(shape, axes, itemsize):
+    """One step of all programs loads 32 KiB for each of 132 multiprocessors, or a small tensor whole."""
+    assume(4_000_000 <= prod(shape) * itemsize <= 2**36)
+    arranged, tiling = reduction(shape, axes, itemsize)
+    beside = prod(arranged.extents[::2]) * itemsize
+    step = min(tiling.splits * tiling.tile[1], arranged.extents[1]) * beside
+    assert step >= min(132 * 32 * 1024, prod(shape) * itemsize)
+    outputs = prod(n for a, n in enumerate(shape) if a not in axes)
+    assert tiling.splits == 1 or 4 * outputs * tiling.splits <= 4 << 20  # bytes of partials, of 50 MB that an L2 holds
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((512, 512), {0}), ((1000, 64), {1}), ((100, 31, 100), {1}), ((4096,), {0})]
+)
+def test_small_reductions_take_one_launch(shape, axes, itemsize):
+    assert reduction(shape, axes, itemsize)[1].splits == 1
+
+
 @given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.sampled_from(("row", "column", "across")), ITEMSIZES)
 def test_flat_tiles_cover_rows_and_columns_within_their_budget(shape, second, itemsize):
     rows, columns = shape
@@ -90,9 +122,8 @@ def test_flat_tiles_cover_rows_and_columns_within_their_budget(shape, second, it
 def _check(arranged, tiling, itemsize):
     assert all(t & (t - 1) == 0 for t in tiling.tile)
     vector = layout.VECTOR_BYTES // itemsize
-    assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * max(
-        vector, tile_rules.MAX_THREAD_ELEMENTS
-    )
+    elements = tile_rules.MAX_THREAD_ELEMENTS if len(tiling.tile) == 2 else 2 * tile_rules.MAX_REDUCED_ELEMENTS
+    assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * max(vector, elements)
     assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * tile_rules.LOADS_IN_FLIGHT * vector
     assert 1 <= tiling.warps <= tile_rules.MAX_WARPS
     assert tiling.has_tail == (arranged.extents[tiling.vector_group] % (layout.VECTOR_BYTES // itemsize) != 0)

@@ -17,9 +17,9 @@ from triton.runtime import driver
 from .. import config
 from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
-from .layout import LOOPED, TILED, Layout, loop_invariants
+from .layout import LOOPED, TILED, VECTOR_BYTES, Layout, loop_invariants
 from .specialize import Specialization, specialize
-from .tiling import Tiling, needs_int64
+from .tiling import Tiling, needs_int64, thread_span
 from .traffic import Moves, traffic
 from .walks import accumulates, walk_counts
 
@@ -129,6 +129,8 @@ def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: t
         tuple(1 if constant & ~reduced & 1 << i else n for i, n in enumerate(tiling.tile))
         for constant, reduced in zip(layout.constant_along, layout.reduced_over, strict=True)
     )
+    itemsize = min((x.dtype.itemsize for x in operands if x.dtype), default=1)
+    span, span_is_vector = thread_span(layout, tiling, VECTOR_BYTES // itemsize, [x.aligned for x in operands])
     return Geometry(
         tile=tiling.tile,
         vector_group=tiling.vector_group,
@@ -137,6 +139,11 @@ def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: t
         constant_along=layout.constant_along,
         reduced_over=layout.reduced_over,
         output_tiles=output_tiles,
+        total_tiles=tuple(
+            (*tile[:LOOPED], *(n // span for n in tile[LOOPED:TILED]), *tile[TILED:]) for tile in output_tiles
+        ),
+        thread_span=span,
+        span_is_vector=span_is_vector,
         has_tail=tiling.has_tail,
         index_dtype=index_dtype,
         hoisted=() if tiling.reloads else tuple(loop_invariants(layout)),

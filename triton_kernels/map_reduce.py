@@ -51,7 +51,7 @@ def map_reduce_kernel(
     totals = ()
     for j in tl.static_range(len(outputs)):
         if _LOOPED_SET & GEOMETRY.reduced_over[j]:
-            totals = totals + (tl.full(GEOMETRY.output_tiles[j], BODY.epilogue[j].identity, BODY.compute_dtype),)
+            totals = totals + (tl.full(GEOMETRY.total_tiles[j], BODY.epilogue[j].identity, BODY.compute_dtype),)
         else:
             # unused: a loop carries a tuple of fixed length
             totals = totals + (tl.zeros([1, 1, 1], BODY.compute_dtype),)
@@ -110,11 +110,26 @@ def _reduce_tile(
         if _LOOPED_SET & GEOMETRY.reduced_over[j]:
             if UNMASKED != _LOOPED and not _LOOPED_SET & GEOMETRY.full_groups:
                 value = tl.where(looped < extents[1], value, BODY.epilogue[j].identity)  # past the end there is rubbish
+            value = _reduce_in_threads(value, j, BODY, GEOMETRY)
             new_totals = new_totals + (BODY.epilogue[j].combine(totals[j], value),)
         else:
             new_totals = new_totals + (totals[j],)
             store_output(memory, indices, partials, value, j, UNMASKED, BODY, GEOMETRY)
     return new_totals
+
+
+@triton.jit
+def _reduce_in_threads(value, j: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Reduce what each thread holds along the loop: fewer totals leave registers to more programs."""
+    TILE: tl.constexpr = GEOMETRY.total_tiles[j]
+    N: tl.constexpr = GEOMETRY.thread_span
+    if N == 1:
+        return value
+    if GEOMETRY.span_is_vector:
+        value = BODY.epilogue[j].reduce_tile(tl.reshape(value, [TILE[0], TILE[1], N, TILE[2]]), 2)
+    else:
+        value = BODY.epilogue[j].reduce_tile(tl.reshape(value, [TILE[0], N, TILE[1], TILE[2]]), 1)
+    return tl.reshape(value.to(BODY.compute_dtype), TILE)  # the maximum of a narrow integer is an int32
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from .map import map_kernel
 from .map_reduce import map_reduce_kernel
 from .row_tiling import choose_row_tiling
 from .stage import ACCUMULATE, Argument, Stage, summarize
-from .tiling import FULL_GRID_PROGRAMS, choose_tiling
+from .tiling import MAX_PARTIALS, choose_tiling
 from .walk import walk_kernel
 
 
@@ -249,7 +249,7 @@ class Plan:
         counts = tuple(domain.reduced_counts[i] for *_, i in members)
         summary = ", ".join(f"{reducer.finalize.__name__}(partial)" for reducer in epilogue)
         over_partials = Domain(shape, (frozenset({0}),) * n, counts)
-        self._add(copy, over_partials, operands, outputs, summary, may_split=shape[0] > FULL_GRID_PROGRAMS)
+        self._add(copy, over_partials, operands, outputs, summary, may_split=shape[0] > MAX_PARTIALS)
 
 
 def _along_first_axis(partials: LaunchArgument) -> LaunchArgument:

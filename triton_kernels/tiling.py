@@ -3,6 +3,21 @@
 A *vector* is what one instruction loads: 16 bytes, here counted in elements. A *width* is a number of elements that lie
 side by side in memory. A *lane* is one place of a tile; where a tile reaches past the end of an axis, lanes are idle.
 
+A *step* of a reduction's loop loads one tile and waits for it; what all programs load in one step is *in flight*.
+An H100 reaches its bandwidth with about 15 KiB in flight on each of 132 multiprocessors. A reduction splits until it
+has 32 KiB: then each element costs a wait less, and a few MB of partials stay in the L2 cache. The first rule
+bounded the bytes of partials instead. What both give for sm_90, in bf16, by the compiled code:
+
+                                     by bytes of partials               by bytes in flight
+    call                             grid  warps  in flight  partials   grid  warps  in flight  partials
+    mul [4096, 1024] * [1024], grad   160      1    1.2 KiB     80 KB    688      4     42 KiB    350 KB
+    mul [4096, 4096] * [4096], grad   512      4   15.5 KiB    270 KB    576      4     35 KiB    300 KB
+    sum(0) of [4096, 1024]            160      1    2.4 KiB     80 KB   1024      4     62 KiB    520 KB
+    sum(0) of [16384, 256]            162      1    2.5 KiB     80 KB   1024      4     62 KiB    520 KB
+    sum(0) of [256, 65536]            512      4   15.5 KiB         0   2048      4     64 KiB         0
+    sum(-1) of [1024, 16384]         1024      4     31 KiB         0   1024      4     62 KiB         0
+    sum() of [4096, 4096]             512      4   15.5 KiB      2 KB    586      4     36 KiB      2 KB
+
 The constants that follow count units of the hardware or are budgets; no timing on a GPU is recorded for them.
 The budgets of registers are those with which ptxas of Triton 3.7 spills nothing for sm_90; ``tests/audit.py`` reads
 spills, widths of loads and bytes moved from code compiled for sm_90, and holds what the other constants lead to.
@@ -20,16 +35,21 @@ from .layout import COLUMNS, LOOPED, OUTER, ROWS, TILED, VECTOR_BYTES, Layout, S
 WARP_THREADS = 32  # threads in a warp
 MAX_WARPS = 4  # warps of a program at most
 LOADS_IN_FLIGHT = 4  # vectors that a thread loads before it waits, where it has one operand
-MAX_THREAD_ELEMENTS = 16  # elements of an operand that a thread holds at most, or one vector if that has more
+MAX_THREAD_ELEMENTS = 32  # elements of an operand that a thread of a map holds at most
+MAX_REDUCED_ELEMENTS = 64  # the same of a reduction: they become few at once
 MAX_TILE_WIDTH = 128  # width of a tile of several rows at most: 256 bytes of 2 or 4 each, two cache lines
-FULL_GRID_PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors; with fewer, reductions split
-MIN_TILES_PER_PARTIAL = 4  # tiles that one program of a split reduction accumulates at least
-MIN_BYTES_PER_PARTIAL = 400  # bytes that it reads at least: to write 8 for a partial and read them again costs 4 %
+FULL_GRID_PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors
+BYTES_IN_FLIGHT = 132 * (32 << 10)  # bytes that all programs of a reduction load in one step, at least
+LARGE_BYTES = 4_000_000  # bytes of an operand from which a reduction splits wherever it has fewer in flight
+MAX_SMALL_STEPS = 8  # steps of a smaller one that take less time than a launch more: 650 ns each, at most
 MAX_THREAD_VALUES = 192  # values of 4 bytes in the registers of a thread, of 255 where warps are few
 MAX_LANES_PER_ELEMENT = 1.3  # lanes for each element that wide tiles may cost, before narrower ones are taken
 MIN_TILE_WIDTH = 8  # width of the narrowest tiles
 SMALL_GRID_WIDTH = 32  # width of tiles of what does not fill the GPU
-FINALIZE_TILE_WIDTH = 32  # partials, and outputs, in the tiles of a finalizing launch
+FINALIZE_ELEMENTS = 1024  # partials in the tiles of a finalizing launch
+FINALIZE_FEW = 32  # outputs in such a tile, where it has all of their partials
+FINALIZE_MANY = 8  # outputs in it where it has not: a sector of 4 bytes each
+MAX_PARTIALS = 1024  # partials of an output that a finalizing launch adds up by itself: 8 steps of 128
 
 
 class Tiling(NamedTuple):
@@ -62,19 +82,27 @@ def choose_tiling(layout: Layout, itemsize: int, may_split: bool = True, live_va
     vector = min(vector, _power_of_2_in(MAX_THREAD_VALUES // live_values))
     if not may_split:
         return _finalize_tiling(layout, vector)
-    choose = _map_tiling if len(layout.extents) == 2 else _reduce_tiling
     warp = WARP_THREADS * vector
-    tiling = choose(layout, MAX_WARPS * warp * _vectors_in_flight(layout, vector, live_values), vector)
-    if prod(tiling.tile_counts) * tiling.splits < FULL_GRID_PROGRAMS // 2:
-        tiling = choose(layout, warp, vector)
-    return tiling
+    budget = MAX_WARPS * warp * _vectors_in_flight(layout, vector, live_values)
+    if len(layout.extents) == 3:
+        return _reduce_tiling(layout, itemsize, budget, vector)
+    tiling = _map_tiling(layout, budget, vector)
+    return tiling if prod(tiling.tile_counts) >= FULL_GRID_PROGRAMS // 2 else _map_tiling(layout, warp, vector)
 
 
 def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
-    """Return how many vectors of each operand a thread loads at once."""
-    tensors = sum(groups >= 0 for groups in layout.operand_groups)
-    by_registers = min(MAX_THREAD_ELEMENTS // vector, MAX_THREAD_VALUES // (live_values * vector))
-    return _power_of_2_in(min(LOADS_IN_FLIGHT // max(tensors, 1), by_registers))
+    """Return how many vectors of each operand a thread loads at once.
+
+    What is loaded before the loop does not count, unless each tile leaves partials: the sums take registers too.
+    """
+    waits = [groups >= 0 for groups in layout.operand_groups]
+    max_elements = MAX_THREAD_ELEMENTS
+    if len(layout.extents) == 3:
+        max_elements = MAX_REDUCED_ELEMENTS
+        if layout.extents[TILED] == 1:
+            waits = [groups > 0 and bool(groups >> LOOPED & 1) for groups in layout.operand_groups]
+    by_registers = min(max_elements // vector, MAX_THREAD_VALUES // (live_values * vector))
+    return _power_of_2_in(min(LOADS_IN_FLIGHT // max(sum(waits), 1), by_registers))
 
 
 def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
@@ -94,49 +122,108 @@ def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
     return _tiling(layout, (height, width), COLUMNS, vector)
 
 
-def _reduce_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
-    """Return tiles that are wide along the vector group, then along the loop.
+def _reduce_tiling(layout: Layout, itemsize: int, budget: int, vector: int) -> Tiling:
+    """Return tiles of about ``budget`` elements with enough bytes in flight: without partials if possible.
+
+    Tiles that are long along the loop take fewer steps, wide ones read longer pieces of memory.
+    """
+    vector_group, extent = _vector_group(layout), layout.extents[LOOPED]
+    sizes = _bytes_beside(layout, itemsize)
+    span = min(extent, -(-BYTES_IN_FLIGHT // sum(sizes)))  # elements along the loop to have in flight
+    wide, long = (_reduce_tile(layout, budget, vector, vector_group, is_long) for is_long in (False, True))
+    if wide[LOOPED] >= span:
+        return _reduce_whole(layout, wide, vector, vector_group)
+    is_small = extent * max(sizes) < LARGE_BYTES and extent <= MAX_SMALL_STEPS * long[LOOPED]
+    if long[LOOPED] >= span or is_small:
+        return _reduce_whole(layout, long, vector, vector_group)
+    longer = _reduce_tile(layout, 2 * budget, vector, vector_group, is_long=True)
+    if longer[LOOPED] >= span and len(sizes) <= 2:  # more operands would take too many registers
+        return _reduce_whole(layout, longer, vector, vector_group)
+    return _tiling(layout, wide, vector_group, vector, span)
+
+
+def _reduce_whole(layout: Layout, tile: tuple[int, ...], vector: int, vector_group: int) -> Tiling:
+    """Return this tile, or a smaller one where multiprocessors would be idle and it takes no more steps."""
+    small = _reduce_tile(layout, WARP_THREADS * vector, vector, vector_group)
+    programs = prod(-(-layout.extents[group] // tile[group]) for group in (OUTER, TILED))
+    steps = [-(-layout.extents[LOOPED] // size[LOOPED]) for size in (small, tile)]
+    shrinks = programs < FULL_GRID_PROGRAMS // 4 and steps[0] <= steps[1]
+    return _tiling(layout, small if shrinks else tile, vector_group, vector)
+
+
+def _bytes_beside(layout: Layout, itemsize: int) -> list[int]:
+    """Return the bytes of each operand that have the same index along the loop, at least; [1] where it has none."""
+    varying = [groups for groups in layout.operand_groups if groups > 0 and groups >> LOOPED & 1]
+    return [itemsize * prod(layout.extents[g] for g in (OUTER, TILED) if groups >> g & 1) for groups in varying] or [1]
+
+
+def _reduce_tile(layout: Layout, budget: int, vector: int, vector_group: int, is_long: bool = False) -> tuple[int, ...]:
+    """Return a tile that is wide along the vector group, then along the loop; or as long along it as it can be.
 
     Each tile along the tiled group writes a partial of its own of what is reduced over it, so those tiles are large.
     """
-    vector_group = _vector_group(layout)
     is_tiled = layout.extents[TILED] > 1
     max_width = 8 * vector if is_tiled else budget if vector_group == LOOPED else min(16 * vector, MAX_TILE_WIDTH)
     others = [group for group in (TILED, LOOPED, OUTER) if group != vector_group]
     max_height = min(prod(_power_of_2(layout.extents[group]) for group in others), budget)
     tile, n = [1, 1, 1], layout.extents[vector_group]
     tile[vector_group] = _width(n, max(max_width, budget // max_height)) if n > 1 else 1
+    if is_long and not is_tiled:
+        tile[vector_group] = min(_power_of_2(n), budget if vector_group == LOOPED else 4 * vector)
     remaining = (4 * budget if is_tiled else budget) // tile[vector_group]
     for group in others:
         tile[group] = min(_power_of_2(layout.extents[group]), remaining)
         remaining //= tile[group]
-    return _tiling(layout, tuple(tile), vector_group, vector)
+    return tuple(tile)
 
 
 def _finalize_tiling(layout: Layout, vector: int) -> Tiling:
-    """Return the same tiles for any number of partials: there is little to add up, and each tile is a kernel more."""
-    outer = FINALIZE_TILE_WIDTH if layout.extents[OUTER] > 1 else 1
-    tiling = _tiling(layout, (outer, FINALIZE_TILE_WIDTH * FINALIZE_TILE_WIDTH // outer, 1), OUTER, vector)
+    """Return one of three tiles: there is little to add up, and each tile is a kernel more."""
+    is_few = layout.extents[LOOPED] <= FINALIZE_ELEMENTS // FINALIZE_FEW
+    outer = 1 if layout.extents[OUTER] == 1 else FINALIZE_FEW if is_few else FINALIZE_MANY
+    tiling = _tiling(layout, (outer, FINALIZE_ELEMENTS // outer, 1), OUTER, vector)
     return tiling._replace(chunk=layout.extents[LOOPED], splits=1, has_tail=True)
 
 
-def _tiling(layout: Layout, tile: tuple[int, ...], vector_group: int, vector: int) -> Tiling:
+def _tiling(layout: Layout, tile: tuple[int, ...], vector_group: int, vector: int, span: int = 0) -> Tiling:
     counts = tuple(-(-n // size) for n, size in zip(layout.extents, tile, strict=True))
     warps = max(1, min(MAX_WARPS, prod(tile) // (WARP_THREADS * vector)))
     has_tail = _power_dividing(layout.extents[vector_group]) < vector
     if len(tile) == 2:
         return Tiling(tile, counts, 0, 1, warps, vector_group, has_tail)
-    chunk, splits = _split(layout, tile[LOOPED], counts, vector)
+    chunk, splits = _split(layout, tile[LOOPED], counts, span)
     return Tiling(tile, (counts[OUTER], counts[TILED]), chunk, splits, warps, vector_group, has_tail)
 
 
-def _split(layout: Layout, step: int, counts: tuple[int, ...], vector: int) -> tuple[int, int]:
-    """Return the elements of a chunk of the looped group, which tiles walk in steps of ``step``; and the chunks."""
-    steps, programs, n = counts[LOOPED], counts[OUTER] * counts[TILED], layout.extents[LOOPED]
-    by_bytes = n * VECTOR_BYTES // vector // MIN_BYTES_PER_PARTIAL
-    max_splits = min(FULL_GRID_PROGRAMS // programs, steps // MIN_TILES_PER_PARTIAL, by_bytes)
-    chunk = -(-steps // max(1, min(max_splits, steps))) * step
+def _split(layout: Layout, step: int, counts: tuple[int, ...], span: int) -> tuple[int, int]:
+    """Return the elements of a chunk of the looped group, which tiles walk in steps of ``step``; and the chunks.
+
+    There are so many chunks that one step of each makes ``span`` elements.
+    """
+    steps, n = counts[LOOPED], layout.extents[LOOPED]
+    chunk = max(1, steps // max(1, -(-span // step))) * step
     return chunk, -(-n // chunk)
+
+
+def thread_span(layout: Layout, tiling: Tiling, vector: int, aligned: Sequence[bool]) -> tuple[int, bool]:
+    """Return how many elements along the loop a thread holds by itself, and whether they are one vector.
+
+    Otherwise they lie as far apart as they can in the tile: threads go along the vector group first. ``aligned`` says
+    of each operand whether it starts at a whole vector.
+    """
+    group, threads = tiling.vector_group, WARP_THREADS * tiling.warps
+    if len(tiling.tile) == 2:
+        return 1, False
+    along = [(s, ok) for s, ok in zip(layout.operand_strides, aligned, strict=True) if s and any(s[group])]
+    is_contiguous = all(strides[group][-1] == 1 for strides, _ in along)
+    if group != LOOPED:
+        held = prod(tiling.tile) // (threads * vector) if is_contiguous else 1
+        return max(1, min(held, tiling.tile[LOOPED])), False
+    sizes = layout.sizes[group][1:]
+    steps = {step for strides, _ in along for axes in strides for step in axes} - {0, 1}
+    if is_contiguous and all(ok for _, ok in along) and all(n % vector == 0 for n in (*steps, *sizes)):
+        return min(vector, tiling.tile[LOOPED]), True
+    return max(1, tiling.tile[LOOPED] // threads), False
 
 
 def needs_int64(layout: Layout, tiling: Tiling, partial_strides: Iterable[Strides] = ()) -> bool:
