@@ -87,12 +87,6 @@ def div_dy(g, x, y):
 
 
 @triton.jit
-def pow_dy(g, x, y, z):
-    x, y = tl.broadcast(x, y)
-    return g * tl.where((x == 0) & (y >= 0), 0, z * log(x))
-
-
-@triton.jit
 def pow_number(x, y: tl.constexpr):
     if y == 0.5:
         return sqrt(x)

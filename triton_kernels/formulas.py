@@ -348,12 +348,28 @@ def _sum_tile(x, axis):
 
 @triton.jit
 def _max_tile(x, axis):
-    return _or_nan(tl.max(x, axis=axis, keep_dims=True), x, axis)
+    if INTERPRETED or not x.dtype.is_floating():
+        return _or_nan(tl.max(x, axis=axis, keep_dims=True), x, axis)
+    else:
+        return tl.reduce(x, axis, _larger, keep_dims=True)
 
 
 @triton.jit
 def _min_tile(x, axis):
-    return _or_nan(tl.min(x, axis=axis, keep_dims=True), x, axis)
+    if INTERPRETED or not x.dtype.is_floating():
+        return _or_nan(tl.min(x, axis=axis, keep_dims=True), x, axis)
+    else:
+        return tl.reduce(x, axis, _smaller, keep_dims=True)
+
+
+@triton.jit
+def _larger(x, y):
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _smaller(x, y):
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
