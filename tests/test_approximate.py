@@ -1,4 +1,4 @@
-"""Half types have formulas of approximate instructions: what these change is hidden by the rounding to the half type."""
+"""Half types have formulas of approximate instructions, whose errors the rounding to the half type hides."""
 
 from __future__ import annotations
 
