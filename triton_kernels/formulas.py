@@ -364,12 +364,18 @@ def _min_tile(x, axis):
 
 @triton.jit
 def _larger(x, y):
-    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+    if INTERPRETED:
+        return maximum(x, y)
+    else:
+        return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)  # one instruction; the larger of -0 and 0 is 0
 
 
 @triton.jit
 def _smaller(x, y):
-    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+    if INTERPRETED:
+        return minimum(x, y)
+    else:
+        return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -395,6 +401,6 @@ _SUM = (lambda _dtype: 0, _plus, _sum_tile)
 REDUCERS = {
     "sum": _SUM,
     "mean": _SUM,
-    "amax": (_lowest, maximum, _max_tile),
-    "amin": (_highest, minimum, _min_tile),
+    "amax": (_lowest, _larger, _max_tile),
+    "amin": (_highest, _smaller, _min_tile),
 }
