@@ -25,6 +25,7 @@ class Error(NamedTuple):
     points: int
     ulp: float  # the largest error
     wrong: int  # how many results are inf or nan where the exact one is not, or the other way round
+    misrounded: int  # how many results are not the exact ones, rounded to nearest
 
 
 def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -40,7 +41,14 @@ def largest_error(got: Tensor, want: Tensor, off: Tensor) -> Error:
     same = (got == rounded) | (got.isnan() & rounded.isnan())
     finite = got.isfinite() & rounded.isfinite()
     ulps = (off.abs() / spacing(want, got.dtype))[finite]
-    return Error(got.numel(), ulps.max().item() if ulps.numel() else 0.0, int((~same & ~finite).sum()))
+    largest = ulps.max().item() if ulps.numel() else 0.0
+    return Error(got.numel(), largest, int((~same & ~finite).sum()), int((~same).sum()))
+
+
+def rounded_twice(want: Tensor, dtype: torch.dtype, ulp: float = 2.0) -> Tensor:
+    """Return ``want`` as a float32 result that is off by up to ``ulp``, at random, and then rounded to ``dtype``."""
+    share = 2 * torch.rand(want.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
+    return (want + share * ulp * spacing(want, torch.float32)).float().to(dtype)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -98,6 +106,10 @@ def measure(
             for range_of, points in (("ordinary", ordinary), ("ends", ~ordinary)):
                 error = largest_error(mine[points], want[points], off[points])
                 errors.setdefault((of, range_of), {})[name] = error
+                if dtype.itemsize == 2:
+                    model = rounded_twice(want[points], dtype)
+                    error = largest_error(model, want[points], model.double() - want[points])
+                    errors[of, range_of]["2 ulp of float32"] = error
     return [
         {"operator": call.name, "of": of, "dtype": name_of(dtype), "range": range_of}
         | {name: error._asdict() for name, error in by_library.items()}

@@ -1442,8 +1442,8 @@ FAULTS = (
         "amin keeps the greatest",
         "reductions",
         KERNEL_FORMULAS,
-        '"amin": (_highest, minimum, _min_tile)',
-        '"amin": (_highest, maximum, _min_tile)',
+        '"amin": (_highest, _smaller, _min_tile)',
+        '"amin": (_highest, _larger, _min_tile)',
         "A kernel's amin of many elements is not the least.",
         by_kernels=(
             "test_kernels.py::test_shared_totals_are_right_and_repeat_bit_for_bit",

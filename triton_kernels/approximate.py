@@ -87,12 +87,6 @@ def div_dy(g, x, y):
 
 
 @triton.jit
-def pow_dy(g, x, y, z):
-    x, y = tl.broadcast(x, y)
-    return g * tl.where((x == 0) & (y >= 0), 0, z * log(x))
-
-
-@triton.jit
 def pow_number(x, y: tl.constexpr):
     if y == 0.5:
         return sqrt(x)
@@ -115,8 +109,8 @@ def mean_dx(g, count):
 
 
 @triton.jit
-def extremum_dx(g, x, z, ties):
-    return _divide(g, ties) * formulas.equal(x, z)
+def extremum_dx(g, ties, mask):
+    return _divide(g, ties) * mask
 
 
 @triton.jit

@@ -348,12 +348,34 @@ def _sum_tile(x, axis):
 
 @triton.jit
 def _max_tile(x, axis):
-    return _or_nan(tl.max(x, axis=axis, keep_dims=True), x, axis)
+    if INTERPRETED or not x.dtype.is_floating():
+        return _or_nan(tl.max(x, axis=axis, keep_dims=True), x, axis)
+    else:
+        return tl.reduce(x, axis, _larger, keep_dims=True)
 
 
 @triton.jit
 def _min_tile(x, axis):
-    return _or_nan(tl.min(x, axis=axis, keep_dims=True), x, axis)
+    if INTERPRETED or not x.dtype.is_floating():
+        return _or_nan(tl.min(x, axis=axis, keep_dims=True), x, axis)
+    else:
+        return tl.reduce(x, axis, _smaller, keep_dims=True)
+
+
+@triton.jit
+def _larger(x, y):
+    if INTERPRETED:
+        return maximum(x, y)
+    else:
+        return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)  # one instruction; the larger of -0 and 0 is 0
+
+
+@triton.jit
+def _smaller(x, y):
+    if INTERPRETED:
+        return minimum(x, y)
+    else:
+        return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -379,6 +401,6 @@ _SUM = (lambda _dtype: 0, _plus, _sum_tile)
 REDUCERS = {
     "sum": _SUM,
     "mean": _SUM,
-    "amax": (_lowest, maximum, _max_tile),
-    "amin": (_highest, minimum, _min_tile),
+    "amax": (_lowest, _larger, _max_tile),
+    "amin": (_highest, _smaller, _min_tile),
 }
