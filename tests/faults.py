@@ -1103,7 +1103,7 @@ FAULTS = (
         "broadcast axes are not summed",
         "derivation",
         GRADIENT,
-        "self.accumulate(x, pending._replace(reduced=pending.reduced | broadcast), dx)",
+        "self.accumulate(x, self._broadcast(value, x, pending), dx)",
         "self.accumulate(x, pending, dx)",
         "Fused gradients of a bias are not summed over the rows.",
         by_kernels=FUSED,
