@@ -20,6 +20,7 @@ AXES = "customops/compiler/axes.py"
 GRAPH = "customops/compiler/graph.py"
 GRADIENT = "customops/compiler/gradient.py"
 VJP = "customops/compiler/vjp.py"
+SAVING = "customops/compiler/saving.py"
 PARTITION = "customops/compiler/partition.py"
 SCHEDULE = "customops/compiler/schedule.py"
 FUSED_FUNCTION = "customops/fusion/function.py"
@@ -1131,7 +1132,7 @@ FAULTS = (
         "broadcast axes are not summed",
         "derivation",
         GRADIENT,
-        "self.accumulate(x, pending._replace(reduced=pending.reduced | broadcast), dx)",
+        "self.accumulate(x, self._broadcast(value, x, pending), dx)",
         "self.accumulate(x, pending, dx)",
         "Fused gradients of a bias are not summed over the rows.",
         by_kernels=FUSED,
@@ -1199,6 +1200,36 @@ FAULTS = (
         "if x in self.wanted:",
         "x.detach() in a fused function is differentiated where x is used elsewhere, too.",
         by_kernels=("test_fuse_detach.py",),
+    ),
+    Fault(
+        "what is compared is saved",
+        "saving",
+        SAVING,
+        "every = {*self.results, *self.statistics} - self._compared()",
+        "every = {*self.results, *self.statistics}",
+        "Fused gradients of a maximum of centred rows are nan where another kernel adds up in another order.",
+        by_formulas=("test_fuse_saving.py",),
+        by_kernels=("test_fuse_saving.py",),
+    ),
+    Fault(
+        "results are saved beside the inputs",
+        "saving",
+        SAVING,
+        "if self._bytes_saved(known - self.statistics.keys()) <= most}",
+        "if most}",
+        "A fused softmax without detach saves twice the bytes.",
+        by_formulas=("test_fuse_saving.py",),
+        by_kernels=("test_fuse_saving.py",),
+    ),
+    Fault(
+        "a detached result is saved",
+        "saving",
+        FUSED_FUNCTION,
+        "if k not in graph.detached_results and is_whole",
+        "if is_whole",
+        "Fused gradients of gradients end at a result that is returned detached.",
+        by_formulas=("test_fuse_saving.py",),
+        by_kernels=("test_fuse_saving.py",),
     ),
     # -- the graph in kernels ------------------------------------------------------------------------------------------
     Fault(

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo import compiled_autograd
 from torch.autograd import gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -48,7 +49,8 @@ def centred_maximum(lib, x):
     return centred * lib.amax(centred, -1, keepdim=True)
 
 
-ROW, ONE = (4, 5), (5,)
+ROW = (3, 300) if KERNELS else (4, 5)  # rows for which kernels save statistics; formulas save none
+ONE = ROW[1:]
 LAYERS = {
     "softmax": (stable_softmax, [ROW]),
     "logsumexp": (stable_logsumexp, [ROW]),
@@ -58,6 +60,7 @@ LAYERS = {
     "softmax_and_sum": (softmax_and_sum, [ROW]),
     "softmax_and_constant": (softmax_and_constant, [ROW]),
 }
+HAVE_STATISTICS = {"logsumexp", "softmax_and_sum", "rms_norm", "layer_norm", "norm_of_sum"}
 
 
 def tuple_of(z) -> tuple:
@@ -159,6 +162,7 @@ def test_what_is_planned_is_what_a_call_saves(name, device):
     zs = tuple_of(fuse(lambda *xs: function(customops, *xs))(*xs))
     saved = zs[0].grad_fn.saved_tensors
     assert sum(t.numel() * t.itemsize for t in saved) == saved_bytes(function, shapes, torch.float32)
+    assert any(t.shape == ROW[:1] for t in saved) == (name in HAVE_STATISTICS)
 
 
 @pytest.mark.sample(compiled="all")
@@ -217,6 +221,25 @@ def test_backward_runs_again_where_the_graph_is_retained(device):
     first, second = (torch.autograd.grad(z, x, g, retain_graph=True)[0] for _ in range(2))
     assert_equal(first, second)
     assert_equal(first, torch.autograd.grad(torch.softmax(x, -1), x, g)[0])
+
+
+@kernels_only
+@pytest.mark.parametrize("name", ["softmax", "rms_norm", "norm_of_sum"])
+def test_compiled_autograd_traces_backward(name, device):
+    """It does so from what is saved, statistics too, and where a result has no gradient."""
+    function, shapes = LAYERS[name]
+    fused, grads = fuse(lambda *xs: function(customops, *xs)), []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        xs = [x.requires_grad_() for x in draw(shapes, device)]
+        z = tuple_of(fused(*xs))[0]
+        loss = (z * cotangent(z)).sum()
+        compiler = torch.compile(backend="eager", fullgraph=True)
+        with compiled_autograd._enable(compiler) if compiled else nullcontext():
+            loss.backward()
+        grads.append([x.grad for x in xs])
+    for mine, theirs in zip(*grads, strict=True):
+        assert_equal(mine, theirs)
 
 
 @kernels_only

@@ -126,8 +126,14 @@ class _Differentiation:
             for x, dx in grads.items():
                 self._share(value, x, pending._replace(divisor=None, detached=False), dx)
         else:
-            for x, dx in self.rules.vjp(value, op, g):
-                self._share(value, x, pending, dx)
+            for k, (x, dx) in enumerate(self.rules.vjp(value, op, g)):
+                if self.rules.passes(op) and self._broadcast(value, x, pending).reduced in self.row_axes:
+                    total, rest = self._reduce(g, self._broadcast(value, x, pending))
+                    self.accumulate(
+                        x, rest, [*self.rules.vjp(value, op, total)][k][1]
+                    )  # a sign of each row, not element
+                else:
+                    self._share(value, x, pending, dx)
 
     def _backpropagate_division(self, z: int, op: Op, pending: Pending, g: int) -> None:
         """Give x and y of ``z = x / y`` their cotangents g and -g·z, both still to be divided by y."""
@@ -137,15 +143,18 @@ class _Differentiation:
             self._share(z, x, pending, g)
         if 1 not in op.detached and y in self.depends_on_needed:
             product = self.graph.add(Op("mul_dx", (g, z)))
-            pending = pending._replace(reduced=pending.reduced | (self.graph.axes[z] - self.graph.axes[y]))
+            pending = self._broadcast(z, y, pending)
             if pending.reduced in self.row_axes:
                 product, pending = self._reduce(product, pending)
             self.accumulate(y, pending, self.graph.add(Op("neg_dx", (product,))))
 
     def _share(self, value: int, x: int, pending: Pending, dx: int) -> None:
         """Give an input of a value its cotangent, which is to be summed over the axes that x was broadcast along."""
-        broadcast = self.graph.axes[value] - self.graph.axes[x]
-        self.accumulate(x, pending._replace(reduced=pending.reduced | broadcast), dx)
+        self.accumulate(x, self._broadcast(value, x, pending), dx)
+
+    def _broadcast(self, value: int, x: int, pending: Pending) -> Pending:
+        """Return what is pending of the cotangent of x, which was broadcast to the axes of a value."""
+        return pending._replace(reduced=pending.reduced | (self.graph.axes[value] - self.graph.axes[x]))
 
     def _reduce(self, g: int, pending: Pending) -> tuple[int, Pending]:
         """Sum ``g`` over the axes it is to be summed over; before that it is divided by what varies along them."""

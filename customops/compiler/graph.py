@@ -82,7 +82,7 @@ class Graph:
 
     def count(self, axes: Iterable[int]) -> int:
         """Return how many elements lie along ``axes``."""
-        return prod(self.sizes[a] for a in axes)
+        return prod([self.sizes[a] for a in axes])  # a list, which compiled autograd traces
 
     def ancestors(self, values: Iterable[int], known: Iterable[int] = ()) -> list[int]:
         """Return ``values`` and all that they are computed from, in topological order, not looking past ``known``."""

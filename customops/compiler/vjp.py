@@ -36,7 +36,12 @@ class Rules:
     def vjp(self, z: int, op: Op, g: int) -> Iterator[tuple[int, int]]:
         """Yield inputs of ``op``, whose value is z, and their cotangents; not summed over broadcast axes."""
         named = _named(op, g, z)
-        if not op.reduced:
+        if (
+            op.formula == "mul" and op.inputs[0] == op.inputs[1] and not op.detached
+        ):  # 2g·x is one product, g·x + x·g two
+            double = self.graph.add(Op("add", (g, g, self.graph.add(Constant(1)))))
+            yield op.inputs[0], self.graph.add(Op("mul_dx", (double, op.inputs[0])))
+        elif not op.reduced:
             for x, derivative in self._needed(op):
                 yield x, self._apply(derivative, named, op)
         elif not op.detached:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.compiler import is_dynamo_compiling
 
 from .._compat import apply_without_binding, saved_tensor_hooks
 from ..compiler.evaluate import evaluate
@@ -303,7 +304,11 @@ class FusedFunction(Function):
         gradient, needed = recording.gradient, recording.needed
         saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_values else ()
         gs = tuple([gs[i] for i in gradient.outputs])
-        if any([g is None for g in gs]):
+        if any([g is None for g in gs]) and is_dynamo_compiling():  # which traces no derivation
+            specs = [call.fusion.result_specs[i] for i in gradient.outputs]
+            zeros = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in specs]
+            gs = tuple([zero if g is None else g for g, zero in zip(gs, zeros, strict=True)])
+        elif any([g is None for g in gs]):
             gradient, gs, saved = _without_absent_cotangents(call, recording, gs, saved)
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(needed, gradient((*gs, *saved)), strict=True):
