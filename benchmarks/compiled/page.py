@@ -26,9 +26,9 @@ ratio above 1 is in bold.**
   Spills are bytes of a thread, of all launches together.
 - Liger adds up its partial gradients of weights by torch's kernels. They count as launches, and take the time of their
   bytes and of a launch; their instructions are not counted, which favours Liger.
-- Liger's options are its defaults. Its RMSNorm, SwiGLU and GEGLU write gradients over the incoming gradient or over
-  saved inputs, which takes less memory and destroys them; ours do not. In bfloat16 it rounds more often than ours in
-  RMSNorm, SwiGLU, GEGLU and softmax's backward."""
+- Liger's options are those that are best for it. Its RMSNorm, SwiGLU and GEGLU write gradients over the incoming
+  gradient or over saved inputs, which takes less memory and destroys them; ours do not. In bfloat16 it rounds more
+  often than ours in SwiGLU, GEGLU and softmax's backward, which takes fewer instructions."""
 
 
 def load(results: Path) -> list[dict]:
