@@ -31,9 +31,9 @@ class Layer(NamedTuple):
         return [(ROWS, length)] * self.matrices + [(length,)] * self.learned
 
 
-# of Liger's rms_norm: eps; an offset of the weight; all in float32, rounded once, as ours, which takes fewer instructions
-# than its default "llama"; dx written over the incoming gradient, its default, without which a launch more fills dx with
-# zeros first
+# Liger's rms_norm takes eps, an offset of the weight, and two ways. "gemma" computes in float32 and rounds once, as
+# ours do; its default "llama" takes more instructions. True writes dx over the incoming gradient, its default; without
+# it a launch more fills dx with zeros first.
 LAYERS = {
     "softmax": Layer(layers.softmax, "softmax.LigerSoftmaxFunction", 1, 0),
     "rms_norm": Layer(layers.rms_norm, "rms_norm.LigerRMSNormFunction", 1, 1, (1e-6, 0.0, "gemma", True)),
