@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import __main__ as benchmark
 from benchmarks import machine
-from benchmarks.compiled import command, ours
+from benchmarks.compiled import command, liger, ours
 from benchmarks.compiled.counts import counts
 from benchmarks.compiled.layers import DTYPES, LAYERS, LENGTHS, PASSES, ROWS, Case, cases
 from benchmarks.compiled.verdicts import TARGETS, short, verdicts
@@ -19,7 +19,7 @@ from customops.tools import targets
 from .marks import formulas_only
 
 pytest.importorskip("triton", reason="there is nothing to compile with")
-liger = pytest.importorskip("benchmarks.compiled.liger", reason="customops[peers] brings Liger-Kernel")
+pytest.importorskip("liger_kernel", reason="there is nothing to compare with: customops[peers] brings it")
 
 pytestmark = formulas_only
 
@@ -174,3 +174,9 @@ def test_a_layer_that_fails_is_told_and_the_others_are_not_lost(monkeypatch, cap
 def test_names_of_layers_are_checked():
     with pytest.raises(SystemExit, match=r"expected some of softmax, .*, got exp"):
         benchmark.main(["--compiled", "--ops", "exp"])
+
+
+def test_without_liger_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit, match=r'pip install "customops\[peers\]"'):
+        benchmark.main(["--compiled"])

@@ -71,6 +71,7 @@ def test_the_registers_of_all_threads_fit_the_parts_of_a_multiprocessor(target, 
         ("cuda:90", 4, 128, 0, 4),  # 65,536 registers are 16 warps of 32 x 128
         ("cuda:90", 8, 168, 0, 1),  # 12 warps
         ("cuda:90", 4, 32, 100 << 10, 2),  # 228 KiB are 2 x 101
+        ("cuda:90", 4, 32, 32 << 10, 6),  # 6 x 33
         ("cuda:80", 4, 32, 81 << 10, 2),  # 164 KiB are 2 x 82
         ("cuda:120", 4, 32, 0, 12),  # 48 warps
         ("hip:gfx942", 4, 64, 0, 8),  # 32 waves

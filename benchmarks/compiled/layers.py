@@ -31,11 +31,12 @@ class Layer(NamedTuple):
         return [(ROWS, length)] * self.matrices + [(length,)] * self.learned
 
 
-# Liger's options are its modules' own. Of rms_norm: eps, offset, casting mode and whether dx is written over the
-# incoming gradient, as it is there unless told otherwise; without it one launch more fills dx with zeros first
+# Liger's rms_norm takes eps, an offset of the weight, and two ways. "gemma" computes in float32 and rounds once, as
+# ours do; its default "llama" takes more instructions. True writes dx over the incoming gradient, its default; without
+# it a launch more fills dx with zeros first.
 LAYERS = {
     "softmax": Layer(layers.softmax, "softmax.LigerSoftmaxFunction", 1, 0),
-    "rms_norm": Layer(layers.rms_norm, "rms_norm.LigerRMSNormFunction", 1, 1, (1e-6, 0.0, "llama", True)),
+    "rms_norm": Layer(layers.rms_norm, "rms_norm.LigerRMSNormFunction", 1, 1, (1e-6, 0.0, "gemma", True)),
     "layer_norm": Layer(layers.layer_norm, "layer_norm.LigerLayerNormFunction", 1, 2, (1e-5,)),
     "swiglu": Layer(layers.swiglu, "swiglu.LigerSiLUMulFunction", 2, 0),
     "geglu": Layer(layers.geglu, "geglu.LigerGELUMulFunction", 2, 0),

@@ -73,7 +73,7 @@ MI300X = Target(
     "MI300X", "hip", "gfx942", 64,
     multiprocessors=304, shared_bytes=64 * KIB, clock=2.1e9,
     dram_nominal=5.3e12, dram_bandwidth=4.3e12, dram_latency=1000e-9,
-    l2_bytes=256 * MIB, l2_bandwidth=11.9e12, l2_latency=500e-9, l1_bytes=32 * KIB, issued=64,
+    l2_bytes=256 * MIB, l2_bandwidth=12e12, l2_latency=500e-9, l1_bytes=32 * KIB, issued=64,
     registers=131072, registers_per_thread=512, register_unit=512, warps=32, blocks=32,
 )  # fmt: skip
 H200 = H100._replace(model="H200", dram_nominal=4.8e12, dram_bandwidth=4.3e12)
