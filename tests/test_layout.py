@@ -125,7 +125,7 @@ def _check(arranged, tiling, itemsize):
     elements = tile_rules.MAX_THREAD_ELEMENTS if len(tiling.tile) == 2 else 2 * tile_rules.MAX_REDUCED_ELEMENTS
     assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * max(vector, elements)
     assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * tile_rules.LOADS_IN_FLIGHT * vector
-    assert 1 <= tiling.warps <= tile_rules.MAX_WARPS
+    assert 1 <= tiling.warps <= 2 * tile_rules.MAX_WARPS
     assert tiling.has_tail == (arranged.extents[tiling.vector_group] % (layout.VECTOR_BYTES // itemsize) != 0)
 
 

@@ -5,16 +5,16 @@ side by side in memory. A *lane* is one place of a tile; where a tile reaches pa
 
 A *step* of a reduction's loop loads one tile and waits for it; what all programs load in one step is *in flight*.
 An H100 reaches its bandwidth with about 15 KiB in flight on each of 132 multiprocessors. A reduction splits until it
-has 32 KiB: then each element costs a wait less, and a few MB of partials stay in the L2 cache. The first rule
-bounded the bytes of partials instead. What both give for sm_90, in bf16, by the compiled code:
+has 32 KiB, since a few MB of partials stay in the L2 cache and cost next to nothing. A bound of the bytes of partials
+in those of all tensors leaves most of a GPU idle. What both give for sm_90, in bf16, by the compiled code:
 
                                      by bytes of partials               by bytes in flight
     call                             grid  warps  in flight  partials   grid  warps  in flight  partials
-    mul [4096, 1024] * [1024], grad   160      1    1.2 KiB     80 KB    688      4     42 KiB    350 KB
-    mul [4096, 4096] * [4096], grad   512      4   15.5 KiB    270 KB    576      4     35 KiB    300 KB
+    mul [4096, 1024] * [1024], grad   160      1    1.2 KiB     80 KB   1368      4     40 KiB    700 KB
+    mul [4096, 4096] * [4096], grad   512      4   15.5 KiB    270 KB   1120      4     34 KiB    570 KB
     sum(0) of [4096, 1024]            160      1    2.4 KiB     80 KB   1024      4     62 KiB    520 KB
     sum(0) of [16384, 256]            162      1    2.5 KiB     80 KB   1024      4     62 KiB    520 KB
-    sum(0) of [256, 65536]            512      4   15.5 KiB         0   2048      4     64 KiB         0
+    sum(0) of [256, 65536]            512      4   15.5 KiB         0   2048      4     80 KiB         0
     sum(-1) of [1024, 16384]         1024      4     31 KiB         0   1024      4     62 KiB         0
     sum() of [4096, 4096]             512      4   15.5 KiB      2 KB    586      4     36 KiB      2 KB
 
@@ -36,7 +36,8 @@ WARP_THREADS = 32  # threads in a warp
 MAX_WARPS = 4  # warps of a program at most
 LOADS_IN_FLIGHT = 4  # vectors that a thread loads before it waits, where it has one operand
 MAX_THREAD_ELEMENTS = 32  # elements of an operand that a thread of a map holds at most
-MAX_REDUCED_ELEMENTS = 64  # the same of a reduction: they become few at once
+MAX_REDUCED_ELEMENTS = 64  # the same of a reduction of one operand, whose elements become few at once
+MAX_FORMULA_ELEMENTS = 8  # the same of several operands, of which a formula is reduced, or one vector if that has more
 MAX_TILE_WIDTH = 128  # width of a tile of several rows at most: 256 bytes of 2 or 4 each, two cache lines
 FULL_GRID_PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors
 BYTES_IN_FLIGHT = 132 * (32 << 10)  # bytes that all programs of a reduction load in one step, at least
@@ -93,16 +94,16 @@ def choose_tiling(layout: Layout, itemsize: int, may_split: bool = True, live_va
 def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
     """Return how many vectors of each operand a thread loads at once.
 
-    What is loaded before the loop does not count, unless each tile leaves partials: the sums take registers too.
+    Of a reduction only what it loads in every step counts. Where each tile leaves partials it has more of them anyway.
     """
-    waits = [groups >= 0 for groups in layout.operand_groups]
-    max_elements = MAX_THREAD_ELEMENTS
-    if len(layout.extents) == 3:
-        max_elements = MAX_REDUCED_ELEMENTS
-        if layout.extents[TILED] == 1:
-            waits = [groups > 0 and bool(groups >> LOOPED & 1) for groups in layout.operand_groups]
+    if len(layout.extents) == 2:  # what a thread does once, as finding its elements, counts less with more of them
+        return _power_of_2_in(min(LOADS_IN_FLIGHT, MAX_THREAD_VALUES // 2 // (live_values * vector)))
+    if layout.extents[TILED] > 1:
+        return 1
+    tensors = sum(groups > 0 and groups >> LOOPED & 1 for groups in layout.operand_groups)
+    max_elements = MAX_REDUCED_ELEMENTS if tensors == 1 else MAX_FORMULA_ELEMENTS
     by_registers = min(max_elements // vector, MAX_THREAD_VALUES // (live_values * vector))
-    return _power_of_2_in(min(LOADS_IN_FLIGHT // max(sum(waits), 1), by_registers))
+    return _power_of_2_in(min(LOADS_IN_FLIGHT // max(tensors, 1), by_registers))
 
 
 def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
@@ -137,7 +138,7 @@ def _reduce_tiling(layout: Layout, itemsize: int, budget: int, vector: int) -> T
     if long[LOOPED] >= span or is_small:
         return _reduce_whole(layout, long, vector, vector_group)
     longer = _reduce_tile(layout, 2 * budget, vector, vector_group, is_long=True)
-    if longer[LOOPED] >= span and len(sizes) <= 2:  # more operands would take too many registers
+    if longer[LOOPED] >= span and len(sizes) == 1:  # more operands would take too many registers
         return _reduce_whole(layout, longer, vector, vector_group)
     return _tiling(layout, wide, vector_group, vector, span)
 
@@ -182,13 +183,17 @@ def _finalize_tiling(layout: Layout, vector: int) -> Tiling:
     is_few = layout.extents[LOOPED] <= FINALIZE_ELEMENTS // FINALIZE_FEW
     outer = 1 if layout.extents[OUTER] == 1 else FINALIZE_FEW if is_few else FINALIZE_MANY
     tiling = _tiling(layout, (outer, FINALIZE_ELEMENTS // outer, 1), OUTER, vector)
-    return tiling._replace(chunk=layout.extents[LOOPED], splits=1, has_tail=True)
+    warps = min(MAX_WARPS, FINALIZE_ELEMENTS // (WARP_THREADS * vector))
+    return tiling._replace(chunk=layout.extents[LOOPED], splits=1, warps=warps, has_tail=True)
 
 
 def _tiling(layout: Layout, tile: tuple[int, ...], vector_group: int, vector: int, span: int = 0) -> Tiling:
     counts = tuple(-(-n // size) for n, size in zip(layout.extents, tile, strict=True))
-    warps = max(1, min(MAX_WARPS, prod(tile) // (WARP_THREADS * vector)))
+    max_warps, warp = MAX_WARPS, WARP_THREADS * vector
     has_tail = _power_dividing(layout.extents[vector_group]) < vector
+    if len(tile) == 3 and vector_group == OUTER and has_tail:
+        max_warps, warp = 2 * max_warps, warp // 2  # each element has an address, which takes registers
+    warps = max(1, min(max_warps, prod(tile) // warp))
     if len(tile) == 2:
         return Tiling(tile, counts, 0, 1, warps, vector_group, has_tail)
     chunk, splits = _split(layout, tile[LOOPED], counts, span)
