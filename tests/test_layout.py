@@ -19,6 +19,8 @@ from .marks import formulas_only
 pytestmark = formulas_only
 layout = pytest.importorskip("customops.triton_kernels.layout", reason="needs Triton")
 tile_rules = pytest.importorskip("customops.triton_kernels.tiling", reason="needs Triton")
+row_rules = pytest.importorskip("customops.triton_kernels.row_tiling", reason="needs Triton")
+stage = pytest.importorskip("customops.triton_kernels.stage", reason="needs Triton")
 
 NONE = (frozenset[int](),)  # the only output is reduced over no axis
 
@@ -155,10 +157,35 @@ def test_rows_end_in_the_axis_that_an_operand_walks_by_1():
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
-def test_tile_has_all_of_a_row_that_ops_reduce(itemsize):
-    for n in range(1, 4200):
-        arranged = layout.arrange((3, n), ((n, 1),), ((n, 1),), NONE, frozenset({1}))
-        assert n == 1 or tile_rules.choose_tiling(arranged, itemsize).tile[arranged.row_group] >= n
+def test_tiles_have_all_of_a_row_that_ops_reduce_or_walk_over_it(itemsize):
+    for n in (*range(2, 600), *range(600, 2**20, 9973), 2**20):
+        tiling, walks = row_tiling((3, n), itemsize)
+        assert tiling.tile[layout.TILED] * tiling.row_chunks >= n
+        assert (walks is None) == (tiling.row_chunks == 1)
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("n", [1, 7, 256, 1000, 4096, 20_000, 70_000])
+def test_order_along_a_row_is_the_same_however_many_rows_there_are(n, itemsize):
+    """The tile, the warps and the chunks fix it."""
+    found = {
+        (t.tile, t.warps, t.row_chunks) for rows in (1, 2, 3, 100, 5000) for t, _ in [row_tiling((rows, n), itemsize)]
+    }
+    assert len(found) == 1
+
+
+def row_tiling(shape, itemsize):
+    """Return the tiling of an amax and a sum over rows of one operand, and the walks."""
+    row = frozenset({1})
+    operand = stage.Operand(0, (shape[1], 1), "x")
+    ops = (
+        stage.KernelOp("amax", (0,), None, True),
+        stage.KernelOp("sub", (0, 1)),
+        stage.KernelOp("sum", (2,), None, True),
+    )
+    described = stage.Stage(shape, (operand,), ops, (stage.Output(3, 1, (1, 0)),), row)
+    arranged = layout.arrange(shape, (operand.strides,), ((1, 0),), NONE, row)
+    return row_rules.choose_row_tiling(described, arranged, (itemsize, itemsize), 1)
 
 
 def test_reductions_over_more_sets_of_axes_than_a_kernel_has_groups_are_refused():
@@ -201,13 +228,9 @@ def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, may_split):
 @given(enormous(), st.integers(1, 200))
 def test_tiles_and_warps_are_powers_of_2_whatever_a_program_holds(drawn, live):
     arguments, itemsize = drawn
-    for row in (frozenset(), frozenset({len(arguments[0]) - 1})):
-        try:
-            arranged = layout.arrange(*arguments[:3], (frozenset(),) if row else arguments[3], row)
-        except layout.TooManyGroups:
-            continue
-        tiling = tile_rules.choose_tiling(arranged, itemsize, True, live)
-        assert all(n & (n - 1) == 0 for n in (*tiling.tile, tiling.warps))
+    arranged = layout.arrange(*arguments)
+    tiling = tile_rules.choose_tiling(arranged, itemsize, True, live)
+    assert all(n & (n - 1) == 0 for n in (*tiling.tile, tiling.warps))
 
 
 @pytest.mark.parametrize("kept", [2**16 - 1, 2**16])

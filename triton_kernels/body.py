@@ -190,7 +190,7 @@ def store(
     output, strides, sizes, extents, indices, value,
     j: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Write ``value``, of output j, at ``indices`` but for the groups that it is constant along; nothing past an end."""
+    """Write ``value`` of output j at ``indices``, but for groups that it is constant along; nothing past an end."""
     offset, mask = place(strides, sizes, extents, indices, j, UNMASKED, GEOMETRY)
     tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
 

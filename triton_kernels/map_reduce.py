@@ -15,7 +15,7 @@ def map_reduce_kernel(
     operands, outputs, operand_strides, output_strides, sizes, extents, tile_counts, partial_strides, steps, counts,
     BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Go through a chunk of the looped group, tile by tile, and evaluate the body on each; reduce what is reduced, store.
+    """Go through a chunk of the looped group, tile by tile; evaluate the body on each, reduce what is reduced, store.
 
     An output that is reduced over the looped group accumulates in a tile of registers, which is reduced at the end; any
     other is stored in every step. Over the outer and the tiled group an output is reduced within the tile. Where

@@ -52,7 +52,7 @@ def choose_row_tiling(
     """
     itemsize = min(filter(None, itemsizes))
     for reloads in (False, True):
-        live = held_values(stage, layout, reloads) * registers
+        live = max(1, held_values(stage, layout, reloads)) * registers
         if _holds_row(layout, itemsize, live, registers):
             return _held_tiling(layout, itemsize, live)._replace(reloads=reloads), None
     walks = arrange_walks(stage, layout)
@@ -101,7 +101,7 @@ def _row_tile(layout: Layout, itemsize: int, width: int, budget: int) -> tuple[i
 
 
 def _held_tiling(layout: Layout, itemsize: int, live: int) -> Tiling:
-    """Return the division of rows that registers hold: a thread gets 16 elements of a row, or fewer of many values."""
+    """Return the division of rows that registers hold: a thread has 16 elements, or fewer of many values."""
     vector, width = VECTOR_BYTES // itemsize, _row_width(layout, itemsize)
     per_thread = min(THREAD_ELEMENTS, max(vector, _power_of_2_in(THREAD_VALUES // live)))
     tile = _row_tile(layout, itemsize, width, ROW_WARPS * WARP_THREADS * per_thread)
@@ -138,8 +138,12 @@ def _walked_tiling(layout: Layout, itemsizes: tuple[int, ...], live: int, walks:
     if _gathers(layout) or fitting < resident:
         programs = max(MULTIPROCESSORS // 4, min(fitting, resident))
         # sums in memory are those of a program among several: those of one alone would be the result itself
-        blocks = min(blocks, max(2, programs if programs < MULTIPROCESSORS else programs // MULTIPROCESSORS * MULTIPROCESSORS))
-    return _rows(layout, tile, blocks, warps, vector)._replace(row_chunks=-(-n // width), holds_sums=holds, reloads=True)
+        blocks = min(
+            blocks, max(2, programs if programs < MULTIPROCESSORS else programs // MULTIPROCESSORS * MULTIPROCESSORS)
+        )
+    return _rows(layout, tile, blocks, warps, vector)._replace(
+        row_chunks=-(-n // width), holds_sums=holds, reloads=True
+    )
 
 
 def _bytes_of_row(layout: Layout, itemsizes: tuple[int, ...], with_outputs: bool) -> int:
@@ -163,7 +167,8 @@ def _resident(warps: int, values: int) -> int:
 def _rows(layout: Layout, tile: tuple[int, ...], programs: int, warps: int, vector: int) -> Tiling:
     """Return the division of the rows among about so many programs, of all outer tiles together."""
     outer, blocks = (-(-layout.extents[group] // tile[group]) for group in (OUTER, LOOPED))
-    splits = max(1, min(blocks, programs // outer if _gathers(layout) else programs))
+    # sums in memory are those of a program among several: those of one alone would be the result itself
+    splits = min(blocks, max(2, programs // outer) if _gathers(layout) else programs)
     chunk = -(-blocks // splits) * tile[LOOPED]
     has_tail = _vector_group(layout) == LOOPED and _power_dividing(layout.extents[LOOPED]) < vector
     return Tiling(tile, (outer, 1), chunk, -(-layout.extents[LOOPED] // chunk), warps, TILED, has_tail)

@@ -97,7 +97,8 @@ def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
     Of a reduction only what it loads in every step counts. Where each tile leaves partials it has more of them anyway.
     """
     if len(layout.extents) == 2:  # what a thread does once, as finding its elements, counts less with more of them
-        return _power_of_2_in(min(LOADS_IN_FLIGHT, MAX_THREAD_VALUES // 2 // (live_values * vector)))
+        by_registers = MAX_THREAD_VALUES // 2 // (live_values * vector)
+        return _power_of_2_in(min(LOADS_IN_FLIGHT, MAX_THREAD_ELEMENTS // vector, by_registers))
     if layout.extents[TILED] > 1:
         return 1
     tensors = sum(groups > 0 and groups >> LOOPED & 1 for groups in layout.operand_groups)

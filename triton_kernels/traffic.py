@@ -66,7 +66,8 @@ def traffic(
         moved.append(_in_bytes(counted, walks[k] if walks else 1, itemsize, is_scratch))
     steps = walk.visits[LOOPED] if len(walk.visits) == 3 else 1
     own = [m for k, m in enumerate(moved) if k not in reloaded]
-    in_walk, in_step = (n // (prod(walk.programs) * steps) for n in (bytes_between(own), sum(m.by_programs for m in moved)))
+    both = bytes_between(own), sum(m.by_programs for m in moved)
+    in_walk, in_step = (n // (prod(walk.programs) * steps) for n in both)
     distances = [in_step if m.is_stored or k in reloaded else in_walk for k, m in enumerate(moved)]
     again = zip(moved, distances, strict=True)
     return Moves(tuple(m._replace(distance=n * (m.requested > m.by_programs)) for m, n in again), steps)

@@ -71,9 +71,7 @@ def _walk_rows(memory, outer, start, first, partials, sums, BODY: tl.constexpr, 
             values = values + (tl.zeros([1, 1, 1], tl.int32),)  # unused
         else:
             indices = (outer, rows, rows)
-            values = values + (
-                load(operands[i], operand_strides[i], sizes, extents, indices, i, None, BODY, GEOMETRY),
-            )
+            values = values + (load(operands[i], operand_strides[i], sizes, extents, indices, i, None, BODY, GEOMETRY),)
     for _ in tl.static_range(len(BODY.formulas)):
         values = values + (tl.zeros([1, 1, 1], BODY.compute_dtype),)  # not known yet
     values = _evaluate_between(values, len(operands), 0, BODY, GEOMETRY)
@@ -243,10 +241,8 @@ def _sum_of(j, chunk, geometry):
 @triton.constexpr_function
 def _repeats(walk, body, geometry):
     """Return whether the code of a walk is repeated for each chunk: it gathers sums for each element of the row."""
-    return any(
-        stored == walk and _gathers(j, body, geometry) and _varies(geometry.constant_along[j] | geometry.reduced_over[j])
-        for j, stored in enumerate(body.walks.stored)
-    )
+    gathered = [j for j, stored in enumerate(body.walks.stored) if stored == walk and _gathers(j, body, geometry)]
+    return any(_varies(geometry.constant_along[j] | geometry.reduced_over[j]) for j in gathered)
 
 
 @triton.constexpr_function

@@ -111,7 +111,9 @@ class Rules:
         if len(numbers) == len(others) and is_identity(derivative, numbers):
             return named["g"]
         inputs = tuple(named[name] for name in names)
-        name = "mul_dx" if derivative.__name__ in FACTORS else derivative.__name__  # one name, so that equal ones are one
+        name = (
+            "mul_dx" if derivative.__name__ in FACTORS else derivative.__name__
+        )  # one name, so that equal ones are one
         return self.graph.add(Op(name, inputs, detached=_positions(names, op)))
 
 
