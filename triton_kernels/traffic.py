@@ -60,7 +60,9 @@ def traffic(
         reloads: whether what does not change along the loop is loaded in every step of it.
         walks: of each operand and output how often a program goes over a row of it; once if left out.
     """
-    walk, reloaded = _walk(layout, tiling), loop_invariants(layout) if reloads else ()
+    walk, row = _walk(layout, tiling), layout.row_group
+    in_chunks = row is not None and walk.visits[row] > 1  # a program that walks a row cannot hold another for the next
+    reloaded = loop_invariants(layout) if reloads or in_chunks else ()
     tensors = (*layout.operand_strides, *layout.output_strides)
     moved = []
     for k, (strides, (itemsize, is_scratch)) in enumerate(zip(tensors, arguments, strict=True)):
