@@ -94,10 +94,10 @@ def test_what_is_loaded_again_in_each_step_is_one_step_apart():
 
 
 def test_a_row_that_is_walked_twice_is_asked_for_twice():
-    """Tiles of 256 columns: 4 along a row, which one program walks twice."""
+    """Tiles of 256 columns: 4 along a row, which a program walks twice. It cannot hold the weight for the next row."""
     moves = of_rows(chunk=256, splits=16, tile=(1, 2, 256), walks=(2, 1, 1, 1))
     x, weight, z, _ = moves.tensors
     assert (x.unique, x.by_programs, x.requested) == (MATRIX, MATRIX, 2 * MATRIX)
     assert x.by_lanes == 2 * 256 * COLUMNS * 2
-    assert x.distance > 0
-    assert z.distance == weight.distance == 0
+    assert weight.requested == 2048 * 2048
+    assert x.distance == weight.distance > 0 == z.distance

@@ -20,7 +20,7 @@ def map_reduce_kernel(
     An output that is reduced over the looped group accumulates in a tile of registers, which is reduced at the end; any
     other is stored in every step. Over the outer and the tiled group an output is reduced within the tile. Where
     several programs contribute to one element, each writes its partial. The layout alone fixes the order of every sum.
-    Where an op reduces along the row, that is the tiled group, and a tile has all of it.
+    Where an op reduces along the row, that is the tiled group, and a tile has all of it: registers hold it.
     """
     pid = tl.program_id(0).to(GEOMETRY.index_dtype)
     tiled_tile = pid // tile_counts[0] % tile_counts[1]
@@ -29,25 +29,7 @@ def map_reduce_kernel(
     tiled = (tiled_tile * GEOMETRY.tile[2] + tl.arange(0, GEOMETRY.tile[2]))[None, None, :]
     memory = (operands, outputs, operand_strides, output_strides, sizes, extents)
 
-    hoisted = ()  # what does not change along the loop is loaded before it
-    for i in tl.static_range(len(operands)):
-        if varies_along_loop(GEOMETRY.operand_groups[i], i, GEOMETRY.hoisted):
-            hoisted = hoisted + (tl.full([], 0, tl.int32),)  # unused
-        else:
-            indices = (outer, outer, tiled)
-            value = load(
-                operands[i],
-                operand_strides[i],
-                sizes,
-                extents,
-                indices,
-                i,
-                None,
-                BODY,
-                GEOMETRY,
-            )
-            hoisted = hoisted + (value,)
-
+    hoisted = _load_before_loop(memory, outer, tiled, BODY, GEOMETRY)
     totals = ()
     for j in tl.static_range(len(outputs)):
         if _LOOPED_SET & GEOMETRY.reduced_over[j]:
@@ -75,6 +57,31 @@ def map_reduce_kernel(
         if _LOOPED_SET & GEOMETRY.reduced_over[j]:
             total = BODY.epilogue[j].reduce_tile(totals[j], _LOOPED)
             store_output(memory, (outer, outer, tiled), partials, total, j, None, BODY, GEOMETRY)
+
+
+@triton.jit
+def _load_before_loop(memory, outer, tiled, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Load what does not change along the loop."""
+    operands, _, operand_strides, _, sizes, extents = memory
+    hoisted = ()
+    for i in tl.static_range(len(operands)):
+        if varies_along_loop(GEOMETRY.operand_groups[i], i, GEOMETRY.hoisted):
+            hoisted = hoisted + (tl.full([], 0, tl.int32),)  # unused
+        else:
+            indices = (outer, outer, tiled)
+            value = load(
+                operands[i],
+                operand_strides[i],
+                sizes,
+                extents,
+                indices,
+                i,
+                None,
+                BODY,
+                GEOMETRY,
+            )
+            hoisted = hoisted + (value,)
+    return hoisted
 
 
 @triton.jit
