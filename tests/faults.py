@@ -1182,16 +1182,6 @@ FAULTS = (
         by_kernels=("test_fuse.py::test_a_value_meets_itself_along_another_axis", *FUSED),
     ),
     Fault(
-        "a sum is divided by what varies along it",
-        "derivation",
-        GRADIENT,
-        "if pending.divisor is not None and pending.reduced & self.graph.axes[pending.divisor]:",
-        "if False:",
-        "Fused gradients of x / s are wrong where x is constant along an axis that s varies along.",
-        by_formulas=("test_fuse_random.py",),
-        by_kernels=FUSED,
-    ),
-    Fault(
         "a quotient counts as a constant, or not, as another one",
         "derivation",
         VJP,

@@ -7,6 +7,7 @@ import torch
 
 import customops
 from customops import fuse
+from customops.compiler.evaluate import evaluate
 from customops.compiler.gradient import differentiate
 from customops.compiler.graph import Op
 
@@ -33,6 +34,9 @@ FUNCTIONS = {
     "a divisor of exponentials": lambda lib, x: lib.exp(x) / lib.sum(lib.exp(x), -1, keepdim=True).detach(),
     "both quotients": lambda lib, x: (
         lib.exp(x) / lib.sum(lib.exp(x), -1, keepdim=True).detach() + lib.exp(x) / lib.sum(lib.exp(x), -1, keepdim=True)
+    ),
+    "both quotients, the other first": lambda lib, x: (
+        lib.exp(x) / lib.sum(lib.exp(x), -1, keepdim=True) + lib.exp(x) / lib.sum(lib.exp(x), -1, keepdim=True).detach()
     ),
     "what is reduced": lambda lib, x: x * lib.amax(x.detach(), -1, keepdim=True) + lib.sum(x.detach()),
     "along another axis": lambda lib, x: x * lib.exp(lib.mean(x, 1)).detach() - lib.sum(x, 1),
@@ -85,6 +89,40 @@ def test_operators_without_kernels_are_detached_too(device):
         got, want = (both_orders(FUNCTIONS["a factor"], lib, x)[0] for lib in (customops, torch))
     for mine, theirs in zip(got, want, strict=True):
         assert_equal(mine.detach(), theirs.detach())
+
+
+DIVISIONS = {
+    "of a row by what varies along it": lambda lib, x, s: lib.mean(x, -1, keepdim=True) / s,
+    "of a row by what varies along the same axis": lambda lib, x, s: lib.mean(x, -1, keepdim=True) / s + x,
+    "of a row, summed again": lambda lib, x, s: lib.sum(lib.sum(x, -1, keepdim=True) / lib.exp(s), -1),
+    "by a row": lambda lib, x, s: x / lib.sum(x * s, -1, keepdim=True),
+    "by a number": lambda lib, x, s: lib.exp(x) / 3 + x / s,
+    "with a quotient that is detached": lambda lib, x, s: (
+        lib.exp(x) / lib.sum(s) + lib.exp(x) / lib.sum(s).detach() + lib.exp(x).detach() / lib.sum(s)
+    ),
+    "twice": lambda lib, x, s: lib.exp(x) / lib.sum(lib.exp(x), -1, keepdim=True) / lib.mean(x, 0) / s,
+    "by a scalar": lambda lib, x, s: (x - s) / lib.sum(s),
+    "of a square": lambda lib, x, s: x * x / lib.sum(x * x, -1, keepdim=True) + x**2 / s,
+    "of what meets itself": lambda lib, x, s: (x / lib.mean(x, 1)) * lib.exp(lib.mean(x, 1, keepdim=True)) * s,
+}
+
+
+@pytest.mark.sample(compiled="all")
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_divisions_that_wait_have_torchs_gradients(name, device):
+    """They do by kernels, and the derived graph by formulas, which are differentiated again."""
+    xs = [x.requires_grad_() for x in draw([(4, 4), (4,)], device)]
+    fused, want = fuse(lambda *xs: DIVISIONS[name](customops, *xs)), DIVISIONS[name](torch, *xs)
+    graph, results = differentiate(fused.program(*xs), (0, 1), (0,))
+    derived = evaluate(graph, dict(enumerate([g := cotangent(want), *xs])), torch.float64)
+    assert None not in results
+    expected = torch.autograd.grad(want, xs, g, create_graph=True)
+    for got in (torch.autograd.grad(fused(*xs), xs, g), derived):
+        for mine, theirs in zip(got, expected, strict=True):
+            assert_equal(mine.detach(), theirs.detach())
+    again, like = (torch.autograd.grad(sum(dx.sin().sum() for dx in grads), xs) for grads in (derived, expected))
+    for mine, theirs in zip(again, like, strict=True):
+        assert_equal(mine, theirs)
 
 
 def formulas_of_gradient(function, x) -> list[str]:

@@ -26,11 +26,14 @@ def of_map(operands, tile=(8, 128), outputs=((COLUMNS, 1),), **options) -> tuple
     return traffic(layout, Tiling(tile, counts, 0, 1, 4, 1, False), arguments, **options).tensors
 
 
-def of_rows(chunk: int, splits: int, tile=(1, 2, COLUMNS), arguments=(KEPT, KEPT, KEPT, SCRATCH), **options) -> Moves:
+def of_rows(
+    chunk: int, splits: int, tile=(1, 2, COLUMNS), arguments=(KEPT, KEPT, KEPT, SCRATCH), reloads=False, **options
+) -> Moves:
     """Return what a kernel moves that goes from row to row of x, reads a weight, stores z and a partial of a sum."""
     strides, row = (COLUMNS, 1), (0, 1)
     layout = arrange((ROWS, COLUMNS), (strides, row), (strides, row), (frozenset(), frozenset({0})), frozenset({1}))
-    return traffic(layout, Tiling(tile, (1, 1), chunk, splits, 4, 2, False), list(arguments), **options)
+    tiling = Tiling(tile, (1, 1), chunk, splits, 4, 2, False, reloads=reloads)
+    return traffic(layout, tiling, list(arguments), **options)
 
 
 def test_contiguous_tensors_move_once():

@@ -15,7 +15,15 @@ from math import prod
 
 from .layout import LOOPED, OUTER, TILED, VECTOR_BYTES, Layout
 from .stage import Stage
-from .tiling import MAX_THREAD_VALUES, WARP_THREADS, Tiling, _power_dividing, _power_of_2, _power_of_2_in, _vector_group
+from .tiling import (
+    MAX_THREAD_VALUES,
+    WARP_THREADS,
+    Tiling,
+    find_vector_group,
+    power_dividing,
+    power_of_2,
+    power_of_2_in,
+)
 from .walks import Walks, accumulates, arrange_walks, held_values, walked_values
 
 MAX_ROW_LENGTH = 1 << 20  # elements of a row that one program walks at most
@@ -70,7 +78,7 @@ def _holds_row(layout: Layout, itemsize: int, live: int, registers: int) -> bool
     most = MAX_ROW_VALUES
     if _gathers(layout):
         most = MAX_ROW_VALUES * 7 // 6
-        has_tail = _power_dividing(layout.extents[TILED]) < vector
+        has_tail = power_dividing(layout.extents[TILED]) < vector
         live += 2 * (registers - 1) + (max(1, vector // 4) if has_tail else 0)
     return prod(_row_tile(layout, itemsize, _row_width(layout, itemsize), 1)) * live <= most
 
@@ -82,7 +90,7 @@ def _gathers(layout: Layout) -> bool:
 
 def _row_width(layout: Layout, itemsize: int) -> int:
     """Return the width of a tile that holds a row."""
-    return max(_power_of_2(layout.extents[TILED]), VECTOR_BYTES // itemsize if _vector_group(layout) == TILED else 1)
+    return max(power_of_2(layout.extents[TILED]), VECTOR_BYTES // itemsize if find_vector_group(layout) == TILED else 1)
 
 
 def _row_tile(layout: Layout, itemsize: int, width: int, budget: int) -> tuple[int, ...]:
@@ -90,12 +98,12 @@ def _row_tile(layout: Layout, itemsize: int, width: int, budget: int) -> tuple[i
 
     Where elements lie side by side along other axes than the row's, it is a whole sector wide along these.
     """
-    vector_group, elements, tile = _vector_group(layout), width, [1, 1, 1]
+    vector_group, elements, tile = find_vector_group(layout), width, [1, 1, 1]
     tile[TILED] = width
     for group in (vector_group, LOOPED):
         if group != TILED and tile[group] == 1 and (group == LOOPED or layout.extents[group] > 1):
             least = SECTOR_BYTES // itemsize if group == vector_group else 1
-            tile[group] = max(least, _power_of_2_in(budget // elements))
+            tile[group] = max(least, power_of_2_in(budget // elements))
             elements *= tile[group]
     return tuple(tile)
 
@@ -103,7 +111,7 @@ def _row_tile(layout: Layout, itemsize: int, width: int, budget: int) -> tuple[i
 def _held_tiling(layout: Layout, itemsize: int, live: int) -> Tiling:
     """Return the division of rows that registers hold: a thread has 16 elements, or fewer of many values."""
     vector, width = VECTOR_BYTES // itemsize, _row_width(layout, itemsize)
-    per_thread = min(THREAD_ELEMENTS, max(vector, _power_of_2_in(THREAD_VALUES // live)))
+    per_thread = min(THREAD_ELEMENTS, max(vector, power_of_2_in(THREAD_VALUES // live)))
     tile = _row_tile(layout, itemsize, width, ROW_WARPS * WARP_THREADS * per_thread)
     warps = max(1, min(MAX_HOLD_WARPS, prod(tile) // (WARP_THREADS * per_thread)))
     while warps < MAX_HOLD_WARPS and prod(tile) * live > MAX_THREAD_VALUES * WARP_THREADS * warps:
@@ -123,10 +131,10 @@ def _walked_tiling(layout: Layout, itemsizes: tuple[int, ...], live: int, walks:
     """
     itemsize, n = min(filter(None, itemsizes)), layout.extents[TILED]
     vector, sums = VECTOR_BYTES // itemsize, len(accumulates(layout)) * registers
-    per_thread = min(THREAD_ELEMENTS, max(vector, _power_of_2_in(THREAD_VALUES // 2 // live)))
+    per_thread = min(THREAD_ELEMENTS, max(vector, power_of_2_in(THREAD_VALUES // 2 // live)))
     beside = prod(_row_tile(layout, itemsize, 1, 1))  # rows whose elements lie in one sector
     least, most = WALK_WARPS
-    warps = min(most, max(least, _power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
+    warps = min(most, max(least, power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
     holds = -(-n * beside // (SUM_WARPS * WARP_THREADS)) * sums <= MAX_SUM_VALUES
     if sums and holds:
         warps, per_thread = SUM_WARPS, vector
@@ -170,5 +178,5 @@ def _rows(layout: Layout, tile: tuple[int, ...], programs: int, warps: int, vect
     # sums in memory are those of a program among several: those of one alone would be the result itself
     splits = min(blocks, max(2, programs // outer) if _gathers(layout) else programs)
     chunk = -(-blocks // splits) * tile[LOOPED]
-    has_tail = _vector_group(layout) == LOOPED and _power_dividing(layout.extents[LOOPED]) < vector
+    has_tail = find_vector_group(layout) == LOOPED and power_dividing(layout.extents[LOOPED]) < vector
     return Tiling(tile, (outer, 1), chunk, -(-layout.extents[LOOPED] // chunk), warps, TILED, has_tail)

@@ -80,7 +80,7 @@ def choose_tiling(layout: Layout, itemsize: int, may_split: bool = True, live_va
     lanes without an element.
     """
     vector = VECTOR_BYTES // itemsize
-    vector = min(vector, _power_of_2_in(MAX_THREAD_VALUES // live_values))
+    vector = min(vector, power_of_2_in(MAX_THREAD_VALUES // live_values))
     if not may_split:
         return _finalize_tiling(layout, vector)
     warp = WARP_THREADS * vector
@@ -98,13 +98,13 @@ def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
     """
     if len(layout.extents) == 2:  # what a thread does once, as finding its elements, counts less with more of them
         by_registers = MAX_THREAD_VALUES // 2 // (live_values * vector)
-        return _power_of_2_in(min(LOADS_IN_FLIGHT, MAX_THREAD_ELEMENTS // vector, by_registers))
+        return power_of_2_in(min(LOADS_IN_FLIGHT, MAX_THREAD_ELEMENTS // vector, by_registers))
     if layout.extents[TILED] > 1:
         return 1
     tensors = sum(groups > 0 and groups >> LOOPED & 1 for groups in layout.operand_groups)
     max_elements = MAX_REDUCED_ELEMENTS if tensors == 1 else MAX_FORMULA_ELEMENTS
     by_registers = min(max_elements // vector, MAX_THREAD_VALUES // (live_values * vector))
-    return _power_of_2_in(min(LOADS_IN_FLIGHT // max(tensors, 1), by_registers))
+    return power_of_2_in(min(LOADS_IN_FLIGHT // max(tensors, 1), by_registers))
 
 
 def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
@@ -114,10 +114,10 @@ def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
     """
     rows, columns = layout.extents
     if any(strides and strides[ROWS][-1:] == (1,) and any(strides[COLUMNS]) for strides in layout.operand_strides):
-        width = min(_power_of_2(columns), 8 * vector, 64)
-        height = min(_power_of_2(rows), width, budget // width)
+        width = min(power_of_2(columns), 8 * vector, 64)
+        height = min(power_of_2(rows), width, budget // width)
     else:
-        max_height = min(_power_of_2(rows), budget)
+        max_height = min(power_of_2(rows), budget)
         max_width = SMALL_GRID_WIDTH if budget == WARP_THREADS * vector else min(16 * vector, MAX_TILE_WIDTH)
         width = budget if rows == 1 else _width(columns, max(max_width, budget // max_height))
         height = min(max_height, budget // width)
@@ -129,7 +129,7 @@ def _reduce_tiling(layout: Layout, itemsize: int, budget: int, vector: int) -> T
 
     Tiles that are long along the loop take fewer steps, wide ones read longer pieces of memory.
     """
-    vector_group, extent = _vector_group(layout), layout.extents[LOOPED]
+    vector_group, extent = find_vector_group(layout), layout.extents[LOOPED]
     sizes = _bytes_beside(layout, itemsize)
     span = min(extent, -(-BYTES_IN_FLIGHT // sum(sizes)))  # elements along the loop to have in flight
     wide, long = (_reduce_tile(layout, budget, vector, vector_group, is_long) for is_long in (False, True))
@@ -167,14 +167,14 @@ def _reduce_tile(layout: Layout, budget: int, vector: int, vector_group: int, is
     is_tiled = layout.extents[TILED] > 1
     max_width = 8 * vector if is_tiled else budget if vector_group == LOOPED else min(16 * vector, MAX_TILE_WIDTH)
     others = [group for group in (TILED, LOOPED, OUTER) if group != vector_group]
-    max_height = min(prod(_power_of_2(layout.extents[group]) for group in others), budget)
+    max_height = min(prod(power_of_2(layout.extents[group]) for group in others), budget)
     tile, n = [1, 1, 1], layout.extents[vector_group]
     tile[vector_group] = _width(n, max(max_width, budget // max_height)) if n > 1 else 1
     if is_long and not is_tiled:
-        tile[vector_group] = min(_power_of_2(n), budget if vector_group == LOOPED else 4 * vector)
+        tile[vector_group] = min(power_of_2(n), budget if vector_group == LOOPED else 4 * vector)
     remaining = (4 * budget if is_tiled else budget) // tile[vector_group]
     for group in others:
-        tile[group] = min(_power_of_2(layout.extents[group]), remaining)
+        tile[group] = min(power_of_2(layout.extents[group]), remaining)
         remaining //= tile[group]
     return tuple(tile)
 
@@ -191,7 +191,7 @@ def _finalize_tiling(layout: Layout, vector: int) -> Tiling:
 def _tiling(layout: Layout, tile: tuple[int, ...], vector_group: int, vector: int, span: int = 0) -> Tiling:
     counts = tuple(-(-n // size) for n, size in zip(layout.extents, tile, strict=True))
     max_warps, warp = MAX_WARPS, WARP_THREADS * vector
-    has_tail = _power_dividing(layout.extents[vector_group]) < vector
+    has_tail = power_dividing(layout.extents[vector_group]) < vector
     if len(tile) == 3 and vector_group == OUTER and has_tail:
         max_warps, warp = 2 * max_warps, warp // 2  # each element has an address, which takes registers
     warps = max(1, min(max_warps, prod(tile) // warp))
@@ -275,7 +275,7 @@ def _largest_offset(sizes: Sequence[int], strides: Strides, last: int) -> int:
     return last // prod(sizes[1:]) * strides[0] + inner
 
 
-def _vector_group(layout: Layout) -> int:
+def find_vector_group(layout: Layout) -> int:
     """Return the group that holds the smallest stride of the first operand that has strides in most groups."""
     operand = max(layout.operand_strides, key=lambda groups: sum(map(any, groups)), default=())
     smallest = {min(filter(None, strides)): group for group, strides in enumerate(operand) if any(strides)}
@@ -292,16 +292,16 @@ def _width(n: int, widest: int) -> int:
     return width
 
 
-def _power_of_2(n: int) -> int:
+def power_of_2(n: int) -> int:
     """Return the smallest power of two from ``n`` on."""
     return 1 << (n - 1).bit_length()
 
 
-def _power_of_2_in(n: int) -> int:
+def power_of_2_in(n: int) -> int:
     """Return the largest power of two up to ``n``, or 1."""
     return 1 << max(n, 1).bit_length() - 1
 
 
-def _power_dividing(n: int) -> int:
+def power_dividing(n: int) -> int:
     """Return the largest power of two that divides ``n``."""
     return n & -n

@@ -1,7 +1,7 @@
 """Sum a value over a row, term by term where that lets the sum wait for fewer others.
 
-LayerNorm's gradient has the sum of ``r·h + s·c`` over a row. Here r is the row's scale, and s comes of
-another sum over it. That is ``r·sum(h) + s·sum(c)``: so all sums come of one walk along the row, instead of one after the other.
+LayerNorm's gradient has the sum of ``r·h + s·c`` over a row. Here r is the row's scale, and s comes of another sum over
+it. That is ``r·sum(h) + s·sum(c)``: so all sums come of one walk along the row, instead of one after the other.
 """
 
 from __future__ import annotations

@@ -266,7 +266,8 @@ class FusedCall(NamedTuple):
     def compute(self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...]) -> tuple[Tensor, ...]:
         """Return the results, each once; and after them the statistics."""
         if self.trace is None:
-            return tuple(self.fusion.executable(tensors, statistics)(tensors))
+            executables = self.fusion.executables  # asked without a call: it is there but the first time
+            return tuple((executables.get(statistics) or self.fusion.executable(tensors, statistics))(tensors))
         values = self.trace.replay(tensors)
         return tuple([values[ref.value] for ref in self.trace.outputs])
 
@@ -304,12 +305,11 @@ class FusedFunction(Function):
         gradient, needed = recording.gradient, recording.needed
         saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_values else ()
         gs = tuple([gs[i] for i in gradient.outputs])
-        if any([g is None for g in gs]) and is_dynamo_compiling():  # which traces no derivation
-            specs = [call.fusion.result_specs[i] for i in gradient.outputs]
-            zeros = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in specs]
-            gs = tuple([zero if g is None else g for g, zero in zip(gs, zeros, strict=True)])
-        elif any([g is None for g in gs]):
-            gradient, gs, saved = _without_absent_cotangents(call, recording, gs, saved)
+        if any([g is None for g in gs]):
+            if is_dynamo_compiling():  # it traces no derivation
+                gs = _with_zeros(call.fusion, gradient, gs)
+            else:
+                gradient, gs, saved = _without_absent_cotangents(call, recording, gs, saved)
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(needed, gradient((*gs, *saved)), strict=True):
             grads[i + 1] = grad
@@ -317,6 +317,13 @@ class FusedFunction(Function):
 
 
 _record = apply_without_binding(FusedFunction)  # no transform is ever open around it
+
+
+def _with_zeros(fusion: Fusion, gradient: Gradient, gs: Sequence) -> tuple[Tensor, ...]:
+    """Return the cotangents, zeros for those that did not arrive."""
+    specs = [fusion.result_specs[i] for i in gradient.outputs]
+    zeros = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in specs]
+    return tuple([zero if g is None else g for g, zero in zip(gs, zeros, strict=True)])
 
 
 def _without_absent_cotangents(
