@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
-from operator import mul
+from operator import itemgetter, mul
 from typing import Any
 
 import torch
@@ -88,13 +88,14 @@ class Launch:
         self.function_and_metadata = self.compiled.function, self.compiled.packed_metadata
 
     def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
-        """Launch on tensors and numbers, as Triton itself does."""
+        """Launch on tensors and numbers, as Triton itself does; in a dry run its launcher gets tensors, not addresses."""
+        operands, outputs = self._split(tensors)
         if self.is_dry_run:
-            self._record(tensors, stream)
+            launch = self.function_and_metadata
+            self.run(self.grid, 1, 1, stream, *launch, None, None, None, operands, outputs, *self.arguments)
             return
-        operands = [tensors[i] for i in self.operand_positions]
         inputs = tuple([x if type(x) is int else x.data_ptr() for x in operands])
-        outputs = tuple([tensors[i].data_ptr() for i in self.output_positions])
+        outputs = tuple([x.data_ptr() for x in outputs])
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         compiled = self.function_and_metadata
         has_hooks = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
@@ -105,18 +106,19 @@ class Launch:
         else:
             self.run(self.grid, 1, 1, stream, *compiled, None, None, None, inputs, outputs, *self.arguments)
 
-    def _record(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
-        """Launch in a dry run, whose launcher gets tensors where Triton's gets their addresses."""
-        launch = self.grid, 1, 1, stream, *self.function_and_metadata, None, None, None
-        self.run(*launch, *self._split(tensors), *self.arguments)
-
     def interpret(self, tensors: Sequence[torch.Tensor | int]) -> None:
         """Launch on tensors and numbers in Triton's interpreter."""
         self.kernel[(self.grid,)](*self._split(tensors), *self.arguments)
 
     def _split(self, tensors: Sequence[torch.Tensor | int]) -> tuple[tuple, tuple]:
         """Return the operands and the outputs among the tensors and numbers of a plan."""
-        return tuple(tensors[i] for i in self.operand_positions), tuple(tensors[i] for i in self.output_positions)
+        return _getter(self.operand_positions)(tensors), _getter(self.output_positions)(tensors)
+
+
+@cache
+def _getter(positions: tuple[int, ...]) -> Callable[[Sequence], tuple]:
+    """Return a getter of these positions of a sequence as a tuple: most by one call in C, which is a third of the time."""
+    return itemgetter(*positions) if len(positions) > 1 else lambda values: tuple([values[i] for i in positions])
 
 
 def _bytes_moved(layout: Layout, tiling: Tiling, arguments: Sequence, reloads: bool) -> tuple[int, int]:

@@ -53,6 +53,12 @@ class Reduction(CustomFunction):
     @classmethod
     def forward(cls, x, dtype, *dim):
         """Return the value, by kernel or formula."""
+        return reduce(cls.formula, x, *dim, dtype=dtype)
+
+    @classmethod
+    def recorded_value(cls, inputs):
+        """Return the value inside ``record``, by kernel or formula."""
+        x, dtype, *dim = inputs
         if dtype is None and is_by_formula(x):
             return cls.formula(x, *dim)
         return reduce(cls.formula, x, *dim, dtype=dtype)

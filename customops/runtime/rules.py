@@ -21,14 +21,21 @@ class VjpRule(NamedTuple):
 
     derivatives: tuple[Callable, ...]
     names: tuple[str, ...]  # of the values that they read
-    steps: tuple[tuple[Callable, tuple[int, ...]], ...]  # each, and the positions of its arguments among them
+    steps: tuple[tuple[Callable, tuple[int, ...] | None], ...]  # each, and where its arguments are: see ``picked``
 
     @classmethod
     def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> VjpRule:
         """Return the rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
         names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
-        return cls(derivatives, names, tuple((d, tuple(map(names.index, parameters(d)))) for d in derivatives))
+        positions = [tuple(map(names.index, parameters(d))) for d in derivatives]
+        reads_all = tuple(range(len(names)))
+        return cls(derivatives, names, tuple((d, p if p != reads_all else None) for d, p in zip(derivatives, positions, strict=True)))
+
+
+def picked(values: Sequence, positions: tuple[int, ...] | None) -> Sequence:
+    """Return the values at ``positions``, all where there are none; compiled autograd traces it, and no getter."""
+    return values if positions is None else [values[i] for i in positions]
 
 
 def tuple_getter(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:

@@ -155,17 +155,19 @@ class Launcher:
         self, grid_x, grid_y, grid_z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args
     ) -> None:
         """Record a launch; hooks, a profiler's, are not called. As on a GPU, an empty grid launches nothing."""
-        grid = index(grid_x), index(grid_y), index(grid_z)
-        if min(grid) <= 0:
-            return
         record = self.last
-        if record is None or record.grid != grid:
-            record = self.last = self._record(grid)
+        if record is None or record.grid != (grid_x, grid_y, grid_z):
+            record = self._record((index(grid_x), index(grid_y), index(grid_z)))
+            if record is None:
+                return
+            self.last = record
         if not self.driver.tries:
             self.driver.launch(record, args, () if self.like is None else INPUTS)
 
-    def _record(self, grid: tuple[int, int, int]) -> LaunchRecord:
-        """Return the record of launches with this grid, if the GPU has what they ask for."""
+    def _record(self, grid: tuple[int, int, int]) -> LaunchRecord | None:
+        """Return the record of launches with this grid, if the GPU has what they ask for; None of an empty one."""
+        if min(grid) <= 0:
+            return None
         compiled, metadata = self.compiled, self.compiled.metadata
         threads = metadata.num_warps * self.driver.limits.warp_size
         check_launch(self.driver.name, compiled.name, grid, threads, registers(compiled), metadata.shared)
