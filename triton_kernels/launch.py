@@ -40,7 +40,9 @@ class Launch:
         "kernel",  # the JIT function
         "operand_names",  # of each operand, for printing
         "operand_positions",  # of each operand
+        "operands_of",  # gets the operands out of a tuple of the plan's tensors and numbers
         "output_positions",  # of each output
+        "outputs_of",  # gets the outputs likewise
         "run",  # Triton's launcher of the compiled kernel, or what records instead; not set where it is interpreted
         "summary",  # the formulas that it evaluates, for printing
     )
@@ -66,6 +68,7 @@ class Launch:
         self.kernel = kernel
         self.operand_positions = _interned(tuple(x.position for x in operands), config.small_tuples)
         self.output_positions = _interned(tuple(x.position for x in outputs), config.small_tuples)
+        self.operands_of, self.outputs_of = _getter(self.operand_positions), _getter(self.output_positions)
         self.operand_names = _interned(tuple(x.name for x in operands), config.kernel_constants)
         self.summary = _interned(summary, config.kernel_constants)
         self.grid = prod(tiling.tile_counts) * tiling.splits
@@ -87,9 +90,9 @@ class Launch:
         self.run = recorder(self) if recorder else self.compiled.run
         self.function_and_metadata = self.compiled.function, self.compiled.packed_metadata
 
-    def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
-        """Launch on tensors and numbers, as Triton itself does; in a dry run its launcher gets tensors, not addresses."""
-        operands, outputs = self._split(tensors)
+    def __call__(self, tensors: tuple[torch.Tensor | int, ...], stream: int) -> None:
+        """Launch on tensors and numbers, as Triton does; in a dry run its launcher gets tensors, not addresses."""
+        operands, outputs = self.operands_of(tensors), self.outputs_of(tensors)
         if self.is_dry_run:
             launch = self.function_and_metadata
             self.run(self.grid, 1, 1, stream, *launch, None, None, None, operands, outputs, *self.arguments)
@@ -106,19 +109,15 @@ class Launch:
         else:
             self.run(self.grid, 1, 1, stream, *compiled, None, None, None, inputs, outputs, *self.arguments)
 
-    def interpret(self, tensors: Sequence[torch.Tensor | int]) -> None:
+    def interpret(self, tensors: tuple[torch.Tensor | int, ...]) -> None:
         """Launch on tensors and numbers in Triton's interpreter."""
-        self.kernel[(self.grid,)](*self._split(tensors), *self.arguments)
-
-    def _split(self, tensors: Sequence[torch.Tensor | int]) -> tuple[tuple, tuple]:
-        """Return the operands and the outputs among the tensors and numbers of a plan."""
-        return _getter(self.operand_positions)(tensors), _getter(self.output_positions)(tensors)
+        self.kernel[(self.grid,)](self.operands_of(tensors), self.outputs_of(tensors), *self.arguments)
 
 
 @cache
-def _getter(positions: tuple[int, ...]) -> Callable[[Sequence], tuple]:
-    """Return a getter of these positions of a sequence as a tuple: most by one call in C, which is a third of the time."""
-    return itemgetter(*positions) if len(positions) > 1 else lambda values: tuple([values[i] for i in positions])
+def _getter(positions: tuple[int, ...]) -> Callable[[tuple], tuple]:
+    """Return what gets these positions of a tuple as a tuple: one for all launches, and no frame as a comprehension."""
+    return itemgetter(*positions) if len(positions) > 1 else itemgetter(slice(positions[0], positions[0] + 1))
 
 
 def _bytes_moved(layout: Layout, tiling: Tiling, arguments: Sequence, reloads: bool) -> tuple[int, int]:

@@ -124,12 +124,15 @@ class Plan:
 
     def _launch(self, operands, outputs, active: Any) -> Sequence[torch.Tensor]:
         """Launch on the current device, of which ``active`` is Triton's driver; None where kernels are interpreted."""
-        tensors = [*operands, *outputs]
         if self.scratch_sizes:
             empty = getattr(active, "empty", torch.empty)  # a dry run's
-            tensors += [empty(n, dtype=self.accumulate_dtype, device=self.device) for n in self.scratch_sizes]
-        for i in self.number_positions:
-            tensors[i] = _as_integer(tensors[i], self.common_dtype)
+            scratch = [empty(n, dtype=self.accumulate_dtype, device=self.device) for n in self.scratch_sizes]
+            outputs = *outputs, *scratch
+        if self.number_positions:
+            operands = list(operands)
+            for i in self.number_positions:
+                operands[i] = _as_integer(operands[i], self.common_dtype)
+        tensors = *operands, *outputs
         if active is None:
             with interpreting():
                 for launch in self.launches:

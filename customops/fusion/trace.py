@@ -59,8 +59,9 @@ class Trace:
         """Return what the function returns for these tensors, its operators applied one by one."""
         values = list(tensors)
         for operator, inputs in self.nodes:
-            apply = call if issubclass(operator, Operator) else call_reduction
-            values.append(apply(operator, *[values[x.value] if type(x) is Ref else x for x in inputs]))
+            args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
+            elementwise = issubclass(operator, Operator)
+            values.append(call(operator, args) if elementwise else call_reduction(operator, *args))
         return self.pack([values[ref.value] for ref in self.outputs])
 
     def pack(self, results: Sequence) -> Any:

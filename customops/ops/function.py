@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -125,7 +126,8 @@ class Operator(CustomFunction):
         """
         needed = needed_vjp(cls.derivatives, ctx.needs_input_grad, *map(type, inputs))
         numbers = needed.numbers(inputs) if needed.numbers else ()
-        ctx.saved_meta = needed, numbers, needed.gradient_specs(inputs)
+        specs = needed.gradient_specs(inputs) if needed.lone is None else ((None, inputs[needed.lone].dtype),)
+        ctx.saved_meta = needed, numbers, specs
         ctx.set_materialize_grads(False)  # 0 for what does not arrive, or move, would meet slopes of inf
         return needed.tensors if needed.saves else None
 
@@ -171,7 +173,8 @@ class Operator(CustomFunction):
         return total.expand(shape).to(dtype)
 
 
-class NeededVjp(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NeededVjp:
     """The rule of those inputs that need a gradient, and what picks its values out of a call."""
 
     rule: VjpRule
@@ -181,13 +184,15 @@ class NeededVjp(NamedTuple):
     tensors: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that the rule reads out of (*inputs, output)
     numbers: Callable[[Sequence], Sequence] | None  # pick the numbers that it reads out of the inputs, if there are any
     positions: tuple[int, ...]  # of those inputs, among all
-    is_broadcast: bool  # whether there are several tensors, so that the output may have another shape than each
+    operands: tuple[int, ...]  # the positions of all tensors, at most two, whether they need a gradient or not
+    lone: int | None  # the position of the only tensor, if one alone is there and needs a gradient
 
-    def gradient_specs(self, inputs: Sequence) -> Sequence[GradientSpec]:
-        """Return what a gradient has to know of each of those inputs."""
-        if self.is_broadcast:
-            return [((x := inputs[i]).shape, x.dtype) for i in self.positions]
-        return ((None, inputs[self.positions[0]].dtype),) if self.positions else ()
+    def gradient_specs(self, inputs: Sequence) -> list[GradientSpec]:
+        """Return what a gradient has to know of each of those inputs: no shape where all tensors have one shape."""
+        shapes = [inputs[i].shape for i in self.operands]
+        if not shapes or shapes[0] == shapes[-1]:
+            return [(None, inputs[i].dtype) for i in self.positions]
+        return [((x := inputs[i]).shape, x.dtype) for i in self.positions]
 
 
 @lru_cache(maxsize=1024)
@@ -197,6 +202,7 @@ def needed_vjp(derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *type
     numbers = {name for name, kind in zip(_INPUTS, types) if not issubclass(kind, Tensor)}  # noqa: B905 - of 1 to 3
     rule = VjpRule.of(tuple(derivatives[i] for i in positions), numbers)
     where = {**{name: i for i, name in enumerate(_INPUTS)}, "z": len(types)}
+    operands = tuple(i for i, kind in enumerate(types) if issubclass(kind, Tensor))
     read_numbers = [where[name] for name in rule.names if name in numbers]
     return NeededVjp(
         rule,
@@ -206,7 +212,8 @@ def needed_vjp(derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *type
         tuple_getter(where[name] for name in rule.names if name != "g" and name not in numbers),
         tuple_getter(read_numbers) if read_numbers else None,
         positions,
-        len(types) - len(numbers) > 1,
+        operands,
+        positions[0] if positions and len(operands) == 1 else None,
     )
 
 

@@ -19,7 +19,7 @@ def is_large(g: Tensor) -> bool:
 
 
 def derivative_by_blocks(derivative: Callable, values: Sequence, shape: torch.Size | None) -> Tensor:
-    """Return a derivative, summed to ``shape`` if there is one, and it is less than g's; its intermediates stay in the cache.
+    """Return a derivative, summed to ``shape`` if that is less than g's; its intermediates stay in the cache.
 
     Blocks are slices of the axis that is furthest apart in memory, of those that make them small enough. All is
     computed at once, and not summed, where there is none, and where a torch operator or two need no memory in between.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
     elif out is None and (sharding := find_sharding(args)) and (like := infer_on_meta(formula, args, {})):
         z = pointwise(formula, *map(sharding.local, args))
         return sharding.join(z, like, sharding.placements(like.shape))
-    return formula(*args) if out is None else _write(formula, args, out)
+    return formula(*args) if out is None else formula(*args, out=out)
 
 
 def pointwise_recorded(formula: Callable, args: tuple) -> Tensor:
@@ -39,26 +39,24 @@ def pointwise_recorded(formula: Callable, args: tuple) -> Tensor:
     Rules 1 and 2 were asked before it was.
     """
     inputs_key = None if config.current_backend == "torch" else tensors_key(args)
-    if inputs_key and (call := _kernels(formula, args, inputs_key)):
-        return call(args)[0]
+    if inputs_key:
+        call = recall((formula, inputs_key))
+        if call is None:
+            call = _kernels(formula, args, inputs_key)
+        if call:
+            return call(args)[0]
     return formula(*args)
 
 
-def _kernels(formula: Callable, args: tuple, inputs_key: tuple, out: Tensor | None = None) -> Execution | bool:
+def _kernels(
+    formula: Callable, args: tuple, inputs_key: tuple, out: Tensor | None = None
+) -> Execution | Literal[False]:
     """Return the work of a call like this one, False where its formula computes."""
     key = formula, inputs_key
     call = recall(key)
     if call is None:
         call = remember(key, has_kernel(formula.__name__, args, out) and _plan_pointwise(formula, args))
     return call
-
-
-def _write(formula: Callable, args: tuple, out: Tensor) -> Tensor:
-    """Return ``formula`` of ``args`` in ``out``, written there by torch's operator of its name."""
-    torch_operator = getattr(torch, formula.__name__.removesuffix("_number"))
-    if len(args) == 3:
-        return torch_operator(*args[:2], alpha=args[2], out=out)
-    return torch_operator(*args, out=out)
 
 
 def pointwise_(formula: Callable, torch_inplace: Callable, x: Tensor, *args) -> Tensor:
@@ -110,7 +108,7 @@ def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpe
         values = (g.conj(), *values[1:])
     large = is_large(g) and is_private_cpu(values)
     grads: list[Any] = [None] * len(specs)
-    for i in (0,) if len(specs) == 1 else _summed_first(specs, g):
+    for i in range(len(specs)) if specs[0][0] is None else _summed_first(specs, g):
         (derivative, positions), (shape, dtype) = rule.steps[i], specs[i]
         arguments = picked(values, positions)
         grad = derivative_by_blocks(derivative, arguments, shape) if large else derivative(*arguments)

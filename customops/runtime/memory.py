@@ -28,8 +28,7 @@ def allocate(specs: Iterable[TensorSpec]) -> list[Tensor]:
     """Return a tensor for each of ``specs``, as :func:`empty` does, which is called only where it has a choice."""
     if config.dry_run_target is not None:
         return [empty(*spec) for spec in specs]
-    empty_strided = torch.empty_strided
-    return [empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype, device in specs]
+    return [torch.empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype, device in specs]
 
 
 def unbacked(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, shift: int = 0) -> Tensor:

@@ -78,13 +78,6 @@ def is_recorded() -> bool:
     return is_grad_enabled() and not is_intercepted() and not is_inference_mode_enabled()
 
 
-def is_ordinary(x: Any) -> bool:
-    """Return whether ``x`` is a tensor of torch's own class with elements in strides, under no transform."""
-    if forward_level() >= 0 or transforms_active():
-        return False
-    return type(x) in CLASSES and is_strided(x)
-
-
 def is_by_formula(x: Tensor) -> bool:
     """Return whether no kernel runs on ``x``, whatever the call."""
     return config.cpu_by_formula and not x.is_cuda

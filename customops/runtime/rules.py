@@ -28,9 +28,9 @@ class VjpRule(NamedTuple):
         """Return the rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
         names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
-        positions = [tuple(map(names.index, parameters(d))) for d in derivatives]
-        reads_all = tuple(range(len(names)))
-        return cls(derivatives, names, tuple((d, p if p != reads_all else None) for d, p in zip(derivatives, positions, strict=True)))
+        read_by = [(d, tuple(map(names.index, parameters(d)))) for d in derivatives]
+        everything = tuple(range(len(names)))
+        return cls(derivatives, names, tuple((d, None if at == everything else at) for d, at in read_by))
 
 
 def picked(values: Sequence, positions: tuple[int, ...] | None) -> Sequence:

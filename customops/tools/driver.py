@@ -20,6 +20,12 @@ from .targets import TARGETS, check_launch, most_threads
 INPUTS = ("operands",)  # the parameter of our kernels whose tensors they only read; of others nobody says which
 
 
+class _Thread(local):
+    """What is known of one thread; the value of a class, as an attribute that is not there takes longer to find."""
+
+    tries = False  # whether it only tries a launch
+
+
 class RecordingDriver:
     """A driver that lets Triton compile for a GPU that is not there: it loads nothing, and records each launch.
 
@@ -37,7 +43,7 @@ class RecordingDriver:
         self.loading: Any = None  # the CompiledKernel that a launcher is asked for, at that moment
         self.utils = Utilities(self)
         self._appending = Lock()  # held while a thread adds a record
-        self._thread = local()  # ``tries``: whether this thread only tries a launch
+        self._thread = _Thread()
 
     def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
         """Return the launcher of the kernel with this source."""
@@ -82,7 +88,7 @@ class RecordingDriver:
     @property
     def tries(self) -> bool:
         """Return whether this thread only tries launches."""
-        return getattr(self._thread, "tries", False)
+        return self._thread.tries
 
     def empty(self, size, dtype, device):
         """Allocate a scratch buffer of ``size`` elements for use between launches."""
