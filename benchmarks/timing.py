@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 5, 15
 HEAD_START = 200_000  # GPU cycles, about 0.1 ms, in which the host puts a graph behind the first event
 
 Run = Callable[[], float]
+K = TypeVar("K")
 
 
 def prepared(functions: Sequence[Callable], device: str = "cpu", repeats: int = 0) -> Run:
@@ -30,13 +32,13 @@ def prepared(functions: Sequence[Callable], device: str = "cpu", repeats: int = 
     return _loop(functions, repeats or math.ceil(ROUND / (first() * len(functions) / 1e3)))
 
 
-def in_turns(runs: Mapping[str, Run]) -> dict[str, list[float]]:
+def in_turns(runs: Mapping[K, Run]) -> dict[K, list[float]]:
     """Return the milliseconds of each contestant in each of some rounds, in which they take turns at random."""
     start = time.perf_counter()
     for run in runs.values():
         run()
     rounds = int(SECONDS / (time.perf_counter() - start))
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[K, list[float]] = {name: [] for name in runs}
     shuffler = random.Random(0)
     for _ in range(min(MOST_ROUNDS, max(LEAST_ROUNDS, rounds))):
         for name in shuffler.sample(list(runs), len(runs)):

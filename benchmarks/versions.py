@@ -20,7 +20,7 @@ import torch
 import customops
 from tests.cases import CALLS
 
-from .host import BUDGET, REPEATS, phase_of
+from .host import PHASES, REPEATS, phase_of
 from .targets import judged
 from .timing import in_turns
 
@@ -38,7 +38,7 @@ def main(argv=None) -> int:
     with _Process(sys.executable) as mine, _Process(options.other) as other:
         print(f"{'microseconds, ours, torch':<30}{mine.version:>14}{other.version:>14}{'ratio':>7}{'eager':>7}")
         results = list(_measure(mine, other, options.ops))
-    for phase in BUDGET:
+    for phase in PHASES:
         means = [statistics.geometric_mean(r[name] for r in results if r["phase"] == phase) for name in LIBRARIES]
         print("{}, geometric mean of ratios: {:.2f}, of eager {:.2f}".format(phase, *means))
     worst = max(results, key=lambda result: result["ours"])
@@ -49,7 +49,7 @@ def main(argv=None) -> int:
 
 def _measure(mine: _Process, other: _Process, ops: list[str] | None) -> Iterator[dict]:
     """Yield the ratios of ours and of eager, for each phase of each call, and print them as they come."""
-    for call, phase in [(call, phase) for row, call in CALLS if not ops or row.name in ops for phase in BUDGET]:
+    for call, phase in [(call, phase) for row, call in CALLS if not ops or row.name in ops for phase in PHASES]:
         ratios, medians = {}, {}
         for library in LIBRARIES:
             line = f"{library}\t{call.name}\t{phase}"

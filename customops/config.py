@@ -29,6 +29,9 @@ dry_run_target: str | None = None
 # This says whether no kernel runs on CPU tensors. It follows from the settings, and decides most calls by itself.
 cpu_by_formula = True
 
+# What of the settings every plan depends on: they follow from one another, and change rarely.
+setting: tuple[str, str | None] = current_backend, dry_run_target
+
 # The outcome of earlier calls, by all that it depends on: a plan, or False where torch's formula computes.
 plans: dict[tuple, Any] = {}
 
@@ -103,7 +106,8 @@ def is_interpreted() -> bool:
 
 
 def _decide() -> None:
-    global cpu_by_formula  # noqa: PLW0603 - follows from the settings
+    global cpu_by_formula, setting  # noqa: PLW0603 - follow from the settings
+    setting = current_backend, dry_run_target
     cpu_by_formula = current_backend == "torch" or (
         current_backend == "auto" and dry_run_target is None and not is_interpreted()
     )

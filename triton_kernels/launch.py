@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ class Launch:
         "kernel",  # the JIT function
         "operand_names",  # of each operand, for printing
         "operand_positions",  # of each operand
+        "operands_of",  # gets the operands out of a tuple of the plan's tensors and numbers
         "output_positions",  # of each output
+        "outputs_of",  # gets the outputs likewise
         "run",  # Triton's launcher of the compiled kernel, or what records instead; not set where it is interpreted
         "summary",  # the formulas that it evaluates, for printing
     )
@@ -66,6 +69,7 @@ class Launch:
         self.kernel = kernel
         self.operand_positions = _interned(tuple(x.position for x in operands), config.small_tuples)
         self.output_positions = _interned(tuple(x.position for x in outputs), config.small_tuples)
+        self.operands_of, self.outputs_of = _getter(self.operand_positions), _getter(self.output_positions)
         self.operand_names = _interned(tuple(x.name for x in operands), config.kernel_constants)
         self.summary = _interned(summary, config.kernel_constants)
         self.grid = prod(tiling.tile_counts) * tiling.splits
@@ -92,14 +96,15 @@ class Launch:
         self.run = recorder(self, moves) if recorder else self.compiled.run
         self.function_and_metadata = self.compiled.function, self.compiled.packed_metadata
 
-    def __call__(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
-        """Launch on tensors and numbers, as Triton itself does."""
+    def __call__(self, tensors: tuple[torch.Tensor | int, ...], stream: int) -> None:
+        """Launch on tensors and numbers, as Triton does; in a dry run its launcher gets tensors, not addresses."""
+        operands, outputs = self.operands_of(tensors), self.outputs_of(tensors)
         if self.is_dry_run:
-            self._record(tensors, stream)
+            launch = self.function_and_metadata
+            self.run(self.grid, 1, 1, stream, *launch, None, None, None, operands, outputs, *self.arguments)
             return
-        operands = [tensors[i] for i in self.operand_positions]
         inputs = tuple([x if type(x) is int else x.data_ptr() for x in operands])
-        outputs = tuple([tensors[i].data_ptr() for i in self.output_positions])
+        outputs = tuple([x.data_ptr() for x in outputs])
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         compiled = self.function_and_metadata
         has_hooks = getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
@@ -110,18 +115,15 @@ class Launch:
         else:
             self.run(self.grid, 1, 1, stream, *compiled, None, None, None, inputs, outputs, *self.arguments)
 
-    def _record(self, tensors: Sequence[torch.Tensor | int], stream: int) -> None:
-        """Launch in a dry run, whose launcher gets tensors where Triton's gets their addresses."""
-        launch = self.grid, 1, 1, stream, *self.function_and_metadata, None, None, None
-        self.run(*launch, *self._split(tensors), *self.arguments)
-
-    def interpret(self, tensors: Sequence[torch.Tensor | int]) -> None:
+    def interpret(self, tensors: tuple[torch.Tensor | int, ...]) -> None:
         """Launch on tensors and numbers in Triton's interpreter."""
-        self.kernel[(self.grid,)](*self._split(tensors), *self.arguments)
+        self.kernel[(self.grid,)](self.operands_of(tensors), self.outputs_of(tensors), *self.arguments)
 
-    def _split(self, tensors: Sequence[torch.Tensor | int]) -> tuple[tuple, tuple]:
-        """Return the operands and the outputs among the tensors and numbers of a plan."""
-        return tuple(tensors[i] for i in self.operand_positions), tuple(tensors[i] for i in self.output_positions)
+
+@cache
+def _getter(positions: tuple[int, ...]) -> Callable[[tuple], tuple]:
+    """Return what gets these positions of a tuple as a tuple: one for all launches, and no frame as a comprehension."""
+    return itemgetter(*positions) if len(positions) > 1 else itemgetter(slice(positions[0], positions[0] + 1))
 
 
 def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: tl.dtype) -> Geometry:

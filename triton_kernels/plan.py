@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from math import prod
-from typing import NamedTuple
+from struct import Struct
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -106,7 +106,7 @@ class Plan:
         self.device = device
         self.number_positions = [i for i, argument in enumerate(arguments) if argument is None]
         with self._on_device():
-            self.device_index = None if INTERPRETED else driver.active.get_current_device()
+            self.device_index = None if _IS_INTERPRETED else driver.active.get_current_device()
             for stage in stages:
                 self._add_stage(stage)
         del self._arguments, self._pool
@@ -115,26 +115,33 @@ class Plan:
         self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
         """Launch on these tensors and numbers, on the current stream of their device; return the scratch buffers."""
-        if INTERPRETED or driver.active.get_current_device() == self.device_index:
-            return self._launch(operands, outputs)
+        if _IS_INTERPRETED:
+            return self._launch(operands, outputs, None)
+        active = driver.active
+        if active.get_current_device() == self.device_index:
+            return self._launch(operands, outputs, active)
         with torch.cuda.device(self.device):
-            return self._launch(operands, outputs)
+            return self._launch(operands, outputs, active)
 
-    def _launch(self, operands, outputs) -> Sequence[torch.Tensor]:
-        tensors = [*operands, *outputs]
+    def _launch(self, operands, outputs, active: Any) -> Sequence[torch.Tensor]:
+        """Launch on the current device, of which ``active`` is Triton's driver; None where kernels are interpreted."""
         if self.scratch_sizes:
-            empty = torch.empty if INTERPRETED else getattr(driver.active, "empty", torch.empty)  # a dry run's
-            tensors += [empty(n, dtype=self.accumulate_dtype, device=self.device) for n in self.scratch_sizes]
-        for i in self.number_positions:
-            tensors[i] = _as_integer(tensors[i], self.common_dtype)
-        if INTERPRETED:
+            empty = getattr(active, "empty", torch.empty)  # a dry run's
+            scratch = [empty(n, dtype=self.accumulate_dtype, device=self.device) for n in self.scratch_sizes]
+            outputs = *outputs, *scratch
+        if self.number_positions:
+            operands = list(operands)
+            for i in self.number_positions:
+                operands[i] = _as_integer(operands[i], self.common_dtype)
+        tensors = *operands, *outputs
+        if active is None:
             with interpreting():
                 for launch in self.launches:
                     launch.interpret(tensors)
-            return tensors[self.first_scratch :]
-        stream = driver.active.get_current_stream(self.device_index)
-        for launch in self.launches:
-            launch(tensors, stream)
+        else:
+            stream = active.get_current_stream(self.device_index)
+            for launch in self.launches:
+                launch(tensors, stream)
         return tensors[self.first_scratch :]
 
     def _on_device(self):
@@ -259,13 +266,15 @@ def _along_first_axis(partials: LaunchArgument) -> LaunchArgument:
 
 
 _NOTHING = nullcontext()
+_IS_INTERPRETED: bool = INTERPRETED.value  # Python asks a constexpr through a call
+_DOUBLE, _LONG = Struct("<d"), Struct("<q")
 
 
 def _as_integer(value: torch.Tensor | float, common_dtype: torch.dtype) -> int:
     """Return a number, which a 0-dim CPU tensor among GPU tensors counts as, in the form that ``body.load`` expects."""
     number = value.item() if isinstance(value, torch.Tensor) else value
     if common_dtype.is_floating_point:
-        return struct.unpack("<q", struct.pack("<d", number))[0]
+        return _LONG.unpack(_DOUBLE.pack(number))[0]
     integer = int(bool(number) if common_dtype == torch.bool else number)
     return integer if integer < 2**63 else integer - 2**64  # as torch: beyond int64 it is the bits that count
 

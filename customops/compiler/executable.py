@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import config
-from ..runtime.memory import empty
+from ..runtime.memory import allocate
 from ..runtime.paths import has_kernel
 from ..runtime.plans import kernels, recall, remember
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
@@ -132,13 +131,7 @@ class Executable:
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the results for tensors in the same order, and after them the statistics."""
-        buffers = []
-        for spec in self.buffers:
-            shape, strides, dtype, device = spec
-            if config.dry_run_target is None:
-                buffers.append(torch.empty_strided(shape, strides, dtype=dtype, device=device))
-            else:
-                buffers.append(empty(*spec))
+        buffers = allocate(self.buffers)
         if self.plan:
             self.plan([*tensors, *self.numbers], buffers)
         results = []

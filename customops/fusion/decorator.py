@@ -129,9 +129,9 @@ class Fused(Generic[P, R]):
         fusion, trace = recall((key, layout)) if key else None, None
         if fusion is None:
             fusion, trace = self._find_fusion(tensors, key, layout, args, kwargs)
-        if fusion and is_recorded():
+        if fusion:
             for x in tensors:
-                if x.requires_grad:
+                if x.requires_grad and is_recorded():
                     if any(map(Tensor.is_inference, tensors)):  # torch saves none of these
                         return self._one_by_one(trace, tensors, args, kwargs)
                     return FusedFunction.of(fusion, tensors)

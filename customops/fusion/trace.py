@@ -59,11 +59,11 @@ class Trace:
         """Return what the function returns for these tensors, its operators applied one by one."""
         values = list(tensors)
         for operator, inputs in self.nodes:
-            args = [values[x.value] if type(x) is Ref else x for x in inputs]
+            args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
             if operator is Detach:
                 values.append(args[0].detach())
             else:
-                values.append((call if is_elementwise(operator) else call_reduction)(operator, *args))
+                values.append(call(operator, args) if is_elementwise(operator) else call_reduction(operator, *args))
         return self.pack([values[ref.value] for ref in self.outputs])
 
     def source(self, value: int) -> int:

@@ -195,7 +195,7 @@ def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
     >>> add(torch.tensor([1, 2]), 10, alpha=3)
     tensor([31, 32])
     """
-    return call(Add, input, other, as_scalar(alpha), out=out)
+    return call(Add, (input, other, as_scalar(alpha)), out)
 
 
 def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, out: Tensor | None = None) -> Tensor:
@@ -216,7 +216,7 @@ def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
     tensor([[ 0., -1.],
             [ 1.,  0.]])
     """
-    return call(Sub, input, other, as_scalar(alpha), out=out)
+    return call(Sub, (input, other, as_scalar(alpha)), out)
 
 
 def mul(input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = None) -> Tensor:
@@ -234,7 +234,7 @@ def mul(input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = 
     >>> mul(torch.tensor([1, 2]), 0.5)
     tensor([0.5000, 1.0000])
     """
-    return call(Mul, input, other, out=out)
+    return call(Mul, (input, other), out)
 
 
 def div(
@@ -258,7 +258,7 @@ def div(
     """
     if rounding_mode is not None:
         return torch.div(input, other, rounding_mode=rounding_mode, out=out)  # type: ignore[arg-type]
-    return call(Div, input, other, out=out)
+    return call(Div, (input, other), out)
 
 
 def maximum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -276,7 +276,7 @@ def maximum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tenso
     >>> maximum(torch.tensor([1.0, torch.nan]), torch.tensor([2.0, 0.0]))
     tensor([2., nan])
     """
-    return call(Maximum, input, other, out=out)
+    return call(Maximum, (input, other), out)
 
 
 def minimum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -295,7 +295,7 @@ def minimum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tenso
     tensor([[1, 1],
             [2, 3]])
     """
-    return call(Minimum, input, other, out=out)
+    return call(Minimum, (input, other), out)
 
 
 def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None = None) -> Tensor:
@@ -317,7 +317,7 @@ def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None
     >>> pow(2, torch.tensor([0, 3]))
     tensor([1, 8])
     """
-    return call(_pow_operator(input, exponent), input, exponent, out=out)
+    return call(_pow_operator(input, exponent), (input, exponent), out)
 
 
 def add_(input: Tensor, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:

@@ -26,7 +26,7 @@ from ..runtime.paths import CLASSES, NUMBERS, is_by_formula, is_dense_tensor, is
 from .function import Operator, needed_vjp
 
 
-def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor:
+def call(operator: type[Operator], inputs: tuple, out: Tensor | None = None) -> Tensor:
     """Apply ``operator``, and let autograd record it where a derivative can be asked for."""
     if out is not None:
         return pointwise(operator.formula, *map(_as_number, inputs), out=out)
@@ -34,21 +34,23 @@ def call(operator: type[Operator], *inputs, out: Tensor | None = None) -> Tensor
     for x in inputs:
         kind = type(x)
         if kind in CLASSES:
-            needs = needs or x.requires_grad
-            by_formula = by_formula and not x.is_cuda
+            if x.requires_grad:
+                needs = True
+            if by_formula and x.is_cuda:
+                by_formula = False
         elif kind not in NUMBERS:
             return _call_unusual(operator, inputs)
     if forward_level() >= 0:
         return _call_unusual(operator, inputs)
     if needs and is_recorded():
         for x in inputs:
-            if type(x) not in NUMBERS and not is_strided(x):
+            if type(x) in CLASSES and not is_strided(x):
                 return _call_unusual(operator, inputs)
         return _call_unusual(operator, inputs) if transforms_active() else operator.record(*inputs)
     return operator.formula(*inputs) if by_formula else pointwise(operator.formula, *inputs)
 
 
-def _call_unusual(operator: type[Operator], inputs: Sequence) -> Tensor:
+def _call_unusual(operator: type[Operator], inputs: tuple) -> Tensor:
     """Apply ``operator`` under transforms, to subclasses of tensors, NumPy's scalars, and what torch will refuse."""
     inputs = tuple(map(_as_number, inputs))
     if trace := tracing_hook(inputs):

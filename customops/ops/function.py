@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from torch.compiler import is_dynamo_compiling
 
 from .. import config
 from .._compat import apply_without_binding, forward_level, name_nodes_after
-from ..runtime.elementwise import pointwise, pointwise_, pointwise_vjp, widened
-from ..runtime.paths import CLASSES, NUMBERS
-from ..runtime.rules import VjpRule, tuple_getter
-from ..runtime.specs import gradient_spec_of
+from ..runtime.elementwise import pointwise, pointwise_, pointwise_recorded, pointwise_vjp, widened
+from ..runtime.paths import CLASSES
+from ..runtime.rules import VjpRule, picked, tuple_getter
+from ..runtime.specs import GradientSpec
 
 _INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
 
@@ -27,7 +28,7 @@ class CustomFunction(Function):
     A subclass has ``forward(*inputs)``, and ``prepare(ctx, inputs)`` instead of a ``setup_context``.
     """
 
-    record: ClassVar[Callable[..., Any]]  # ``apply``, where no transform is open
+    record: ClassVar[Callable[..., Any]]  # ``apply``, of torch's own classes, where nothing sees or replaces calls
     by_formula: ClassVar[Callable[..., Tensor]]  # the value by torch's formula
     generate_vmap_rule = True
 
@@ -37,6 +38,11 @@ class CustomFunction(Function):
         counterpart: Any = type(cls.__name__, (_WithoutSetupContext,), {"function": cls})
         name_nodes_after(counterpart, cls)
         cls.record = apply_without_binding(counterpart)
+
+    @classmethod
+    def recorded_value(cls, inputs: Sequence) -> Tensor:
+        """Return the value inside ``record``: rules 1 and 2 of runtime/paths.py need not be asked again."""
+        raise NotImplementedError
 
     @classmethod
     def prepare(cls, ctx, inputs: Sequence) -> Callable[[Sequence], Sequence[Tensor]] | None:
@@ -65,8 +71,9 @@ class _WithoutSetupContext(Function):
     @classmethod
     def forward(cls, ctx, *inputs):
         """Return the value, and save in ``ctx`` what the function saves."""
-        pick = cls.function.prepare(ctx, inputs)
-        output = cls.function.forward(*inputs)
+        function = cls.function
+        pick = function.prepare(ctx, inputs)
+        output = function.recorded_value(inputs)
         if pick:
             ctx.save_for_backward(*pick((*inputs, output)))
         return output
@@ -92,13 +99,18 @@ class Operator(CustomFunction):
     @classmethod
     def forward(cls, *inputs):
         """Return the value, by kernel or formula."""
+        return pointwise(cls.formula, *inputs)
+
+    @classmethod
+    def recorded_value(cls, inputs):
+        """Return the value inside ``record``, by kernel or formula."""
         if config.cpu_by_formula:
             for x in inputs:
-                if type(x) not in NUMBERS and (type(x) not in CLASSES or x.is_cuda):
+                if type(x) in CLASSES and x.is_cuda:
                     break
             else:
                 return cls.formula(*inputs)
-        return pointwise(cls.formula, *inputs)
+        return pointwise_recorded(cls.formula, inputs)
 
     @classmethod
     def by_formula(cls, *inputs):
@@ -113,7 +125,9 @@ class Operator(CustomFunction):
         is saved for backward does not depend on tangents: a checkpoint may compute the call again without any.
         """
         needed = needed_vjp(cls.derivatives, ctx.needs_input_grad, *map(type, inputs))
-        ctx.saved_meta = needed, needed.numbers(inputs), list(map(gradient_spec_of, needed.inputs(inputs)))
+        numbers = needed.numbers(inputs) if needed.numbers else ()
+        specs = needed.gradient_specs(inputs) if needed.lone is None else ((None, inputs[needed.lone].dtype),)
+        ctx.saved_meta = needed, numbers, specs
         ctx.set_materialize_grads(False)  # 0 for what does not arrive, or move, would meet slopes of inf
         return needed.tensors if needed.saves else None
 
@@ -124,21 +138,22 @@ class Operator(CustomFunction):
         if forward_level() >= 0:
             are_tensors = tuple([isinstance(x, Tensor) for x in inputs])
             needed = needed_vjp(cls.derivatives, are_tensors, *map(type, inputs))
-            ctx.tangent_meta = needed, needed.numbers(inputs), gradient_spec_of(output)
+            ctx.tangent_meta = needed, needed.numbers(inputs) if needed.numbers else (), (output.shape, output.dtype)
             ctx.save_for_forward(*needed.tensors((*inputs, output)))
 
     @staticmethod
     def backward(ctx, g):
         """Return the gradients that are needed, taken in one pass, and None for every other input."""
-        if g is None:
-            return (None,) * len(ctx.needs_input_grad)
         needed, numbers, specs = ctx.saved_meta
-        saved = ctx.saved_tensors if needed.saves else ()
-        values = (g, *saved, *numbers)[: len(needed.rule.names)]  # a power may have saved more than it reads
+        if g is None:
+            return (None,) * needed.arity
+        values = (g, *ctx.saved_tensors, *numbers) if needed.saves else (g, *numbers)
+        if len(values) > needed.reads:  # a power may have saved more than it reads
+            values = values[: needed.reads]
         grads = pointwise_vjp(needed.rule, values, specs)
-        if len(grads) == len(ctx.needs_input_grad):
+        if len(grads) == needed.arity:
             return tuple(grads)
-        by_input: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        by_input: list[Tensor | None] = [None] * needed.arity
         for i, grad in zip(needed.positions, grads, strict=True):
             by_input[i] = grad
         return tuple(by_input)
@@ -153,21 +168,31 @@ class Operator(CustomFunction):
             if tangent is not None:
                 real_from_complex = tangent.is_complex() and not dtype.is_complex  # |x|: the part along the slope
                 first = tangent.conj() if real_from_complex else tangent.to(dtype)
-                values = widened((first, *ctx.saved_tensors, *numbers))
-                term = derivative(*[values[k] for k in arguments])
+                term = derivative(*picked(widened((first, *ctx.saved_tensors, *numbers)), arguments))
                 total = total + (term.real if real_from_complex else term)
         return total.expand(shape).to(dtype)
 
 
-class NeededVjp(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NeededVjp:
     """The rule of those inputs that need a gradient, and what picks its values out of a call."""
 
     rule: VjpRule
-    positions: tuple[int, ...]  # of those inputs, among all
-    inputs: Callable[[Sequence], Sequence]  # pick those inputs out of all
-    tensors: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that the rule reads out of (*inputs, output)
-    numbers: Callable[[Sequence], Sequence]  # pick the numbers that it reads out of the inputs
     saves: bool  # whether it reads any, if only a number: torch then refuses a second backward
+    reads: int  # how many values it reads
+    arity: int  # how many inputs there are
+    tensors: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that the rule reads out of (*inputs, output)
+    numbers: Callable[[Sequence], Sequence] | None  # pick the numbers that it reads out of the inputs, if there are any
+    positions: tuple[int, ...]  # of those inputs, among all
+    operands: tuple[int, ...]  # the positions of all tensors, at most two, whether they need a gradient or not
+    lone: int | None  # the position of the only tensor, if one alone is there and needs a gradient
+
+    def gradient_specs(self, inputs: Sequence) -> list[GradientSpec]:
+        """Return what a gradient has to know of each of those inputs: no shape where all tensors have one shape."""
+        shapes = [inputs[i].shape for i in self.operands]
+        if not shapes or shapes[0] == shapes[-1]:
+            return [(None, inputs[i].dtype) for i in self.positions]
+        return [((x := inputs[i]).shape, x.dtype) for i in self.positions]
 
 
 @lru_cache(maxsize=1024)
@@ -177,14 +202,18 @@ def needed_vjp(derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *type
     numbers = {name for name, kind in zip(_INPUTS, types) if not issubclass(kind, Tensor)}  # noqa: B905 - of 1 to 3
     rule = VjpRule.of(tuple(derivatives[i] for i in positions), numbers)
     where = {**{name: i for i, name in enumerate(_INPUTS)}, "z": len(types)}
-    tensors = [where[name] for name in rule.names if name != "g" and name not in numbers]
+    operands = tuple(i for i, kind in enumerate(types) if issubclass(kind, Tensor))
+    read_numbers = [where[name] for name in rule.names if name in numbers]
     return NeededVjp(
         rule,
-        positions,
-        tuple_getter(positions),
-        tuple_getter(tensors),
-        tuple_getter(where[name] for name in rule.names if name in numbers),
         any(name in "xyz" for name in rule.names),
+        len(rule.names),
+        len(types),
+        tuple_getter(where[name] for name in rule.names if name != "g" and name not in numbers),
+        tuple_getter(read_numbers) if read_numbers else None,
+        positions,
+        operands,
+        positions[0] if positions and len(operands) == 1 else None,
     )
 
 
@@ -208,7 +237,7 @@ class InPlace(Function):
     @staticmethod
     def backward(ctx, g):
         """Return the operator's gradients, and none for the copy; compiled autograd traces no class method."""
-        grads = Operator.backward(ctx, g)
+        of_copy = None
         if is_dynamo_compiling() and ctx.needs_input_grad[-2]:  # compiled autograd adds up what it gets, None too
-            return (*grads[:-2], torch.zeros_like(g), None)
-        return grads
+            of_copy = torch.zeros_like(g)
+        return (*Operator.backward(ctx, g), of_copy, None)

@@ -15,10 +15,11 @@ from torch import Tensor, is_grad_enabled
 from torch.compiler import is_dynamo_compiling
 
 from .. import formulas as f
+from .._compat import forward_level, transforms_active
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.graph import Graph, Input, Op
 from ..runtime.elementwise import HALVES, cast, pointwise
-from ..runtime.paths import is_by_formula, is_ordinary, is_recorded, plan_key
+from ..runtime.paths import CLASSES, is_by_formula, is_recorded, is_strided, plan_key
 from ..runtime.reduction import keepdim_shape, reduce, reduced_axes
 from ..runtime.rules import tuple_getter
 from .call import differentiates, tracing_hook
@@ -53,6 +54,12 @@ class Reduction(CustomFunction):
     @classmethod
     def forward(cls, x, dtype, *dim):
         """Return the value, by kernel or formula."""
+        return reduce(cls.formula, x, *dim, dtype=dtype)
+
+    @classmethod
+    def recorded_value(cls, inputs):
+        """Return the value inside ``record``, by kernel or formula."""
+        x, dtype, *dim = inputs
         if dtype is None and is_by_formula(x):
             return cls.formula(x, *dim)
         return reduce(cls.formula, x, *dim, dtype=dtype)
@@ -322,14 +329,15 @@ def call_reduction(operator: type[Reduction], x, dtype, dim=_UNSET, keepdim=_UNS
     axes: tuple = ()
     if dim is not _UNSET:
         axes = dim if type(dim) is int else _as_ints(dim), False if keepdim is _UNSET else keepdim
-    if out is None and dtype is None and is_ordinary(x):
-        if x.requires_grad and is_recorded():
+    if out is None and dtype is None and type(x) in CLASSES and forward_level() < 0:
+        recorded = x.requires_grad and is_recorded()
+        if recorded and is_strided(x) and not transforms_active():
             return operator.record(x, dtype, *axes)
-        if is_by_formula(x):
-            return operator.formula(x, *axes)
-    elif trace := tracing_hook((x,)):
+        if not recorded:
+            return operator.formula(x, *axes) if is_by_formula(x) else reduce(operator.formula, x, *axes)
+    if trace := tracing_hook((x,)):
         return trace(operator, (x, dtype, *axes))
-    elif out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
+    if out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):
         return operator.apply(x, dtype, *axes)
     return reduce(operator.formula, x, *axes, dtype=dtype, out=out)
 

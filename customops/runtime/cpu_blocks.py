@@ -18,20 +18,20 @@ def is_large(g: Tensor) -> bool:
     return g.numel() >= LARGE_ELEMENTS
 
 
-def derivative_by_blocks(derivative: Callable, values: Sequence, shape: torch.Size) -> Tensor:
+def derivative_by_blocks(derivative: Callable, values: Sequence, shape: torch.Size | None) -> Tensor:
     """Return a derivative, summed to ``shape`` if that is less than g's; its intermediates stay in the cache.
 
     Blocks are slices of the axis that is furthest apart in memory, of those that make them small enough. All is
     computed at once, and not summed, where there is none, and where a torch operator or two need no memory in between.
     """
-    g, is_summed = values[0], shape != values[0].shape
+    g, is_summed = values[0], shape is not None and shape != values[0].shape
     count = g.numel() // BLOCK_ELEMENTS
     axis = max(range(-g.dim(), 0), key=lambda a: (4 * g.shape[a] >= count, g.stride(a)))
     if 4 * g.shape[axis] < count or sum(isinstance(x, Tensor) for x in values) < (2 if is_summed else 3):
         return derivative(*values)
     step = -(-g.shape[axis] // count)
     blocks = zip(*[_split(x, axis, step, g.shape[axis]) for x in values])  # noqa: B905 - repeat() has no end
-    if is_summed:
+    if is_summed and shape is not None:
         return _summed(derivative, blocks, g, axis, shape)
     grad: Any = None
     slices: Iterator[Tensor] = iter(())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from .. import config
 from .._compat import overlaps_itself
 from .cpu_blocks import derivative_by_blocks, is_large
 from .dtensor import ShardingSpec, common_sharding, find_sharding, local_shape
-from .paths import CLASSES, NUMBERS, has_kernel, is_private_cpu, plan_key
+from .paths import CLASSES, has_kernel, is_private_cpu, plan_key, tensors_key
 from .plans import Execution, make_plan, recall, remember
-from .rules import VjpRule, by_parameter, is_identity, other_values
+from .rules import VjpRule, by_parameter, is_identity, other_values, picked
 from .specs import GradientSpec, TensorSpec, ask_torch, contiguous, infer_on_meta, on_meta, spec_of
 
 HALVES = frozenset({torch.float16, torch.bfloat16})
@@ -24,17 +24,39 @@ def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
     """Return ``formula`` of tensors and numbers, broadcast together."""
     inputs_key = plan_key(args if out is None else (*args, out))
     if inputs_key and (out is None or is_safe_out(out, args)):
-        key = formula, inputs_key
-        call = recall(key)
-        if call is None:
-            call = remember(key, has_kernel(formula.__name__, args, out) and _plan_pointwise(formula, args))
-        if call:
+        if call := _kernels(formula, args, inputs_key, out):
             (z,) = call(args)
             return z if out is None else torch.maximum(z, z, out=out)  # torch's own resizing and casts
     elif out is None and (sharding := find_sharding(args)) and (like := infer_on_meta(formula, args, {})):
         z = pointwise(formula, *map(sharding.local, args))
         return sharding.join(z, like, sharding.placements(like.shape))
     return formula(*args) if out is None else formula(*args, out=out)
+
+
+def pointwise_recorded(formula: Callable, args: tuple) -> Tensor:
+    """Return ``formula`` of ``args``, of torch's own classes, in a call that a Function of ours records.
+
+    Rules 1 and 2 were asked before it was.
+    """
+    inputs_key = None if config.current_backend == "torch" else tensors_key(args)
+    if inputs_key:
+        call = recall((formula, inputs_key))
+        if call is None:
+            call = _kernels(formula, args, inputs_key)
+        if call:
+            return call(args)[0]
+    return formula(*args)
+
+
+def _kernels(
+    formula: Callable, args: tuple, inputs_key: tuple, out: Tensor | None = None
+) -> Execution | Literal[False]:
+    """Return the work of a call like this one, False where its formula computes."""
+    key = formula, inputs_key
+    call = recall(key)
+    if call is None:
+        call = remember(key, has_kernel(formula.__name__, args, out) and _plan_pointwise(formula, args))
+    return call
 
 
 def pointwise_(formula: Callable, torch_inplace: Callable, x: Tensor, *args) -> Tensor:
@@ -59,11 +81,8 @@ def pointwise_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]
 
     ``values`` are g, then what the rule reads; ``specs`` has the shape and dtype of each gradient.
     """
-    for x in values:
-        kind = type(x)
-        if kind not in NUMBERS and (kind not in CLASSES or x.is_cuda or not config.cpu_by_formula):
-            break
-    else:
+    g = values[0]
+    if config.cpu_by_formula and type(g) in CLASSES and not g.is_cuda:  # then no value is on a GPU
         return _vjp_by_formula(rule, values, specs)
     inputs_key = plan_key(values)
     if inputs_key:
@@ -72,9 +91,7 @@ def pointwise_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]
         if plan is None:
             plan = remember(key, has_kernel(rule.derivatives[0].__name__, values) and _plan_vjp(rule, values, specs))
         if plan:
-            passthrough, call = plan
-            grads = iter(call(values) if call else ())
-            return [values[0] if passes else next(grads) for passes in passthrough]
+            return plan(values)
     elif (sharding := find_sharding(values)) and _is_joint(rule, values, sharding):
         return _vjp_on_shards(rule, values, specs, sharding)
     return _vjp_by_formula(rule, values, specs)
@@ -83,35 +100,36 @@ def pointwise_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]
 def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]) -> list[Tensor]:
     """Return the gradients by torch's formulas, large ones by blocks that stay in a CPU's cache."""
     g = values[0]
-    if specs[0][1] is not g.dtype or specs[-1][1] is not g.dtype:
+    of_g = g.dtype
+    if specs[0][1] is not of_g or specs[-1][1] is not of_g:
         values = widened(values)
-    conjugates = g.is_complex()  # as it is where anything is; a cotangent goes in and comes out conjugated
+    conjugates = of_g.is_complex  # as it is where anything is; a cotangent goes in and comes out conjugated
     if conjugates:
         values = (g.conj(), *values[1:])
-    grads: list[Any] = [None] * len(specs)
     large = is_large(g) and is_private_cpu(values)
-    order = _summed_first(specs, g)
-    arguments = [[values[k] for k in positions] for _, positions in rule.steps]
-    for i in order:
-        derivative, (shape, dtype) = rule.derivatives[i], specs[i]
-        grad = derivative_by_blocks(derivative, arguments[i], shape) if large else derivative(*arguments[i])
+    grads: list[Any] = [None] * len(specs)
+    for i in range(len(specs)) if specs[0][0] is None else _summed_first(specs, g):
+        (derivative, positions), (shape, dtype) = rule.steps[i], specs[i]
+        arguments = picked(values, positions)
+        grad = derivative_by_blocks(derivative, arguments, shape) if large else derivative(*arguments)
         if conjugates:
             grad = grad.conj()
-        grads[i] = grad if grad.dtype is dtype and grad.shape == shape else _fit(grad, shape, dtype)
+        is_fit = grad.dtype is dtype and (shape is None or grad.shape == shape)
+        grads[i] = grad if is_fit else _fit(grad, shape, dtype)
     return grads
 
 
 def _summed_first(specs: Sequence[GradientSpec], g: Tensor) -> Sequence[int]:
     """Return an order in which a gradient that may be summed comes first: its full-size value is then freed."""
     order = range(len(specs))
-    return order[::-1] if len(specs) > 1 and specs[0][0] == g.shape else order
+    return order[::-1] if specs[0][0] == g.shape else order
 
 
 def _vjp_on_shards(
     rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec], sharding: ShardingSpec
 ) -> list[Tensor]:
     """Return the gradients of the local shards; what is summed over an axis is summed later over processes."""
-    g, *_ = values
+    g, specs = values[0], _with_shapes(specs, values[0])
     local = [sharding.local(value) for value in values]
     local_specs = [(local_shape(shape, local[0].shape), dtype) for shape, dtype in specs]
     grads = pointwise_vjp(rule, local, local_specs)
@@ -124,9 +142,14 @@ def _vjp_on_shards(
     return joined
 
 
+def _with_shapes(specs: Sequence[GradientSpec], g: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
+    """Return ``specs`` with a shape each: that of ``g`` where one has none."""
+    return [(g.shape if shape is None else shape, dtype) for shape, dtype in specs]
+
+
 def _is_joint(rule: VjpRule, values: Sequence, sharding: ShardingSpec) -> bool:
     """Return whether the operands of each derivative by itself have the common sharding: torch goes by those."""
-    return all(common_sharding([values[k] for k in positions]) == sharding for _, positions in rule.steps)
+    return all(common_sharding(picked(values, positions)) == sharding for _, positions in rule.steps)
 
 
 def widened(values: Sequence) -> Sequence:
@@ -149,30 +172,43 @@ def _plan_in_place(formula: Callable, args: tuple) -> Execution | bool:
     return Execution(make_plan([formula], by_parameter(formula, args), [x], spec), ())
 
 
-def _plan_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]) -> tuple[list[bool], Execution | None]:
-    """Return which gradients are g itself, and the kernels that make the others; None where there are none."""
+class PartialExecution(NamedTuple):
+    """The work of a call like an earlier one, where some of the gradients are g itself."""
+
+    are_g: tuple[bool, ...]  # of each gradient, whether it is g
+    execution: Execution | None  # makes the others; None where there are none
+
+    def __call__(self, values: Sequence) -> list[Tensor]:
+        """Return all gradients."""
+        grads = iter(self.execution(values) if self.execution else ())
+        return [values[0] if is_g else next(grads) for is_g in self.are_g]
+
+
+def _plan_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]) -> Execution | PartialExecution:
+    """Plan the kernels that make those gradients that are not g itself."""
     g, named = values[0], dict(zip(rule.names, values, strict=True))
-    pairs = list(zip(rule.derivatives, specs, strict=True))
+    pairs = list(zip(rule.derivatives, _with_shapes(specs, g), strict=True))
     of_g = g.shape, g.dtype
-    passthrough = [spec == of_g and is_identity(f, other_values(f, named)) for f, spec in pairs]
-    computed = [pair for pair, passes in zip(pairs, passthrough, strict=True) if not passes]
+    are_g = tuple(spec == of_g and is_identity(f, other_values(f, named)) for f, spec in pairs)
+    computed = [pair for pair, is_g in zip(pairs, are_g, strict=True) if not is_g]
     if not computed:
-        return passthrough, None
+        return PartialExecution(are_g, None)
     full = torch.empty_like(g, device="meta").stride()
     grads = [
         TensorSpec(shape, full if shape == g.shape else contiguous(shape), dtype, g.device)
         for _, (shape, dtype) in computed
     ]
     plan = make_plan([derivative for derivative, _ in computed], named, grads, spec_of(g))
-    return passthrough, Execution(plan, tuple(grads))
+    execution = Execution(plan, tuple(grads))
+    return PartialExecution(are_g, execution) if any(are_g) else execution
 
 
-def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _fit(grad: Tensor, shape: torch.Size | None, dtype: torch.dtype) -> Tensor:
     """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype.
 
     Torch sums what has no axes too, and has no sum of complex halves.
     """
-    return cast(grad if grad.shape == shape else grad.sum_to_size(shape), dtype)
+    return cast(grad if shape is None or grad.shape == shape else grad.sum_to_size(shape), dtype)
 
 
 def cast(grad: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from mmap import mmap
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import config
+from .specs import TensorSpec
 
 LARGE_BYTES = 1 << 28  # bytes; to map less takes longer than to allocate it
 _PRIVATE_ANONYMOUS_NORESERVE = 0x4022  # Linux's flags, the last of which Python names from 3.13 on
@@ -21,6 +22,13 @@ def empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, devi
     if config.dry_run_target is None or prod(shape) * dtype.itemsize < LARGE_BYTES:
         return torch.empty_strided(shape, strides, dtype=dtype, device=device)
     return unbacked(shape, strides, dtype)
+
+
+def allocate(specs: Iterable[TensorSpec]) -> list[Tensor]:
+    """Return a tensor for each of ``specs``, as :func:`empty` does, which is called only where it has a choice."""
+    if config.dry_run_target is not None:
+        return [empty(*spec) for spec in specs]
+    return [torch.empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype, device in specs]
 
 
 def unbacked(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, shift: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, get_default_dtype, is_grad_enabled, is_inference_mode_enabled
+from torch import Tensor, get_default_dtype, is_autocast_enabled, is_grad_enabled, is_inference_mode_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
@@ -60,11 +60,7 @@ def plan_key(args: Sequence, recorded: bool = False) -> tuple | None:
             return None
     if config.current_backend == "torch" or is_intercepted() or is_differentiated(args, recorded):
         return None
-    key = tensors_key(args)
-    if key is None:
-        return None
-    setting = config.current_backend, config.dry_run_target, torch.get_default_dtype(), torch.is_autocast_enabled()
-    return *setting, *key
+    return tensors_key(args)
 
 
 def is_intercepted() -> bool:
@@ -80,13 +76,6 @@ def is_intercepted() -> bool:
 def is_recorded() -> bool:
     """Return whether autograd records what is done to tensors that require a gradient, by our rule."""
     return is_grad_enabled() and not is_intercepted() and not is_inference_mode_enabled()
-
-
-def is_ordinary(x: Any) -> bool:
-    """Return whether ``x`` is a tensor of torch's own class with elements in strides, under no transform."""
-    if forward_level() >= 0 or transforms_active():
-        return False
-    return type(x) in CLASSES and is_strided(x)
 
 
 def is_by_formula(x: Tensor) -> bool:
@@ -129,29 +118,29 @@ def moves_tangents() -> bool:
 
 
 def tensors_key(args: Sequence) -> tuple | None:
-    """Return what a plan depends on of each of ``args``; None where one is a tensor that kernels do not take: rule 3.
+    """Return what a plan depends on of ``args``; None where one is a tensor that kernels do not take: rule 3.
 
-    They take tensors of torch's own, dense, with elements in memory, under no transform.
+    They take tensors of torch's own, dense, with elements in memory, under no transform. Any other has no strides or no
+    address: torch raises, or the address is 0, as it is of a meta or zero tensor, most empty ones, and what a transform
+    left behind.
     """
     if transforms_active():
         return None
-    key: list[Any] = []
-    for x in args:
-        if type(x) in NUMBERS:
-            key.append(_number_key(x))
-        elif type(x) in CLASSES and is_strided(x) and not x.is_neg() and (pointer := _address(x)):
-            key += x.shape, x.stride(), x.dtype, x.get_device(), pointer % VECTOR_BYTES == 0
-        else:
-            return None
-    return tuple(key)
-
-
-def _address(x: Tensor) -> int:
-    """Return where the elements are; 0 for meta and zero tensors, most empty ones, and what a transform left behind."""
+    key = [config.setting, get_default_dtype(), is_autocast_enabled()]
     try:
-        return x.data_ptr()
+        for x in args:
+            if type(x) in CLASSES:
+                pointer = x.data_ptr()
+                if not pointer or x.is_neg():
+                    return None
+                key += x.shape, x.stride(), x.dtype, x.get_device(), pointer % VECTOR_BYTES == 0
+            elif type(x) in NUMBERS:
+                key.append(_number_key(x))
+            else:
+                return None
     except RuntimeError:
-        return 0
+        return None
+    return tuple(key)
 
 
 def _number_key(number: Any) -> tuple:

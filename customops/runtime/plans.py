@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import config
 from ..triton_kernels.layout import VECTOR_BYTES, expand
 from ..triton_kernels.stage import Argument, KernelOp, Operand, Output, Stage
-from .memory import empty
+from .memory import allocate
 from .rules import parameters
 from .specs import TensorSpec, strides_of
 
@@ -33,7 +33,7 @@ class Execution(NamedTuple):
 
     def __call__(self, args: Sequence) -> list[Tensor]:
         """Allocate the outputs, launch, and return them."""
-        outputs = [empty(*spec) for spec in self.outputs]
+        outputs = allocate(self.outputs)
         self.plan(args, outputs)
         return outputs
 

@@ -21,14 +21,21 @@ class VjpRule(NamedTuple):
 
     derivatives: tuple[Callable, ...]
     names: tuple[str, ...]  # of the values that they read
-    steps: tuple[tuple[Callable, tuple[int, ...]], ...]  # each, and the positions of its arguments among them
+    steps: tuple[tuple[Callable, tuple[int, ...] | None], ...]  # each, and where its arguments are: see ``picked``
 
     @classmethod
     def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> VjpRule:
         """Return the rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
         names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
-        return cls(derivatives, names, tuple((d, tuple(map(names.index, parameters(d)))) for d in derivatives))
+        read_by = [(d, tuple(map(names.index, parameters(d)))) for d in derivatives]
+        everything = tuple(range(len(names)))
+        return cls(derivatives, names, tuple((d, None if at == everything else at) for d, at in read_by))
+
+
+def picked(values: Sequence, positions: tuple[int, ...] | None) -> Sequence:
+    """Return the values at ``positions``, all where there are none; compiled autograd traces it, and no getter."""
+    return values if positions is None else [values[i] for i in positions]
 
 
 def tuple_getter(positions: Iterable[int]) -> Callable[[Sequence], Sequence]:

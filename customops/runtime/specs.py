@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-GradientSpec = tuple[torch.Size, torch.dtype]
-
-# Return what a gradient has to know of a tensor: a GradientSpec, without a Python frame.
-gradient_spec_of: Callable[[Tensor], GradientSpec] = attrgetter("shape", "dtype")
+# The shape and dtype of a gradient; the shape is None where it is that of the cotangent.
+GradientSpec = tuple[torch.Size | None, torch.dtype]
 
 
 class TensorSpec(NamedTuple):

@@ -20,6 +20,12 @@ from .targets import TARGETS, check_launch, most_threads
 INPUTS = ("operands",)  # the parameter of our kernels whose tensors they only read; of others nobody says which
 
 
+class _Thread(local):
+    """What is known of one thread; the value of a class, as an attribute that is not there takes longer to find."""
+
+    tries = False  # whether it only tries a launch
+
+
 class RecordingDriver:
     """A driver that lets Triton compile for a GPU that is not there: it loads nothing, and records each launch.
 
@@ -37,7 +43,7 @@ class RecordingDriver:
         self.loading: Any = None  # the CompiledKernel that a launcher is asked for, at that moment
         self.utils = Utilities(self)
         self._appending = Lock()  # held while a thread adds a record
-        self._thread = local()  # ``tries``: whether this thread only tries a launch
+        self._thread = _Thread()
 
     def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
         """Return the launcher of the kernel with this source."""
@@ -85,7 +91,7 @@ class RecordingDriver:
     @property
     def tries(self) -> bool:
         """Return whether this thread only tries launches."""
-        return getattr(self._thread, "tries", False)
+        return self._thread.tries
 
     def empty(self, size, dtype, device):
         """Allocate a scratch buffer of ``size`` elements for use between launches."""
@@ -158,18 +164,23 @@ class Launcher:
         self, grid_x, grid_y, grid_z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args
     ) -> None:
         """Record a launch; hooks, a profiler's, are not called. As on a GPU, an empty grid launches nothing."""
-        grid = index(grid_x), index(grid_y), index(grid_z)
-        if min(grid) <= 0:
-            return
         record = self.last
         tensors = () if self.like else tensors_of(self.compiled, args)
-        if record is None or record.grid != grid or record.tensors != tensors:
-            record = self.last = self._record(grid, tensors)
+        if record is None or record.grid != (grid_x, grid_y, grid_z) or record.tensors != tensors:
+            record = self._record((index(grid_x), index(grid_y), index(grid_z)), tensors)
+            if record is None:
+                return
+            self.last = record
         if not self.driver.tries:
             self.driver.launch(record, args, () if self.like is None else INPUTS)
 
-    def _record(self, grid: tuple[int, int, int], tensors: tuple[TensorArgument, ...]) -> LaunchRecord:
-        """Return the record of launches with this grid on tensors like these, if the GPU has what they ask for."""
+    def _record(self, grid: tuple[int, int, int], tensors: tuple[TensorArgument, ...]) -> LaunchRecord | None:
+        """Return the record of launches with this grid on tensors like these, if the GPU has what they ask for.
+
+        Returns None of an empty grid.
+        """
+        if min(grid) <= 0:
+            return None
         compiled, metadata = self.compiled, self.compiled.metadata
         threads = metadata.num_warps * self.driver.limits.warp_size
         check_launch(self.driver.name, compiled.name, grid, threads, registers(compiled), metadata.shared)
