@@ -10,12 +10,13 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import cycle
+from itertools import cycle, product
 from math import inf, prod
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from customops.triton_kernels.launch import Launch
 from torch import Tensor
 from tqdm import tqdm
@@ -192,7 +193,7 @@ LAYOUTS = (
     Layout("cube", _pair((64, 512, 512)), pitch=512, fits="reduction"),
     Layout("images", _pair(IMAGES), pitch=56, fits="reduction"),
     Layout("long rows", _pair((2, 2**24)), fits="reduction"),
-    Layout("short rows", _pair((2**20, 7)), pitch=7, fits="reduction"),
+    Layout("short rows", _pair((2**20, 7)), pitch=7, fits="reduction", in_flight=IN_FLIGHT // 2),  # as width 1004
     Layout("rows of 64", _pair((2**16, 64), [64]), ("dy",), 64, kind="row", fits="sum"),
     Layout("rows of 256", _pair((2**14, 256), [256]), ("dy",), 256, kind="row", fits="sum"),
     Layout("rows of 1024", _pair((2**12, 1024), [1024]), ("dy",), 1024, kind="row", fits="sum"),
@@ -409,14 +410,49 @@ def _row(findings: list[Finding]) -> str:
     return f"{narrowest[0]:>6}{narrowest[1]:>7}{spills:>8}{spans[0]:>9}{spans[1]:>10}{excess:>7.3f}{busy}{worst}"
 
 
+LAYERS: dict[str, tuple[Callable, int, int]] = {  # the layer, its vectors of weights, and launches backward at most
+    "softmax": (lambda x: torch.softmax(x, -1), 0, 1),
+    "rms_norm": (lambda x, w: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * w, 1, 2),
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b), 2, 2),
+}
+
+
+def fused_layers() -> tuple[list[str], int]:
+    """Return a line for each fused layer, row and direction, in bfloat16, and how many cost more than they must."""
+    lines, wrong = [f"{'fused layer':<24}{'launches':>9}{'DRAM':>7}{'KiB':>7}{'warps':>7}{'us':>8}"], 0
+    for (name, (layer, vectors, most)), n in product(LAYERS.items(), (1024, 65536)):
+        sizes = ((2**26 // n, n), *[(n,)] * vectors)
+        xs = [torch.empty(size, dtype=torch.bfloat16, requires_grad=True) for size in sizes]
+        with customops.dry_run("cuda:90") as records:
+            z = customops.fuse(layer)(*xs)
+            forward = list(records)
+            torch.autograd.grad(z, xs, torch.empty_like(z))
+        for way, some, limit in (("forward", forward, 1), ("backward", records[len(forward) :], most)):
+            ratio = sum(r.estimate.dram_bytes for r in some) / sum(r.bytes_floor for r in some[:1])
+            busy = [r.estimate for r in some if has_to_fill(r)]
+            flight, warps = (
+                min((e.bytes_in_flight for e in busy), default=inf),
+                min((e.warps for e in busy), default=inf),
+            )
+            us = 1e6 * sum(r.estimate.total for r in some)
+            cells = f"{len(some):>9}{ratio:>7.3f}{flight / 1024:>7.1f}{warps:>7.1f}{us:>8.1f}"
+            lines.append(f"{f'{name} {n} {way}':<24}{cells}")
+            wrong += len(some) > limit or ratio > 1.05
+    return lines, wrong
+
+
 def main() -> int:
     """Audit, print the table, and return whether anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.audit", description=__doc__)
     parser.add_argument("--full", action="store_true", help="every call, dtype and layout: half an hour")
-    wanted = cases() if parser.parse_args().full else chosen()
+    parser.add_argument("--fused", action="store_true", help="fused layers too")
+    asked = parser.parse_args()
+    wanted = cases() if asked.full else chosen()
     findings = {case: audit(case) for case in tqdm(wanted, "auditing", unit="call", file=sys.stderr)}
     print(table(findings))
-    return any(map(faults, findings.values()))
+    lines, wrong = fused_layers() if asked.fused else ([], 0)
+    print(*lines, sep="\n")
+    return wrong > 0 or any(map(faults, findings.values()))
 
 
 if __name__ == "__main__":
