@@ -16,7 +16,6 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from customops.triton_kernels.launch import Launch
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from customops.tools import machine_code
 from customops.tools.targets import TARGETS
 
 from .cases import CALLS, EXTREMA, REDUCTIONS, Call, ids
+from .programs import PROGRAMS
 
 WORD = 16  # bytes that one instruction loads at most
 WARP = 32 * WORD  # a tensor with fewer bytes has no vector for each lane of a warp
@@ -410,25 +410,27 @@ def _row(findings: list[Finding]) -> str:
     return f"{narrowest[0]:>6}{narrowest[1]:>7}{spills:>8}{spans[0]:>9}{spans[1]:>10}{excess:>7.3f}{busy}{worst}"
 
 
-LAYERS: dict[str, tuple[Callable, int, int]] = {  # the layer, its vectors of weights, and launches backward at most
-    "softmax": (lambda x: torch.softmax(x, -1), 0, 1),
-    "rms_norm": (lambda x, w: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * w, 1, 2),
-    "layer_norm": (lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b), 2, 2),
-}
+LAYERS = {"softmax": 1, "rms_norm": 2, "layer_norm": 2}  # launches backward at most; one forward
+
+
+def n_bytes(*tensors: Tensor) -> int:
+    """Return the bytes of these tensors together."""
+    return sum(map(_bytes, tensors))
 
 
 def fused_layers() -> tuple[list[str], int]:
     """Return a line for each fused layer, row and direction, in bfloat16, and how many cost more than they must."""
     lines, wrong = [f"{'fused layer':<24}{'launches':>9}{'DRAM':>7}{'KiB':>7}{'warps':>7}{'us':>8}"], 0
-    for (name, (layer, vectors, most)), n in product(LAYERS.items(), (1024, 65536)):
-        sizes = ((2**26 // n, n), *[(n,)] * vectors)
+    for program, n in product([program for program in PROGRAMS if program.name in LAYERS], (1024, 65536)):
+        sizes = ((2**26 // n, n), *[(n,)] * (len(program.large) - 1))
         xs = [torch.empty(size, dtype=torch.bfloat16, requires_grad=True) for size in sizes]
         with customops.dry_run("cuda:90") as records:
-            z = customops.fuse(layer)(*xs)
+            z = customops.fuse(program.of(customops))(*xs)
             forward = list(records)
             torch.autograd.grad(z, xs, torch.empty_like(z))
-        for way, some, limit in (("forward", forward, 1), ("backward", records[len(forward) :], most)):
-            ratio = sum(r.estimate.dram_bytes for r in some) / sum(r.bytes_floor for r in some[:1])
+        for way, some, limit in (("forward", forward, 1), ("backward", records[len(forward) :], LAYERS[program.name])):
+            floor = n_bytes(z, *xs) if way == "forward" else n_bytes(z, *xs, *xs)
+            ratio = sum(r.estimate.dram_bytes for r in some) / floor
             busy = [r.estimate for r in some if has_to_fill(r)]
             flight, warps = (
                 min((e.bytes_in_flight for e in busy), default=inf),
@@ -436,7 +438,7 @@ def fused_layers() -> tuple[list[str], int]:
             )
             us = 1e6 * sum(r.estimate.total for r in some)
             cells = f"{len(some):>9}{ratio:>7.3f}{flight / 1024:>7.1f}{warps:>7.1f}{us:>8.1f}"
-            lines.append(f"{f'{name} {n} {way}':<24}{cells}")
+            lines.append(f"{f'{program} {n} {way}':<24}{cells}")
             wrong += len(some) > limit or ratio > 1.05
     return lines, wrong
 
