@@ -380,8 +380,7 @@ KINDS = ((0, "operators"), (2, "dtypes"), (3, "layouts"))
 LEGEND = """bits: the narrowest of the widest accesses to contiguous and row tensors, other: to any other tensor;
 forward, backward: launches; DRAM: its bytes, to those of each input and output once; KiB: in flight on a
 multiprocessor, and warps on it, of launches on 4 MB and more that neither read all at once nor wait for
-instructions; SASS: machine
-instructions an element; us: estimated. The worst of each layout's calls, by the model of docs/model.md"""
+instructions; SASS: machine instructions an element; us: estimated. The worst of each layout's calls."""
 
 
 def table(findings: dict[Case, Finding]) -> str:
