@@ -35,7 +35,7 @@ from .layout import COLUMNS, LOOPED, OUTER, ROWS, TILED, VECTOR_BYTES, Layout, S
 WARP_THREADS = 32  # threads in a warp
 MAX_WARPS = 4  # warps of a program at most
 LOADS_IN_FLIGHT = 4  # vectors that a thread loads before it waits, where it has one operand
-MAX_THREAD_ELEMENTS = 32  # elements of an operand that a thread of a map holds at most
+MAX_THREAD_ELEMENTS = 16  # elements of an operand that a thread of a map holds at most, or 2 vectors of all operands
 MAX_REDUCED_ELEMENTS = 64  # the same of a reduction of one operand, whose elements become few at once
 MAX_FORMULA_ELEMENTS = 8  # the same of several operands, of which a formula is reduced, or one vector if that has more
 MAX_TILE_WIDTH = 128  # width of a tile of several rows at most: 256 bytes of 2 or 4 each, two cache lines
@@ -104,7 +104,8 @@ def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
 
     Of a reduction only what it loads in every step counts. Where each tile leaves partials it has more of them anyway.
     """
-    tensors, max_elements = sum(groups >= 0 for groups in layout.operand_groups), MAX_THREAD_ELEMENTS
+    tensors = max(1, sum(groups >= 0 for groups in layout.operand_groups))
+    max_elements = max(MAX_THREAD_ELEMENTS, 2 * vector // tensors)
     if layout.row_group is None and len(layout.extents) == 3:
         if layout.extents[TILED] > 1:
             return 1
