@@ -35,8 +35,8 @@ from .layout import COLUMNS, LOOPED, OUTER, ROWS, TILED, VECTOR_BYTES, Layout, S
 WARP_THREADS = 32  # threads in a warp
 MAX_WARPS = 4  # warps of a program at most
 LOADS_IN_FLIGHT = 4  # vectors that a thread loads before it waits, where it has one operand
-MAX_THREAD_ELEMENTS = 32  # elements of an operand that a thread of a map holds at most
-MAX_MAP_VALUES = 80  # values of 4 bytes that it holds, where fewer elements can make them so few
+MAX_THREAD_ELEMENTS = 16  # elements of an operand that a thread of a map holds at most
+MAX_MAP_VALUES = 128  # values of 4 bytes that it holds, where fewer elements can make them so few
 MAX_REDUCED_ELEMENTS = 64  # the same of a reduction of one operand, whose elements become few at once
 MAX_FORMULA_ELEMENTS = 8  # the same of several operands, of which a formula is reduced, or one vector if that has more
 MAX_TILE_WIDTH = 128  # width of a tile of several rows at most: 256 bytes of 2 or 4 each, two cache lines
