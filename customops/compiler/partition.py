@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..triton_kernels.layout import TooManyGroups
+from ..triton_kernels.layout import TooManyGroups, arrange
 from ..triton_kernels.row_tiling import MAX_ROW_LENGTH
 from ..triton_kernels.stage import Stage
 from ..triton_kernels.tiling import MAX_THREAD_VALUES
@@ -221,7 +221,10 @@ class _Partitioner:
     def _row_stage(
         self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int], row_axes: Axes
     ) -> Stage | SubPartition:
-        """Return a kernel each of whose programs has whole rows, to reduce over them."""
+        """Return a kernel each of whose programs has whole rows, to reduce over them.
+
+        Raises TooManyGroups if it has not the groups for ``outputs``.
+        """
         targets = [value for value, _ in outputs]
         inputs_of = {i: self._inputs(i) for i in values}.__getitem__
         values = self._in_order(values, targets, inputs_of)
@@ -230,7 +233,10 @@ class _Partitioner:
             sub = self._beginning(values[: len(needed_later)], needed_later, targets, inputs_of)
             if sub:
                 return sub
-        return self._describe(values, epilogues, outputs, row_axes)
+        stage = self._describe(values, epilogues, outputs, row_axes)
+        strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.outputs))
+        arrange(stage.shape, *strides, tuple(output.reduced_axes for output in stage.outputs), stage.row_axes)
+        return stage
 
     def _map_stage(
         self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int]
