@@ -299,15 +299,15 @@ def _measure(case: Case, direction: str, tensors: dict[str, Tensor], launched: l
     floor = sum(record.bytes_floor for record in records)
     used = {name: tensors[name] for name in bits if name in tensors}
     assert "unknown" in bits or floor == sum(map(_bytes, used.values())), "a dry run counts other bytes"
-    large = [record.estimate for record in records if has_to_fill(record)]
+    large = [record for record in records if has_to_fill(record)]
     phase = Phase(
         launches=len(launched),
         bits=bits,
         wide=_wide(case, used),
         spills=max((record.estimate.spills for record in records), default=0),
         excess=sum(record.estimate.dram_bytes for record in records) / floor if launched else 1.0,
-        in_flight=min((e.bytes_in_flight for e in large), default=inf),
-        warps=min((e.warps for e in large), default=inf),
+        in_flight=min(map(bytes_in_flight, large), default=inf),
+        warps=min((record.estimate.warps for record in large), default=inf),
         instructions=sum(record.estimate.instructions_per_element for record in records),
         seconds=sum(record.estimate.total for record in records),
         faults=[],
@@ -324,6 +324,12 @@ def has_to_fill(record) -> bool:
     read = [m.unique for m in record.moves.tensors if not m.is_stored and not m.is_scratch]
     at_once = record.estimate.bytes_in_flight * TARGETS["cuda:90"].multiprocessors
     return max(read, default=0) >= LARGE and at_once < 0.99 * sum(read) and record.estimate.limit != "instructions"
+
+
+def bytes_in_flight(record) -> float:
+    """Return the bytes that a launch has in flight on a multiprocessor: loads, or the stores after them if more."""
+    loaded, stored = (sum(m.unique for m in record.moves.tensors if m.is_stored == way) for way in (False, True))
+    return record.estimate.bytes_in_flight * max(1.0, stored / loaded)
 
 
 def _judge(case: Case, direction: str, phase: Phase, used: dict[str, Tensor]) -> Iterator[str]:

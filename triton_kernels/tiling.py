@@ -33,6 +33,7 @@ from typing import NamedTuple
 from .layout import COLUMNS, LOOPED, OUTER, ROWS, TILED, VECTOR_BYTES, Layout, Strides
 
 WARP_THREADS = 32  # threads in a warp
+MAX_THREAD_REGISTERS = 255  # of a thread
 MAX_WARPS = 4  # warps of a program at most
 LOADS_IN_FLIGHT = 4  # vectors that a thread loads before it waits, where it has one operand
 MAX_THREAD_ELEMENTS = 16  # elements of an operand that a thread of a map holds at most
