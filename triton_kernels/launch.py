@@ -21,8 +21,9 @@ from .formulas import INTERPRETED
 from .layout import LOOPED, TILED, VECTOR_BYTES, Layout, loop_invariants
 from .map import map_kernel
 from .specialize import Specialization, specialize
-from .tiling import MAX_THREAD_REGISTERS, Tiling, needs_int64, thread_span
+from .tiling import MAX_REGISTERS, MAX_THREAD_REGISTERS, WARP_THREADS, Tiling, needs_int64, thread_span
 from .traffic import Moves, traffic
+from .walk import walk_kernel
 from .walks import accumulates, walk_counts
 
 
@@ -182,12 +183,12 @@ def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int
     kernels that compute one value have to agree on it. Triton 3.10 has this as default; 3.9 wants it said.
 
     Unless ptxas is told how many registers a thread may have, it spills a few bytes of it to make room for one program
-    more. A map has enough of those, and may have all registers.
+    more. Programs that map or walk may have all that there are.
     """
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(constants), attributes)
     target = driver.active.get_current_target()
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    if kernel is map_kernel and target.backend == "cuda":
-        options["maxnreg"] = MAX_THREAD_REGISTERS
+    if kernel in (map_kernel, walk_kernel) and target.backend == "cuda":
+        options["maxnreg"] = min(MAX_THREAD_REGISTERS, MAX_REGISTERS // (WARP_THREADS * warps))
     return triton.compile(source, target, options)

@@ -16,6 +16,7 @@ from math import prod
 from .layout import LOOPED, OUTER, TILED, VECTOR_BYTES, Layout
 from .stage import Stage
 from .tiling import (
+    MAX_REGISTERS,
     MAX_THREAD_VALUES,
     WARP_THREADS,
     Tiling,
@@ -28,7 +29,6 @@ from .walks import Walks, accumulates, arrange_walks, held_values, walked_values
 
 MAX_ROW_LENGTH = 1 << 20  # elements of a row that one program walks at most
 MULTIPROCESSORS = 132  # of an H100
-MAX_REGISTERS = 65536  # of a multiprocessor, of 4 bytes
 FIXED_REGISTERS = 16  # registers of a thread for addresses and indices
 MAX_WARPS = 64  # resident on a multiprocessor
 SECTOR_BYTES = 32  # bytes that memory moves at least

@@ -33,7 +33,8 @@ from typing import NamedTuple
 from .layout import COLUMNS, LOOPED, OUTER, ROWS, TILED, VECTOR_BYTES, Layout, Strides
 
 WARP_THREADS = 32  # threads in a warp
-MAX_THREAD_REGISTERS = 255  # of a thread
+MAX_THREAD_REGISTERS = 255  # of a thread, of 4 bytes
+MAX_REGISTERS = 65536  # of a multiprocessor, and so of a program
 MAX_WARPS = 4  # warps of a program at most
 LOADS_IN_FLIGHT = 4  # vectors that a thread loads before it waits, where it has one operand
 MAX_THREAD_ELEMENTS = 16  # elements of an operand that a thread of a map holds at most
