@@ -99,7 +99,7 @@ def test_kernels_of_a_long_row_are_the_same_for_2_to_300_rows(name, columns, dty
 @pytest.mark.sample(kernels="", compiled="name, walked")
 @pytest.mark.skipif(not KERNELS, reason="by formulas torch chooses the order")
 @pytest.mark.parametrize("walked", [False, True])
-@pytest.mark.parametrize("columns", [75, 160])
+@pytest.mark.parametrize("columns", [75, 160, 1030])
 @pytest.mark.parametrize("name", ["softmax", "rms_norm"])
 def test_bits_of_a_row_are_the_same_among_1_to_33_rows(name, columns, walked, walking, device):
     if walked:
