@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import cycle
+from itertools import cycle, product
 from math import inf, prod
 from typing import NamedTuple
 from unittest.mock import patch
@@ -26,6 +26,7 @@ from customops.tools import machine_code
 from customops.tools.targets import TARGETS
 
 from .cases import CALLS, EXTREMA, REDUCTIONS, Call, ids
+from .programs import PROGRAMS
 
 WORD = 16  # bytes that one instruction loads at most
 WARP = 32 * WORD  # a tensor with fewer bytes has no vector for each lane of a warp
@@ -192,7 +193,7 @@ LAYOUTS = (
     Layout("cube", _pair((64, 512, 512)), pitch=512, fits="reduction"),
     Layout("images", _pair(IMAGES), pitch=56, fits="reduction"),
     Layout("long rows", _pair((2, 2**24)), fits="reduction"),
-    Layout("short rows", _pair((2**20, 7)), pitch=7, fits="reduction"),
+    Layout("short rows", _pair((2**20, 7)), pitch=7, fits="reduction", in_flight=IN_FLIGHT // 2),  # as width 1004
     Layout("rows of 64", _pair((2**16, 64), [64]), ("dy",), 64, kind="row", fits="sum"),
     Layout("rows of 256", _pair((2**14, 256), [256]), ("dy",), 256, kind="row", fits="sum"),
     Layout("rows of 1024", _pair((2**12, 1024), [1024]), ("dy",), 1024, kind="row", fits="sum"),
@@ -298,15 +299,15 @@ def _measure(case: Case, direction: str, tensors: dict[str, Tensor], launched: l
     floor = sum(record.bytes_floor for record in records)
     used = {name: tensors[name] for name in bits if name in tensors}
     assert "unknown" in bits or floor == sum(map(_bytes, used.values())), "a dry run counts other bytes"
-    large = [record.estimate for record in records if has_to_fill(record)]
+    large = [record for record in records if has_to_fill(record)]
     phase = Phase(
         launches=len(launched),
         bits=bits,
         wide=_wide(case, used),
         spills=max((record.estimate.spills for record in records), default=0),
         excess=sum(record.estimate.dram_bytes for record in records) / floor if launched else 1.0,
-        in_flight=min((e.bytes_in_flight for e in large), default=inf),
-        warps=min((e.warps for e in large), default=inf),
+        in_flight=min(map(bytes_in_flight, large), default=inf),
+        warps=min((record.estimate.warps for record in large), default=inf),
         instructions=sum(record.estimate.instructions_per_element for record in records),
         seconds=sum(record.estimate.total for record in records),
         faults=[],
@@ -323,6 +324,12 @@ def has_to_fill(record) -> bool:
     read = [m.unique for m in record.moves.tensors if not m.is_stored and not m.is_scratch]
     at_once = record.estimate.bytes_in_flight * TARGETS["cuda:90"].multiprocessors
     return max(read, default=0) >= LARGE and at_once < 0.99 * sum(read) and record.estimate.limit != "instructions"
+
+
+def bytes_in_flight(record) -> float:
+    """Return the bytes that a launch has in flight on a multiprocessor: loads, or the stores after them if more."""
+    loaded, stored = (sum(m.unique for m in record.moves.tensors if m.is_stored == way) for way in (False, True))
+    return record.estimate.bytes_in_flight * max(1.0, stored / loaded)
 
 
 def _judge(case: Case, direction: str, phase: Phase, used: dict[str, Tensor]) -> Iterator[str]:
@@ -379,8 +386,7 @@ KINDS = ((0, "operators"), (2, "dtypes"), (3, "layouts"))
 LEGEND = """bits: the narrowest of the widest accesses to contiguous and row tensors, other: to any other tensor;
 forward, backward: launches; DRAM: its bytes, to those of each input and output once; KiB: in flight on a
 multiprocessor, and warps on it, of launches on 4 MB and more that neither read all at once nor wait for
-instructions; SASS: machine
-instructions an element; us: estimated. The worst of each layout's calls, by the model of docs/model.md"""
+instructions; SASS: machine instructions an element; us: estimated. The worst of each layout's calls."""
 
 
 def table(findings: dict[Case, Finding]) -> str:
@@ -409,14 +415,51 @@ def _row(findings: list[Finding]) -> str:
     return f"{narrowest[0]:>6}{narrowest[1]:>7}{spills:>8}{spans[0]:>9}{spans[1]:>10}{excess:>7.3f}{busy}{worst}"
 
 
+LAYERS = {"softmax": 1, "rms_norm": 2, "layer_norm": 2}  # launches backward at most; one forward
+
+
+def n_bytes(*tensors: Tensor) -> int:
+    """Return the bytes of these tensors together."""
+    return sum(map(_bytes, tensors))
+
+
+def fused_layers() -> tuple[list[str], int]:
+    """Return a line for each fused layer, row and direction, in bfloat16, and how many cost more than they must."""
+    lines, wrong = [f"{'fused layer':<24}{'launches':>9}{'DRAM':>7}{'KiB':>7}{'warps':>7}{'us':>8}"], 0
+    for program, n in product([program for program in PROGRAMS if program.name in LAYERS], (1024, 65536)):
+        sizes = ((2**26 // n, n), *[(n,)] * (len(program.large) - 1))
+        xs = [torch.empty(size, dtype=torch.bfloat16, requires_grad=True) for size in sizes]
+        with customops.dry_run("cuda:90") as records:
+            z = customops.fuse(program.of(customops))(*xs)
+            forward = list(records)
+            torch.autograd.grad(z, xs, torch.empty_like(z))
+        for way, some, limit in (("forward", forward, 1), ("backward", records[len(forward) :], LAYERS[program.name])):
+            floor = n_bytes(z, *xs) if way == "forward" else n_bytes(z, *xs, *xs)
+            ratio = sum(r.estimate.dram_bytes for r in some) / floor
+            busy = [r.estimate for r in some if has_to_fill(r)]
+            flight, warps = (
+                min((e.bytes_in_flight for e in busy), default=inf),
+                min((e.warps for e in busy), default=inf),
+            )
+            us = 1e6 * sum(r.estimate.total for r in some)
+            cells = f"{len(some):>9}{ratio:>7.3f}{flight / 1024:>7.1f}{warps:>7.1f}{us:>8.1f}"
+            lines.append(f"{f'{program} {n} {way}':<24}{cells}")
+            wrong += len(some) > limit or ratio > 1.05
+    return lines, wrong
+
+
 def main() -> int:
     """Audit, print the table, and return whether anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.audit", description=__doc__)
     parser.add_argument("--full", action="store_true", help="every call, dtype and layout: half an hour")
-    wanted = cases() if parser.parse_args().full else chosen()
+    parser.add_argument("--fused", action="store_true", help="fused layers too")
+    asked = parser.parse_args()
+    wanted = cases() if asked.full else chosen()
     findings = {case: audit(case) for case in tqdm(wanted, "auditing", unit="call", file=sys.stderr)}
     print(table(findings))
-    return any(map(faults, findings.values()))
+    lines, wrong = fused_layers() if asked.fused else ([], 0)
+    print(*lines, sep="\n")
+    return wrong > 0 or any(map(faults, findings.values()))
 
 
 if __name__ == "__main__":

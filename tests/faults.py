@@ -510,15 +510,6 @@ FAULTS = (
         by_kernels=WRITTEN,
     ),
     Fault(
-        "large sums are not shared",
-        "tiling",
-        TILING,
-        "chunk = max(1, steps // max(1, -(-span // step))) * step",
-        "chunk = steps * step",
-        "Few programs read a large tensor: right, but most of a GPU is idle.",
-        by_formulas=(*LAID_OUT, *COSTS),
-    ),
-    Fault(
         "a row of 17 gets a tile of 16",
         "tiling",
         TILING,

@@ -15,7 +15,7 @@ if KERNELS:
     pytest.skip(why, allow_module_level=True)
 triton = pytest.importorskip("triton", reason="without Triton there are no kernels")
 import triton.language as tl  # noqa: E402
-from customops.triton_kernels import formulas, launch, plan  # noqa: E402
+from customops.triton_kernels import formulas, launch, plan, tiling  # noqa: E402
 
 from . import audit  # noqa: E402
 
@@ -113,13 +113,26 @@ def test_audit_sees_a_mask_along_the_words(change):
 
 
 def test_audit_sees_bytes_moved_twice(change):
-    change(launch, "traffic", lambda real: lambda *args: twice(real(*args)))
+    """What is read a second time counts where the L2 has not kept it."""
+
+    def far(moves):
+        return moves._replace(tensors=tuple(m._replace(distance=2**40) for m in twice(moves).tensors))
+
+    change(launch, "traffic", lambda real: lambda *args: far(real(*args)))
     assert "forward: moves 2.000 times the bytes" in faults_of("relu(x)")
 
 
 def test_audit_sees_a_launch_too_many(change):
     change(customops.runtime.elementwise, "is_identity", lambda _: lambda *_: False)
     assert "backward: 1 launches, expected 0" in faults_of("add(x, y)")
+
+
+def test_audit_sees_a_gpu_that_idles(change):
+    """A bound of an eighth takes as many programs as filled it when few partials were all that counted."""
+    tiling.choose_tiling.cache_clear()
+    change(tiling, "BYTES_IN_FLIGHT", lambda most: most // 8)
+    assert "KiB in flight, expected 32 at least" in faults_of("sum(0)", "contiguous", "bfloat16")
+    tiling.choose_tiling.cache_clear()
 
 
 def test_audit_sees_a_formula_in_place_of_a_kernel():

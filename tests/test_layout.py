@@ -124,7 +124,11 @@ def test_flat_tiles_cover_rows_and_columns_within_their_budget(shape, second, it
 def _check(arranged, tiling, itemsize):
     assert all(t & (t - 1) == 0 for t in tiling.tile)
     vector = layout.VECTOR_BYTES // itemsize
-    elements = tile_rules.MAX_THREAD_ELEMENTS if len(tiling.tile) == 2 else 2 * tile_rules.MAX_REDUCED_ELEMENTS
+    elements = (
+        max(tile_rules.MAX_THREAD_ELEMENTS, 2 * vector)
+        if len(tiling.tile) == 2
+        else 2 * tile_rules.MAX_REDUCED_ELEMENTS
+    )
     assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * max(vector, elements)
     assert prod(tiling.tile) <= 2 * tile_rules.WARP_THREADS * tile_rules.MAX_WARPS * tile_rules.LOADS_IN_FLIGHT * vector
     assert 1 <= tiling.warps <= 2 * tile_rules.MAX_WARPS

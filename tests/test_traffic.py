@@ -27,13 +27,13 @@ def of_map(operands, tile=(8, 128), outputs=((COLUMNS, 1),), **options) -> tuple
 
 
 def of_rows(
-    chunk: int, splits: int, tile=(1, 2, COLUMNS), arguments=(KEPT, KEPT, KEPT, SCRATCH), reloads=False, **options
+    chunk: int, splits: int, tile=(1, 2, COLUMNS), arguments=(KEPT, KEPT, KEPT, SCRATCH), walks=(), **of_tiling
 ) -> Moves:
     """Return what a kernel moves that goes from row to row of x, reads a weight, stores z and a partial of a sum."""
     strides, row = (COLUMNS, 1), (0, 1)
     layout = arrange((ROWS, COLUMNS), (strides, row), (strides, row), (frozenset(), frozenset({0})), frozenset({1}))
-    tiling = Tiling(tile, (1, 1), chunk, splits, 4, 2, False, reloads=reloads)
-    return traffic(layout, tiling, list(arguments), **options)
+    tiling = Tiling(tile, (1, 1), chunk, splits, 4, 2, False, **of_tiling)
+    return traffic(layout, tiling, list(arguments), walks)
 
 
 def test_contiguous_tensors_move_once():
@@ -90,17 +90,29 @@ def test_partials_are_their_programs_own():
 
 
 def test_what_is_loaded_again_in_each_step_is_one_step_apart():
-    """In 2 rows lie 2 x 2048 bytes of x and of z, which counts half; of weight and partial each step has 1/128."""
+    """In 2 rows lie 2 x 2048 bytes of x and of z; of weight and partial each step has 1/128."""
     weight = of_rows(chunk=256, splits=16, reloads=True).tensors[1]
     assert (weight.by_programs, weight.requested) == (16 * 2048, 2048 * 2048)
-    assert weight.distance == (1.5 * MATRIX + 16 * 2048 + 65536 / 2) / (16 * 128) == 3 * 2048 + 32
+    assert weight.distance == (2 * MATRIX + 16 * 2048 + 65536) / (16 * 128) == 4 * 2048 + 48
 
 
 def test_a_row_that_is_walked_twice_is_asked_for_twice():
-    """Tiles of 256 columns: 4 along a row, which a program walks twice. It cannot hold the weight for the next row."""
-    moves = of_rows(chunk=256, splits=16, tile=(1, 2, 256), walks=(2, 1, 1, 1))
-    x, weight, z, _ = moves.tensors
+    """Tiles of 256 columns: 4 along a row, which a program walks twice. It cannot hold the weight for the next row.
+
+    Until x is read again, a program has read 2 rows of it and stored, on average, half of those of z.
+    """
+    moves = of_rows(chunk=256, splits=16, tile=(1, 2, 256), walks=(2, 1, 1, 1), row_chunks=4, reloads=True)
+    x, weight, z, partial = moves.tensors
     assert (x.unique, x.by_programs, x.requested) == (MATRIX, MATRIX, 2 * MATRIX)
     assert x.by_lanes == 2 * 256 * COLUMNS * 2
     assert weight.requested == 2048 * 2048
-    assert x.distance == weight.distance > 0 == z.distance
+    assert x.distance == (1.5 * MATRIX + 65536 / 2) / (16 * 128)
+    assert weight.distance == (2 * MATRIX + 16 * 2048 + 65536) / (16 * 128)
+    assert z.distance == partial.distance == 0
+
+
+def test_a_sum_in_memory_is_read_and_written_in_each_step():
+    """128 steps, so that 256 times the partial of a program passes; a step lies between two uses of an element."""
+    partial = of_rows(chunk=256, splits=16, tile=(1, 2, 256), walks=(1, 1, 1, 256), holds_sums=False).tensors[3]
+    assert (partial.unique, partial.by_programs, partial.requested) == (65536, 65536, 256 * 65536)
+    assert partial.distance == (2 * MATRIX + 16 * 2048 + 65536) / (16 * 128)

@@ -19,8 +19,9 @@ from .. import config
 from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
 from .layout import LOOPED, TILED, VECTOR_BYTES, Layout, loop_invariants
+from .map import map_kernel
 from .specialize import Specialization, specialize
-from .tiling import Tiling, needs_int64, thread_span
+from .tiling import MAX_THREAD_REGISTERS, Tiling, needs_int64, thread_span
 from .traffic import Moves, traffic
 from .walks import accumulates, walk_counts
 
@@ -189,8 +190,14 @@ def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int
 
     x·y + z is rounded twice, as by torch: whether a compiler contracts it depends on what else is in a kernel, and two
     kernels that compute one value have to agree on it. Triton 3.10 has this as default; 3.9 wants it said.
+
+    Unless ptxas is told how many registers a thread may have, it spills a few bytes of it to make room for one program
+    more. A map has enough of those, and may have all registers.
     """
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(constants), attributes)
+    target = driver.active.get_current_target()
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    return triton.compile(source, driver.active.get_current_target(), options)
+    if kernel is map_kernel and target.backend == "cuda":
+        options["maxnreg"] = MAX_THREAD_REGISTERS
+    return triton.compile(source, target, options)

@@ -33,9 +33,11 @@ from typing import NamedTuple
 from .layout import COLUMNS, LOOPED, OUTER, ROWS, TILED, VECTOR_BYTES, Layout, Strides
 
 WARP_THREADS = 32  # threads in a warp
+MAX_THREAD_REGISTERS = 255  # of a thread
 MAX_WARPS = 4  # warps of a program at most
 LOADS_IN_FLIGHT = 4  # vectors that a thread loads before it waits, where it has one operand
-MAX_THREAD_ELEMENTS = 32  # elements of an operand that a thread of a map holds at most
+MAX_THREAD_ELEMENTS = 16  # elements of an operand that a thread of a map holds at most
+MAX_MAP_VALUES = 128  # values of 4 bytes that it holds, where fewer elements can make them so few
 MAX_REDUCED_ELEMENTS = 64  # the same of a reduction of one operand, whose elements become few at once
 MAX_FORMULA_ELEMENTS = 8  # the same of several operands, of which a formula is reduced, or one vector if that has more
 MAX_TILE_WIDTH = 128  # width of a tile of several rows at most: 256 bytes of 2 or 4 each, two cache lines
@@ -97,8 +99,9 @@ def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
     Of a reduction only what it loads in every step counts. Where each tile leaves partials it has more of them anyway.
     """
     if len(layout.extents) == 2:  # what a thread does once, as finding its elements, counts less with more of them
-        by_registers = MAX_THREAD_VALUES // 2 // (live_values * vector)
-        return power_of_2_in(min(LOADS_IN_FLIGHT, MAX_THREAD_ELEMENTS // vector, by_registers))
+        return power_of_2_in(
+            min(LOADS_IN_FLIGHT, MAX_THREAD_ELEMENTS // vector, MAX_MAP_VALUES // (live_values * vector))
+        )
     if layout.extents[TILED] > 1:
         return 1
     tensors = sum(groups > 0 and groups >> LOOPED & 1 for groups in layout.operand_groups)

@@ -1,13 +1,13 @@
 """Partition a graph into stages, each of which one kernel computes, with scratch buffers between them.
 
-Softmax over a row of x that registers do not hold becomes three stages. The maximum and the sum are spilled: a stage
-writes each to a scratch buffer, and later ones read it. What needs no reduction is computed again where it is read::
+Softmax is one stage: a program has a whole row, and reduces along it twice. What reduces along the columns of what was
+reduced along rows is two. The first reduction is spilled: a stage writes it to a scratch buffer, and later ones read it.
+What needs no reduction is computed again where it is read. For x normalised by its rows, then by its columns::
 
-    stage 1   reads x         amax(x)                             writes scratch 0
-    stage 2   reads x, 0      sum(exp(x - amax))                  writes scratch 1
-    stage 3   reads x, 0, 1   div(exp(x - amax), sum)             writes the result
+    stage 1   reads x         sum(x) over a row                   writes scratch 0
+    stage 2   reads x, 0      v = div(x, sum), div(v, sum(v))    writes the result
 
-A stage that reduces is two kernels where programs share a row: one leaves partial sums, another adds them up.
+A stage that reduces is two kernels where programs share a sum: one leaves partial sums, another adds them up.
 """
 
 from __future__ import annotations
