@@ -133,7 +133,7 @@ def draw(shapes, device, dtype=torch.float32):
 
 
 def assert_torchs(function, xs):
-    """Assert torch's values and gradients in float64, to within 8 units of the dtype, of the largest of all."""
+    """Assert torch's values and gradients in float64, to within 32 units of the dtype, of the largest of all."""
     leaves = [x.detach().requires_grad_() for x in xs]
     exact = [x.detach().double().requires_grad_() for x in xs]
     zs, want = several(fuse(lambda *xs: function(customops, *xs))(*leaves)), several(function(torch, *exact))
@@ -142,7 +142,7 @@ def assert_torchs(function, xs):
     want = *want, *torch.autograd.grad(want, exact, [g.double() for g in gs])
     largest = max(float(true.detach().nan_to_num(0, 0, 0).abs().max()) for true in want)
     for mine, true in zip(got, want, strict=True):
-        near = 8 * torch.finfo(mine.dtype).eps * largest
+        near = 32 * torch.finfo(mine.dtype).eps * largest
         torch.testing.assert_close(mine.double(), true, rtol=0, atol=near, equal_nan=True)
 
 
@@ -151,6 +151,16 @@ def assert_torchs(function, xs):
 @pytest.mark.parametrize("name", CASES)
 def test_walked_rows_have_torchs_values_and_gradients(name, sums, walking, device):
     walking(**SUMS[sums])
+    function, shapes = CASES[name]
+    assert_torchs(function, draw(shapes, device))
+
+
+@pytest.mark.sample(compiled="all")
+@pytest.mark.parametrize(
+    "name", ["mean of columns in one block", "weights of columns over two sets", "weights of a batch"]
+)
+def test_sums_in_memory_are_right_where_a_tile_or_one_program_has_all_rows(name, walking, device):
+    walking()
     function, shapes = CASES[name]
     assert_torchs(function, draw(shapes, device))
 
