@@ -34,14 +34,16 @@ class Chosen(NamedTuple):
     warps: int
     geometry: Geometry
     body: KernelBody
+    divisors: tuple  # of pointers: where they are known, threads load vectors
 
 
 def launched(function, rows: int, columns: int, weights: int, dtype: torch.dtype) -> Iterator[Chosen]:
     """Yield what is chosen for the launches of a call and of its gradients that reduce along a row."""
     found = []
 
-    def compile_nothing(launch, _, warps, __):
-        found.append(Chosen(launch.kernel.__name__, warps, launch.arguments[-1], launch.arguments[-2]))
+    def compile_nothing(launch, specialization, warps, _):
+        pointers = tuple(item for item in specialization.divisors if item[0][0] < 2)
+        found.append(Chosen(launch.kernel.__name__, warps, launch.arguments[-1], launch.arguments[-2], pointers))
         launch.is_dry_run, launch.function_and_metadata, launch.run = True, (None, None), lambda *_: None
 
     xs = [torch.empty(shape, dtype=dtype, requires_grad=True) for shape in [(rows, columns), *[(columns,)] * weights]]
@@ -74,11 +76,10 @@ def test_kernels_of_a_row_are_the_same_for_1_to_100_000_rows(name, columns, walk
         assert chosen == first, rows
     replan()
     one = next(launched(function, 1, columns, weights, HALF))
-    assert (one.kernel, one.warps, one.geometry.tile, one.body) == (
-        *first[0][:2],
-        first[0].geometry.tile,
-        first[0].body,
-    )
+    assert one.geometry.tile == first[0].geometry.tile
+    assert one._replace(geometry=first[0].geometry) == first[0]
+    if columns % 8:  # the vectors of many rows would not be aligned
+        assert one.divisors == ()
 
 
 @formulas_only
