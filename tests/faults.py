@@ -21,6 +21,7 @@ GRAPH = "customops/compiler/graph.py"
 GRADIENT = "customops/compiler/gradient.py"
 VJP = "customops/compiler/vjp.py"
 SAVING = "customops/compiler/saving.py"
+SUMS = "customops/compiler/sums.py"
 PARTITION = "customops/compiler/partition.py"
 SCHEDULE = "customops/compiler/schedule.py"
 FUSED_FUNCTION = "customops/fusion/function.py"
@@ -34,6 +35,8 @@ TARGETS = "customops/tools/targets.py"
 KERNEL_FORMULAS = "triton_kernels/formulas.py"
 LAYOUT = "triton_kernels/layout.py"
 TILING = "triton_kernels/tiling.py"
+ROW_TILING = "triton_kernels/row_tiling.py"
+WALKS = "triton_kernels/walks.py"
 TRAFFIC = "triton_kernels/traffic.py"
 STAGE = "triton_kernels/stage.py"
 PLAN = "triton_kernels/plan.py"
@@ -42,6 +45,7 @@ SPECIALIZE = "triton_kernels/specialize.py"
 BODY = "triton_kernels/body.py"
 MAP = "triton_kernels/map.py"
 MAP_REDUCE = "triton_kernels/map_reduce.py"
+WALK = "triton_kernels/walk.py"
 
 
 class Fault(NamedTuple):
@@ -65,6 +69,12 @@ LAID_OUT = ("test_layout.py",)
 COSTS = ("test_layout.py", "test_audit.py", "test_kernels_command.py", "test_fuse_explain.py", "test_fuse_audit.py")
 FUSED = ("test_fuse.py", "test_fuse_long.py", "test_fuse_random.py")
 TRACED = ("test_fuse_structure.py", "test_fuse.py", "test_fuse_states.py")
+WALKED = ("test_walk_values.py",)
+IN_MEMORY = "test_walk_values.py::test_sums_in_memory_are_right_where_a_tile_or_one_program_has_all_rows"
+SPECIAL = "test_walk_values.py::test_nan_infinities_and_ties_in_a_walked_row_are_torchs_and_stay_in_it"
+BY_HAND = ("test_walks.py",)
+SAME_BITS = ("test_batch_invariance.py",)
+BY_TERMS = ("test_sums.py", "test_fuse_detach.py")
 RECORDED = ("test_gradients.py", "test_autograd_engine.py", "test_autograd.py")
 AUTOCAST = ("test_precision_autocast.py", "test_precision.py")
 SPREAD = ("test_distributed_tensor.py::test_unusual_use_is_torchs", "test_distributed_tensor.py")
@@ -537,15 +547,6 @@ FAULTS = (
         "Rows of an odd length are read element by element: right, but several times slower.",
         by_formulas=("test_audit.py::test_usual_calls_cost_what_they_must", *COSTS),
     ),
-    Fault(
-        "registers hold rows of twice the length",
-        "tiling",
-        TILING,
-        "MAX_ROW_VALUES = 48 << 10",
-        "MAX_ROW_VALUES = 96 << 10",
-        "Fused rows spill registers to memory: right, but slow.",
-        by_formulas=("test_layout.py", "test_fuse_audit.py", "test_fuse_long.py"),
-    ),
     # -- launch --------------------------------------------------------------------------------------------------------
     Fault(
         "steps of a loop are rounded down",
@@ -657,15 +658,6 @@ FAULTS = (
         by_kernels=WRITTEN,
     ),
     Fault(
-        "a reduction in a row sees past its end",
-        "masks",
-        BODY,
-        "row = tl.where(in_row, tl.broadcast_to(arguments[0], GEOMETRY.tile), BODY.reducers[i].identity)",
-        "row = tl.broadcast_to(arguments[0], GEOMETRY.tile)",
-        "Fused sums of rows whose length is no power of two have rubbish in them.",
-        by_kernels=FUSED,
-    ),
-    Fault(
         "the loop of a sum sees past its end",
         "masks",
         MAP_REDUCE,
@@ -694,6 +686,244 @@ FAULTS = (
             "test_gradients.py",
             "test_database.py",
         ),
+    ),
+    # -- rows that are walked ------------------------------------------------------------------------------------------
+    Fault(
+        "a reduction in a row sees past its end",
+        "rows",
+        BODY,
+        "        return tl.where(in_row, row, BODY.reducers[i].identity)",
+        "        return row",
+        "Fused sums of rows whose length is no power of two have rubbish in them.",
+        by_kernels=(SPECIAL, *WALKED),
+    ),
+    Fault(
+        "a walk's totals start at zero",
+        "rows",
+        WALK,
+        "totals + (tl.full(GEOMETRY.tile, BODY.reducers[i].identity, BODY.compute_dtype),)",
+        "totals + (tl.full(GEOMETRY.tile, 0, BODY.compute_dtype),)",
+        "amin of long positive rows is 0.",
+        by_kernels=WALKED,
+    ),
+    Fault(
+        "a walk forgets the chunks before",
+        "rows",
+        WALK,
+        "combined = combined + (BODY.reducers[i].combine(totals[i], row),)",
+        "combined = combined + (row,)",
+        "Sums of long rows are those of their last chunk.",
+        by_kernels=(SPECIAL, *WALKED),
+    ),
+    Fault(
+        "a sum in memory starts with what lies there",
+        "rows",
+        WALK,
+        "mask=mask & has_earlier,",
+        "mask=mask,",
+        "Gradients of weights of very long rows have rubbish in them.",
+        by_kernels=(IN_MEMORY, *WALKED),
+    ),
+    Fault(
+        "a sum in memory forgets the blocks before",
+        "rows",
+        WALK,
+        "start > first, partials",
+        "start < first, partials",
+        "Gradients of weights of very long rows are those of some rows.",
+        by_kernels=(IN_MEMORY, *WALKED),
+    ),
+    Fault(
+        "rows past the last are gathered",
+        "rows",
+        WALK,
+        "value = tl.where(rows < extents[1], value, BODY.epilogue[j].identity)",
+        "value = tl.where(rows <= extents[1], value, BODY.epilogue[j].identity)",
+        "Sums over rows along a first axis have rubbish in them.",
+        by_kernels=WALKED,
+    ),
+    Fault(
+        "elements past the end of a row are gathered",
+        "rows",
+        WALK,
+        "value = tl.where(columns < extents[2], value, BODY.epilogue[j].identity)",
+        "value = tl.where(columns <= extents[2], value, BODY.epilogue[j].identity)",
+        "A mean of all elements of long rows has rubbish in it.",
+        by_kernels=WALKED,
+    ),
+    Fault(
+        "all chunks of a row gather in one sum",
+        "rows",
+        WALK,
+        "return j * geometry.row_chunks + (chunk if _varies",
+        "return j * geometry.row_chunks + (0 if _varies",
+        "Gradients of weights of long rows are wrong.",
+        by_kernels=WALKED,
+    ),
+    Fault(
+        "a sum in memory of one program is not finalized",
+        "rows",
+        WALK,
+        "            if BODY.epilogue[j].finalize is not None:",
+        "            if False:",
+        "A mean over few long columns is their sum.",
+        by_kernels=(IN_MEMORY, *WALKED),
+    ),
+    Fault(
+        "a program reads sums in memory before they are written",
+        "rows",
+        WALK,
+        "                tl.debug_barrier()  # what a thread wrote to the partial, another one reads",
+        "                pass",
+        "On a GPU gradients of weights of very long rows may miss rows.",
+        by_formulas=("test_walks.py",),
+    ),
+    Fault(
+        "what comes between walks is late",
+        "rows",
+        WALKS,
+        "        after[i] = max((after[j] for j in read), default=0) + reduces[i]",
+        "        after[i] = max((after[j] for j in read), default=0) + 1",
+        "Rows are walked more often than they need to be.",
+        by_formulas=BY_HAND,
+        by_kernels=WALKED,
+    ),
+    Fault(
+        "there is a walk too few",
+        "rows",
+        WALKS,
+        "count=max(0, *last, *stored) + 1",
+        "count=max(0, *last) + 1",
+        "Results of long rows are never written.",
+        by_formulas=BY_HAND,
+        by_kernels=(SPECIAL, *WALKED),
+    ),
+    Fault(
+        "what a sum waits for is computed in the next walk",
+        "rows",
+        WALKS,
+        "needed[j] |= 1 << after[i] - 1 if reduces[i] else",
+        "needed[j] |= 1 << after[i] if reduces[i] else",
+        "Sums of long rows are of nothing.",
+        by_formulas=BY_HAND,
+        by_kernels=(SPECIAL, *WALKED),
+    ),
+    Fault(
+        "one value for a row is stored in every chunk",
+        "rows",
+        WALKS,
+        "        -1 if (constant & ~reduced) >> TILED & 1 else after[x.value]",
+        "        after[x.value] if (constant & ~reduced) >> TILED & 1 else after[x.value]",
+        "Rows whose statistics are a result are walked once more.",
+        by_formulas=BY_HAND,
+    ),
+    Fault(
+        "sums for one element accumulate",
+        "rows",
+        WALKS,
+        "if reduced >> LOOPED & 1 and not (reduced | constant) >> TILED & 1",
+        "if reduced >> LOOPED & 1",
+        "Sums of one value a row take registers for each element.",
+        by_formulas=BY_HAND,
+    ),
+    Fault(
+        "sums in memory count once",
+        "rows",
+        WALKS,
+        "[2 * steps if j in in_memory else 1",
+        "[1 if j in in_memory else 1",
+        "explain counts too few bytes of very long rows.",
+        by_formulas=BY_HAND,
+    ),
+    Fault(
+        "one program has sums of several blocks in memory",
+        "rows",
+        ROW_TILING,
+        "splits = min(blocks, max(2, programs // outer) if _gathers(layout) else programs)",
+        "splits = min(blocks, max(1, programs // outer) if _gathers(layout) else programs)",
+        "A weight's gradient of very long rows is added up in the weight's dtype.",
+        by_kernels=(IN_MEMORY, *WALKED),
+    ),
+    Fault(
+        "a tile has as many rows as there are",
+        "rows",
+        ROW_TILING,
+        "    tile = _row_tile(layout, itemsize, width, ROW_WARPS * WARP_THREADS * per_thread)",
+        "    tile = _row_tile(layout, itemsize, width, width * layout.extents[LOOPED])",
+        "A row's bits depend on how many rows there are.",
+        by_formulas=SAME_BITS,
+    ),
+    Fault(
+        "few rows are walked by more warps",
+        "rows",
+        ROW_TILING,
+        "    least, most = WALK_WARPS\n",
+        "    least, most = WALK_WARPS if layout.extents[LOOPED] > 100 else (32, 32)\n",
+        "A long row's bits depend on how many rows there are.",
+        by_formulas=SAME_BITS,
+    ),
+    Fault(
+        "one row alone is loaded in vectors",
+        "rows",
+        LAUNCH,
+        "aligned=x.aligned and length * x.dtype.itemsize % VECTOR_BYTES == 0",
+        "aligned=x.aligned",
+        "The bits of one row alone are others than among many.",
+        by_formulas=SAME_BITS,
+    ),
+    Fault(
+        "kernels reduce over as many sets of axes as there are",
+        "rows",
+        PARTITION,
+        "        arrange(stage.shape, *strides, tuple(",
+        "        sorted((",
+        "The gradient of GroupNorm raises TooManyGroups.",
+        by_kernels=(IN_MEMORY, *WALKED),
+    ),
+    Fault(
+        "whatever a mean is taken off sums to zero",
+        "rows",
+        SUMS,
+        '== ("mean", op.inputs[:1], axes)',
+        '== ("mean", mean.inputs, axes)',
+        "Gradients through x - mean(y) are wrong.",
+        by_kernels=BY_TERMS,
+    ),
+    Fault(
+        "a multiple of a mean is a mean",
+        "rows",
+        SUMS,
+        "or graph.values[op.inputs[2]] != Constant(1):",
+        "or False:",
+        "Gradients through x - 2·mean(x) are wrong.",
+        by_kernels=BY_TERMS,
+    ),
+    Fault(
+        "a detached mean sums to zero for derivatives",
+        "rows",
+        SUMS,
+        "or op.detached or",
+        "or",
+        "Second derivatives through x - mean(x).detach() are wrong.",
+        by_kernels=(*BY_TERMS[::-1],),
+    ),
+    Fault(
+        "a sum of products is a product of sums",
+        "rows",
+        SUMS,
+        "is_linear = len(varying) == 1 and",
+        "is_linear = len(varying) >= 1 and",
+        "Gradients of LayerNorm are wrong.",
+        by_kernels=BY_TERMS,
+    ),
+    Fault(
+        "a term that is zero takes the others with it",
+        "rows",
+        SUMS,
+        "if graph.axes[i] & axes]\n",
+        "if graph.axes[i] & axes][:1]\n",
+        "Gradients through sums of two terms are wrong.",
+        by_kernels=BY_TERMS,
     ),
     # -- strides and 64-bit offsets ------------------------------------------------------------------------------------
     Fault(
@@ -1257,15 +1487,6 @@ FAULTS = (
         "while readers[i] >= 1 and (op := self._op(i)):",
         "A fused function that returns sum(x) and 2·sum(x) computes one of them wrong or not at all.",
         by_kernels=FUSED,
-    ),
-    Fault(
-        "rows are always read again",
-        "partition",
-        PARTITION,
-        "for reloads in (False, True):",
-        "for reloads in (True,):",
-        "Fused kernels read a weight once for each row: right, but more bytes.",
-        by_formulas=("test_fuse_audit.py", "test_fuse_explain.py"),
     ),
     # -- the order in which a kernel computes --------------------------------------------------------------------------
     Fault(

@@ -46,6 +46,16 @@ FUNCTIONS = {
     "a value twice": lambda lib, x: [(y := lib.exp(x)).detach(), y.detach(), x * 2],
     "an argument": lambda lib, x: (x.detach(), x * 2),
     "of an axis of one": lambda lib, x: x * lib.sum(lib.sum(x, -1, keepdim=True).detach(), -1, keepdim=True),
+    "a mean that is taken off": lambda lib, x: lib.sum(
+        (x - lib.mean(x, -1, keepdim=True).detach() + x * lib.mean(x * x, -1, keepdim=True))
+        * lib.sum(lib.exp(x), -1, keepdim=True),
+        -1,
+    ),
+    "what a mean is taken off": lambda lib, x: lib.sum(
+        (x.detach() - lib.mean(x, -1, keepdim=True) + x * lib.mean(x * x, -1, keepdim=True))
+        * lib.sum(lib.exp(x), -1, keepdim=True),
+        -1,
+    ),
     "everything but one": lambda lib, x: lib.exp(x.detach()) * x,
 }
 

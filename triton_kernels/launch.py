@@ -89,7 +89,8 @@ class Launch:
         constants = config.kernel_constants.setdefault((body, geometry), (body, geometry))
         self.arguments = (*integers, *constants)
         if not INTERPRETED:
-            self._compile(specialize(operands, outputs, layout, integers, constants), tiling.warps, moves)
+            tensors = (_as_many_rows(xs, layout) if layout.has_rows else xs for xs in (operands, outputs))
+            self._compile(specialize(*tensors, layout, integers, constants), tiling.warps, moves)
 
     def _compile(self, specialization: Specialization, warps: int, moves: Moves) -> None:
         self.compiled = _compile(self.kernel, *specialization, warps, driver.active.get_current_device())
@@ -120,6 +121,15 @@ class Launch:
     def interpret(self, tensors: tuple[torch.Tensor | int, ...]) -> None:
         """Launch on tensors and numbers in Triton's interpreter."""
         self.kernel[(self.grid,)](self.operands_of(tensors), self.outputs_of(tensors), *self.arguments)
+
+
+def _as_many_rows(tensors: Sequence, layout: Layout) -> list:
+    """Return tensors with the alignment that each of many rows has: a row alone is to be added up in the same order."""
+    length = layout.extents[TILED]
+    return [
+        x._replace(aligned=x.aligned and length * x.dtype.itemsize % VECTOR_BYTES == 0) if x.dtype else x
+        for x in tensors
+    ]
 
 
 @cache
