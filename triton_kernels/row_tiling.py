@@ -134,9 +134,11 @@ def _walked_tiling(
     """
     itemsize, n = min(filter(None, itemsizes)), layout.extents[TILED]
     vector, sums = VECTOR_BYTES // itemsize, len(accumulates(layout)) * registers
-    per_thread = min(THREAD_ELEMENTS, max(vector, power_of_2_in(THREAD_VALUES // 2 // live)))
     beside = prod(_row_tile(layout, itemsize, 1, 1))  # rows whose elements lie in one sector
     least, most = WALK_WARPS
+    if n * beside % (most * WARP_THREADS * THREAD_ELEMENTS):
+        live += 1  # the masks of the last chunk
+    per_thread = min(THREAD_ELEMENTS, max(vector, power_of_2_in(THREAD_VALUES // 2 // live)))
     if beside > 1 and (live + of_rows) * vector > MAX_REGISTERS // (WARP_THREADS * most):
         most //= 2
     warps = min(most, max(least, power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
