@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -33,6 +34,8 @@ COUNTED = {
     + ("derivatives by kernel as by formula", "accuracies"),
 }[MODE]
 LIBRARY = os.environ.get("CUSTOMOPS_TEST_LIBRARY", "customops")  # whose operators are tested: torch's stand for ours
+WALKING = {"MAX_ROW_VALUES": 0, "WALK_WARPS": (1, 2), "WALK_CHUNKS": 2, "SUM_WARPS": 1, "MAX_SUM_VALUES": 0}
+WALKING |= {"MAX_L2_BYTES": 2000, "MULTIPROCESSORS": 4, "THREAD_ELEMENTS": 1}
 NO_KERNEL = (
     "no kernel runs: CUSTOMOPS_BACKEND=triton with TRITON_INTERPRET=1, CUSTOMOPS_TEST_DEVICE=cuda or "
     "CUSTOMOPS_TEST_COMPILED=cuda:90 runs them"
@@ -151,9 +154,34 @@ def tally(request):
 @pytest.fixture
 def replan():
     """Forget the plans of earlier calls before and after a test that changes what plans are made of."""
+    _forget_plans()
+    yield _forget_plans
+    _forget_plans()
+
+
+def _forget_plans():
     config.plans.clear()
-    yield config.plans.clear
-    config.plans.clear()
+    row_tiling = sys.modules.get("customops.triton_kernels.row_tiling")
+    if row_tiling:
+        row_tiling.choose_row_tiling.cache_clear()
+
+
+@pytest.fixture
+def walking(monkeypatch, replan):
+    """Return ``begin(**constants)``, which has plans made anew whose programs walk rows however short.
+
+    They walk them with a warp or two, in several chunks, and one after the other; sums are in memory. ``constants`` of
+    ``row_tiling`` change that.
+    """
+
+    def begin(**constants) -> None:
+        from customops.triton_kernels import row_tiling  # noqa: PLC0415 - Triton may be missing
+
+        for name, value in {**WALKING, **constants}.items():
+            monkeypatch.setattr(row_tiling, name, value)
+        replan()
+
+    return begin
 
 
 @pytest.fixture

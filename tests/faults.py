@@ -34,6 +34,7 @@ TARGETS = "customops/tools/targets.py"
 KERNEL_FORMULAS = "triton_kernels/formulas.py"
 LAYOUT = "triton_kernels/layout.py"
 TILING = "triton_kernels/tiling.py"
+ROW_TILING = "triton_kernels/row_tiling.py"
 TRAFFIC = "triton_kernels/traffic.py"
 STAGE = "triton_kernels/stage.py"
 PLAN = "triton_kernels/plan.py"
@@ -512,10 +513,10 @@ FAULTS = (
     Fault(
         "a row of 17 gets a tile of 16",
         "tiling",
-        TILING,
-        "(width for width in widths if width >= n)",
-        "(width for width in widths if width >= n - 1)",
-        "Fused rows of 17, 65, 129 or 257 elements lose their last one.",
+        ROW_TILING,
+        "return max(power_of_2(layout.extents[TILED]), ",
+        "return max(power_of_2(layout.extents[TILED] - 1), ",
+        "Fused rows of 17, 33, 65 or 129 elements lose their last one.",
         by_formulas=LAID_OUT,
         by_kernels=FUSED,
     ),
@@ -523,8 +524,8 @@ FAULTS = (
         "tiles do not shrink",
         "tiling",
         TILING,
-        "if prod(tiling.tile_counts) * tiling.splits < FULL_GRID_PROGRAMS // 2:",
-        "if prod(tiling.tile_counts) * tiling.splits < 0:",
+        "return tiling if prod(tiling.tile_counts) >= FULL_GRID_PROGRAMS // 2 else _map_tiling(layout, warp, vector)",
+        "return tiling",
         "A small tensor occupies a few multiprocessors of a GPU: right, but slow.",
         by_formulas=COSTS,
     ),
@@ -532,7 +533,7 @@ FAULTS = (
         "no tile is taken for ragged",
         "tiling",
         TILING,
-        "has_tail = _power_dividing(layout.extents[vector_group]) < vector",
+        "has_tail = power_dividing(layout.extents[vector_group]) < vector",
         "has_tail = False",
         "Rows of an odd length are read element by element: right, but several times slower.",
         by_formulas=("test_audit.py::test_usual_calls_cost_what_they_must", *COSTS),
@@ -540,7 +541,7 @@ FAULTS = (
     Fault(
         "registers hold rows of twice the length",
         "tiling",
-        TILING,
+        ROW_TILING,
         "MAX_ROW_VALUES = 48 << 10",
         "MAX_ROW_VALUES = 96 << 10",
         "Fused rows spill registers to memory: right, but slow.",
@@ -660,8 +661,8 @@ FAULTS = (
         "a reduction in a row sees past its end",
         "masks",
         BODY,
-        "row = tl.where(in_row, tl.broadcast_to(arguments[0], GEOMETRY.tile), BODY.reducers[i].identity)",
-        "row = tl.broadcast_to(arguments[0], GEOMETRY.tile)",
+        "return tl.where(in_row, row, BODY.reducers[i].identity)",
+        "return row",
         "Fused sums of rows whose length is no power of two have rubbish in them.",
         by_kernels=FUSED,
     ),
@@ -1260,8 +1261,8 @@ FAULTS = (
     ),
     Fault(
         "rows are always read again",
-        "partition",
-        PARTITION,
+        "tiling",
+        ROW_TILING,
         "for reloads in (False, True):",
         "for reloads in (True,):",
         "Fused kernels read a weight once for each row: right, but more bytes.",

@@ -78,10 +78,8 @@ def test_derivatives_of_both_orders_match_finite_differences(program, device):
 @pytest.mark.sample(compiled="all")
 @kernels_only
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
-def test_rows_that_do_not_fit_are_cut_and_right(program, device, monkeypatch, replan):
-    from customops.triton_kernels import tiling  # noqa: PLC0415 - Triton may be missing
-
-    monkeypatch.setattr(tiling, "MAX_ROW_VALUES", 8)
+def test_rows_that_no_program_walks_are_cut_and_right(program, device, monkeypatch, replan):
+    monkeypatch.setattr("customops.compiler.partition.MAX_ROW_LENGTH", 2)
     xs = draw(small(program.small), device)
     for mine, theirs in zip(results(fuse(program.of(customops)), xs), results(program.of(torch), xs), strict=True):
         assert_equal(mine, theirs)

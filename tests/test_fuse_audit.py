@@ -75,6 +75,13 @@ def test_programs_cost_what_they_must_and_less_than_their_operators(program, lik
     assert sum(cost.bytes_moved for cost in found.unfused) > 1.5 * moved(found)
 
 
+def test_a_program_that_holds_rows_loads_the_weights_of_all_rows_once():
+    _, backward = measure(program("rms_norm"), torch.bfloat16).fused
+    moves = backward.records[0].moves
+    assert moves.steps > 1
+    assert [m.requested for m in moves.tensors] == [m.by_programs for m in moves.tensors]
+
+
 @pytest.mark.sample(formulas="")
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_programs_in_float32_cost_what_they_must(program):

@@ -60,10 +60,13 @@ def spills(function, shapes, dtype=torch.float32) -> list[int]:
 
 @pytest.mark.sample(compiled="all")
 @pytest.mark.skipif(not KERNELS, reason="by formulas nothing is cut")
-@pytest.mark.parametrize("values", [3 << 9, 4 << 9])
+@pytest.mark.parametrize("longest", [1 << 20, 200], ids=["walked", "cut"])
 @pytest.mark.parametrize("name", EXTREMA)
-def test_gradients_of_cut_extrema_reach_the_elements_that_they_are(name, values, monkeypatch, replan, device):
-    monkeypatch.setattr("customops.triton_kernels.tiling.MAX_ROW_VALUES", values)
+def test_gradients_of_walked_and_cut_extrema_reach_the_elements_that_they_are(
+    name, longest, monkeypatch, walking, device
+):
+    monkeypatch.setattr(partition, "MAX_ROW_LENGTH", longest)
+    walking()
     x = torch.randn(3, 300, device=device)
     grads = []
     for lib, dtype in ((customops, torch.float32), (torch, torch.float64)):

@@ -20,7 +20,7 @@ from customops.fusion.decorator import fused_behind
 from customops.fusion.function import Fusion
 
 from .compare import cotangent
-from .conftest import KERNELS
+from .conftest import KERNELS, WALKING
 
 pytest.importorskip("hypothesis", reason="it draws the programs")
 from hypothesis import Phase, assume, given, seed, settings
@@ -31,7 +31,7 @@ from .programs_drawn import Program, programs
 
 PARTS = range(8)  # each draws other programs, so that they can run side by side
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ROOMS = (48 << 10, 48 << 10, 16)  # values that a program holds: as on a GPU, or hardly a row
+ROOMS = ("as on a GPU", "as on a GPU", "two elements")  # what a program holds of a row at once
 ROUNDING = 2.0**-24  # of float32, in which half types are computed
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -127,15 +127,14 @@ def assert_torchs_derivatives(function: Function, program: Program, first: bool)
 
 
 @pytest.fixture
-def kernels(monkeypatch, replan):
-    """Return ``begin(values)``, which has plans made anew, for programs that hold so many values of a row."""
+def kernels(walking, replan):
+    """Return ``begin(room)``, which has plans made anew, for programs that hold so much of a row."""
+    if not KERNELS:
+        return lambda room: replan()
+    from customops.triton_kernels import row_tiling  # noqa: PLC0415 - Triton may be missing
 
-    def begin(values: int) -> None:
-        replan()
-        if KERNELS:
-            monkeypatch.setattr("customops.triton_kernels.tiling.MAX_ROW_VALUES", values)
-
-    return begin
+    as_on_a_gpu = {name: getattr(row_tiling, name) for name in (*WALKING, "WARP_THREADS")}
+    return lambda room: walking(**(as_on_a_gpu if room == ROOMS[0] else {"WARP_THREADS": 2}))
 
 
 def compiled() -> Counter:

@@ -25,8 +25,8 @@ def map_kernel(
     rows = (first_row + tl.arange(0, GEOMETRY.tile[0]))[:, None]
     columns = (first_column + tl.arange(0, GEOMETRY.tile[1]))[None, :]
     memory = (operands, outputs, operand_strides, output_strides, sizes, extents)
-    if GEOMETRY.has_tail and first_column + GEOMETRY.tile[1] <= extents[1]:
-        # a mask along the columns would break up the vectors of a tile that needs none
+    if (GEOMETRY.has_tail or is_one(tile_counts[0])) and first_column + GEOMETRY.tile[1] <= extents[1]:
+        # a mask along the columns takes instructions, and would break up the vectors of a tile that needs none
         _map_tile(memory, (rows, columns), _COLUMNS, BODY, GEOMETRY)
     else:
         _map_tile(memory, (rows, columns), None, BODY, GEOMETRY)

@@ -38,7 +38,7 @@ MAX_ROW_VALUES = 48 << 10  # values of 4 bytes in the registers of MAX_HOLD_WARP
 THREAD_ELEMENTS = 16  # elements of a row that a thread holds, of each value, where these are few
 THREAD_VALUES = 136  # values of 4 bytes that a thread holds, where fewer elements or more warps can make them so few
 WALK_WARPS = (8, 32)  # warps of a program that walks its row, at least and at most
-WALK_CHUNKS = 4  # chunks in which it walks, at least, before it gets more warps
+WALK_CHUNKS = 2  # chunks in which it walks, at least, before it gets more warps
 SUM_WARPS = 16  # warps of a program that walks its row and holds sums in registers
 MAX_SUM_VALUES = 48  # values of 4 bytes of such sums in the registers of a thread
 MAX_L2_BYTES = 24 << 20  # bytes of rows that all programs walk at once: half of the L2 of an H100
@@ -147,35 +147,32 @@ def _walked_tiling(
         warps, per_thread = SUM_WARPS, vector
     width = max(1, warps * WARP_THREADS * per_thread // beside)
     tile, blocks = _row_tile(layout, itemsize, width, 1), -(-layout.extents[LOOPED] // beside)
-    in_flight = _bytes_between(layout, itemsizes, holds) * beside if walks > 1 or not holds else 0
-    fitting = MAX_L2_BYTES // max(1, in_flight)
-    resident = MULTIPROCESSORS * (MAX_WARPS // warps)
-    if _gathers(layout) or fitting < resident:
-        programs = max(MULTIPROCESSORS // 4, min(fitting, resident))
-        # sums in memory are those of a program among several: those of one alone would be the result itself
-        blocks = min(
-            blocks, max(2, programs if programs < MULTIPROCESSORS else programs // MULTIPROCESSORS * MULTIPROCESSORS)
-        )
-    return _rows(layout, tile, blocks, warps, vector)._replace(
-        row_chunks=-(-n // width), holds_sums=holds, reloads=True
-    )
+    resident = MULTIPROCESSORS * _resident(warps, live * per_thread + MAX_SUM_VALUES * bool(sums and holds))
+    if walks > 1 or not holds:
+        in_flight = _bytes_of_row(layout, itemsizes, None if holds else sums) * beside
+        resident = min(resident, max(MULTIPROCESSORS // 4, MAX_L2_BYTES // in_flight))
+    if _gathers(layout) or resident < MULTIPROCESSORS * (MAX_WARPS // warps):
+        blocks = min(blocks, resident)
+    tiling = _rows(layout, tile, blocks, warps, vector)
+    return tiling._replace(row_chunks=-(-n // width), holds_sums=holds, reloads=True)
 
 
-def _bytes_between(layout: Layout, itemsizes: tuple[int, ...], holds_sums: bool) -> int:
-    """Return the bytes that a program touches until it reads the same again: of what it stores half, on average.
+def _bytes_of_row(layout: Layout, itemsizes: tuple[int, ...], sums: int | None) -> int:
+    """Return the bytes that a program touches of a row until it reads the same byte again.
 
-    A sum in memory it reads again with the next row.
+    That is in the next walk, when half of what it stores lies between; or in the next row, as it adds to ``sums`` in
+    memory, of so many values of 4 bytes for each element.
     """
     n, operands = layout.extents[TILED], len(layout.operand_groups)
     own = [groups > 0 and groups >> TILED & groups >> LOOPED & 1 for groups in layout.operand_groups]
-    total = sum(itemsize * n for itemsize, is_own in zip(itemsizes, own, strict=False) if is_own)
+    loaded = sum(itemsize for itemsize, is_own in zip(itemsizes, own, strict=False) if is_own)
     gathered = accumulates(layout)
-    for j, (itemsize, constant) in enumerate(zip(itemsizes[operands:], layout.constant_along, strict=True)):
-        if j in gathered:
-            total += 0 if holds_sums else 4 * n
-        elif not constant >> TILED & 1:
-            total += itemsize * n // 2
-    return total
+    stored = sum(
+        itemsize
+        for j, (itemsize, constant) in enumerate(zip(itemsizes[operands:], layout.constant_along, strict=True))
+        if j not in gathered and not constant >> TILED & 1
+    )
+    return n * (loaded + stored // 2 if sums is None else loaded + stored + 4 * sums)
 
 
 def _resident(warps: int, values: int) -> int:

@@ -186,7 +186,11 @@ def _emit(
             return gathered
         else:
             value = BODY.epilogue[j].reduce_tile(value, _LOOPED)
-            _add_to_partial(memory, (outer, outer, columns), start > first, partials, value, j, BODY, GEOMETRY)
+            indices = (outer, outer, columns)
+            if BODY.epilogue[j].finalize is not None:  # these are all the rows that there are
+                store_output(memory, indices, partials, value, j, None, BODY, GEOMETRY)
+            else:
+                _add_to_partial(memory, indices, start > first, partials, value, j, BODY, GEOMETRY)
             return sums
 
 
@@ -213,6 +217,10 @@ def _add_to_partial(
     for i in tl.static_range(len(indices)):
         if (GEOMETRY.reduced_over[j] >> i) & 1:
             partial += position[i] * partial_strides[j][i]
+            if i != _LOOPED:  # that is the outer group
+                if not (GEOMETRY.full_groups >> i) & 1:
+                    value = tl.where(indices[i] < extents[i], value, BODY.epilogue[j].identity)
+                value = BODY.epilogue[j].reduce_tile(value, i)
     offset, mask = place(output_strides[j], sizes, extents, indices, j, None, GEOMETRY)
     before = tl.load(partial + offset, mask=mask & has_earlier, other=BODY.epilogue[j].identity)
     tl.store(partial + offset, BODY.epilogue[j].combine(before, value), mask=mask)

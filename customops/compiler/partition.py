@@ -1,13 +1,13 @@
 """Partition a graph into stages, each of which one kernel computes, with scratch buffers between them.
 
-Softmax over a row of x that registers do not hold becomes three stages. The maximum and the sum are spilled: a stage
-writes each to a scratch buffer, and later ones read it. What needs no reduction is computed again where it is read::
+Softmax is one stage: a program has a whole row, and reduces along it twice. What reduces along the columns of what was
+reduced along rows is two. The first reduction is spilled: a stage writes it to a scratch buffer, and later ones read it.
+What needs no reduction is computed again where it is read. For x normalised by its rows, then by its columns::
 
-    stage 1   reads x         amax(x)                             writes scratch 0
-    stage 2   reads x, 0      sum(exp(x - amax))                  writes scratch 1
-    stage 3   reads x, 0, 1   div(exp(x - amax), sum)             writes the result
+    stage 1   reads x         sum(x) over a row                   writes scratch 0
+    stage 2   reads x, 0      v = div(x, sum), div(v, sum(v))    writes the result
 
-A stage that reduces is two kernels where programs share a row: one leaves partial sums, another adds them up.
+A stage that reduces is two kernels where programs share a sum: one leaves partial sums, another adds them up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..triton_kernels.layout import TooManyGroups
+from ..triton_kernels.layout import TooManyGroups, arrange
 from ..triton_kernels.row_tiling import MAX_ROW_LENGTH
 from ..triton_kernels.stage import Stage
 from ..triton_kernels.tiling import MAX_THREAD_VALUES
@@ -221,7 +221,10 @@ class _Partitioner:
     def _row_stage(
         self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int], row_axes: Axes
     ) -> Stage | SubPartition:
-        """Return a kernel each of whose programs has whole rows, to reduce over them."""
+        """Return a kernel each of whose programs has whole rows, to reduce over them.
+
+        Raises TooManyGroups if it has not the groups for ``outputs``.
+        """
         targets = [value for value, _ in outputs]
         inputs_of = {i: self._inputs(i) for i in values}.__getitem__
         values = self._in_order(values, targets, inputs_of)
@@ -230,7 +233,10 @@ class _Partitioner:
             sub = self._beginning(values[: len(needed_later)], needed_later, targets, inputs_of)
             if sub:
                 return sub
-        return self._describe(values, epilogues, outputs, row_axes)
+        stage = self._describe(values, epilogues, outputs, row_axes)
+        strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.outputs))
+        arrange(stage.shape, *strides, tuple(output.reduced_axes for output in stage.outputs), stage.row_axes)
+        return stage
 
     def _map_stage(
         self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int]

@@ -13,7 +13,7 @@ from .targets import Target, resident_blocks
 from .ways import Way, all_accesses, passes, walks_of
 
 L2_SHARE = 0.5  # of the L2 that what is read again may fill: the L2 of these GPUs is two halves that hold the same data
-L1_SHARE = 0.5  # of a multiprocessor's, which is shared memory too
+L1_SHARE = 0.75  # of a multiprocessor's, which is shared memory too, of which these kernels use little
 _ALL = 0.9  # of a tensor's bytes: a program of another's kernel that asks for more is taken to read all of it
 
 
