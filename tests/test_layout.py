@@ -166,6 +166,8 @@ def test_tiles_have_all_of_a_row_that_ops_reduce_or_walk_over_it(itemsize):
         tiling, walks = row_tiling((3, n), itemsize)
         assert tiling.tile[layout.TILED] * tiling.row_chunks >= n
         assert (walks is None) == (tiling.row_chunks == 1)
+        held = 2 * prod(tiling.tile) // (32 * tiling.warps)  # what is loaded, and one value more
+        assert held <= 96, "registers of a thread"
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])

@@ -25,7 +25,7 @@ from .tiling import (
     power_of_2,
     power_of_2_in,
 )
-from .walks import Walks, accumulates, arrange_walks, held_values, walked_values
+from .walks import Walks, accumulates, arrange_walks, held_values, row_values, walked_values
 
 MAX_ROW_LENGTH = 1 << 20  # elements of a row that one program walks at most
 MULTIPROCESSORS = 132  # of an H100
@@ -64,8 +64,8 @@ def choose_row_tiling(
         if _holds_row(layout, itemsize, live, registers):
             return _held_tiling(layout, itemsize, live)._replace(reloads=reloads), None
     walks = arrange_walks(stage, layout)
-    live = walked_values(stage, walks) * registers
-    return _walked_tiling(layout, itemsizes, live, walks.count, registers), walks
+    live, of_rows = walked_values(stage, walks) * registers, row_values(stage, walks) * registers
+    return _walked_tiling(layout, itemsizes, live, of_rows, walks.count, registers), walks
 
 
 def _holds_row(layout: Layout, itemsize: int, live: int, registers: int) -> bool:
@@ -124,16 +124,23 @@ def _held_tiling(layout: Layout, itemsize: int, live: int) -> Tiling:
     return _rows(layout, tile, blocks, warps, vector)
 
 
-def _walked_tiling(layout: Layout, itemsizes: tuple[int, ...], live: int, walks: int, registers: int) -> Tiling:
+def _walked_tiling(
+    layout: Layout, itemsizes: tuple[int, ...], live: int, of_rows: int, walks: int, registers: int
+) -> Tiling:
     """Return the division of rows that are walked: as many at once as the L2 holds until they are walked again.
 
-    The longer a row, the more warps walk it, and the fewer rows are in flight.
+    The longer a row, the more warps walk it, and the fewer rows are in flight. Where elements of several rows lie side
+    by side, a thread also holds ``of_rows`` values of 4 bytes of each of its rows.
     """
     itemsize, n = min(filter(None, itemsizes)), layout.extents[TILED]
     vector, sums = VECTOR_BYTES // itemsize, len(accumulates(layout)) * registers
-    per_thread = min(THREAD_ELEMENTS, max(vector, power_of_2_in(THREAD_VALUES // 2 // live)))
     beside = prod(_row_tile(layout, itemsize, 1, 1))  # rows whose elements lie in one sector
     least, most = WALK_WARPS
+    if n * beside % (most * WARP_THREADS * THREAD_ELEMENTS):
+        live += 1  # the masks of the last chunk
+    per_thread = min(THREAD_ELEMENTS, max(vector, power_of_2_in(THREAD_VALUES // 2 // live)))
+    if beside > 1 and (live + of_rows) * vector > MAX_REGISTERS // (WARP_THREADS * most):
+        most //= 2
     warps = min(most, max(least, power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
     holds = -(-n * beside // (SUM_WARPS * WARP_THREADS)) * sums <= MAX_SUM_VALUES
     if sums and holds:

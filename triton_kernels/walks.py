@@ -102,6 +102,13 @@ def walked_values(stage: Stage, walks: Walks) -> int:
     return most
 
 
+def row_values(stage: Stage, walks: Walks) -> int:
+    """Return how many values there are, one for the row each, that something along it is computed from."""
+    inputs: list[Sequence[int]] = [()] * len(stage.operands) + [op.inputs for op in stage.ops]
+    read = {j for i, along in enumerate(walks.varies) if along for j in inputs[i]}
+    return sum(not walks.varies[j] for j in read)
+
+
 def walk_counts(walks: Walks | None, layout: Layout, steps: int, holds_sums: bool) -> list[int]:
     """Return of each operand and output how often a program goes over a row of it; nothing where rows are not walked.
 
