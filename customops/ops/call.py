@@ -26,6 +26,14 @@ from ..runtime.paths import CLASSES, NUMBERS, is_by_formula, is_dense_tensor, is
 from .function import Operator, needed_vjp
 
 
+def call_unary(operator: type[Operator], x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Apply ``operator`` to one tensor: at once where nothing is recorded and no kernel runs."""
+    if out is None and type(x) in CLASSES and config.cpu_by_formula:
+        if not (x.requires_grad or x.is_cuda or forward_level() >= 0):
+            return operator.eager(x)
+    return call(operator, (x,), out)
+
+
 def call(operator: type[Operator], inputs: tuple, out: Tensor | None = None) -> Tensor:
     """Apply ``operator``, and let autograd record it where a derivative can be asked for."""
     if out is not None:
@@ -47,7 +55,7 @@ def call(operator: type[Operator], inputs: tuple, out: Tensor | None = None) -> 
             if type(x) in CLASSES and not is_strided(x):
                 return _call_unusual(operator, inputs)
         return _call_unusual(operator, inputs) if transforms_active() else operator.record(*inputs)
-    return operator.formula(*inputs) if by_formula else pointwise(operator.formula, *inputs)
+    return operator.eager(*inputs) if by_formula else pointwise(operator.formula, *inputs)
 
 
 def _call_unusual(operator: type[Operator], inputs: tuple) -> Tensor:

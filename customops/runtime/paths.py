@@ -126,7 +126,7 @@ def tensors_key(args: Sequence) -> tuple | None:
     """
     if transforms_active():
         return None
-    key = [config.setting, get_default_dtype(), is_autocast_enabled()]
+    key = [config.setting, get_default_dtype(), is_any_autocast_enabled() and is_autocast_enabled()]
     try:
         for x in args:
             if type(x) in CLASSES:

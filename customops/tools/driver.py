@@ -164,8 +164,8 @@ class Launcher:
         self, grid_x, grid_y, grid_z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args
     ) -> None:
         """Record a launch; hooks, a profiler's, are not called. As on a GPU, an empty grid launches nothing."""
-        record = self.last
-        tensors = () if self.like else tensors_of(self.compiled, args)
+        record, like = self.last, self.like
+        tensors = tensors_of(self.compiled, args) if like is None else ()
         if record is None or record.grid != (grid_x, grid_y, grid_z) or record.tensors != tensors:
             record = self._record((index(grid_x), index(grid_y), index(grid_z)), tensors)
             if record is None:
