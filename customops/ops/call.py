@@ -22,15 +22,24 @@ from .._compat import (
 )
 from ..runtime.dtensor import common_sharding, is_distributed_or_pending
 from ..runtime.elementwise import pointwise, pointwise_
-from ..runtime.paths import CLASSES, NUMBERS, is_by_formula, is_dense_tensor, is_intercepted, is_recorded, is_strided
+from ..runtime.paths import (
+    BUILT_FOR_GPUS,
+    CLASSES,
+    NUMBERS,
+    is_by_formula,
+    is_dense_tensor,
+    is_intercepted,
+    is_recorded,
+    is_strided,
+)
 from .function import Operator, needed_vjp
 
 
 def call_unary(operator: type[Operator], x: Tensor, out: Tensor | None = None) -> Tensor:
     """Apply ``operator`` to one tensor: at once where nothing is recorded and no kernel runs."""
-    if out is None and type(x) in CLASSES and config.cpu_by_formula:
-        if not (x.requires_grad or x.is_cuda or forward_level() >= 0):
-            return operator.eager(x)
+    is_usual = out is None and type(x) in CLASSES and forward_level() < 0
+    if is_usual and config.cpu_by_formula and not (x.requires_grad or (BUILT_FOR_GPUS and x.is_cuda)):
+        return operator.eager(x)
     return call(operator, (x,), out)
 
 
@@ -44,7 +53,7 @@ def call(operator: type[Operator], inputs: tuple, out: Tensor | None = None) -> 
         if kind in CLASSES:
             if x.requires_grad:
                 needs = True
-            if by_formula and x.is_cuda:
+            if BUILT_FOR_GPUS and x.is_cuda:
                 by_formula = False
         elif kind not in NUMBERS:
             return _call_unusual(operator, inputs)

@@ -15,7 +15,7 @@ from torch.compiler import is_dynamo_compiling
 from .. import config
 from .._compat import apply_without_binding, forward_level, name_nodes_after
 from ..runtime.elementwise import pointwise, pointwise_, pointwise_recorded, pointwise_vjp, widened
-from ..runtime.paths import CLASSES
+from ..runtime.paths import BUILT_FOR_GPUS, CLASSES
 from ..runtime.rules import VjpRule, eager_function, picked, tuple_getter
 from ..runtime.specs import GradientSpec
 
@@ -108,7 +108,7 @@ class Operator(CustomFunction):
         """Return the value inside ``record``, by kernel or formula."""
         if config.cpu_by_formula:
             for x in inputs:
-                if type(x) in CLASSES and x.is_cuda:
+                if BUILT_FOR_GPUS and type(x) in CLASSES and x.is_cuda:
                     break
             else:
                 return cls.eager(*inputs)

@@ -67,17 +67,19 @@ class RecordingDriver:
         records = self.records
         if records is None:
             raise RuntimeError(f"{record.name}: it was compiled in a dry run that is over: launch it inside of one")
+        if not self.executes:
+            records.append(record)
+            return
         with self._appending:
             position = len(records)
             records.append(record)
-        if self.executes:
-            traffic = execute(record.compiled, record.grid, args, lambda leaf: leaf[0] in inputs)
-            moved, floor = record.bytes_moved, record.bytes_floor
-            records[position] = record._replace(
-                traffic=traffic,
-                bytes_moved=traffic.loaded + traffic.stored if moved is None else moved,
-                bytes_floor=traffic.distinct if floor is None else floor,
-            )
+        traffic = execute(record.compiled, record.grid, args, lambda leaf: leaf[0] in inputs)
+        moved, floor = record.bytes_moved, record.bytes_floor
+        records[position] = record._replace(
+            traffic=traffic,
+            bytes_moved=traffic.loaded + traffic.stored if moved is None else moved,
+            bytes_floor=traffic.distinct if floor is None else floor,
+        )
 
     @contextmanager
     def trying(self) -> Iterator[None]:
