@@ -91,7 +91,9 @@ def neg_dx(g):
 
 
 def add(x, y, alpha, **out):
-    return torch.add(x, y, **out) if _is_one(alpha) else torch.add(x, y, alpha=alpha, **out)
+    if out:
+        return torch.add(x, y, alpha=alpha, **out)
+    return torch.add(x, y) if _is_one(alpha) else torch.add(x, y, alpha=alpha)
 
 
 def add_(x, y, alpha):
@@ -107,7 +109,9 @@ def add_dy(g, alpha):
 
 
 def sub(x, y, alpha, **out):
-    return torch.sub(x, y, **out) if _is_one(alpha) else torch.sub(x, y, alpha=alpha, **out)
+    if out:
+        return torch.sub(x, y, alpha=alpha, **out)
+    return torch.sub(x, y) if _is_one(alpha) else torch.sub(x, y, alpha=alpha)
 
 
 def sub_(x, y, alpha):

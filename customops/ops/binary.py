@@ -195,7 +195,7 @@ def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
     >>> add(torch.tensor([1, 2]), 10, alpha=3)
     tensor([31, 32])
     """
-    return call(Add, (input, other, as_scalar(alpha)), out)
+    return call(Add, (input, other, alpha if type(alpha) is int else as_scalar(alpha)), out)
 
 
 def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, out: Tensor | None = None) -> Tensor:
@@ -216,7 +216,7 @@ def sub(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
     tensor([[ 0., -1.],
             [ 1.,  0.]])
     """
-    return call(Sub, (input, other, as_scalar(alpha)), out)
+    return call(Sub, (input, other, alpha if type(alpha) is int else as_scalar(alpha)), out)
 
 
 def mul(input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = None) -> Tensor:
@@ -322,12 +322,12 @@ def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None
 
 def add_(input: Tensor, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
     """Write ``input + alpha * other`` into ``input`` and return it; raises what :meth:`torch.Tensor.add_` raises."""
-    return call_(Add, f.add_, input, other, as_scalar(alpha))
+    return call_(Add, f.add_, input, other, alpha if type(alpha) is int else as_scalar(alpha))
 
 
 def sub_(input: Tensor, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
     """Write ``input - alpha * other`` into ``input`` and return it; raises what :meth:`torch.Tensor.sub_` raises."""
-    return call_(Sub, f.sub_, input, other, as_scalar(alpha))
+    return call_(Sub, f.sub_, input, other, alpha if type(alpha) is int else as_scalar(alpha))
 
 
 def mul_(input: Tensor, other: Tensor | Number) -> Tensor:

@@ -22,8 +22,25 @@ from .._compat import (
 )
 from ..runtime.dtensor import common_sharding, is_distributed_or_pending
 from ..runtime.elementwise import pointwise, pointwise_
-from ..runtime.paths import CLASSES, NUMBERS, is_by_formula, is_dense_tensor, is_intercepted, is_recorded, is_strided
+from ..runtime.paths import (
+    BUILT_FOR_GPUS,
+    CLASSES,
+    NUMBERS,
+    is_by_formula,
+    is_dense_tensor,
+    is_intercepted,
+    is_recorded,
+    is_strided,
+)
 from .function import Operator, needed_vjp
+
+
+def call_unary(operator: type[Operator], x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Apply ``operator`` to one tensor: at once where nothing is recorded and no kernel runs."""
+    is_usual = out is None and type(x) in CLASSES and forward_level() < 0
+    if is_usual and config.cpu_by_formula and not (x.requires_grad or (BUILT_FOR_GPUS and x.is_cuda)):
+        return operator.eager(x)
+    return call(operator, (x,), out)
 
 
 def call(operator: type[Operator], inputs: tuple, out: Tensor | None = None) -> Tensor:
@@ -36,7 +53,7 @@ def call(operator: type[Operator], inputs: tuple, out: Tensor | None = None) -> 
         if kind in CLASSES:
             if x.requires_grad:
                 needs = True
-            if by_formula and x.is_cuda:
+            if BUILT_FOR_GPUS and x.is_cuda:
                 by_formula = False
         elif kind not in NUMBERS:
             return _call_unusual(operator, inputs)
@@ -47,7 +64,7 @@ def call(operator: type[Operator], inputs: tuple, out: Tensor | None = None) -> 
             if type(x) in CLASSES and not is_strided(x):
                 return _call_unusual(operator, inputs)
         return _call_unusual(operator, inputs) if transforms_active() else operator.record(*inputs)
-    return operator.formula(*inputs) if by_formula else pointwise(operator.formula, *inputs)
+    return operator.eager(*inputs) if by_formula else pointwise(operator.formula, *inputs)
 
 
 def _call_unusual(operator: type[Operator], inputs: tuple) -> Tensor:

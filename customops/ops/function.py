@@ -15,8 +15,8 @@ from torch.compiler import is_dynamo_compiling
 from .. import config
 from .._compat import apply_without_binding, forward_level, name_nodes_after
 from ..runtime.elementwise import pointwise, pointwise_, pointwise_recorded, pointwise_vjp, widened
-from ..runtime.paths import CLASSES
-from ..runtime.rules import VjpRule, picked, tuple_getter
+from ..runtime.paths import BUILT_FOR_GPUS, CLASSES
+from ..runtime.rules import VjpRule, eager_function, picked, tuple_getter
 from ..runtime.specs import GradientSpec
 
 _INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
@@ -88,12 +88,14 @@ class Operator(CustomFunction):
     """
 
     formula: ClassVar[Callable]
+    eager: ClassVar[Callable]  # torch's function of the same inputs, the formula without its frame where there is one
     derivatives: ClassVar[tuple[Callable, ...]]
     in_place: ClassVar[type[InPlace]]  # the operator, written over its first input
 
     def __init_subclass__(cls):
         """Give each operator its in-place variant, of its name: by that, anomaly mode and profilers speak of it."""
         super().__init_subclass__()
+        cls.eager = staticmethod(eager_function(cls.formula))
         cls.in_place = type(cls.__name__, (InPlace,), {"operator": cls, "__module__": cls.__module__})
 
     @classmethod
@@ -106,10 +108,10 @@ class Operator(CustomFunction):
         """Return the value inside ``record``, by kernel or formula."""
         if config.cpu_by_formula:
             for x in inputs:
-                if type(x) in CLASSES and x.is_cuda:
+                if BUILT_FOR_GPUS and type(x) in CLASSES and x.is_cuda:
                     break
             else:
-                return cls.formula(*inputs)
+                return cls.eager(*inputs)
         return pointwise_recorded(cls.formula, inputs)
 
     @classmethod

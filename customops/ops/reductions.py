@@ -49,6 +49,7 @@ class Reduction(CustomFunction):
     """
 
     formula: ClassVar[Callable]
+    eager: ClassVar[Callable]  # torch's function of the same name
     derivative: ClassVar[Callable | None] = None
 
     @classmethod
@@ -61,7 +62,7 @@ class Reduction(CustomFunction):
         """Return the value inside ``record``, by kernel or formula."""
         x, dtype, *dim = inputs
         if dtype is None and is_by_formula(x):
-            return cls.formula(x, *dim)
+            return cls.eager(x, *dim)
         return reduce(cls.formula, x, *dim, dtype=dtype)
 
     @classmethod
@@ -165,6 +166,7 @@ class Sum(Reduction):
     """
 
     formula = staticmethod(f.sum)
+    eager = staticmethod(torch.sum)
 
 
 class Mean(Reduction):
@@ -178,6 +180,7 @@ class Mean(Reduction):
     """
 
     formula = staticmethod(f.mean)
+    eager = staticmethod(torch.mean)
     derivative = staticmethod(f.mean_dx)
 
 
@@ -185,12 +188,14 @@ class Amax(Extremum):
     """z_j = max_i x_i over the elements i that output j is made of, nan if one is; gradient as :class:`Extremum`."""
 
     formula = staticmethod(f.amax)
+    eager = staticmethod(torch.amax)
 
 
 class Amin(Extremum):
     """z_j = min_i x_i over the elements i that output j is made of, nan if one is; gradient as :class:`Extremum`."""
 
     formula = staticmethod(f.amin)
+    eager = staticmethod(torch.amin)
 
 
 def sum(
@@ -334,7 +339,7 @@ def call_reduction(operator: type[Reduction], x, dtype, dim=_UNSET, keepdim=_UNS
         if recorded and is_strided(x) and not transforms_active():
             return operator.record(x, dtype, *axes)
         if not recorded:
-            return operator.formula(x, *axes) if is_by_formula(x) else reduce(operator.formula, x, *axes)
+            return operator.eager(x, *axes) if is_by_formula(x) else reduce(operator.formula, x, *axes)
     if trace := tracing_hook((x,)):
         return trace(operator, (x, dtype, *axes))
     if out is None and differentiates((x,)) and (dtype is None or dtype in DIFFERENTIABLE):

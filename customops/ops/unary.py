@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import formulas as f
-from .call import call, call_
+from .call import call_, call_unary
 from .function import Operator
 
 __all__ = ["abs", "abs_", "exp", "exp_", "log", "log_", "neg", "neg_", "relu", "relu_", "rsqrt", "rsqrt_"]
@@ -156,7 +156,7 @@ def log(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     >>> log(torch.tensor([1.0, 0.0]))
     tensor([0., -inf])
     """
-    return call(Log, (input,), out)
+    return call_unary(Log, input, out)
 
 
 def exp(input: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -173,7 +173,7 @@ def exp(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     >>> exp(torch.tensor([0.0, -torch.inf]))
     tensor([1., 0.])
     """
-    return call(Exp, (input,), out)
+    return call_unary(Exp, input, out)
 
 
 def relu(input: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def relu(input: Tensor) -> Tensor:
     >>> relu(torch.tensor([-2, 0, 3]))
     tensor([0, 0, 3])
     """
-    return call(Relu, (input,))
+    return call_unary(Relu, input)
 
 
 def sigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -207,7 +207,7 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     >>> sigmoid(torch.tensor([0.0, -1000.0]))
     tensor([0.5000, 0.0000])
     """
-    return call(Sigmoid, (input,), out)
+    return call_unary(Sigmoid, input, out)
 
 
 def tanh(input: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -224,7 +224,7 @@ def tanh(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     >>> tanh(torch.tensor([0.0, -1000.0]))
     tensor([ 0., -1.])
     """
-    return call(Tanh, (input,), out)
+    return call_unary(Tanh, input, out)
 
 
 def sqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -241,7 +241,7 @@ def sqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     >>> sqrt(torch.tensor([4.0, -1.0]))
     tensor([2., nan])
     """
-    return call(Sqrt, (input,), out)
+    return call_unary(Sqrt, input, out)
 
 
 def rsqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -258,7 +258,7 @@ def rsqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     >>> rsqrt(torch.tensor([4.0, 0.0]))
     tensor([0.5000,    inf])
     """
-    return call(Rsqrt, (input,), out)
+    return call_unary(Rsqrt, input, out)
 
 
 def abs(input: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -277,7 +277,7 @@ def abs(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     >>> abs(torch.tensor([-2, 3]))
     tensor([2, 3])
     """
-    return call(Abs, (input,), out)
+    return call_unary(Abs, input, out)
 
 
 def neg(input: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -296,7 +296,7 @@ def neg(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     """
     if isinstance(out, Tensor) and isinstance(input, Tensor) and out.dtype != input.dtype:
         return torch.neg(input, out=out)  # raises: this one alone casts nothing
-    return call(Neg, (input,), out)
+    return call_unary(Neg, input, out)
 
 
 def log_(input: Tensor) -> Tensor:

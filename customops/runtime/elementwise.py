@@ -161,7 +161,7 @@ def widened(values: Sequence) -> Sequence:
 def _plan_pointwise(formula: Callable, args: tuple) -> Execution:
     """Plan the kernel of ``formula`` for operands like these."""
     spec = ask_torch(formula, args)
-    return Execution(make_plan([formula], by_parameter(formula, args), [spec], spec), (spec,))
+    return Execution.of(make_plan([formula], by_parameter(formula, args), [spec], spec), (spec,), args)
 
 
 def _plan_in_place(formula: Callable, args: tuple) -> Execution | bool:
@@ -169,7 +169,7 @@ def _plan_in_place(formula: Callable, args: tuple) -> Execution | bool:
     x, spec = args[0], ask_torch(formula, args)
     if spec.shape != x.shape or not torch.can_cast(spec.dtype, x.dtype):
         return False
-    return Execution(make_plan([formula], by_parameter(formula, args), [x], spec), ())
+    return Execution(make_plan([formula], by_parameter(formula, args), [x], spec), (), None)
 
 
 class PartialExecution(NamedTuple):
@@ -199,7 +199,7 @@ def _plan_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]) ->
         for _, (shape, dtype) in computed
     ]
     plan = make_plan([derivative for derivative, _ in computed], named, grads, spec_of(g))
-    execution = Execution(plan, tuple(grads))
+    execution = Execution.of(plan, tuple(grads), values)
     return PartialExecution(are_g, execution) if any(are_g) else execution
 
 

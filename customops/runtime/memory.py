@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import config
-from .specs import TensorSpec
+from .specs import TensorSpec, on_meta, spec_of
 
 LARGE_BYTES = 1 << 28  # bytes; to map less takes longer than to allocate it
 _PRIVATE_ANONYMOUS_NORESERVE = 0x4022  # Linux's flags, the last of which Python names from 3.13 on
@@ -29,6 +29,16 @@ def allocate(specs: Iterable[TensorSpec]) -> list[Tensor]:
     if config.dry_run_target is not None:
         return [empty(*spec) for spec in specs]
     return [torch.empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype, device in specs]
+
+
+def like_argument(spec: TensorSpec, args: Sequence) -> int | None:
+    """Return the position of an argument that ``torch.empty_like`` makes ``spec`` of; None where there is none."""
+    if config.dry_run_target is not None and prod(spec.shape) * spec.dtype.itemsize >= LARGE_BYTES:
+        return None
+    for i, x in enumerate(args):
+        if isinstance(x, Tensor) and spec_of(x) == spec and torch.empty_like(on_meta(spec)).stride() == spec.strides:
+            return i
+    return None
 
 
 def unbacked(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, shift: int = 0) -> Tensor:

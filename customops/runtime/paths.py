@@ -41,6 +41,7 @@ KERNEL_DTYPES = frozenset(
 CLASSES = frozenset({Tensor, Parameter})
 NUMBERS = frozenset({bool, int, float, complex})
 EXPONENTS = frozenset({-2, -1, -0.5, 0.5, 1.5, 2, 3})  # kernels are compiled for each of these
+BUILT_FOR_GPUS: bool = torch.backends.cuda.is_built()  # where torch is not, no tensor of its own is on a GPU
 _STRIDED = torch.strided
 _SPECIAL = EXPONENTS | {1}
 _LARGEST_HALF, _LARGEST_BYTE = 65504, 127
@@ -58,7 +59,10 @@ def plan_key(args: Sequence, recorded: bool = False) -> tuple | None:
                 break
         else:
             return None
-    if config.current_backend == "torch" or is_intercepted() or is_differentiated(args, recorded):
+    if config.current_backend == "torch" or is_intercepted():
+        return None
+    may_differentiate = forward_level() >= 0 or (is_grad_enabled() and not recorded)
+    if may_differentiate and is_differentiated(args, recorded):
         return None
     return tensors_key(args)
 
@@ -80,7 +84,7 @@ def is_recorded() -> bool:
 
 def is_by_formula(x: Tensor) -> bool:
     """Return whether no kernel runs on ``x``, whatever the call."""
-    return config.cpu_by_formula and not x.is_cuda
+    return config.cpu_by_formula and not (BUILT_FOR_GPUS and x.is_cuda)
 
 
 def is_dense_tensor(x: Tensor) -> bool:

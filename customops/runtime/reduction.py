@@ -78,7 +78,7 @@ def _plan_reduce(formula: Callable, x: Tensor, dim: tuple, options: dict[str, An
     total = TensorSpec(keepdim, contiguous(keepdim), spec.dtype, x.device)
     count = x.numel() // keepdim.numel()
     plan = make_plan([], {"x": x}, [total], spec._replace(shape=x.shape), (formula.__name__, count))
-    return Execution(plan, (spec._replace(strides=contiguous(spec.shape)),))
+    return Execution.of(plan, (spec._replace(strides=contiguous(spec.shape)),), (x,))
 
 
 def _are_axes(axes: Any = (), _keepdim: bool = False) -> bool:

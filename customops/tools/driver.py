@@ -67,17 +67,19 @@ class RecordingDriver:
         records = self.records
         if records is None:
             raise RuntimeError(f"{record.name}: it was compiled in a dry run that is over: launch it inside of one")
+        if not self.executes:
+            records.append(record)
+            return
         with self._appending:
             position = len(records)
             records.append(record)
-        if self.executes:
-            traffic = execute(record.compiled, record.grid, args, lambda leaf: leaf[0] in inputs)
-            moved, floor = record.bytes_moved, record.bytes_floor
-            records[position] = record._replace(
-                traffic=traffic,
-                bytes_moved=traffic.loaded + traffic.stored if moved is None else moved,
-                bytes_floor=traffic.distinct if floor is None else floor,
-            )
+        traffic = execute(record.compiled, record.grid, args, lambda leaf: leaf[0] in inputs)
+        moved, floor = record.bytes_moved, record.bytes_floor
+        records[position] = record._replace(
+            traffic=traffic,
+            bytes_moved=traffic.loaded + traffic.stored if moved is None else moved,
+            bytes_floor=traffic.distinct if floor is None else floor,
+        )
 
     @contextmanager
     def trying(self) -> Iterator[None]:
@@ -164,8 +166,8 @@ class Launcher:
         self, grid_x, grid_y, grid_z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args
     ) -> None:
         """Record a launch; hooks, a profiler's, are not called. As on a GPU, an empty grid launches nothing."""
-        record = self.last
-        tensors = () if self.like else tensors_of(self.compiled, args)
+        record, like = self.last, self.like
+        tensors = tensors_of(self.compiled, args) if like is None else ()
         if record is None or record.grid != (grid_x, grid_y, grid_z) or record.tensors != tensors:
             record = self._record((index(grid_x), index(grid_y), index(grid_z)), tensors)
             if record is None:
