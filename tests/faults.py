@@ -547,6 +547,24 @@ FAULTS = (
         "Rows of an odd length are read element by element: right, but several times slower.",
         by_formulas=("test_audit.py::test_usual_calls_cost_what_they_must", *COSTS),
     ),
+    Fault(
+        "registers hold rows of twice the length",
+        "tiling",
+        ROW_TILING,
+        "MAX_ROW_VALUES = 48 << 10",
+        "MAX_ROW_VALUES = 96 << 10",
+        "Fused rows spill registers to memory: right, but slow.",
+        by_formulas=("test_layout.py", "test_fuse_audit.py", "test_fuse_long.py"),
+    ),
+    Fault(
+        "rows are always read again",
+        "tiling",
+        ROW_TILING,
+        "for reloads in (False, True):",
+        "for reloads in (True,):",
+        "Fused kernels read a weight once for each row: right, but more bytes.",
+        by_formulas=("test_fuse_audit.py", "test_fuse_explain.py"),
+    ),
     # -- launch --------------------------------------------------------------------------------------------------------
     Fault(
         "steps of a loop are rounded down",

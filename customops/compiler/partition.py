@@ -1,11 +1,11 @@
 """Partition a graph into stages, each of which one kernel computes, with scratch buffers between them.
 
-Softmax is one stage: a program has a whole row, and reduces along it twice. What reduces along the columns of what was
-reduced along rows is two. The first reduction is spilled: a stage writes it to a scratch buffer, and later ones read it.
-What needs no reduction is computed again where it is read. For x normalised by its rows, then by its columns::
+Softmax is one stage: a program has a whole row, and reduces along it twice. A reduction along the columns of what was
+reduced along rows makes another stage. The first one spills: it writes its value to a scratch buffer, which later ones
+read. What needs no reduction is computed again where it is read. For x divided by its rows' sums, then its columns'::
 
     stage 1   reads x         sum(x) over a row                   writes scratch 0
-    stage 2   reads x, 0      v = div(x, sum), div(v, sum(v))    writes the result
+    stage 2   reads x, 0      v = div(x, sum), div(v, sum(v))     writes the result
 
 A stage that reduces is two kernels where programs share a sum: one leaves partial sums, another adds them up.
 """
