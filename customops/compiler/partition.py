@@ -1,7 +1,7 @@
 """Partition a graph into stages, each of which one kernel computes, with scratch buffers between them.
 
 Softmax is one stage: a program has a whole row, and reduces along it twice. What reduces along the columns of what was
-reduced along rows is two. The first reduction is spilled: a stage writes it to a scratch buffer, and later ones read it.
+reduced along rows is two. The first reduction is spilled: a stage writes it to a scratch buffer, later ones read it.
 What needs no reduction is computed again where it is read. For x normalised by its rows, then by its columns::
 
     stage 1   reads x         sum(x) over a row                   writes scratch 0
