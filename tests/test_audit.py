@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import customops
 
@@ -17,7 +18,7 @@ triton = pytest.importorskip("triton", reason="without Triton there are no kerne
 import triton.language as tl  # noqa: E402
 from customops.triton_kernels import formulas, launch, plan, tiling  # noqa: E402
 
-from . import audit  # noqa: E402
+from . import audit, audit_layers  # noqa: E402
 
 CASES = {str(case): case for case in audit.cases()}
 CHOSEN = [str(case) for case in audit.chosen()]
@@ -138,6 +139,19 @@ def test_audit_sees_a_gpu_that_idles(change):
 def test_audit_sees_a_formula_in_place_of_a_kernel():
     with customops.backend("torch"):
         assert "forward: 0 launches, expected 1" in faults_of("relu(x)", "small")
+
+
+@pytest.mark.parametrize("row", [1024, 65536])
+def test_fused_layers_cost_what_they_must(row):
+    costs = audit_layers.audit_layer("softmax", row, torch.bfloat16)
+    assert [fault for found in costs.items() for fault in audit_layers.faults_of_layer(*found)] == []
+
+
+def test_audit_sees_what_is_wrong_with_a_layer():
+    layer = audit_layers.Layer("softmax", 1024, torch.bfloat16, "backward")
+    cost = audit_layers.Cost(2, 8, 1.2, 65536.0, 16.0, 30.0, 1e-5)
+    for fault in ("2 launches, expected 1", "spills 8 bytes", "moves 1.200 times the bytes of DRAM"):
+        assert f"softmax 1024 bfloat16 backward: {fault}" in audit_layers.table_of_layers({layer: cost})
 
 
 def test_summary_tells_what_is_wrong(change):

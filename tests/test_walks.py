@@ -99,7 +99,7 @@ def test_both_sums_of_layer_norms_backward_come_of_one_walk_that_gathers_too():
 
 
 def test_what_waits_for_no_sum_is_stored_in_the_first_walk():
-    """X + r is a result, and is normalised."""
+    """The sum x + r is a result, and is normalised."""
     ops = [("add", (0, 1)), ("mul", (2, 2)), ("mean", (3,), True), ("rsqrt", (4,)), ("mul", (2, 5))]
     walks = arrange_walks(*stage_of([WHOLE, WHOLE], ops, [(2, WHOLE), (6, WHOLE)]))
     assert (walks.count, walks.stored) == (2, (0, 1))
