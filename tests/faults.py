@@ -1204,8 +1204,8 @@ FAULTS = (
         "kernels answer under a mode",
         "dispatch",
         PATHS,
-        'if config.current_backend == "torch" or is_intercepted() or',
-        'if config.current_backend == "torch" or',
+        'if config.current_backend == "torch" or is_intercepted():',
+        'if config.current_backend == "torch":',
         "A dispatch mode or a tracer does not see our operators.",
         by_kernels=(
             "test_dispatch.py::test_formula_answers_where_torch_must_see_through",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..runtime.memory import allocate
+from ..runtime.memory import allocate, like_argument
 from ..runtime.paths import has_kernel
 from ..runtime.plans import kernels, recall, remember
 from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
@@ -53,7 +53,7 @@ class Executable:
     gradient's memory for its own, to accumulate in.
     """
 
-    __slots__ = ("_results", "buffers", "numbers", "plan", "spills", "stage_count")
+    __slots__ = ("_like", "_results", "buffers", "numbers", "plan", "spills", "stage_count")
 
     def __init__(
         self,
@@ -86,6 +86,7 @@ class Executable:
         self.buffers: list[TensorSpec] = []  # the tensors that kernels write: the last arguments
         self._results: list[Result] = []
         outputs = self._place_results(graph, tensors, results, specs, distinct)
+        self._like = like_argument(self.buffers, list(tensors.values()))
         unrounded = {i for i in tensors if i not in known and not isinstance(graph.values[i], Input)}
         arguments = [Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0, i in unrounded) for i, x in tensors.items()]
         arguments += [None] * len(constants) + [Argument(spec.dtype) for spec in self.buffers]
@@ -131,7 +132,7 @@ class Executable:
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the results for tensors in the same order, and after them the statistics."""
-        buffers = allocate(self.buffers)
+        buffers = allocate(self.buffers, self._like, tensors)
         if self.plan:
             self.plan([*tensors, *self.numbers], buffers)
         results = []

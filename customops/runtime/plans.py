@@ -30,16 +30,16 @@ class Execution(NamedTuple):
 
     plan: Callable[[Sequence, Sequence[Tensor]], Any]  # its launches
     outputs: tuple[TensorSpec, ...]  # the tensors that they write, which are allocated at each call
-    like: int | None  # the argument that the only output is made like, where there is one: it takes half the time
+    like: int | None  # the argument that the only output is made like, where there is one
 
     @classmethod
     def of(cls, plan: Callable, outputs: tuple[TensorSpec, ...], args: Sequence) -> Execution:
         """Return the work of ``plan`` for arguments like these."""
-        return cls(plan, outputs, like_argument(outputs[0], args) if len(outputs) == 1 else None)
+        return cls(plan, outputs, like_argument(outputs, args))
 
     def __call__(self, args: Sequence) -> list[Tensor]:
         """Allocate the outputs, launch, and return them."""
-        outputs = allocate(self.outputs) if self.like is None else [torch.empty_like(args[self.like])]
+        outputs = allocate(self.outputs, self.like, args)
         self.plan(args, outputs)
         return outputs
 
