@@ -31,6 +31,9 @@ MAX_ROW_LENGTH = 1 << 20  # elements of a row that one program walks at most
 MULTIPROCESSORS = 132  # of an H100
 FIXED_REGISTERS = 16  # registers of a thread for addresses and indices
 MAX_WARPS = 64  # resident on a multiprocessor
+VECTOR_WIDTHS = (64, 256, 1024, 4096)  # of tiles that hold rows of whole vectors; above, all powers of two
+TAIL_WIDTHS = (16, 128, 1024, 4096)  # of tiles that hold rows whose last vector is not full; likewise above
+MIN_EXACT_WIDTH = 256  # from which on a row of 2^k elements has a tile of its own
 SECTOR_BYTES = 32  # bytes that memory moves at least
 ROW_WARPS = 4  # warps of a program that holds short rows
 MAX_HOLD_WARPS = 16  # warps of a program that holds a row at most
@@ -89,8 +92,12 @@ def _gathers(layout: Layout) -> bool:
 
 
 def _row_width(layout: Layout, itemsize: int) -> int:
-    """Return the width of a tile that holds a row."""
-    return max(power_of_2(layout.extents[TILED]), VECTOR_BYTES // itemsize if find_vector_group(layout) == TILED else 1)
+    """Return the width of a tile that holds a row: one of few, as each is a kernel to compile; they cost idle lanes."""
+    n, vector = layout.extents[TILED], VECTOR_BYTES // itemsize
+    if find_vector_group(layout) != TILED or (n == power_of_2(n) and n >= MIN_EXACT_WIDTH):
+        return power_of_2(n)
+    widths = TAIL_WIDTHS if n % vector else VECTOR_WIDTHS
+    return next((width for width in widths if width >= n), power_of_2(n))
 
 
 def _row_tile(layout: Layout, itemsize: int, width: int, budget: int) -> tuple[int, ...]:
