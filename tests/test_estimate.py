@@ -143,11 +143,13 @@ def test_partial_sums_stay_in_the_l2():
 @pytest.mark.parametrize(
     ("columns", "again_from"), [(8 << 10, "L1"), (16 << 10, "L2"), (32 << 10, "DRAM")], ids=["8 K", "16 K", "32 K"]
 )
-def test_a_row_that_is_walked_twice_comes_from_the_nearest_memory_that_holds_it(columns, again_from):
-    """Two programs of 32 warps on each of 132 multiprocessors. Between the walks lie a row and half of its results.
+def test_a_row_that_is_walked_twice_comes_from_the_nearest_memory_that_holds_it(columns, again_from, monkeypatch):
+    """Half of each cache counts here. Two programs of 32 warps are on each of 132 multiprocessors.
 
-    In float32 that is 6 bytes an element: 96 KiB of a multiprocessor's 128 for 8 K, 24.75 MiB of 25 for 16 K.
+    Between the walks lie a row and half of its results. In float32 that is 6 bytes an element: 96 KiB of a
+    multiprocessor's 128 for 8 K, 24.75 MiB of 25 for 16 K.
     """
+    monkeypatch.setattr("customops.tools.places.L1_SHARE", 0.5)
     rows = 2048
     record = launched(normalize, rows, empty(1), empty(1), columns, BLOCK=1024, num_warps=32)
     tensors = tuple(
@@ -207,11 +209,11 @@ def test_launches_on_tensors_of_other_sizes_have_estimates_of_their_own():
 
 
 def test_spills_are_traffic_of_the_l2_where_the_l1_does_not_hold_them(monkeypatch):
-    """Two blocks of 1024 threads on each of 132: 64 bytes a thread are the 128 KiB that the L1 may hold."""
+    """Two blocks of 1024 threads on each of 132: 96 bytes a thread are the 192 KiB that the L1 may hold."""
     passed = [(Block(9, (Access("local", 4, None), Access("load", 16, None)), ()), 10.0)]
     where = Residence(H100, 1000, 1024, 264)
     compiled = SimpleNamespace(metadata=SimpleNamespace(target=SimpleNamespace(backend="cuda")), asm={"cubin": b""})
-    for stack, expected in ((64, 0), (65, 10 * 4 * 1024 * 1000)):
+    for stack, expected in ((96, 0), (97, 10 * 4 * 1024 * 1000)):
         monkeypatch.setattr("customops.tools.places.binary_stack", lambda _, stack=stack: stack)
         assert spilled_to_l2(passed, compiled, where) == expected
 

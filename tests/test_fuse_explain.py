@@ -121,10 +121,10 @@ def test_total_of_rms_norm_is_near_the_floor_and_far_from_its_operators(explaine
     matrix, vector = 2 * 4096**2, 2 * 4096
     assert floor == 5 * matrix + 3 * vector
     assert re.search(rf"ratio {moved / floor:.3f}  estimate [\d.]+ us$", total)
-    assert moved <= 1.05 * floor
+    assert sum(number(found) for found in re.findall(r"DRAM ([\d,]+)", text)) <= 1.05 * floor
     apart = number(re.search(BYTES, unfused)[1])
     assert unfused.endswith(f"{apart / moved:.2f} times those of fused")
-    assert apart > 4.5 * moved
+    assert apart > 3.5 * moved
 
 
 def test_operators_are_counted_forward_backward_and_where_gradients_meet(explained):

@@ -91,7 +91,7 @@ def run_sum():
 CALLS = {"add": run_add, "softmax": run_softmax, "transpose": run_transpose, "product": run_product, "sum": run_sum}
 ACCESS = r"((?:@!?%p\d+ )?)((?:ld|st)\.global[^;]*) \+ 0 \]"
 MASK, BARRIER = r"@!?%p\d+ ((?:ld|st)\.global)", r"bar\.(?:warp\.)?sync.*;"
-BARRIERS = {"add": (0, 0), "softmax": (5, 0), "transpose": (0, 0), "product": (2, 1), "sum": (3, 0)}
+BARRIERS = {"add": (0, 0), "softmax": (5, 0), "transpose": (0, 0), "product": (2, 1), "sum": (4, 0)}
 
 
 def outcome(call, edit=lambda text: text):

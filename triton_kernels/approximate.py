@@ -1,7 +1,8 @@
 """Formulas for half types on NVIDIA GPUs, by approximate instructions: those that differ from ``formulas.py``.
 
 Values are float32. An approximate instruction is off by about 2^-22, where rounding to float16 or bfloat16 takes 2^-12
-or 2^-9: how many results it changes is in docs/accuracy.md. Special values are the same, subnormal numbers too.
+or 2^-9: how many results it changes is in docs/accuracy.md. Special values are the same, subnormal numbers too. The
+logarithm is not here: by its instruction a result near 0, of a float32 inside of a fused function, would lose its digits.
 """
 
 import triton
@@ -12,7 +13,6 @@ from . import division, formulas
 from .formulas import INTERPRETED
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
 
 
 def find(name: str, dtype: tl.dtype):
@@ -20,11 +20,6 @@ def find(name: str, dtype: tl.dtype):
     if dtype in (tl.float16, tl.bfloat16) and not INTERPRETED and driver.active.get_current_target().backend == "cuda":
         return globals().get(name) or getattr(formulas, name)
     return getattr(formulas, name)
-
-
-@triton.jit
-def log(x):
-    return _instruction(x, "lg2.approx.f32") * LN_2
 
 
 @triton.jit

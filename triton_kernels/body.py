@@ -1,4 +1,4 @@
-"""The code that both kernels run on a tile: load the operands, evaluate formulas on them, store the outputs.
+"""The code that all kernels run on a tile: load the operands, evaluate formulas on them, store the outputs.
 
 A value stays in registers from formula to formula. Legend of the kernels:
 

@@ -19,11 +19,9 @@ from .. import config
 from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
 from .layout import LOOPED, TILED, VECTOR_BYTES, Layout, loop_invariants
-from .map import map_kernel
 from .specialize import Specialization, specialize
 from .tiling import MAX_REGISTERS, MAX_THREAD_REGISTERS, WARP_THREADS, Tiling, needs_int64, thread_span
 from .traffic import Moves, traffic
-from .walk import walk_kernel
 from .walks import accumulates, walk_counts
 
 
@@ -66,7 +64,7 @@ class Launch:
         """Compile ``kernel`` for the current device.
 
         ``operands`` and ``outputs`` are :class:`plan.LaunchArgument`. ``pool`` has equal objects of other launches of
-        the plan. ``reduction`` are the arguments that map-reduce alone takes: partial strides, steps and counts.
+        the plan. ``reduction`` are the arguments of kernels with a loop: partial strides, steps and counts.
         """
         self.kernel = kernel
         self.operand_positions = _interned(tuple(x.position for x in operands), config.small_tuples)
@@ -192,13 +190,13 @@ def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int
     x·y + z is rounded twice, as by torch: whether a compiler contracts it depends on what else is in a kernel, and two
     kernels that compute one value have to agree on it. Triton 3.10 has this as default; 3.9 wants it said.
 
-    Unless ptxas is told how many registers a thread may have, it spills a few bytes of it to make room for one program
-    more. Programs that map or walk may have all that there are.
+    Unless ptxas is told how many registers a thread may have, it may spill a few bytes of it to make room for one
+    program more. A thread may have all that there are.
     """
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(constants), attributes)
     target = driver.active.get_current_target()
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    if kernel in (map_kernel, walk_kernel) and target.backend == "cuda":
+    if target.backend == "cuda":
         options["maxnreg"] = min(MAX_THREAD_REGISTERS, MAX_REGISTERS // (WARP_THREADS * warps))
     return triton.compile(source, target, options)

@@ -4,8 +4,8 @@ A program holds a row in registers, or several short ones, and computes each val
 (see ``walks.py``). Where outputs are reduced over many rows a program takes one block of rows after the other, and
 gathers sums for each element of a row: in registers as long as these hold them, else in a scratch buffer of its own.
 
-All but the number of programs follows from the length of a row, the dtypes and the program: the order of every
-reduction along a row is the same however many rows there are.
+All but the number of programs follows from the length of a row, the dtypes and the program: so the order of every
+reduction along a row whose elements lie side by side is the same however many rows there are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .walks import Walks, accumulates, arrange_walks, held_values, row_values, w
 MAX_ROW_LENGTH = 1 << 20  # elements of a row that one program walks at most
 MULTIPROCESSORS = 132  # of an H100
 FIXED_REGISTERS = 16  # registers of a thread for addresses and indices
-MAX_WARPS = 64  # resident on a multiprocessor
+RESIDENT_WARPS = 64  # resident on a multiprocessor
 VECTOR_WIDTHS = (64, 256, 1024, 4096)  # of tiles that hold rows of whole vectors; above, all powers of two
 TAIL_WIDTHS = (16, 128, 1024, 4096)  # of tiles that hold rows whose last vector is not full; likewise above
 MIN_EXACT_WIDTH = 256  # from which on a row of 2^k elements has a tile of its own
@@ -45,7 +45,7 @@ WALK_CHUNKS = 2  # chunks in which it walks, at least, before it gets more warps
 SUM_WARPS = 16  # warps of a program that walks its row and holds sums in registers
 MAX_SUM_VALUES = 48  # values of 4 bytes of such sums in the registers of a thread
 MAX_L2_BYTES = 24 << 20  # bytes of rows that all programs walk at once: half of the L2 of an H100
-MAX_PARTIALS = 512  # partial sums of an element, which one launch finalizes
+MAX_ROW_PARTIALS = 512  # partial sums of an element, which one launch finalizes
 MAX_PARTIAL_BYTES = 20 << 20  # bytes of partial sums of all programs: they stay in the L2, of 40 MB and more
 
 
@@ -126,7 +126,7 @@ def _held_tiling(layout: Layout, itemsize: int, live: int) -> Tiling:
     blocks = -(-layout.extents[LOOPED] // tile[LOOPED])
     if _gathers(layout):
         partial_bytes = 4 * layout.extents[TILED] * max(1, len(accumulates(layout)))
-        most = min(MAX_PARTIALS, max(MULTIPROCESSORS, MAX_PARTIAL_BYTES // partial_bytes))
+        most = min(MAX_ROW_PARTIALS, max(MULTIPROCESSORS, MAX_PARTIAL_BYTES // partial_bytes))
         blocks = min(blocks, MULTIPROCESSORS * _resident(warps, live * prod(tile) // (WARP_THREADS * warps)), most)
     return _rows(layout, tile, blocks, warps, vector)
 
@@ -146,7 +146,7 @@ def _walked_tiling(
     if n * beside % (most * WARP_THREADS * THREAD_ELEMENTS):
         live += 1  # the masks of the last chunk
     per_thread = min(THREAD_ELEMENTS, max(vector, power_of_2_in(THREAD_VALUES // 2 // live)))
-    if beside > 1 and (live + of_rows) * vector > MAX_REGISTERS // (WARP_THREADS * most):
+    if registers > 1 or (beside > 1 and (live + of_rows) * vector > MAX_REGISTERS // (WARP_THREADS * most)):
         most //= 2
     warps = min(most, max(least, power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
     holds = -(-n * beside // (SUM_WARPS * WARP_THREADS)) * sums <= MAX_SUM_VALUES
@@ -158,7 +158,7 @@ def _walked_tiling(
     if walks > 1 or not holds:
         in_flight = _bytes_of_row(layout, itemsizes, None if holds else sums) * beside
         resident = min(resident, max(MULTIPROCESSORS // 4, MAX_L2_BYTES // max(1, in_flight)))
-    if _gathers(layout) or resident < MULTIPROCESSORS * (MAX_WARPS // warps):
+    if _gathers(layout) or resident < MULTIPROCESSORS * (RESIDENT_WARPS // warps):
         blocks = min(blocks, resident)
     tiling = _rows(layout, tile, blocks, warps, vector)
     return tiling._replace(row_chunks=-(-n // width), holds_sums=holds, reloads=True)
@@ -185,7 +185,7 @@ def _bytes_of_row(layout: Layout, itemsizes: tuple[int, ...], sums: int | None) 
 def _resident(warps: int, values: int) -> int:
     """Return how many programs are resident on a multiprocessor, about, whose threads hold so many values."""
     used = min(255, FIXED_REGISTERS + values)
-    return max(1, min(MAX_WARPS // warps, MAX_REGISTERS // (WARP_THREADS * warps * used)))
+    return max(1, min(RESIDENT_WARPS // warps, MAX_REGISTERS // (WARP_THREADS * warps * used)))
 
 
 def _rows(layout: Layout, tile: tuple[int, ...], programs: int, warps: int, vector: int) -> Tiling:

@@ -28,7 +28,7 @@ class Rule(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The rules for the integers that both kernels take, and for the first that map-reduce alone takes."""
+    """The rules for the integers that all kernels take, and for the first that those with a loop take."""
 
     operand_strides: list[Rule]  # of each operand
     output_strides: list[Rule]  # of each output

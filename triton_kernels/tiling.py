@@ -100,9 +100,8 @@ def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
     Of a reduction only what it loads in every step counts. Where each tile leaves partials it has more of them anyway.
     """
     if len(layout.extents) == 2:  # what a thread does once, as finding its elements, counts less with more of them
-        return power_of_2_in(
-            min(LOADS_IN_FLIGHT, MAX_THREAD_ELEMENTS // vector, MAX_MAP_VALUES // (live_values * vector))
-        )
+        elements = min(max(MAX_THREAD_ELEMENTS, 2 * vector), MAX_MAP_VALUES // live_values)
+        return power_of_2_in(min(LOADS_IN_FLIGHT, elements // vector))
     if layout.extents[TILED] > 1:
         return 1
     tensors = sum(groups > 0 and groups >> LOOPED & 1 for groups in layout.operand_groups)

@@ -74,7 +74,8 @@ def held_values(stage: Stage, layout: Layout, reloads: bool) -> int:
     """
     varies = varying(stage, layout)
     inputs: list[Sequence[int]] = [()] * len(stage.operands) + [op.inputs for op in stage.ops]
-    shared = {k for k in loop_invariants(layout) if varies[k]}
+    has_loop = any(groups >> LOOPED & 1 for groups in layout.reduced_over)
+    shared = {k for k in loop_invariants(layout) if varies[k] and has_loop}
     last_read = {j: i for i, read in enumerate(inputs) for j in (i, *read)}
     live = {k for k in range(len(stage.operands)) if varies[k]} - (shared if reloads else set())
     most = len(live)

@@ -88,7 +88,7 @@ def _operand(
     if isinstance(node, Constant):
         return Operand(numbers[i], None, "count" if node.counted else str(node.number))
     binding = bindings[i]
-    return Operand(binding.argument, _strides_over(binding, axes), getattr(node, "name", f"spill{i}"))
+    return Operand(binding.argument, _strides_over(binding, axes), getattr(node, "name", f"t{i}"))
 
 
 def _output(graph: Graph, number: int, binding: Binding, axes: Sequence[int], epilogue: int | None) -> Output:

@@ -41,7 +41,9 @@ def _sum_of_terms(graph: Graph, value: int, axes: Axes) -> int | None:
     sums = {k: _sum_of_terms(graph, op.inputs[k], axes) for k in varying}
     terms = {k: i for k, i in sums.items() if i is not None}
     if is_sum and len(terms) == 1:
-        return next(iter(terms.values()))
+        ((k, term),) = terms.items()
+        is_as_it_is = k == 0 or graph.values[op.inputs[2]] == Constant(1)  # the second term is times alpha
+        return term if is_as_it_is else graph.add(Op("mul_dx", (term, op.inputs[2])))
     return graph.add(op._replace(inputs=tuple(terms.get(k, i) for k, i in enumerate(op.inputs)))) if terms else None
 
 
@@ -50,7 +52,9 @@ def _is_centred(graph: Graph, op: Op, axes: Axes) -> bool:
     if op.formula != "sub" or op.detached or graph.values[op.inputs[2]] != Constant(1):
         return False
     mean = graph.values[op.inputs[1]]
-    return isinstance(mean, Op) and (mean.formula, mean.inputs, mean.reduced) == ("mean", op.inputs[:1], axes)
+    if not isinstance(mean, Op) or mean.detached:
+        return False
+    return (mean.formula, mean.inputs, mean.reduced) == ("mean", op.inputs[:1], axes)
 
 
 def _depth(graph: Graph, value: int, axes: Axes) -> int:

@@ -82,7 +82,7 @@ class Rules:
                 return None
             constant = frozenset({0} if _positions((factor,), op) else ()) | ({1} if pending.detached else set())
             quotient = self._quotients.get((named[factor], pending.divisor, constant))
-            if quotient is None:
+            if quotient is None or x in grads:  # of x·x each factor has a cotangent
                 return None
             grads[x] = self.graph.add(Op("mul_dx", (g, quotient)))
         return grads or None
@@ -111,9 +111,8 @@ class Rules:
         if len(numbers) == len(others) and is_identity(derivative, numbers):
             return named["g"]
         inputs = tuple(named[name] for name in names)
-        name = (
-            "mul_dx" if derivative.__name__ in FACTORS else derivative.__name__
-        )  # one name, so that equal ones are one
+        # products have one name, so that equal ones are one value
+        name = "mul_dx" if derivative.__name__ in FACTORS else derivative.__name__
         return self.graph.add(Op(name, inputs, detached=_positions(names, op)))
 
 

@@ -42,8 +42,8 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
     time. What functions and modules that it uses read themselves is taken for constant otherwise.
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
-    done there too, as far as registers hold a row; where they do not, and between reductions over different axes,
-    values pass through memory: ``explain`` tells. Of results, inputs and statistics, as a mean of each row, those are
+    done there too, longer ones in several walks along the row; between reductions over different axes values pass
+    through memory: ``explain`` tells. Of results, inputs and statistics, as a mean of each row, those are
     saved of which backward costs least; no statistics where a checkpoint or other hooks get what is saved.
 
     Where the operators themselves would compute by torch's formulas, ``function`` is called as it is: on a CPU, under

@@ -219,7 +219,9 @@ class Gradient:
         self.offset = len(outputs)  # from the fusion's graph to this one
         self.common = fusion.common
         values = (*saved.results, *saved.statistics)
-        self.saved_values = self._read(values, values)
+        # Without the statistics, when they are differentiated again, gradients may read results that else they do not.
+        read = {*self._read(values, values), *self._read(saved.results, saved.results)}
+        self.saved_values = [i for i in values if i in read]
         results = {i: k for i, k in fusion.savable_results.items() if i in saved.results and i in self.saved_values}
         # The axis of each dimension of the results among these, by value of this graph.
         self.known = {self.offset + i: fusion.graph.results[k][1] for i, k in results.items()}

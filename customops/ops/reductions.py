@@ -304,7 +304,7 @@ def _or_all(dim: Any, keepdim: Any) -> Any:
 
 
 def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
-    """Return ``g`` in equal parts for the elements of x that are z; one kernel does it where registers hold a row."""
+    """Return ``g`` in equal parts for the elements of x that are z; one kernel does it, but for very long rows."""
     reduced = reduced_axes(x.dim(), *dim)
     grads = by_kernel(
         name, (_share, *reduced), plan_key((g, x, z)), (g, x, z), lambda _: _compile_share(g, x, z, reduced)
