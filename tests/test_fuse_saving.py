@@ -261,3 +261,31 @@ def test_changing_a_result_that_is_not_saved_is_no_error(device):
     want = torch.autograd.grad(rms_norm(torch, x, w).sum(), (x, w))
     for mine, theirs in zip(torch.autograd.grad(z.sum(), (x, w)), want, strict=True):
         assert_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("taken", range(1, 16), ids=lambda n: f"{n:04b}")
+def test_any_results_may_have_no_cotangent(taken, device):
+    """Some gradients read a statistic alone; differentiated again they read results, which are saved for that."""
+
+    def function(lib, x, v, w):
+        y = lib.exp(x)
+        s = lib.sum(y, -1, keepdim=True)
+        return y, y * v, s * w, y / s
+
+    found = []
+    for lib in (customops, torch):
+        torch.manual_seed(0)
+        x, v, w = (torch.randn(shape, dtype=torch.float64, device=device) for shape in ((3, 500), (3, 500), (3, 1)))
+        leaves = [v.requires_grad_(), w.requires_grad_()]
+        run = lambda *xs, lib=lib: function(lib, *xs)
+        zs = (customops.fuse(run) if lib is customops else run)(x, *leaves)
+        chosen = [z for k, z in enumerate(zs) if taken >> k & 1 and z.requires_grad]
+        found.append(
+            torch.autograd.grad(chosen, leaves, [torch.ones_like(z) for z in chosen], allow_unused=True)
+            if chosen
+            else ()
+        )
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)

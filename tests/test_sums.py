@@ -52,3 +52,41 @@ def test_gradients_of_sums_of_terms_are_torchs_in_both_orders(centre, terms):
         found.append([*zs, *once, *torch.autograd.grad(once, xs, [cotangent(dx) for dx in once])])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def _centred_by(lib, x, mean):
+    return x - lib.mean(mean, -1, keepdim=True)
+
+
+ONCE_WRONG = {
+    "a square over its sum": lambda lib, x, y, w: x / lib.sum(x * x, -1, keepdim=True),
+    "a square and itself over one sum": lambda lib, x, y, w: (x * x) / (s := _total(lib, y)) + x / s,
+    "alpha of what is not centred": lambda lib, x, y, w: lib.sum(
+        w * lib.add(_centred_by(lib, x, x), y, alpha=2), -1, keepdim=True
+    ),
+    "centred by a detached mean": lambda lib, x, y, w: lib.sum(
+        w * (_centred_by(lib, x, x.detach()) + y), -1, keepdim=True
+    ),
+}
+
+
+def _total(lib, y):
+    return lib.sum(lib.exp(y), -1, keepdim=True)
+
+
+@pytest.mark.skipif(not KERNELS, reason="by formulas torch derives")
+@pytest.mark.sample(compiled="")
+@pytest.mark.parametrize("name", ONCE_WRONG)
+def test_gradients_that_were_wrong_are_torchs_in_both_orders(name):
+    x, y, w = torch.randn(5, 7).double(), torch.randn(5, 7).double(), torch.randn(5, 1).double()
+    found = []
+    for lib in (customops, torch):
+        xs = [z.clone().requires_grad_() for z in (x, y, w)]
+        run = lambda *xs, lib=lib: ONCE_WRONG[name](lib, *xs) * xs[2]
+        z = (fuse(run) if lib is customops else run)(*xs)
+        plain = torch.autograd.grad(z, xs, cotangent(z), allow_unused=True, retain_graph=True, materialize_grads=True)
+        once = torch.autograd.grad(z, xs, cotangent(z), allow_unused=True, create_graph=True, materialize_grads=True)
+        twice = torch.autograd.grad(once, xs, [cotangent(dx) for dx in once], allow_unused=True, materialize_grads=True)
+        found.append([z, *plain, *once, *twice])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)

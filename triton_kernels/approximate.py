@@ -2,7 +2,7 @@
 
 Values are float32. An approximate instruction is off by about 2^-22, where rounding to float16 or bfloat16 takes 2^-12
 or 2^-9: how many results it changes is in docs/accuracy.md. Special values are the same, subnormal numbers too. The
-logarithm is not here: by its instruction a result near 0, of a float32 inside of a fused function, would lose its digits.
+logarithm is not here: by its instruction a result near 0, of a float32 in a fused function, would lose its digits.
 """
 
 import triton
