@@ -69,7 +69,7 @@ def varying(stage: Stage, layout: Layout) -> list[bool]:
 def held_values(stage: Stage, layout: Layout, reloads: bool) -> int:
     """Return how many values a program holds at once for each element of a row that it computes in one go.
 
-    From the start it holds what it loads. While it goes from row to row it also holds what it accumulates, and the
+    Where it goes from row to row it holds from the start what it loads. It also holds what it accumulates, and the
     operands that all rows share, unless it ``reloads`` these for every row.
     """
     varies = varying(stage, layout)
@@ -77,7 +77,8 @@ def held_values(stage: Stage, layout: Layout, reloads: bool) -> int:
     has_loop = any(groups >> LOOPED & 1 for groups in layout.reduced_over)
     shared = {k for k in loop_invariants(layout) if varies[k] and has_loop}
     last_read = {j: i for i, read in enumerate(inputs) for j in (i, *read)}
-    live = {k for k in range(len(stage.operands)) if varies[k]} - (shared if reloads else set())
+    loaded = {k for k in range(len(stage.operands)) if varies[k]} - (shared if reloads else set())
+    live = loaded if has_loop else set()
     most = len(live)
     for i in range(len(stage.operands), len(inputs)):
         live |= {j for j in (i, *inputs[i]) if varies[j]}
