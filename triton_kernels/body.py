@@ -91,9 +91,7 @@ class Geometry(NamedTuple):
     constant_along: tuple[int, ...]  # of each output: the set of groups with axes in which it has no strides
     reduced_over: tuple[int, ...]  # of each output: the set of groups that it is reduced over
     output_tiles: tuple[tuple[int, ...], ...]  # of each output: the tile, but 1 along groups without an axis of it
-    total_tiles: tuple[
-        tuple[int, ...], ...
-    ]  # of each output: the tile of its totals, if they accumulate along the loop
+    total_tiles: tuple[tuple[int, ...], ...]  # of each output: the tile of its totals along the loop
     thread_span: int  # elements along the loop that a thread reduces to one before they accumulate
     span_is_vector: bool  # whether these lie side by side, else as far apart in the tile as they can
     has_tail: bool  # whether the last vector along the vector group is not full

@@ -128,10 +128,10 @@ class _Differentiation:
         else:
             for k, (x, dx) in enumerate(self.rules.vjp(value, op, g)):
                 if self.rules.passes(op) and self._broadcast(value, x, pending).reduced in self.row_axes:
+                    # the sum first: so a sign is one of each row, not of each element
                     total, rest = self._reduce(g, self._broadcast(value, x, pending))
-                    self.accumulate(
-                        x, rest, [*self.rules.vjp(value, op, total)][k][1]
-                    )  # a sign of each row, not element
+                    _, dx = [*self.rules.vjp(value, op, total)][k]
+                    self.accumulate(x, rest, dx)
                 else:
                     self._share(value, x, pending, dx)
 
