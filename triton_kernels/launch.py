@@ -19,6 +19,7 @@ from .. import config
 from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
 from .layout import LOOPED, TILED, VECTOR_BYTES, Layout, loop_invariants
+from .map_reduce import map_reduce_kernel
 from .specialize import Specialization, specialize
 from .tiling import MAX_REGISTERS, MAX_THREAD_REGISTERS, WARP_THREADS, Tiling, needs_int64, thread_span
 from .traffic import Moves, traffic
@@ -87,8 +88,10 @@ class Launch:
         constants = config.kernel_constants.setdefault((body, geometry), (body, geometry))
         self.arguments = (*integers, *constants)
         if not INTERPRETED:
-            tensors = (_as_many_rows(xs, layout) if layout.has_rows else xs for xs in (operands, outputs))
-            self._compile(specialize(*tensors, layout, integers, constants), tiling.warps, moves)
+            if layout.has_rows:
+                operands = _as_many_rows(operands, layout.operand_strides, layout)
+                outputs = _as_many_rows(outputs, layout.output_strides, layout)
+            self._compile(specialize(operands, outputs, layout, integers, constants), tiling.warps, moves)
 
     def _compile(self, specialization: Specialization, warps: int, moves: Moves) -> None:
         self.compiled = _compile(self.kernel, *specialization, warps, driver.active.get_current_device())
@@ -121,12 +124,17 @@ class Launch:
         self.kernel[(self.grid,)](self.operands_of(tensors), self.outputs_of(tensors), *self.arguments)
 
 
-def _as_many_rows(tensors: Sequence, layout: Layout) -> list:
-    """Return tensors with the alignment that each of many rows has: a row alone is to be added up in the same order."""
+def _as_many_rows(tensors: Sequence, strides: Sequence, layout: Layout) -> list:
+    """Return tensors with the alignment that each of many rows has: a row alone is to be added up in the same order.
+
+    Of what has one value for each row none is needed.
+    """
     length = layout.extents[TILED]
     return [
-        x._replace(aligned=x.aligned and length * x.dtype.itemsize % VECTOR_BYTES == 0) if x.dtype else x
-        for x in tensors
+        x._replace(aligned=x.aligned and any(groups[TILED]) and length * x.dtype.itemsize % VECTOR_BYTES == 0)
+        if x.dtype
+        else x
+        for x, groups in zip(tensors, strides, strict=True)
     ]
 
 
@@ -191,12 +199,12 @@ def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int
     kernels that compute one value have to agree on it. Triton 3.10 has this as default; 3.9 wants it said.
 
     Unless ptxas is told how many registers a thread may have, it may spill a few bytes of it to make room for one
-    program more. A thread may have all that there are.
+    program more. Programs that map or walk may have all that there are; others need the room.
     """
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(constants), attributes)
     target = driver.active.get_current_target()
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    if target.backend == "cuda":
+    if kernel is not map_reduce_kernel and target.backend == "cuda":
         options["maxnreg"] = min(MAX_THREAD_REGISTERS, MAX_REGISTERS // (WARP_THREADS * warps))
     return triton.compile(source, target, options)

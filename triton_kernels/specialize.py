@@ -101,6 +101,8 @@ def _rules(operands: Sequence, outputs: Sequence, layout: Layout) -> Rules:
     by_tensor: list[Rule] = []
     for x, groups, vectors in zip(tensors, (*layout.operand_strides, *layout.output_strides), own, strict=True):
         contiguous = [i for i, strides in enumerate(groups) if strides[-1:] == (1,)]
+        if layout.has_rows and groups and not any(groups[TILED]):  # one value for each row, which no vectors load
+            contiguous = []
         by_tensor.append(Rule((all_vectors[:1] if x.is_scratch else vectors) if contiguous else (), True))
         for i in contiguous:
             by_group[i].update(vectors)
