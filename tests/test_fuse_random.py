@@ -159,7 +159,7 @@ def test_fused_random_programs_have_torchs_derivatives(part, full, kernels, tall
     counts = Counter()
 
     @seed(part)
-    @examples(full, kernels=8, formulas=25)
+    @examples(full, kernels=4, formulas=25)
     @given(programs(seen=counts), st.booleans(), st.sampled_from(ROOMS))
     def check(program, first, room):
         kernels(room)

@@ -7,6 +7,7 @@ from .body import evaluate, is_one, load, store
 from .layout import COLUMNS
 
 _COLUMNS = tl.constexpr(COLUMNS)
+_SHORT = tl.constexpr(64)  # formulas of a body whose code may stand twice: to compile takes as long
 
 
 @triton.jit
@@ -25,7 +26,8 @@ def map_kernel(
     rows = (first_row + tl.arange(0, GEOMETRY.tile[0]))[:, None]
     columns = (first_column + tl.arange(0, GEOMETRY.tile[1]))[None, :]
     memory = (operands, outputs, operand_strides, output_strides, sizes, extents)
-    if (GEOMETRY.has_tail or is_one(tile_counts[0])) and first_column + GEOMETRY.tile[1] <= extents[1]:
+    is_short: tl.constexpr = len(BODY.formulas) <= _SHORT
+    if (GEOMETRY.has_tail or (is_one(tile_counts[0]) and is_short)) and (first_column + GEOMETRY.tile[1] <= extents[1]):
         # a mask along the columns takes instructions, and would break up the vectors of a tile that needs none
         _map_tile(memory, (rows, columns), _COLUMNS, BODY, GEOMETRY)
     else:
