@@ -145,17 +145,26 @@ def store_output(
     UNMASKED: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
     """Reduce ``value`` over the groups of output j but the looped one, finalize it, and store it where it belongs."""
-    _, outputs, _, output_strides, sizes, extents = memory
-    partial_strides, position, counts = partials
-    output = outputs[j]
-    for i in tl.static_range(len(indices)):
-        if (GEOMETRY.reduced_over[j] >> i) & 1:
-            output += position[i] * partial_strides[j][i]
-            if i != _LOOPED:
-                if not (GEOMETRY.full_groups >> i) & 1:
-                    value = tl.where(indices[i] < extents[i], value, BODY.epilogue[j].identity)
-                value = BODY.epilogue[j].reduce_tile(value, i)
+    _, _, _, output_strides, sizes, extents = memory
+    _, _, counts = partials
+    output, value = partial_of_program(memory, indices, partials, value, j, BODY, GEOMETRY)
     if BODY.epilogue[j] is not None:  # noqa: SIM102 - of a constant None Triton must not look further
         if BODY.epilogue[j].finalize is not None:
             value = BODY.epilogue[j].finalize(value, tl.cast(counts[j], BODY.compute_dtype))
     store(output, output_strides[j], sizes, extents, indices, value, j, UNMASKED, GEOMETRY)
+
+
+@triton.jit
+def partial_of_program(memory, indices, partials, value, j: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Return where this program's part of output j begins, and ``value`` reduced over all groups but the looped one."""
+    _, outputs, _, _, _, extents = memory
+    partial_strides, position, _ = partials
+    partial = outputs[j]
+    for i in tl.static_range(len(indices)):
+        if (GEOMETRY.reduced_over[j] >> i) & 1:
+            partial += position[i] * partial_strides[j][i]
+            if i != _LOOPED:
+                if not (GEOMETRY.full_groups >> i) & 1:
+                    value = tl.where(indices[i] < extents[i], value, BODY.epilogue[j].identity)
+                value = BODY.epilogue[j].reduce_tile(value, i)
+    return partial, value

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .body import apply_formula, in_row_or_identity, load, place, reduce_row
 from .layout import LOOPED, TILED
-from .map_reduce import store_output
+from .map_reduce import partial_of_program, store_output
 
 _LOOPED = tl.constexpr(LOOPED)
 _LOOPED_SET = tl.constexpr(1 << LOOPED)  # the set of groups that has this one alone
@@ -211,16 +211,8 @@ def _add_to_partial(
     j: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
     """Combine ``value`` with the partial of this program, if it ``has_earlier`` rows."""
-    _, outputs, _, output_strides, sizes, extents = memory
-    partial_strides, position, _ = partials
-    partial = outputs[j]
-    for i in tl.static_range(len(indices)):
-        if (GEOMETRY.reduced_over[j] >> i) & 1:
-            partial += position[i] * partial_strides[j][i]
-            if i != _LOOPED:  # that is the outer group
-                if not (GEOMETRY.full_groups >> i) & 1:
-                    value = tl.where(indices[i] < extents[i], value, BODY.epilogue[j].identity)
-                value = BODY.epilogue[j].reduce_tile(value, i)
+    _, _, _, output_strides, sizes, extents = memory
+    partial, value = partial_of_program(memory, indices, partials, value, j, BODY, GEOMETRY)
     offset, mask = place(output_strides[j], sizes, extents, indices, j, None, GEOMETRY)
     before = tl.load(partial + offset, mask=mask & has_earlier, other=BODY.epilogue[j].identity)
     tl.store(partial + offset, BODY.epilogue[j].combine(before, value), mask=mask)
