@@ -114,9 +114,13 @@ def apply_without_binding(function: type[Function]) -> Callable:
     return super(Function, function).apply  # type: ignore[misc]
 
 
-def name_nodes_after(function: type[Function], other: type[Function]) -> None:
-    """Let the graph nodes that ``function`` makes say that ``other`` made them."""
-    function._backward_cls._forward_cls = other  # type: ignore[attr-defined]
+def give_nodes_to(other: type[Function], function: type[Function]) -> None:
+    """Let the graph nodes that ``function`` makes say that ``other`` made them, and call its ``backward``.
+
+    The engine calls a node's ``apply``. Torch's own finds out at each call what there is to call, in two frames.
+    """
+    nodes: Any = function._backward_cls  # type: ignore[attr-defined]
+    nodes._forward_cls, nodes.apply = other, other.backward
 
 
 def is_exporting() -> bool:

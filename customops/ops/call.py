@@ -36,10 +36,13 @@ from .function import Operator, needed_vjp
 
 
 def call_unary(operator: type[Operator], x: Tensor, out: Tensor | None = None) -> Tensor:
-    """Apply ``operator`` to one tensor: at once where nothing is recorded and no kernel runs."""
-    is_usual = out is None and type(x) in CLASSES and forward_level() < 0
-    if is_usual and config.cpu_by_formula and not (x.requires_grad or (BUILT_FOR_GPUS and x.is_cuda)):
-        return operator.eager(x)
+    """Apply ``operator`` to one tensor: at once where it is recorded as usual, or not and no kernel runs."""
+    if out is None and type(x) in CLASSES and forward_level() < 0:
+        if x.requires_grad:
+            if is_recorded() and is_strided(x) and not transforms_active():
+                return operator.record(x)
+        elif config.cpu_by_formula and not (BUILT_FOR_GPUS and x.is_cuda):
+            return operator.eager(x)
     return call(operator, (x,), out)
 
 

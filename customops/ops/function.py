@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +13,11 @@ from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
 from .. import config
-from .._compat import apply_without_binding, forward_level, name_nodes_after
+from .._compat import apply_without_binding, forward_level, give_nodes_to
 from ..runtime.elementwise import pointwise, pointwise_, pointwise_recorded, pointwise_vjp, widened
-from ..runtime.paths import BUILT_FOR_GPUS, CLASSES
+from ..runtime.paths import BUILT_FOR_GPUS, are_any_on_gpu
 from ..runtime.rules import VjpRule, eager_function, picked, tuple_getter
-from ..runtime.specs import GradientSpec
+from ..runtime.specs import GradientSpecs
 
 _INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
 
@@ -36,7 +36,7 @@ class CustomFunction(Function):
         """Give each subclass its ``record``: C's apply of a counterpart of its name, whose nodes name the subclass."""
         super().__init_subclass__()
         counterpart: Any = type(cls.__name__, (_WithoutSetupContext,), {"function": cls})
-        name_nodes_after(counterpart, cls)
+        give_nodes_to(cls, counterpart)
         cls.record = apply_without_binding(counterpart)
 
     @classmethod
@@ -106,12 +106,8 @@ class Operator(CustomFunction):
     @classmethod
     def recorded_value(cls, inputs):
         """Return the value inside ``record``, by kernel or formula."""
-        if config.cpu_by_formula:
-            for x in inputs:
-                if BUILT_FOR_GPUS and type(x) in CLASSES and x.is_cuda:
-                    break
-            else:
-                return cls.eager(*inputs)
+        if config.cpu_by_formula and not (BUILT_FOR_GPUS and are_any_on_gpu(inputs)):
+            return cls.eager(*inputs)
         return pointwise_recorded(cls.formula, inputs)
 
     @classmethod
@@ -128,7 +124,7 @@ class Operator(CustomFunction):
         """
         needed = needed_vjp(cls.derivatives, ctx.needs_input_grad, *map(type, inputs))
         numbers = needed.numbers(inputs) if needed.numbers else ()
-        specs = needed.gradient_specs(inputs) if needed.lone is None else ((None, inputs[needed.lone].dtype),)
+        specs = needed.gradient_specs(inputs) if needed.lone is None else inputs[needed.lone].dtype
         ctx.saved_meta = needed, numbers, specs
         ctx.set_materialize_grads(False)  # 0 for what does not arrive, or move, would meet slopes of inf
         return needed.tensors if needed.saves else None
@@ -189,15 +185,15 @@ class NeededVjp:
     operands: tuple[int, ...]  # the positions of all tensors, at most two, whether they need a gradient or not
     lone: int | None  # the position of the only tensor, if one alone is there and needs a gradient
 
-    def gradient_specs(self, inputs: Sequence) -> list[GradientSpec]:
-        """Return what a gradient has to know of each of those inputs: no shape where all tensors have one shape."""
-        shapes = [inputs[i].shape for i in self.operands]
-        if not shapes or shapes[0] == shapes[-1]:
-            return [(None, inputs[i].dtype) for i in self.positions]
-        return [((x := inputs[i]).shape, x.dtype) for i in self.positions]
+    def gradient_specs(self, inputs: Sequence) -> GradientSpecs:
+        """Return what gradients have to know of those inputs: no shape where all tensors have one shape and dtype."""
+        x, y = inputs[self.operands[0]], inputs[self.operands[-1]]
+        if x.dtype is y.dtype and x.shape == y.shape:
+            return x.dtype
+        return tuple([((x := inputs[i]).shape, x.dtype) for i in self.positions])
 
 
-@lru_cache(maxsize=1024)
+@cache
 def needed_vjp(derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *types: type) -> NeededVjp:
     """Return the rule of those inputs, of these types, that need a gradient."""
     positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 17  # of a derivative, which are summed while they are in a CPU's cache
 LARGE_ELEMENTS = 8 * BLOCK_ELEMENTS  # from where on that is faster
+LEAST_TENSORS = 3  # that a derivative reads, g among them, for that to be faster where it is not summed
 
 
 def is_large(g: Tensor) -> bool:
@@ -27,7 +28,7 @@ def derivative_by_blocks(derivative: Callable, values: Sequence, shape: torch.Si
     g, is_summed = values[0], shape is not None and shape != values[0].shape
     count = g.numel() // BLOCK_ELEMENTS
     axis = max(range(-g.dim(), 0), key=lambda a: (4 * g.shape[a] >= count, g.stride(a)))
-    if 4 * g.shape[axis] < count or sum(isinstance(x, Tensor) for x in values) < (2 if is_summed else 3):
+    if 4 * g.shape[axis] < count or sum(isinstance(x, Tensor) for x in values) < LEAST_TENSORS - is_summed:
         return derivative(*values)
     step = -(-g.shape[axis] // count)
     blocks = zip(*[_split(x, axis, step, g.shape[axis]) for x in values])  # noqa: B905 - repeat() has no end

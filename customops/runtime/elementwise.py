@@ -10,14 +10,15 @@ from torch import Tensor
 
 from .. import config
 from .._compat import overlaps_itself
-from .cpu_blocks import derivative_by_blocks, is_large
+from .cpu_blocks import LEAST_TENSORS, derivative_by_blocks, is_large
 from .dtensor import ShardingSpec, common_sharding, find_sharding, local_shape
-from .paths import CLASSES, has_kernel, is_private_cpu, plan_key, tensors_key
+from .paths import BUILT_FOR_GPUS, CLASSES, has_kernel, is_private_cpu, plan_key, tensors_key
 from .plans import Execution, make_plan, recall, remember
 from .rules import VjpRule, by_parameter, is_identity, other_values, picked
-from .specs import GradientSpec, TensorSpec, ask_torch, contiguous, infer_on_meta, on_meta, spec_of
+from .specs import GradientSpecs, ShapeAndDtype, TensorSpec, ask_torch, contiguous, infer_on_meta, on_meta, spec_of
 
 HALVES = frozenset({torch.float16, torch.bfloat16})
+REAL = HALVES | {torch.float32, torch.float64}
 
 
 def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
@@ -76,17 +77,17 @@ def pointwise_(formula: Callable, torch_inplace: Callable, x: Tensor, *args) -> 
     return torch_inplace(*args)
 
 
-def pointwise_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]) -> Sequence[Tensor]:
+def pointwise_vjp(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> Sequence[Tensor]:
     """Return the gradients that ``rule`` gives of ``values``, each summed to its spec's shape, in one pass.
 
-    ``values`` are g, then what the rule reads; ``specs`` has the shape and dtype of each gradient.
+    ``values`` are g, then what the rule reads.
     """
     g = values[0]
-    if config.cpu_by_formula and type(g) in CLASSES and not g.is_cuda:  # then no value is on a GPU
+    if config.cpu_by_formula and type(g) in CLASSES and not (BUILT_FOR_GPUS and g.is_cuda):  # nor is another value
         return _vjp_by_formula(rule, values, specs)
     inputs_key = plan_key(values)
     if inputs_key:
-        key = rule.derivatives, inputs_key, *specs
+        key = rule.derivatives, inputs_key, specs
         plan = recall(key)
         if plan is None:
             plan = remember(key, has_kernel(rule.derivatives[0].__name__, values) and _plan_vjp(rule, values, specs))
@@ -97,8 +98,20 @@ def pointwise_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]
     return _vjp_by_formula(rule, values, specs)
 
 
-def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]) -> list[Tensor]:
+def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> list[Tensor]:
     """Return the gradients by torch's formulas, large ones by blocks that stay in a CPU's cache."""
+    g = values[0]
+    may_block = rule.most_tensors >= LEAST_TENSORS and is_large(g)
+    if may_block or specs is not g.dtype or specs not in REAL:
+        return _vjp_fitted(rule, values, _with_shapes(rule, specs, g))
+    grads = []
+    for derivative, positions in rule.steps:
+        grads.append(derivative(*(values if positions is None else picked(values, positions))))
+    return grads
+
+
+def _vjp_fitted(rule: VjpRule, values: Sequence, specs: Sequence[ShapeAndDtype]) -> list[Tensor]:
+    """Return the gradients by torch's formulas, where they may have to be cast, summed or computed by blocks."""
     g = values[0]
     of_g = g.dtype
     if specs[0][1] is not of_g or specs[-1][1] is not of_g:
@@ -108,30 +121,27 @@ def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpe
         values = (g.conj(), *values[1:])
     large = is_large(g) and is_private_cpu(values)
     grads: list[Any] = [None] * len(specs)
-    for i in range(len(specs)) if specs[0][0] is None else _summed_first(specs, g):
+    for i in _summed_first(specs, g):
         (derivative, positions), (shape, dtype) = rule.steps[i], specs[i]
         arguments = picked(values, positions)
         grad = derivative_by_blocks(derivative, arguments, shape) if large else derivative(*arguments)
         if conjugates:
             grad = grad.conj()
-        is_fit = grad.dtype is dtype and (shape is None or grad.shape == shape)
-        grads[i] = grad if is_fit else _fit(grad, shape, dtype)
+        grads[i] = grad if grad.dtype is dtype and grad.shape == shape else _fit(grad, shape, dtype)
     return grads
 
 
-def _summed_first(specs: Sequence[GradientSpec], g: Tensor) -> Sequence[int]:
+def _summed_first(specs: Sequence[ShapeAndDtype], g: Tensor) -> Sequence[int]:
     """Return an order in which a gradient that may be summed comes first: its full-size value is then freed."""
     order = range(len(specs))
     return order[::-1] if specs[0][0] == g.shape else order
 
 
-def _vjp_on_shards(
-    rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec], sharding: ShardingSpec
-) -> list[Tensor]:
+def _vjp_on_shards(rule: VjpRule, values: Sequence, specs: GradientSpecs, sharding: ShardingSpec) -> list[Tensor]:
     """Return the gradients of the local shards; what is summed over an axis is summed later over processes."""
-    g, specs = values[0], _with_shapes(specs, values[0])
+    g, specs = values[0], _with_shapes(rule, specs, values[0])
     local = [sharding.local(value) for value in values]
-    local_specs = [(local_shape(shape, local[0].shape), dtype) for shape, dtype in specs]
+    local_specs = tuple([(local_shape(shape, local[0].shape), dtype) for shape, dtype in specs])
     grads = pointwise_vjp(rule, local, local_specs)
     full = torch.empty_like(on_meta(spec_of(g))).stride()
     joined = []
@@ -142,9 +152,9 @@ def _vjp_on_shards(
     return joined
 
 
-def _with_shapes(specs: Sequence[GradientSpec], g: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
-    """Return ``specs`` with a shape each: that of ``g`` where one has none."""
-    return [(g.shape if shape is None else shape, dtype) for shape, dtype in specs]
+def _with_shapes(rule: VjpRule, specs: GradientSpecs, g: Tensor) -> Sequence[ShapeAndDtype]:
+    """Return the shape and dtype of each gradient."""
+    return [(g.shape, specs)] * len(rule.steps) if isinstance(specs, torch.dtype) else specs
 
 
 def _is_joint(rule: VjpRule, values: Sequence, sharding: ShardingSpec) -> bool:
@@ -184,10 +194,10 @@ class PartialExecution(NamedTuple):
         return [values[0] if is_g else next(grads) for is_g in self.are_g]
 
 
-def _plan_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]) -> Execution | PartialExecution:
+def _plan_vjp(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> Execution | PartialExecution:
     """Plan the kernels that make those gradients that are not g itself."""
     g, named = values[0], dict(zip(rule.names, values, strict=True))
-    pairs = list(zip(rule.derivatives, _with_shapes(specs, g), strict=True))
+    pairs = list(zip(rule.derivatives, _with_shapes(rule, specs, g), strict=True))
     of_g = g.shape, g.dtype
     are_g = tuple(spec == of_g and is_identity(f, other_values(f, named)) for f, spec in pairs)
     computed = [pair for pair, is_g in zip(pairs, are_g, strict=True) if not is_g]
@@ -203,12 +213,12 @@ def _plan_vjp(rule: VjpRule, values: Sequence, specs: Sequence[GradientSpec]) ->
     return PartialExecution(are_g, execution) if any(are_g) else execution
 
 
-def _fit(grad: Tensor, shape: torch.Size | None, dtype: torch.dtype) -> Tensor:
+def _fit(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Sum a gradient over the axes that its input was broadcast along, and give it the input's dtype.
 
     Torch sums what has no axes too, and has no sum of complex halves.
     """
-    return cast(grad if shape is None or grad.shape == shape else grad.sum_to_size(shape), dtype)
+    return cast(grad if grad.shape == shape else grad.sum_to_size(shape), dtype)
 
 
 def cast(grad: Tensor, dtype: torch.dtype) -> Tensor:

@@ -53,12 +53,8 @@ def plan_key(args: Sequence, recorded: bool = False) -> tuple | None:
     ``recorded`` says that one of our Functions records the call, so gradients do not prevent a kernel.
     Rule 4 is asked once for each key: :func:`has_kernel`.
     """
-    if config.cpu_by_formula:
-        for x in args:
-            if type(x) in CLASSES and x.is_cuda:  # a subclass would see what is asked of it
-                break
-        else:
-            return None
+    if config.cpu_by_formula and not (BUILT_FOR_GPUS and are_any_on_gpu(args)):
+        return None
     if config.current_backend == "torch" or is_intercepted():
         return None
     may_differentiate = forward_level() >= 0 or (is_grad_enabled() and not recorded)
@@ -85,6 +81,11 @@ def is_recorded() -> bool:
 def is_by_formula(x: Tensor) -> bool:
     """Return whether no kernel runs on ``x``, whatever the call."""
     return config.cpu_by_formula and not (BUILT_FOR_GPUS and x.is_cuda)
+
+
+def are_any_on_gpu(args: Sequence) -> bool:
+    """Return whether a tensor of torch's own class is on a GPU; a subclass would see what is asked of it."""
+    return any([type(x) in CLASSES and x.is_cuda for x in args])
 
 
 def is_dense_tensor(x: Tensor) -> bool:

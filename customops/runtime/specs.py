@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# The shape and dtype of a gradient; the shape is None where it is that of the cotangent.
-GradientSpec = tuple[torch.Size | None, torch.dtype]
+ShapeAndDtype = tuple[torch.Size, torch.dtype]
+# Those of each gradient; or a dtype alone, where all gradients have it and the shape of the cotangent.
+GradientSpecs = torch.dtype | Sequence[ShapeAndDtype]
 
 
 class TensorSpec(NamedTuple):
