@@ -39,7 +39,7 @@ def relu(x):
 
 
 def relu_dx(g, z):
-    return torch.ops.aten.threshold_backward(g, z, 0)  # 0 where z <= 0, else g
+    return torch.ops.aten.threshold_backward.default(g, z, 0)  # 0 where z <= 0, else g
 
 
 def sigmoid(x, **out):
@@ -47,7 +47,7 @@ def sigmoid(x, **out):
 
 
 def sigmoid_dx(g, z):
-    return torch.ops.aten.sigmoid_backward(g, z.conj())  # g·z·(1 - z), of the conjugate of what it gets
+    return torch.ops.aten.sigmoid_backward.default(g, z.conj())  # g·z·(1 - z), of the conjugate of what it gets
 
 
 def tanh(x, **out):
@@ -55,7 +55,7 @@ def tanh(x, **out):
 
 
 def tanh_dx(g, z):
-    return torch.ops.aten.tanh_backward(g, z.conj())  # g·(1 - z²), of the conjugate of what it gets
+    return torch.ops.aten.tanh_backward.default(g, z.conj())  # g·(1 - z²), of the conjugate of what it gets
 
 
 def sqrt(x, **out):
@@ -180,7 +180,7 @@ def pow_dy(g, x, y, z):
     slope = z * _log(x, z.dtype)
     if isinstance(x, torch.Tensor) and x.dtype == y.dtype == z.dtype and not z.is_complex():
         distance = abs(x.detach()) - y.detach().clamp(max=0)  # 0 where x = 0 and y >= 0; elsewhere more, or nan
-        return g * torch.ops.aten.threshold_backward(slope, distance, 0)
+        return g * torch.ops.aten.threshold_backward.default(slope, distance, 0)
     return g * torch.where((x == 0) & _not_negative(y), 0, slope)
 
 
@@ -236,7 +236,7 @@ def _where_not_zero(y, value):
     """Return ``value``, but 0 where y is 0, whatever ``value`` is there."""
     if y.dtype != value.dtype or value.is_complex():
         return torch.where(y == 0, 0, value)
-    return torch.ops.aten.threshold_backward(value, abs(y.detach()), 0)  # 0 where |y| <= 0, in half the time
+    return torch.ops.aten.threshold_backward.default(value, abs(y.detach()), 0)  # 0 where |y| <= 0, in half the time
 
 
 def _not_negative(y):

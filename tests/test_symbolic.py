@@ -64,6 +64,11 @@ def lifted(function):
     return on_values
 
 
+def overloaded(function):
+    """Return a function of SymPy expressions as one of torch's operators, of which formulas call the first overload."""
+    return SimpleNamespace(default=lifted(function))
+
+
 @dataclass(eq=False)
 class Value:
     """An expression that answers what formulas ask of a floating tensor; ``==`` makes an equation of it."""
@@ -133,9 +138,9 @@ TORCH = Library(
     float64=None,
     ops=SimpleNamespace(
         aten=SimpleNamespace(
-            threshold_backward=lifted(lambda g, z, threshold: sympy.Piecewise((0, z <= threshold), (g, True))),
-            sigmoid_backward=lifted(lambda g, z: g * (1 - z) * z),
-            tanh_backward=lifted(lambda g, z: g * (1 - z**2)),
+            threshold_backward=overloaded(lambda g, z, threshold: sympy.Piecewise((0, z <= threshold), (g, True))),
+            sigmoid_backward=overloaded(lambda g, z: g * (1 - z) * z),
+            tanh_backward=overloaded(lambda g, z: g * (1 - z**2)),
         )
     ),
 )

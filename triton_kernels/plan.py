@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from functools import cache
 from math import prod
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton.language as tl
@@ -115,34 +115,33 @@ class Plan:
         self, operands: Sequence[torch.Tensor | float], outputs: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
         """Launch on these tensors and numbers, on the current stream of their device; return the scratch buffers."""
-        if _IS_INTERPRETED:
-            return self._launch(operands, outputs, None)
-        active = driver.active
-        if active.get_current_device() == self.device_index:
-            return self._launch(operands, outputs, active)
-        with torch.cuda.device(self.device):
-            return self._launch(operands, outputs, active)
-
-    def _launch(self, operands, outputs, active: Any) -> Sequence[torch.Tensor]:
-        """Launch on the current device, of which ``active`` is Triton's driver; None where kernels are interpreted."""
+        active = None if _IS_INTERPRETED else driver.active
+        if active and active.get_current_device() != self.device_index:
+            with torch.cuda.device(self.device):
+                return self(operands, outputs)
+        if self.number_positions:
+            operands = self._with_integers(operands)
+        tensors = *operands, *outputs
         if self.scratch_sizes:
             empty = getattr(active, "empty", torch.empty)  # a dry run's
             scratch = [empty(n, dtype=self.accumulate_dtype, device=self.device) for n in self.scratch_sizes]
-            outputs = *outputs, *scratch
-        if self.number_positions:
-            operands = list(operands)
-            for i in self.number_positions:
-                operands[i] = _as_integer(operands[i], self.common_dtype)
-        tensors = *operands, *outputs
-        if active is None:
-            with interpreting():
-                for launch in self.launches:
-                    launch.interpret(tensors)
-        else:
+            tensors = *tensors, *scratch
+        if active:
             stream = active.get_current_stream(self.device_index)
             for launch in self.launches:
                 launch(tensors, stream)
+        else:
+            with interpreting():
+                for launch in self.launches:
+                    launch.interpret(tensors)
         return tensors[self.first_scratch :]
+
+    def _with_integers(self, operands: Sequence[torch.Tensor | float]) -> Sequence[torch.Tensor | int]:
+        """Return the operands with numbers as kernels expect them."""
+        operands = list(operands)
+        for i in self.number_positions:
+            operands[i] = _as_integer(operands[i], self.common_dtype)
+        return operands
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else _NOTHING

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like
 
 from .. import config
 from ..triton_kernels.layout import VECTOR_BYTES, expand
@@ -39,8 +39,9 @@ class Execution(NamedTuple):
 
     def __call__(self, args: Sequence) -> list[Tensor]:
         """Allocate the outputs, launch, and return them."""
-        outputs = allocate(self.outputs, self.like, args)
-        self.plan(args, outputs)
+        plan, specs, like = self
+        outputs = allocate(specs, None, args) if like is None else [empty_like(args[like])]
+        plan(args, outputs)
         return outputs
 
 

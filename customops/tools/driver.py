@@ -166,15 +166,15 @@ class Launcher:
         self, grid_x, grid_y, grid_z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args
     ) -> None:
         """Record a launch; hooks, a profiler's, are not called. As on a GPU, an empty grid launches nothing."""
-        record, like = self.last, self.like
+        record, driver, like = self.last, self.driver, self.like
         tensors = tensors_of(self.compiled, args) if like is None else ()
-        if record is None or record.grid != (grid_x, grid_y, grid_z) or record.tensors != tensors:
+        if record is None or (like is None and (record.grid != (grid_x, grid_y, grid_z) or record.tensors != tensors)):
             record = self._record((index(grid_x), index(grid_y), index(grid_z)), tensors)
             if record is None:
                 return
             self.last = record
-        if not self.driver.tries:
-            self.driver.launch(record, args, () if self.like is None else INPUTS)
+        if not driver.tries:
+            driver.launch(record, args, () if like is None else INPUTS)
 
     def _record(self, grid: tuple[int, int, int], tensors: tuple[TensorArgument, ...]) -> LaunchRecord | None:
         """Return the record of launches with this grid on tensors like these, if the GPU has what they ask for.
