@@ -19,6 +19,7 @@ from .call import as_scalar, call, call_
 from .function import Operator
 
 Number = bool | int | float | complex
+_NUMBERS = bool, int, float, complex, np.generic
 _Y_X_Z = tuple_getter((1, 0, 2))  # out of (x, y, z), in the order in which torch saves them
 _TAKES_SYMBOLS = torch.__version__ >= (2, 15)  # type: ignore[operator]  # whether torch differentiates a power whose exponent is one
 
@@ -371,6 +372,6 @@ def _pow_operator(x, y) -> type[Operator]:
         needs_grad = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
         if is_exporting() or _TAKES_SYMBOLS or not needs_grad:
             return Pow
-    if not isinstance(y, Number | np.generic) or y not in EXPONENTS:
+    if type(y) in CLASSES or not isinstance(y, _NUMBERS) or y not in EXPONENTS:
         return Pow
     return Pow if type(x) in CLASSES and x.dtype == torch.float16 and x.is_cpu else PowNumber

@@ -305,12 +305,12 @@ def _or_all(dim: Any, keepdim: Any) -> Any:
 
 def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
     """Return ``g`` in equal parts for the elements of x that are z; one kernel does it, but for very long rows."""
-    reduced = reduced_axes(x.dim(), *dim)
-    grads = by_kernel(
-        name, (_share, *reduced), plan_key((g, x, z)), (g, x, z), lambda _: _compile_share(g, x, z, reduced)
-    )
-    if grads is not None:
-        return grads[0]
+    tensors = g, x, z
+    if layout := plan_key(tensors):
+        reduced = reduced_axes(x.dim(), *dim)
+        grads = by_kernel(name, (_share, *reduced), layout, tensors, lambda _: _compile_share(g, x, z, reduced))
+        if grads is not None:
+            return grads[0]
     mask = f.equal(x, z)
     return f.extremum_dx(g, f.sum(mask, *dim or ((),), True, dtype=COMPUTE[x.dtype]), mask)
 

@@ -106,7 +106,7 @@ def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> li
         return _vjp_fitted(rule, values, _with_shapes(rule, specs, g))
     grads = []
     for derivative, positions in rule.steps:
-        grads.append(derivative(*(values if positions is None else picked(values, positions))))
+        grads.append(derivative(*(values if positions is None else [values[i] for i in positions])))
     return grads
 
 
