@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
-from .._compat import apply_without_binding, saved_tensor_hooks
+from .._compat import apply_without_binding, give_nodes_to, saved_tensor_hooks
 from ..compiler.evaluate import evaluate
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.gradient import dependent_results, differentiate
@@ -318,6 +318,7 @@ class FusedFunction(Function):
         return tuple(grads)
 
 
+give_nodes_to(FusedFunction, FusedFunction)
 _record = apply_without_binding(FusedFunction)  # no transform is ever open around it
 
 

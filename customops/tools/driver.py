@@ -43,7 +43,7 @@ class RecordingDriver:
         self.loading: Any = None  # the CompiledKernel that a launcher is asked for, at that moment
         self.utils = Utilities(self)
         self._appending = Lock()  # held while a thread adds a record
-        self._thread = _Thread()
+        self.thread = _Thread()
 
     def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
         """Return the launcher of the kernel with this source."""
@@ -84,16 +84,11 @@ class RecordingDriver:
     @contextmanager
     def trying(self) -> Iterator[None]:
         """Compile and check what this thread launches inside the block, and record nothing."""
-        self._thread.tries = True
+        self.thread.tries = True
         try:
             yield
         finally:
-            self._thread.tries = False
-
-    @property
-    def tries(self) -> bool:
-        """Return whether this thread only tries launches."""
-        return self._thread.tries
+            self.thread.tries = False
 
     def empty(self, size, dtype, device):
         """Allocate a scratch buffer of ``size`` elements for use between launches."""
@@ -173,7 +168,7 @@ class Launcher:
             if record is None:
                 return
             self.last = record
-        if not driver.tries:
+        if not driver.thread.tries:
             driver.launch(record, args, () if like is None else INPUTS)
 
     def _record(self, grid: tuple[int, int, int], tensors: tuple[TensorArgument, ...]) -> LaunchRecord | None:
