@@ -998,7 +998,7 @@ FAULTS = (
         "gradients are contiguous whatever g is",
         "offsets",
         ELEMENTWISE,
-        'full = torch.empty_like(g, device="meta").stride()',
+        "full = like_strides(g)",
         "full = contiguous(g.shape)",
         "Gradients of channels-last tensors are laid out otherwise than torch's: slower from there on.",
         by_kernels=(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..runtime.memory import allocate, like_argument
 from ..runtime.paths import has_kernel
 from ..runtime.plans import kernels, recall, remember
-from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
+from ..runtime.specs import TensorSpec, contiguous, like_strides, spec_of
 from ..triton_kernels.layout import VECTOR_BYTES
 from ..triton_kernels.stage import Argument
 from .axes import NOTHING, Dims
@@ -183,7 +183,7 @@ def _itself(is_input: bool, index: int) -> Result:
 def gradient_spec(x: Tensor) -> TensorSpec:
     """Return what the gradient of ``x`` is to be: laid out as ``x`` is, but dense."""
     spec, dense = spec_of(x), contiguous(x.shape)
-    return spec if spec.strides == dense else spec._replace(strides=torch.empty_like(on_meta(spec)).stride())
+    return spec if spec.strides == dense else spec._replace(strides=like_strides(x))
 
 
 def by_kernel(

@@ -23,8 +23,7 @@ from ..compiler.graph import Graph, Op
 from ..compiler.saving import NOTHING_SAVED, ItemSizes, Saved, choose_saved
 from ..runtime.paths import kernel_blocker, plan_key, refuse_if_required
 from ..runtime.rules import tuple_getter
-from ..runtime.specs import TensorSpec, contiguous, on_meta, spec_of
-from .proxy import is_elementwise
+from ..runtime.specs import TensorSpec, contiguous
 from .trace import Trace
 
 InputIndex = int  # of a tensor that the fused function is called with; in the graph it is the same value
@@ -166,8 +165,8 @@ def _result_specs(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list
     inputs_are_dense = all(x.stride() == contiguous(x.shape) for x in tensors)
     strides = dense
     if not (inputs_are_dense and trace.is_dense_if_inputs_are):
-        meta = trace.replay([on_meta(spec_of(x)) for x in tensors])
-        strides = [_strides(trace, ref.value, meta) for ref in trace.outputs]
+        values = trace.infer(tensors)
+        strides = [values[ref.value].strides for ref in trace.outputs]
         trace.is_dense_if_inputs_are = inputs_are_dense and strides == dense
     return [
         TensorSpec(shape, each, trace.dtypes[ref.value], trace.device)
@@ -186,12 +185,6 @@ def _savable_results(graph: Graph) -> dict[ValueIndex, ResultIndex]:
         if k not in graph.detached_results and is_whole and isinstance(graph.values[value], Op):
             results[value] = k
     return results
-
-
-def _strides(trace: Trace, value: int, meta: Sequence[Tensor]) -> tuple[int, ...]:
-    """Return the strides of torch's result: of a reduction contiguous, which a meta tensor may not be."""
-    z, operator = meta[value], trace.nodes[trace.source(value) - trace.arity].operator
-    return z.stride() if is_elementwise(operator) else contiguous(z.shape)
 
 
 class Gradient:

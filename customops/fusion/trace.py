@@ -13,7 +13,7 @@ from ..ops.function import CustomFunction
 from ..ops.reductions import call_reduction
 from ..runtime.paths import MODES, modes
 from ..runtime.plans import MAX_PLANS
-from ..runtime.specs import on_meta, spec_of
+from ..runtime.specs import CPU, Miniatures, TensorSpec
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
 from .proxy import Detach, FusionError, Ref, Traced, is_elementwise, untraceable
 
@@ -54,6 +54,10 @@ class Trace:
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compute every value from these tensors, by torch's formulas."""
         return _replay(self.nodes, tensors)
+
+    def infer(self, tensors: Sequence[Tensor]) -> list[TensorSpec]:
+        """Return what torch would compute from these tensors for every value, but on the CPU."""
+        return _infer(self.nodes, tensors)
 
     def apply(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the function returns for these tensors, its operators applied one by one."""
@@ -243,7 +247,13 @@ class Tracing:
         """Return the shape of a value for the tensors of this call."""
         if ref.value < len(self.tensors):
             return self.tensors[ref.value].shape
-        return _replay(self.nodes(), [on_meta(spec_of(x)) for x in self.tensors])[ref.value].shape
+        return _infer(self.nodes(), self.tensors)[ref.value].shape
+
+
+def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:
+    """Return what torch would compute from these tensors for every value, but on the CPU."""
+    miniatures = Miniatures(tensors, CPU)
+    return [miniatures.spec(x) for x in _replay(nodes, [miniatures.of(x) for x in tensors])]
 
 
 def _replay(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[Tensor]:

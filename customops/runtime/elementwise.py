@@ -15,7 +15,7 @@ from .dtensor import ShardingSpec, common_sharding, find_sharding, local_shape
 from .paths import BUILT_FOR_GPUS, CLASSES, has_kernel, is_private_cpu, plan_key, tensors_key
 from .plans import Execution, make_plan, recall, remember
 from .rules import VjpRule, by_parameter, is_identity, other_values, picked
-from .specs import GradientSpecs, ShapeAndDtype, TensorSpec, ask_torch, contiguous, infer_on_meta, on_meta, spec_of
+from .specs import GradientSpecs, ShapeAndDtype, TensorSpec, ask_torch, contiguous, infer, like_strides, spec_of
 
 HALVES = frozenset({torch.float16, torch.bfloat16})
 REAL = HALVES | {torch.float32, torch.float64}
@@ -28,7 +28,7 @@ def pointwise(formula: Callable, *args, out: Tensor | None = None) -> Tensor:
         if call := _kernels(formula, args, inputs_key, out):
             (z,) = call(args)
             return z if out is None else torch.maximum(z, z, out=out)  # torch's own resizing and casts
-    elif out is None and (sharding := find_sharding(args)) and (like := infer_on_meta(formula, args, {})):
+    elif out is None and (sharding := find_sharding(args)) and (like := infer(formula, args, {})):
         z = pointwise(formula, *map(sharding.local, args))
         return sharding.join(z, like, sharding.placements(like.shape))
     return formula(*args) if out is None else formula(*args, out=out)
@@ -143,7 +143,7 @@ def _vjp_on_shards(rule: VjpRule, values: Sequence, specs: GradientSpecs, shardi
     local = [sharding.local(value) for value in values]
     local_specs = tuple([(local_shape(shape, local[0].shape), dtype) for shape, dtype in specs])
     grads = pointwise_vjp(rule, local, local_specs)
-    full = torch.empty_like(on_meta(spec_of(g))).stride()
+    full = ask_torch(torch.empty_like, (g,)).strides
     joined = []
     for grad, (shape, dtype) in zip(grads, specs, strict=True):
         spec = TensorSpec(shape, full if shape == g.shape else contiguous(shape), dtype, grad.device)
@@ -203,7 +203,7 @@ def _plan_vjp(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> Executio
     computed = [pair for pair, is_g in zip(pairs, are_g, strict=True) if not is_g]
     if not computed:
         return PartialExecution(are_g, None)
-    full = torch.empty_like(g, device="meta").stride()
+    full = like_strides(g)
     grads = [
         TensorSpec(shape, full if shape == g.shape else contiguous(shape), dtype, g.device)
         for _, (shape, dtype) in computed

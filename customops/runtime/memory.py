@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import config
-from .specs import TensorSpec, on_meta, spec_of
+from .specs import TensorSpec, like_strides, spec_of
 
 LARGE_BYTES = 1 << 28  # bytes; to map less takes longer than to allocate it
 _PRIVATE_ANONYMOUS_NORESERVE = 0x4022  # Linux's flags, the last of which Python names from 3.13 on
@@ -47,7 +47,7 @@ def like_argument(specs: Sequence[TensorSpec], args: Sequence) -> int | None:
     if config.dry_run_target is not None and prod(spec.shape) * spec.dtype.itemsize >= LARGE_BYTES:
         return None
     for i, x in enumerate(args):
-        if isinstance(x, Tensor) and spec_of(x) == spec and torch.empty_like(on_meta(spec)).stride() == spec.strides:
+        if isinstance(x, Tensor) and spec_of(x) == spec and like_strides(x) == spec.strides:
             return i
     return None
 

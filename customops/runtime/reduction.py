@@ -13,7 +13,7 @@ from .dtensor import REDUCE_OPS, ShardingSpec, drop_dims, find_sharding
 from .elementwise import is_safe_out
 from .paths import has_kernel, plan_key
 from .plans import Execution, make_plan, recall, remember
-from .specs import TensorSpec, ask_torch, contiguous, infer_on_meta
+from .specs import TensorSpec, ask_torch, contiguous, infer
 
 
 def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
@@ -33,12 +33,7 @@ def reduce(formula: Callable, x: Tensor, *dim, dtype: torch.dtype | None = None,
         if call:
             (z,) = call((x,))
             return z if out is None else torch.maximum(z, z, out=out)
-    elif (
-        usual
-        and out is None
-        and (sharding := find_sharding((x,)))
-        and (like := infer_on_meta(formula, (x, *dim), options))
-    ):
+    elif usual and out is None and (sharding := find_sharding((x,))) and (like := infer(formula, (x, *dim), options)):
         return _reduce_on_shards(formula, x, dim, options, sharding, like)
     return formula(x, *dim, **options)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 ShapeAndDtype = tuple[torch.Size, torch.dtype]
 # Those of each gradient; or a dtype alone, where all gradients have it and the shape of the cotangent.
 GradientSpecs = torch.dtype | Sequence[ShapeAndDtype]
+
+CPU = torch.device("cpu")
 
 
 class TensorSpec(NamedTuple):
@@ -37,45 +40,89 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def ask_torch(formula: Callable, args: tuple, **options) -> TensorSpec:
-    """Return what torch would return for these arguments; raise what torch would raise.
+def like_strides(x: Tensor) -> tuple[int, ...]:
+    """Return the strides of what :func:`torch.empty_like` makes of ``x``, which is no meta tensor."""
+    return torch.empty_like(x, device="meta").stride()
 
-    It runs ``formula`` on single elements, where all of torch's checks are made, and on meta tensors for the shape.
+
+def packed(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a dense tensor of ``shape`` whose dimensions lie in the order of ``strides``."""
+    dims = list(zip(shape, strides, strict=True))
+    return tuple(prod(n for n, other in dims if n > 1 and other < stride) for stride in strides)
+
+
+class Miniatures:
+    """Small tensors laid out as larger ones, and what torch's results for them tell about those for the larger ones.
+
+    Meta tensors would tell as much, but torch computes with them in Python, and imports SymPy and ``torch._dynamo`` to
+    do so, which takes 2.5 s. Torch chooses the strides of a result by the order of its inputs' sizes and strides, by
+    which of them are equal, by what has size 1 or stride 0, and by which inputs are dense: miniatures keep all of it.
     """
 
-    def single(spec: TensorSpec) -> Tensor:
-        return torch.ones([1] * len(spec.shape), dtype=spec.dtype, device=spec.device)
+    def __init__(self, tensors: Iterable[Tensor], device: torch.device | None = None):
+        """Make them on ``device``, or else each on the device of its tensor."""
+        self._device = device
+        sizes = {n for x in tensors for n in x.shape}
+        self._sizes = (0, 1, *sorted(sizes - {0, 1}))  # the size that each size of a miniature stands for
+        self._small = {n: i for i, n in enumerate(self._sizes)}
 
+    def of(self, x: Tensor) -> Tensor:
+        """Return the miniature of one of the tensors; its elements are ones."""
+        shape, strides = [self._small[n] for n in x.shape], x.stride()
+        if _is_dense(x.shape, strides):
+            strides = packed(shape, strides)
+        else:
+            order = sorted({0, *strides})
+            strides = tuple([2 * order.index(stride) for stride in strides])  # even, so it is not dense either
+        ones = torch.ones(_span(shape, strides), dtype=x.dtype, device=self._device or x.device)
+        return ones.as_strided(shape, strides)
+
+    def spec(self, z: Tensor) -> TensorSpec:
+        """Return what the result is that ``z``, torch's result for miniatures, stands for."""
+        shape = torch.Size([self._sizes[n] for n in z.shape])
+        return TensorSpec(shape, packed(shape, z.stride()), z.dtype, z.device)
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Return whether the elements fill a range of memory, each at an address of its own."""
+    dense = packed(shape, strides)
+    is_packed = all([n == 1 or a == b for n, a, b in zip(shape, strides, dense, strict=True)])
+    return is_packed and _span(shape, strides) == prod(shape)
+
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Return how many elements lie from the first of a tensor to its last."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True) if n)
+
+
+def ask_torch(formula: Callable, args: tuple, **options) -> TensorSpec:
+    """Return what torch would return for these arguments; raise what torch would raise."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an ``out`` of one element is resized, the caller's may not be
-            one = _on_stand_ins(single, formula, args, options)
-            many = _on_stand_ins(on_meta, formula, args, options)
+            warnings.simplefilter("ignore")  # a miniature of ``out`` is resized, the caller's may not be
+            return _ask_for_miniatures(formula, args, options)
     except Exception:
         formula(*args, **options)  # so that the error speaks of the caller's tensors
         raise
-    return TensorSpec(many.shape, many.stride(), one.dtype, one.device)
 
 
-def infer_on_meta(formula: Callable, args: tuple, options: dict[str, Any]) -> TensorSpec | None:
-    """Return the shape and strides of what torch would return; None where it refuses, as it will say itself."""
+def infer(formula: Callable, args: tuple, options: dict[str, Any]) -> TensorSpec | None:
+    """Return what torch would return, but on the CPU; None where it refuses, as it will say itself."""
     try:
-        return spec_of(_on_stand_ins(on_meta, formula, args, options))
+        return _ask_for_miniatures(formula, args, options, CPU)
     except (RuntimeError, IndexError, TypeError, NotImplementedError, ValueError):
         return None
 
 
-def _on_stand_ins(
-    make: Callable[[TensorSpec], Tensor], formula: Callable, args: tuple, options: dict[str, Any]
-) -> Tensor:
-    """Evaluate ``formula`` on stand-ins that ``make`` makes of the specs of the tensors."""
-    stand_ins = [make(spec_of(arg)) if isinstance(arg, Tensor) else arg for arg in args]
-    return formula(*stand_ins, **{k: make(spec_of(v)) if isinstance(v, Tensor) else v for k, v in options.items()})
-
-
-def on_meta(spec: TensorSpec) -> Tensor:
-    """Return a meta tensor like ``spec``."""
-    return torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device="meta")
+def _ask_for_miniatures(
+    formula: Callable, args: tuple, options: dict[str, Any], device: torch.device | None = None
+) -> TensorSpec:
+    """Return what torch's result is, as its result for miniatures on ``device`` tells."""
+    tensors = [x for x in (*args, *options.values()) if isinstance(x, Tensor)]
+    miniatures = Miniatures(tensors, device)
+    stand_ins = [miniatures.of(x) if isinstance(x, Tensor) else x for x in args]
+    named = {name: miniatures.of(x) if isinstance(x, Tensor) else x for name, x in options.items()}
+    return miniatures.spec(formula(*stand_ins, **named))
 
 
 def spec_of(x: Tensor) -> TensorSpec:
