@@ -218,8 +218,8 @@ def extremum_dx(g, ties, mask):
     return (share * mask).to(mask.dtype)  # inf·0 is nan, as is 0/0 where z is nan
 
 
-def equal(x, z):
-    return (x == z).to(x.dtype)  # 1 or 0
+def equal(x, z, **out):
+    return torch.eq(x, z, **out) if out else (x == z).to(x.dtype)  # 1 or 0
 
 
 def _times(number, g):

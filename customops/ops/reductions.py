@@ -19,7 +19,7 @@ from .._compat import forward_level, transforms_active
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.graph import Graph, Input, Op
 from ..runtime.elementwise import HALVES, cast, pointwise
-from ..runtime.paths import CLASSES, is_by_formula, is_recorded, is_strided, plan_key
+from ..runtime.paths import CLASSES, is_by_formula, is_private_cpu, is_recorded, is_strided, plan_key
 from ..runtime.reduction import keepdim_shape, reduce, reduced_axes
 from ..runtime.rules import tuple_getter
 from .call import differentiates, tracing_hook
@@ -311,7 +311,8 @@ def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
         grads = by_kernel(name, (_share, *reduced), layout, tensors, lambda _: _compile_share(g, x, z, reduced))
         if grads is not None:
             return grads[0]
-    mask = f.equal(x, z)
+    # In the dtype of x at once: a mask of bool takes a pass more, and torch sums and multiplies it in several.
+    mask = f.equal(x, z, out=torch.empty_like(x)) if is_private_cpu((x, z)) else f.equal(x, z)
     return f.extremum_dx(g, f.sum(mask, *dim or ((),), True, dtype=COMPUTE[x.dtype]), mask)
 
 
