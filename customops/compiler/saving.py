@@ -85,7 +85,12 @@ class _Choice:
         statistics = _statistics(graph) if allows_statistics else ()
         self.statistics = {self.offset + i: itemsizes.statistics for i in statistics if i not in itemsizes.results}
         inputs = {self.offset + i: n for i, n in enumerate(itemsizes.inputs)}
-        self.itemsizes = inputs | self.statistics | self.results
+        sizes = inputs | self.statistics | self.results
+        # Of each value of ``back``: its bytes, none for cotangents, which are read in any case; and what computing it
+        # takes, in instructions.
+        self.bytes = [back.count(axes) * sizes.get(i, 0) for i, axes in enumerate(back.axes)]
+        self.instructions = [_instructions(back, i) for i in range(len(back.values))]
+        self._ancestors_found: dict[frozenset[int], list[int]] = {}
 
     def best(self) -> Saved:
         """Return the subset that costs least; of those the one that takes the least memory.
@@ -118,28 +123,35 @@ class _Choice:
 
     def _read(self, known: Iterable[int]) -> list[int]:
         """Return the values among ``known`` that are read if all of these are saved."""
-        known = set(known)
-        return [i for i in self.back.ancestors(self.targets, known) if i in known]
+        known = frozenset(known)
+        return [i for i in self._ancestors(known) if i in known]
+
+    def _ancestors(self, known: frozenset[int]) -> list[int]:
+        """Return what the gradients are computed from, not looking past ``known``; it is found once for each set."""
+        if known not in self._ancestors_found:
+            self._ancestors_found[known] = self.back.ancestors(self.targets, known)
+        return self._ancestors_found[known]
 
     def _cost(self, known: frozenset[int]) -> int:
         """Return what it costs to save and to read these values, and to compute all else, in instructions."""
-        cost = INSTRUCTIONS_PER_BYTE * sum(map(self._bytes, self.statistics.keys() & known))
-        for i in self.back.ancestors(self.targets, known):
-            node = self.back.values[i]
-            if i in known or isinstance(node, Input):
-                cost += INSTRUCTIONS_PER_BYTE * self._bytes(i)
-            elif isinstance(node, Op):
-                elements = self.back.count(self.back.axes[i] | node.reduced)
-                cost += INSTRUCTIONS.get(node.formula, 1) * elements
-        return cost
+        written = sum(self.bytes[i] for i in self.statistics.keys() & known)
+        ancestors = self._ancestors(known)
+        read = sum(self.bytes[i] for i in ancestors if i in known or isinstance(self.back.values[i], Input))
+        computed = sum(self.instructions[i] for i in ancestors if i not in known)
+        return INSTRUCTIONS_PER_BYTE * (written + read) + computed
 
     def _bytes_saved(self, known: frozenset[int]) -> int:
-        ancestors = self.back.ancestors(self.targets, self.results.keys() & known)
+        ancestors = self._ancestors(frozenset(self.results.keys() & known))
         inputs = {i for i in ancestors if isinstance(self.back.values[i], Input)}
-        return sum(map(self._bytes, inputs | known))
+        return sum(self.bytes[i] for i in inputs | known)
 
-    def _bytes(self, i: int) -> int:
-        return self.back.count(self.back.axes[i]) * self.itemsizes.get(i, 0)  # cotangents are read in any case
+
+def _instructions(graph: Graph, i: int) -> int:
+    """Return the instructions that computing value ``i`` takes."""
+    node = graph.values[i]
+    if not isinstance(node, Op):
+        return 0
+    return INSTRUCTIONS.get(node.formula, 1) * graph.count(graph.axes[i] | node.reduced)
 
 
 def _statistics(graph: Graph) -> Iterator[int]:
