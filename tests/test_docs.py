@@ -156,7 +156,7 @@ def test_layers_of_the_examples_agree_with_torch(capsys):
     """They do so by kernels, too; the page of the examples shows them by formulas."""
     layers = runpy.run_path(str(ROOT / "examples/layers.py"))
     assert layers["main"]() == 0
-    assert capsys.readouterr().out.count("agrees with torch") == len(layers["COMPARISONS"]) == 9
+    assert capsys.readouterr().out.count("agrees with torch") == len(layers["COMPARISONS"]) == 16
 
 
 FAULTS = {
