@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import re
 import shlex
 import sys
 import time
@@ -27,6 +25,7 @@ from .compiled import command as compiled
 from .measure import PHASES, measure, one_line
 from .progress import bar, write
 from .targets import verdicts
+from .text import rows_as_json
 from .timing import keep_memory
 
 
@@ -130,10 +129,8 @@ def _line(case: Case, result: dict) -> str:
 
 def _write(folder: Path, document: dict) -> None:
     """Write ``document`` as JSON, a line for each result, with no more digits than the noise leaves."""
-    document = json.loads(json.dumps(document), parse_float=lambda digits: float(f"{float(digits):.4g}"))
-    text = re.sub(r'(\{"(?:operator|call)": )', r"\n\1", json.dumps(document))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.json").write_text(text + "\n")
+    (folder / "benchmark.json").write_text(rows_as_json(document, 4, "operator", "call"))
     print(f"written to {folder}/benchmark.json; python -m benchmarks.report makes the page of it")
 
 

@@ -75,10 +75,10 @@ def measure(case: Case, phase: str, device: str, cache: int = 0, draws: int = 0,
     result: dict[str, Any] = {
         **_description(case, phase),
         "bytes": least,
-        "copy": _quantiles(times.pop("copy")),
+        "copy": quantiles(times.pop("copy")),
         "copy_bytes": 2 * widest.numel() * widest.element_size(),
         "cached": draws * least < 2 * cache if cache else True,
-        "times": {name: _quantiles(samples) for name, samples in times.items()},
+        "times": {name: quantiles(samples) for name, samples in times.items()},
         "ratios": ratios(times),
         "peak": {name: memory.peak(calls[0], device) for name, calls in contestants.items()},
         "faults": _disagreements(contestants, exact, case),
@@ -125,11 +125,12 @@ def _description(case: Case, phase: str) -> dict[str, Any]:
 
 def ratios(times: dict[str, list[float]]) -> dict[str, float]:
     """Return the median of each contestant's times over eager's in the same round."""
-    return {
-        name: statistics.median(mine / theirs for mine, theirs in zip(samples, times["eager"], strict=True))
-        for name, samples in times.items()
-        if name != "eager"
-    }
+    return {name: over(samples, times["eager"]) for name, samples in times.items() if name != "eager"}
+
+
+def over(mine: list[float], theirs: list[float]) -> float:
+    """Return the median of the ratios of two contestants' times in the same round."""
+    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
 
 
 def _draws(size: int, cache: int) -> int:
@@ -160,7 +161,7 @@ def _least_bytes(function: Callable, xs: list[Tensor], g: Tensor, phase: str) ->
     return backward + (forward if phase == "both" else 0)
 
 
-def _quantiles(samples: list[float]) -> list[float]:
+def quantiles(samples: list[float]) -> list[float]:
     """Return the quantiles that ``triton.testing`` shows: the median between 20 % and 80 %."""
     fifths = statistics.quantiles(samples, n=5, method="inclusive")
     return [fifths[0], statistics.median(samples), fifths[3]]
@@ -174,29 +175,30 @@ def _disagreements(contestants: dict[str, list[Callable]], exact: Callable[[int]
     faults = []
     for name in contestants.keys() - {"eager"}:
         for i, (call, eager) in enumerate(zip(contestants[name], contestants["eager"], strict=True)):
-            got, want = _tensors(call()), _tensors(eager())
-            difference = _difference(got, want, case)
-            if difference and not _is_as_exact(got, want, _tensors(exact(i))):
-                faults.append(f"{name} differs from eager: {difference}")
+            got, want = tensors_of(call()), tensors_of(eager())
+            differs = difference(got, want, case.dtype)
+            if differs and not is_as_exact(got, want, tensors_of(exact(i))):
+                faults.append(f"{name} differs from eager: {differs}")
                 break
     return faults
 
 
-def _tensors(result: Any) -> list[Tensor]:
+def tensors_of(result: Any) -> list[Tensor]:
+    """Return the tensors of a result, one or several, without their graph."""
     return [x.detach() for x in ([result] if isinstance(result, Tensor) else result)]
 
 
-def _difference(got: list[Tensor], want: list[Tensor], case: Case) -> str:
-    """Return where the two are further apart than an elementwise operator's rounding, nothing where they agree."""
+def difference(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> str:
+    """Return where the two are further apart than an elementwise operator in ``dtype`` rounds, nothing where not."""
     for mine, theirs in zip(got, want, strict=True):
         try:
-            torch.testing.assert_close(mine, theirs, **TOLERANCE[case.dtype])
+            torch.testing.assert_close(mine, theirs, **TOLERANCE[dtype])
         except AssertionError as error:
             return " ".join(str(error).split())
     return ""
 
 
-def _is_as_exact(got: list[Tensor], want: list[Tensor], exact: list[Tensor]) -> bool:
+def is_as_exact(got: list[Tensor], want: list[Tensor], exact: list[Tensor]) -> bool:
     """Return whether ``got`` is at most ``ROUNDING`` times as far from ``exact`` as ``want``."""
     return all(
         mine.shape == theirs.shape and (mine - true).abs().max() <= ROUNDING * (theirs - true).abs().max()

@@ -36,15 +36,30 @@ def peak(function: Callable, device: str) -> int:
 
 
 def saved(function: Callable) -> int:
-    """Return the bytes that ``function`` saves for its backward."""
-    sizes: dict[int, int] = {}
+    """Return the bytes that a call of ``function`` saves for its backward, tensors at one address once.
 
-    def pack(x: Tensor) -> None:
-        sizes[x.data_ptr()] = x.numel() * x.element_size()
+    They are read from the recorded graph: under hooks a fused call saves inputs instead of statistics.
+    """
+    result = function()
+    results = [result] if isinstance(result, Tensor) else result
+    nodes: list = [z.grad_fn for z in results if z.grad_fn]
+    seen, tensors = set(nodes), []
+    while nodes:
+        node = nodes.pop()
+        tensors += _saved_by(node)
+        above = {other for other, _ in node.next_functions if other} - seen
+        nodes += above
+        seen |= above
+    return footprint(tensors)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
-        function()
-    return sum(sizes.values())
+
+def _saved_by(node) -> list[Tensor]:
+    """Return the tensors that one node of the graph saves: a node of C++ has an attribute for each, or each list."""
+    if hasattr(node, "saved_tensors"):
+        return [x for x in node.saved_tensors if x is not None]
+    values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+    each = [x for value in values for x in (value if isinstance(value, tuple | list) else [value])]
+    return [x for x in each if isinstance(x, Tensor)]
 
 
 def footprint(tensors: Iterable[Tensor]) -> int:

@@ -1,7 +1,8 @@
-"""Write tables, lists, numbers and verdicts as Markdown."""
+"""Write tables, lists, numbers and verdicts as Markdown, and what was measured as JSON."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -32,3 +33,9 @@ def number(x: float | None) -> str:
 def judged(measured: str, met: bool) -> str:
     """Return what was measured with the verdict behind it."""
     return f"{measured}: {'met' if met else 'MISSED'}"
+
+
+def rows_as_json(document: dict, digits: int, *first: str) -> str:
+    """Return ``document`` as JSON, a line for each row, which begins with a key among ``first``; floats are rounded."""
+    rounded = json.loads(json.dumps(document), parse_float=lambda text: float(f"{float(text):.{digits}g}"))
+    return re.sub(rf'(\{{"(?:{"|".join(first)})": )', r"\n\1", json.dumps(rounded)) + "\n"

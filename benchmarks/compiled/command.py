@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import multiprocessing
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ import torch
 
 from .. import machine
 from ..progress import bar, write
-from ..text import table
+from ..text import rows_as_json, table
 from . import liger, ours
 from .counts import counts
 from .layers import LAYERS, LENGTHS, PASSES, ROWS, Case, cases
@@ -115,7 +113,6 @@ def compare(case: Case, target: str) -> tuple[list[dict], list[str]]:
 def _write(document: dict) -> None:
     """Write ``document`` as JSON, a line for each row."""
     path: Path = machine.RESULTS / FOLDER / f"{machine.slug(document['where']['target'])}.json"
-    document = json.loads(json.dumps(document), parse_float=lambda digits: float(f"{float(digits):.6g}"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(re.sub(r'(\{"layer": )', r"\n\1", json.dumps(document)) + "\n")
+    path.write_text(rows_as_json(document, 6, "layer"))
     print(f"written to {path}; python -m benchmarks.report makes the page of it")
