@@ -22,6 +22,7 @@ from customops.tools.targets import Target
 from . import host, machine, model
 from .cases import KINDS, LAYER, Case, cases
 from .compiled import command as compiled
+from .fused import command as fused
 from .measure import PHASES, measure, one_line
 from .progress import bar, write
 from .targets import verdicts
@@ -34,6 +35,8 @@ def main(argv=None) -> int:
     options = _parser().parse_args(argv)
     if options.compiled:
         return compiled.run(options)
+    if options.fused:
+        return fused.run(options)
     torch.set_num_threads(options.threads)
     keep_memory()
     facts = machine.where(options.device)
@@ -105,13 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=KINDS, default=default, help=f"by default {default}, which is here")
-    parser.add_argument("--ops", nargs="+", help="operators, or layers of --compiled, by default all")
+    parser.add_argument("--ops", nargs="+", help="operators, or layers of --compiled and --fused")
     parser.add_argument("--quick", action="store_true", help="only what the targets are about, without torch.compile")
     parser.add_argument("--numel", nargs="+", type=int, help="elements of the largest operand, powers of two")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU; one leaves a core to all else")
     parser.add_argument("--minutes", type=float, default=60, help="cases that do not fit are left out, and listed")
     parser.add_argument("--host", action="store_true", help="only what a call costs the host")
     compiled.add_arguments(parser)
+    fused.add_arguments(parser)
     return parser
 
 

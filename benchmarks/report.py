@@ -1,7 +1,7 @@
 """``python -m benchmarks.report``: make the page and its plots, from the JSON of every machine and nothing else.
 
-Reads each ``results/<machine>/benchmark.json`` and each ``results/compiled/<gpu>.json``, draws the plots beside it, and
-writes the page beside ``results``.
+Reads each ``results/<machine>/benchmark.json`` and ``fused.json``, and each ``results/compiled/<gpu>.json``, draws the
+plots beside it, and writes the page beside ``results``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 
 from .compiled import page as compiled
 from .compiled import plot
+from .fused import page as fused
+from .fused import plot as fused_plot
 from .plots import PHASES, main_size, save, shown, standard
 from .text import bullets, code, number, table
 
@@ -75,7 +77,7 @@ def page(results: Path = RESULTS) -> str:
         blocks += ["## What a call costs the host", HOST]
     for m in machines:
         blocks += [f"### {m['where']['device']}", table(host(m))] if m["host"] else []
-    return "\n\n".join([*blocks, *compiled.blocks(results)]) + "\n"
+    return "\n\n".join([*blocks, *fused.blocks(results), *compiled.blocks(results)]) + "\n"
 
 
 def about(machine: dict, at: str) -> list[str]:
@@ -204,6 +206,8 @@ def main(results: Path = RESULTS) -> int:
         save(machine)
     for comparison in compiled.load(results):
         plot.save(comparison)
+    for measured in fused.load(results):
+        fused_plot.save(measured)
     (results.parent / "README.md").write_text(page(results))
     return 0
 

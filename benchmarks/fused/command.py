@@ -1,0 +1,143 @@
+"""``python -m benchmarks --fused``: fused layers on the CPU, with one thread and with two.
+
+Each layer of the examples is called fused (ours), as the same composition of torch's operators (eager), by torch's own
+function where there is one (own), and as the composition under torch.compile (compile). They take turns at random
+within each round, on the same tensors; a ratio is the median of those within a round. A run of everything is written to
+``benchmarks/results/<machine>/fused.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from .. import machine
+from ..measure import one_line
+from ..progress import bar, write
+from ..text import rows_as_json, table
+from ..timing import keep_memory
+from .contestants import CONTESTANTS
+from .first import contestants_of, in_processes
+from .layers import LAYERS, Case, cases
+from .lines import HEADER, costs, line, means
+from .measure import measure
+from .verdicts import losses, verdicts
+
+FILE = "fused.json"  # in the folder of a machine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that are this comparison's alone."""
+    parser.add_argument("--fused", action="store_true", help="fused layers on the CPU, against torch's and compiled")
+    parser.add_argument(
+        "--sizes", nargs="+", type=_size, metavar="MxN", help="of --fused: rows and elements of a row, such as 64x256"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, and write a complete run; return 1 where a result of ours is wrong or ours failed."""
+    if options.device != "cpu":
+        raise SystemExit("--fused times layers on the CPU: add --device cpu")
+    unknown = set(options.ops or ()) - set(LAYERS)
+    if unknown:
+        raise SystemExit(f"--ops: expected some of {', '.join(LAYERS)}, got {', '.join(unknown)}")
+    threads = [1] if options.quick else [*range(1, min(2, os.cpu_count() or 1) + 1)]
+    torch.set_num_threads(1)
+    keep_memory()
+    facts = machine.where("cpu") | {"threads": " and ".join(map(str, threads))}
+    print(*[f"{name}: {fact}" for name, fact in facts.items()], "", sep="\n")
+    no_compiler = "" if options.quick else _why_nothing_compiles()
+    if no_compiler:
+        print(f"torch.compile is left out: {no_compiler}\n")
+    chosen = [*cases(options.quick, options.ops, options.sizes)]
+    deadline = time.monotonic() + 60 * options.minutes
+    first, failed = _first_calls(options, not (options.quick or no_compiler))
+    rows, more, left_out = _measure(chosen, threads, options.quick, no_compiler, deadline)
+    failed += more
+    judged, lost = [*verdicts(rows, first)], [*losses(rows)]
+    _print_summary(rows, first, judged, lost)
+    print(*failed, *[f"no time left for {case}" for case in left_out], sep="\n")
+    if not (options.quick or options.ops or options.sizes):
+        facts |= {
+            "date": f"{datetime.date.today()}",
+            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        }
+        document = {"where": facts, "no_compiler": no_compiler, "verdicts": judged, "losses": lost, "failed": failed}
+        document |= {"left_out": [str(case) for case in left_out], "first": first, "rows": rows}
+        _write(machine.folder(facts), document)
+    wrong = [fault for row in rows for fault in row["faults"] if fault.startswith("ours")]
+    return int(bool(wrong) or any(failure.startswith("ours") for failure in failed))
+
+
+def _measure(
+    chosen: list[Case], threads: list[int], quick: bool, no_compiler: str, deadline: float
+) -> tuple[list[dict], list[str], list[Case]]:
+    """Return the rows, what failed, and the cases that no time was left for; print each row as it comes."""
+    print(HEADER)
+    rows: list[dict] = []
+    failed, left_out = [], []
+    for case in bar(chosen, "cases"):
+        if time.monotonic() > deadline:
+            left_out.append(case)
+            continue
+        compiles = not (quick or no_compiler) and case.dtype == "float32"
+        contestants = CONTESTANTS if compiles else [who for who in CONTESTANTS if who != "compile"]
+        try:
+            for row in measure(case, contestants, threads):
+                failed += [f"{case}: {text}" for text in row["failed"]]
+                rows.append(row)
+                write(line(row, no_compiler))
+        except Exception as error:  # such as no memory left: what else was measured must not be lost
+            failed.append(f"ours or eager, {case}: {one_line(error)}")
+            write(failed[-1])
+    return rows, failed, left_out
+
+
+def _first_calls(options: argparse.Namespace, compiles: bool) -> tuple[list[dict], list[str]]:
+    """Return what first calls cost, and what failed; nothing where single sizes are asked for."""
+    if options.sizes:
+        return [], []
+    calls, failed = [], []
+    for name, who in bar(contestants_of(options.ops or [*LAYERS], compiles), "first calls"):
+        try:
+            calls.append({"layer": name, "who": who, **in_processes(name, who)})
+        except RuntimeError as error:
+            failed.append(f"{who}, {error}")
+    return calls, failed
+
+
+def _why_nothing_compiles() -> str:
+    """Return why torch.compile cannot compile for the CPU, such as that there is no C++ compiler; nothing if it can."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8))
+    except Exception as error:
+        return one_line(error)
+    return ""
+
+
+def _print_summary(rows: list[dict], first: list[dict], judged: list[str], lost: list[str]) -> None:
+    """Print the tables, what is met and missed, and in which rows ours is slower."""
+    for lines in ([*means(rows)], [*costs(rows, first)]):
+        print("", table(lines), sep="\n") if lines else None
+    print("", *judged, sep="\n")
+    print("", f"slower than another in {len(lost)} of {len(rows)} rows:", *lost, sep="\n")
+
+
+def _write(folder: Path, document: dict) -> None:
+    """Write ``document`` as JSON, a line for each row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(rows_as_json(document, 4, "layer"))
+    print(f"written to {folder / FILE}; python -m benchmarks.report makes the page of it")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return the rows and their length that ``MxN`` says."""
+    rows, _, columns = text.partition("x")
+    return int(rows), int(columns)
