@@ -113,8 +113,9 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
 def huber_loss(x: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
     """Return the mean of d²/2 where d = |x - target| is below ``delta``, of delta·(d - delta/2) elsewhere."""
     d = ops.abs(x - target)
-    clipped = d - ops.relu(d - delta)
-    return ops.mean(clipped * (d - 0.5 * clipped))
+    beyond = ops.relu(d - delta)
+    below = d - beyond
+    return ops.mean(0.5 * below * below + delta * beyond)
 
 
 @ops.fuse
