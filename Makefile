@@ -11,7 +11,7 @@ SHARE ?= 0
 COMPILED := CUSTOMOPS_BACKEND=triton CUSTOMOPS_TEST_COMPILED
 TARGET ?= cuda:90
 
-.PHONY: demo distributed test test-share test-share-kernels test-compiled test-share-compiled test-full mutants accuracy compatibility gpu-test gpu-compatibility gpu audit lint bench report wheel clean
+.PHONY: demo distributed test test-share test-share-kernels test-compiled test-share-compiled test-full mutants accuracy compatibility gpu-test gpu-compatibility gpu audit lint bench bench-fused report wheel clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -80,6 +80,10 @@ lint: .venv/ready
 
 bench: .venv/ready  ## ours against torch on the CPU, about 15 minutes, and the page about it
 	$(BIN)/python -m benchmarks --device cpu
+	$(BIN)/python -m benchmarks.report
+
+bench-fused: .venv/ready  ## fused layers on the CPU against torch, 20 to 25 minutes, and the page about it
+	$(BIN)/python -m benchmarks --fused --device cpu
 	$(BIN)/python -m benchmarks.report
 
 report: .venv/ready  ## benchmarks/README.md and its plots, from the JSON there is

@@ -209,6 +209,26 @@ def test_peak_and_saved_bytes_are_counted():
     assert memory.footprint([x, x, x.new_zeros(()).expand(1 << 18)]) == mib + 4
 
 
+def test_what_is_saved_is_read_from_the_recorded_graph():
+    """A fused call saves inputs instead of statistics where hooks see it; both, and lists of tensors, are counted."""
+    x = torch.rand(64, 256, requires_grad=True)
+    assert memory.saved(lambda: torch.nn.functional.layer_norm(x, (256,))) == (64 * 256 + 2 * 64) * 4
+    assert memory.saved(lambda: _WithStatistics.apply(x)) == (64 * 256 + 64) * 4
+    assert memory.saved(lambda: x[torch.tensor([0, 1]), torch.tensor([2, 3])]) == 2 * 2 * 8
+    assert memory.saved(lambda: (torch.exp(x), x.detach(), torch.exp(x) + torch.exp(x))) == 3 * 64 * 256 * 4
+    assert memory.saved(x.detach) == 0
+
+
+class _WithStatistics(torch.autograd.Function):
+    """Save the input and one number for each row, unless hooks would see them."""
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.sum(-1)
+        ctx.save_for_backward(x, total)
+        return x / total[:, None]
+
+
 def test_contestants_take_turns():
     seen = []
     runs = {name: lambda name=name: seen.append(name) or 1.0 for name in "abc"}

@@ -81,9 +81,33 @@ COMPILED = {
 }
 
 
+def fused(layer: str, ratio: float, **changes) -> dict:
+    """Return a row of the comparison of fused layers, in which the composition takes 4 ms, torch's own 2 ms."""
+    row = {"layer": layer, "size": [4096, 4096], "dtype": "float32", "threads": 1, "phase": "both"}
+    row |= {"times": {"ours": [1.0, 4 * ratio, 9.0], "eager": [3.0, 4.0, 5.0], "own": [1.0, 2.0, 3.0]}}
+    row |= {"ratios": {"ours": ratio, "own": 0.5}, "ours_to": {"eager": ratio, "own": 2 * ratio}}
+    return row | {"faults": [], "failed": []} | changes
+
+
+FUSED = {
+    "where": {"device": "a cpu, of its kind", "date": "2026-01-01", "command": "python -m benchmarks --fused"},
+    "no_compiler": "there is no\n C++ compiler",
+    "verdicts": ["forward + backward at 4096x4096, no layer above 0.9: 1.25 of gelu: MISSED"],
+    "losses": ["gelu, 4096x4096, float32, 1 thread, forward + backward: 1.25 of the composition's"],
+    "failed": ["own, first call of gelu: no such\n function"],
+    "left_out": ["silu, 64x256, bfloat16"],
+    "first": [{"layer": "gelu", "who": "ours", "wall": 12.5, "cpu": 11.5}],
+    "rows": [
+        fused("gelu", 1.25, peak={"ours": 5e6, "eager": 10e6}, saved={"ours": 2e6, "eager": 4e6, "own": 1e6}),
+        fused("gelu", 0.8, phase="forward"),
+        fused("softmax", 0.2, faults=["ours differs from eager"]),
+    ],
+}
+
+
 @pytest.fixture
 def results(tmp_path):
-    """Return a folder with the results of a CPU and of a GPU, and the comparison of compiled code."""
+    """Return a folder with the results of a CPU and of a GPU, and the comparisons of fused layers and compiled code."""
     for kind, document in {"cpu": CPU, "cuda": GPU}.items():
         where = {"device": f"a {kind}, of its kind", "date": "2026-01-01", "command": "python -m benchmarks"}
         whole = {"where": where, "kind": kind, "rows": [], "host": [], "verdicts": [], "failed": [], "left_out": []}
@@ -91,6 +115,7 @@ def results(tmp_path):
         path = tmp_path / "results" / kind / "benchmark.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(whole))
+    (tmp_path / "results" / "cpu" / "fused.json").write_text(json.dumps(FUSED))
     path = tmp_path / "results" / "compiled" / "cuda-90.json"
     path.parent.mkdir()
     path.write_text(json.dumps(COMPILED))
@@ -104,7 +129,7 @@ def test_rebuilding_changes_no_byte(results):
         report.main(results)
         written.append({path: path.read_bytes() for path in results.parent.rglob("*") if path.is_file()})
     names = {"README.md", "benchmark.json", "ratios.png", "roofline.png", "host.png", "cuda-90.json", "cuda-90.png"}
-    assert {path.name for path in written[0]} == names
+    assert {path.name for path in written[0]} == names | {"fused.json", "fused.png"}
     assert written[0] == written[1]
 
 
@@ -167,6 +192,22 @@ def test_the_comparison_of_compiled_code_is_called_an_estimate_and_shows_losses(
         assert f"- {text}" in part
     shutil.rmtree(results / "compiled")
     assert "Liger-Kernel, by" not in report.page(results)
+
+
+def test_the_comparison_of_fused_layers_shows_losses_and_what_failed(results):
+    _, _, rest = report.page(results).partition("\n## Fused layers on a CPU\n")
+    part = rest.partition("\n## ")[0]
+    assert "| `gelu` | 4096x4096 | float32 | 1 | forward + backward | 5 | 4 | **1.25** | **2.50** |" in part
+    assert "| `gelu` | 4096x4096 | float32 | 1 | forward | 3.2 | 4 | 0.80 | **1.60** |" in part
+    assert "| `softmax` (faulty) |" in part
+    assert "| 4096x4096 | float32 | 1 | forward + backward | 0.50 | 1.00 | 1.25 of gelu |" in part
+    assert "| gelu | 5 | 10 | 2 | 4 | 1 | 12.5 | 11.5 |" in part
+    assert "every row: 3, in 1 ours is slower than another" in part
+    assert "torch.compile is left out: `there is no C++ compiler`" in part
+    for text in (*FUSED["verdicts"], "`own, first call of gelu: no such function`", "`silu, 64x256, bfloat16`"):
+        assert f"- {text}" in part
+    (results / "cpu" / "fused.json").unlink()
+    assert "Fused layers" not in report.page(results)
 
 
 def test_the_report_needs_no_torch():

@@ -79,6 +79,6 @@ def _troubles(document: dict) -> Iterator[str]:
     """Yield what failed, and what was left out for lack of time."""
     failed = [*document["failed"], *(fault for row in document["rows"] for fault in row["faults"])]
     if failed:
-        yield "What failed:\n\n" + bullets([*map(code, failed)])
+        yield "These failed:\n\n" + bullets([*map(code, failed)])
     if document["left_out"]:
-        yield "What was left out:\n\n" + bullets([*map(code, document["left_out"])])
+        yield "These were left out:\n\n" + bullets([*map(code, document["left_out"])])
