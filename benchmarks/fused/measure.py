@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import memory
 from ..measure import cotangent, difference, is_as_exact, one_line, over, phases, quantiles, ratios, tensors_of
@@ -15,6 +14,7 @@ from .contestants import CONTESTANTS, contestant
 from .layers import LAYERS, Case
 
 PHASES = ("forward", "both")
+COMPARED = ("forward", "recorded", "both")  # results, those of a call that is recorded, and gradients
 
 
 class Layers:
@@ -28,7 +28,7 @@ class Layers:
         self.functions = {who: function for who, function in found.items() if function}
         z = self.functions["eager"](*self.xs, *self.target)
         self.g = tuple(map(cotangent, z)) if isinstance(z, tuple) else cotangent(z)
-        self.exact = self.results("eager", torch.float64)  # of which an error is told
+        self.exact = [tensors_of(self.phase("eager", name, torch.float64)()) for name in COMPARED]
 
     def phase(self, who: str, name: str, dtype: torch.dtype | None = None) -> Callable[[], Any]:
         """Return one phase of a contestant's layer, ready to be called, on operands in ``dtype``."""
@@ -37,23 +37,19 @@ class Layers:
         function = self.functions[who]
         return phases(lambda *xs: function(*xs, *target), xs, g if isinstance(self.g, tuple) else g[0])[name]()
 
-    def results(self, who: str, dtype: torch.dtype | None = None) -> list[list[Tensor]]:
-        """Return what a contestant computes in each phase."""
-        return [tensors_of(self.phase(who, name, dtype)()) for name in PHASES]
-
-    def fault(self, who: str) -> Iterator[str]:
+    def faults(self, who: str) -> Iterator[str]:
         """Yield how a contestant's result is wrong: far from float64's, and farther than the composition's."""
-        results = zip(PHASES, self.results(who), self.results("eager"), self.exact, strict=True)
-        for phase, got, eager, exact in results:
+        for phase, exact in zip(COMPARED, self.exact, strict=True):
+            got = tensors_of(self.phase(who, phase)())
             differs = difference([x.double() for x in got], exact, self.dtype)
-            if differs and not is_as_exact(got, eager, exact):
+            if differs and not is_as_exact(got, tensors_of(self.phase("eager", phase)()), exact):
                 yield f"{who} differs from eager in float64, {phase}: {differs}"
 
 
 def measure(case: Case, contestants: Sequence[str] = CONTESTANTS, threads: Sequence[int] = (1,)) -> Iterator[dict]:
     """Yield a row for each number of threads and phase; torch.compile takes part with one thread only.
 
-    Memory is in the rows of forward and backward with the first number of threads. A row has what failed, too.
+    Memory is in the row of forward and backward with the first number of threads; faults of both phases are, with each.
     """
     torch.compiler.reset()
     layers = Layers(case, contestants)
@@ -75,7 +71,7 @@ def measure(case: Case, contestants: Sequence[str] = CONTESTANTS, threads: Seque
 def _faults(layers: Layers, who: str) -> list[str]:
     """Return how the results of a contestant are wrong; that it raises is in ``failed``, where it is timed."""
     try:
-        return [*layers.fault(who)]
+        return [*layers.faults(who)]
     except Exception:
         if who == "ours":
             raise

@@ -120,16 +120,18 @@ def _threads(rows: Sequence[dict]) -> Iterator[str]:
 
 
 def _first(first: Sequence[dict]) -> Iterator[str]:
-    """Yield what the first call costs, the dearest layer's."""
+    """Yield what the first call costs, the dearest layer's, and what it costs others."""
     ours = {call["layer"]: call["wall"] for call in first if call["who"] == "ours"}
     if not ours:
         return
     dearest = max(ours, key=lambda layer: ours[layer])
-    cpu = next(call["cpu"] for call in first if (call["who"], call["layer"]) == ("ours", dearest))
+    calls = {call["who"]: call for call in first if call["layer"] == dearest}
+    eager = f", the composition {calls['eager']['wall']:.1f}" if "eager" in calls else ""
     compiled = [call["wall"] for call in first if call["who"] == "compile"]
-    beside = f"; torch.compile's: {min(compiled):.0f} ms or more" if compiled else ""
+    least = f", torch.compile of any {min(compiled):.0f} or more" if compiled else ""
     text = f"first forward + backward of a layer in a process, below {FIRST} ms"
-    yield judged(f"{text}: {ours[dearest]:.1f} ms of {dearest}, {cpu:.1f} of CPU{beside}", ours[dearest] < FIRST)
+    figures = f"{ours[dearest]:.1f} ms of {dearest}, {calls['ours']['cpu']:.1f} of CPU{eager}{least}"
+    yield judged(f"{text}: {figures}", ours[dearest] < FIRST)
 
 
 def _highest(figures: dict[str, float], pick: Callable = max) -> str:
