@@ -82,7 +82,7 @@ bench: .venv/ready  ## ours against torch on the CPU, about 15 minutes, and the 
 	$(BIN)/python -m benchmarks --device cpu
 	$(BIN)/python -m benchmarks.report
 
-bench-fused: .venv/ready  ## fused layers on the CPU against torch, 20 to 25 minutes, and the page about it
+bench-fused: .venv/ready  ## fused layers on the CPU against torch, an hour and more, and the page about it
 	$(BIN)/python -m benchmarks --fused --device cpu
 	$(BIN)/python -m benchmarks.report
 

@@ -365,3 +365,40 @@ def _cache_shapes(tensor: Any) -> Callable:
             vars(self).update(known, handle=handle, type=type, dtype=type.scalar)
 
     return __init__
+
+
+class LightDispatchMode(_python_dispatch.TorchDispatchMode):
+    """A dispatch mode for code that is never compiled: any other imports torch._dynamo at its first call, seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+def has_cpu_kernel(overload: Any) -> bool:
+    """Return whether an overload of an ATen operator has a kernel for CPUs of its own, and is no composition."""
+    return _C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CPU")
+
+
+def in_place_variant(overload: Any) -> Any:
+    """Return the overload of an ATen operator that writes over its first argument, None if there is none for CPUs."""
+    packet = getattr(torch.ops.aten, f"{overload.overloadpacket.__name__}_", None)
+    variant = packet and getattr(packet, overload._overloadname, None)
+    return variant if variant and has_cpu_kernel(variant) else None
+
+
+@cache
+def out_variant(overload: Any) -> tuple[Any, str] | None:
+    """Return the overload that writes to memory it is given, with a kernel of its own, and the name of that parameter.
+
+    Returns None if an operator has none.
+    """
+    inputs = [(x.name, str(x.type)) for x in overload._schema.arguments]
+    packet = overload.overloadpacket
+    for name in packet.overloads():
+        arguments = getattr(packet, name)._schema.arguments
+        written = [x.name for x in arguments if x.is_out]
+        if len(written) == 1 and [(x.name, str(x.type)) for x in arguments if not x.is_out] == inputs:
+            variant = getattr(packet, name)
+            return (variant, written[0]) if has_cpu_kernel(variant) else None
+    return None

@@ -11,7 +11,9 @@ import torch
 
 import customops
 from customops import config
+from customops.blocks import loop, plan, space
 from customops.ptx.faults import KernelFault
+from customops.runtime import elementwise
 
 from . import accuracy, compiled, recorder, selection
 from .features import CHECKS
@@ -182,6 +184,38 @@ def walking(monkeypatch, replan):
         replan()
 
     return begin
+
+
+@pytest.fixture
+def blocks(monkeypatch, replan):
+    """Return ``begin(elements)``, which has plans made anew whose blocks have so few elements on a CPU, of 8 bytes.
+
+    Every gradient and every fused call is then large, and axes are cut however short what is left of a cache line, of
+    ``line`` elements.
+    """
+
+    def begin(elements: int, line: int = 1) -> None:
+        monkeypatch.setattr(plan, "BLOCK_BYTES", 8 * elements)
+        monkeypatch.setattr(plan, "LEAST_ELEMENTS", (0, 0))
+        monkeypatch.setattr(space, "LINE_ELEMENTS", line)
+        monkeypatch.setattr(elementwise, "LARGE_ELEMENTS", 1)
+        replan()
+
+    return begin
+
+
+@pytest.fixture
+def walked(monkeypatch) -> list[tuple[int, ...]]:
+    """Return a list of the shapes of blocks, which grows as a CPU computes them."""
+    shapes: list[tuple[int, ...]] = []
+    compute = loop.BlockLoop.__call__
+
+    def recorded(self, *args) -> None:
+        shapes.extend(self.shapes)
+        compute(self, *args)
+
+    monkeypatch.setattr(loop.BlockLoop, "__call__", recorded)
+    return shapes
 
 
 @pytest.fixture

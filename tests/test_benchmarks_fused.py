@@ -33,7 +33,7 @@ def _in_short(monkeypatch):
     monkeypatch.setattr(timing, "ROUND", 1e-4)
     monkeypatch.setattr(timing, "LEAST_ROUNDS", 2)
     monkeypatch.setattr(timing, "SECONDS", 0)
-    monkeypatch.setattr(benchmark.fused, "keep_memory", lambda: None)
+    monkeypatch.setattr(benchmark.fused, "warm_memory", lambda: None)
     yield
     torch.set_num_threads(threads)
 

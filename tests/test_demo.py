@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import digits
+import digits_fused
 import lockstep as demo
 import physics
 import pytest
@@ -154,3 +155,15 @@ def test_gpu_runs_kernels_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(demo, "is_interpreted", lambda: False)
     assert demo.choose("auto") == ("triton", "cuda", "Triton kernels on a GPU", False)
     assert demo.choose("torch")[:2] == ("torch", "cpu")
+
+
+def test_fused_layers_learn_digits_as_composed_ones_do(capsys):
+    assert digits_fused.main(width=96, steps=3) == 0
+    assert "The losses agree" in capsys.readouterr().out
+
+
+def test_fused_layers_that_learn_something_else_are_told(monkeypatch, capsys):
+    wrong = lambda layer: lambda *tensors: layer(*tensors, customops) * 1.01
+    monkeypatch.setattr(digits_fused, "fused", wrong)
+    assert digits_fused.main(width=32, steps=3) == 1
+    assert "The losses differ" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import customops
 from customops import config, formulas
+from customops.blocks import plan
 from customops.compiler.evaluate import evaluate
 from customops.compiler.executable import COMPUTE, Executable
 from customops.compiler.gradient import differentiate
@@ -26,8 +27,10 @@ pytest.importorskip("hypothesis", reason="it draws the programs")
 from hypothesis import Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 
-from . import test_hypothesis  # noqa: F401 - it loads the profile
+from . import test_hypothesis  # noqa: F401 - it registers the profile
 from .programs_drawn import Program, programs
+
+settings.load_profile("customops")  # again, as torch's own tests load another when they are imported
 
 PARTS = range(8)  # each draws other programs, so that they can run side by side
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -127,10 +130,11 @@ def assert_torchs_derivatives(function: Function, program: Program, first: bool)
 
 
 @pytest.fixture
-def kernels(walking, replan):
-    """Return ``begin(room)``, which has plans made anew, for programs that hold so much of a row."""
+def kernels(walking, blocks):
+    """Return ``begin(room)``, which has plans made anew, for programs or blocks that hold so much of a row."""
     if not KERNELS:
-        return lambda room: replan()
+        as_usual = plan.BLOCK_BYTES // 8
+        return lambda room: blocks(as_usual if room == ROOMS[0] else 2)
     from customops.triton_kernels import row_tiling  # noqa: PLC0415 - Triton may be missing
 
     as_on_a_gpu = {name: getattr(row_tiling, name) for name in (*WALKING, "WARP_THREADS")}
@@ -185,6 +189,32 @@ def test_results_of_fused_random_programs_lie_and_are_recorded_as_torchs(program
         xs = program.tensors()
         found += relations(xs, (customops.fuse(run) if lib is customops else run)(*xs))
     assert got == want
+
+
+@pytest.mark.skipif(KERNELS, reason="kernels compute, and blocks nothing")
+@pytest.mark.parametrize("part", PARTS[:4])
+def test_fused_random_programs_by_blocks_of_any_length_have_the_values_of_one_block(part, full, blocks, tally):
+    """They differ by less than a sum in another order does; half types by one unit at most."""
+    counts = Counter()
+
+    @seed(part)
+    @examples(full, kernels=0, formulas=20)
+    @given(programs(dtypes=DTYPES), st.integers(1, 9), st.sampled_from((1, 16)))
+    def check(program, elements, line):
+        found = []
+        for begin in (lambda: blocks(1 << 17, 16), lambda: blocks(elements, line)):
+            begin()
+            xs = program.tensors()
+            zs = several(customops.fuse(program.function(customops))(*xs))
+            taken = [z for z in zs if z.requires_grad]
+            leaves = [x for x in xs if x.requires_grad]
+            found.append([*zs, *(_grad(taken, leaves, list(map(cotangent, taken))) if taken else ())])
+        rounding = max(4 * torch.finfo(z.dtype).eps if z.dtype.itemsize == 2 else 2e-5 for z in found[0])
+        assert_near(found[1], found[0], rounding, "by blocks")
+        counts["random programs"] += 1
+
+    check()
+    tally("random programs", counts["random programs"])
 
 
 @pytest.mark.parametrize("name", ["mul_dx", "mean_dx", "sigmoid"])

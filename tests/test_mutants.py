@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(MODE != "formulas", reason="the same whatever co
 AREAS = {
     *("formulas", "kernel formulas", "layout", "tiling", "launch", "masks", "offsets", "promotion", "saving"),
     *("in place", "dispatch", "autocast", "shards", "axes", "derivation", "partition", "schedule", "cache keys"),
-    *("reductions", "rows", "explain", "dry run", "interpreter"),
+    *("reductions", "rows", "explain", "dry run", "interpreter", "blocks"),
 }
 
 

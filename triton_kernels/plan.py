@@ -27,6 +27,8 @@ from .stage import ACCUMULATE, Argument, Stage, summarize
 from .tiling import MAX_PARTIALS, choose_tiling
 from .walk import walk_kernel
 
+SAME_BITS = True  # whether elementwise formulas give the same bits in every kernel
+
 
 @cache
 def constexpr_parameter(formula: str) -> str | None:

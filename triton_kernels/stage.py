@@ -11,6 +11,13 @@ from .layout import Strides
 
 # The dtype in which kernels compute and reduce, where it is not that of the values.
 ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int64}
+EXTREMA = ("amax", "amin")
+COMPARED = {  # which of its values a formula compares, if only later, when an extremum meets the elements that are it
+    **dict.fromkeys(EXTREMA, slice(0, 1)),
+    "equal": slice(0, 2),
+    "maximum_dx": slice(1, 3),
+    "maximum_dy": slice(1, 3),
+}
 
 
 class Argument(NamedTuple):

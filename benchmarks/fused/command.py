@@ -22,7 +22,7 @@ from .. import machine
 from ..measure import one_line
 from ..progress import bar, write
 from ..text import rows_as_json, table
-from ..timing import keep_memory
+from ..timing import warm_memory
 from .contestants import CONTESTANTS
 from .first import contestants_of, in_processes
 from .layers import LAYERS, Case, cases
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         raise SystemExit(f"--ops: expected some of {', '.join(LAYERS)}, got {', '.join(unknown)}")
     threads = [1] if options.quick else [*range(1, min(2, os.cpu_count() or 1) + 1)]
     torch.set_num_threads(1)
-    keep_memory()
+    warm_memory()
     facts = machine.where("cpu") | {"threads": " and ".join(map(str, threads))}
     print(*[f"{name}: {fact}" for name, fact in facts.items()], "", sep="\n")
     no_compiler = "" if options.quick else _why_nothing_compiles()

@@ -22,11 +22,13 @@ each round, on the same tensors; a ratio is time of ours over another's, the med
 - Targets of losses and of inputs that a layer does not learn from need no gradient; all other operands do.
 - Results and gradients are compared with those of the composition in float64. One that is far from them, and farther
   than the composition is, is a fault.
-- Freed memory stays with the process, so that large tensors cost no page faults, which favours what allocates more.
+- Large tensors are new to the process each time, as torch allocates them by default, so what allocates more pays for
+  it; ours asks for large pages under its results. Free memory is written to once before all, as a virtual machine's
+  host brings what it never gave, or took back, many times slower; what it takes back meanwhile shows in some rows.
 - Peak is the memory of forward + backward at its highest, above where the call began; saved is what is kept between the
   two, read from the recorded graph. Both are in float32, at 4096x4096.
-- The first call is that of 64x256, with the backward of the result's sum, in a process that has imported torch and ours
-  and called nothing, by the clock. torch.compile's is timed for three layers, without code in its cache."""
+- The first call is that of 512x256, with the backward of the result's sum, in a process that has imported torch and
+  ours and called nothing, by the clock. torch.compile's is timed for three layers, without code in its cache."""
 
 
 def load(results: Path) -> list[dict]:

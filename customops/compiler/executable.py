@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..runtime.memory import allocate, like_argument
 from ..runtime.paths import has_kernel
-from ..runtime.plans import kernels, recall, remember
+from ..runtime.plans import planner, recall, remember
 from ..runtime.specs import TensorSpec, contiguous, like_strides, spec_of
 from ..triton_kernels.layout import VECTOR_BYTES
 from ..triton_kernels.stage import Argument
@@ -64,6 +64,7 @@ class Executable:
         distinct: bool = False,
         statistics: Sequence[int] = (),
         known: Mapping[int, Dims] = NOTHING,
+        plans: Any = None,
     ):
         """Make the kernels.
 
@@ -76,6 +77,7 @@ class Executable:
             statistics: values that it returns after the results, unrounded: dense, their axes in order.
             known: the values among ``tensors`` that were results, with the axis of each dimension; others that are no
                 inputs were statistics.
+            plans: the module that makes plans; by default that of the tensors' device.
         """
         device = next(iter(tensors.values())).device
         results = [*graph.results, *((i, tuple(sorted(graph.axes[i]))) for i in statistics)]
@@ -90,17 +92,20 @@ class Executable:
         unrounded = {i for i in tensors if i not in known and not isinstance(graph.values[i], Input)}
         arguments = [Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0, i in unrounded) for i, x in tensors.items()]
         arguments += [None] * len(constants) + [Argument(spec.dtype) for spec in self.buffers]
+        plans = plans or planner(device)
         pieces = partition(
             graph,
             _input_bindings(graph, tensors, known),
             {i: len(tensors) + k for k, i in enumerate(constants)},
             outputs,
             COMPUTE[common].itemsize // 4,
+            plans.constexpr_parameter,
+            plans.SAME_BITS,
         )
         self.stage_count, self.spills = len(pieces.stages), pieces.spills
         self.plan = None
         if outputs:
-            self.plan = kernels().Plan(pieces.stages, arguments, common, device, pieces.scratch_sizes)
+            self.plan = plans.Plan(pieces.stages, arguments, common, device, pieces.scratch_sizes)
 
     def _place_results(
         self,
@@ -203,5 +208,5 @@ def by_kernel(
     key = key, layout
     executable = recall(key)
     if executable is None:
-        executable = remember(key, has_kernel(name, tensors) and compile_for(tensors))
+        executable = remember(key, has_kernel(name, tensors, by_blocks=True) and compile_for(tensors))
     return executable(tensors) if executable else None

@@ -14,27 +14,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..triton_kernels.layout import TooManyGroups, arrange
 from ..triton_kernels.row_tiling import MAX_ROW_LENGTH
-from ..triton_kernels.stage import Stage
+from ..triton_kernels.stage import COMPARED, EXTREMA, Stage
 from ..triton_kernels.tiling import MAX_THREAD_VALUES
 from .axes import NO_AXES, Axes
 from .graph import Constant, Graph, Op, Renamed
 from .schedule import InputsOf, best_spill_point, kernel_order, live_values
-from .stages import Binding, Bound, describe_stage, scratch_binding
+from .stages import Binding, Bound, ConstexprParameter, describe_stage, scratch_binding
 
 MAX_OPS = 1024  # values that a kernel computes: it takes about a second to compile
 MAX_LIVE = 160  # values that a thread holds of each element where it holds no row, fewer if they are doubles
-
-EXTREMA = ("amax", "amin")
-COMPARED = {  # which of its values a formula compares, if only later, when an extremum meets the elements that are it
-    **dict.fromkeys(EXTREMA, slice(0, 1)),
-    "equal": slice(0, 2),
-    "maximum_dx": slice(1, 3),
-    "maximum_dy": slice(1, 3),
-}
 
 
 class Spill(NamedTuple):
@@ -66,6 +58,8 @@ def partition(
     numbers: dict[int, int],
     outputs: Sequence[Bound],
     registers: int,
+    constexpr_parameter: ConstexprParameter,
+    same_bits: bool = True,
 ) -> Partition:
     """Return stages that compute and write each value of ``outputs``.
 
@@ -75,10 +69,12 @@ def partition(
         numbers: for each constant that is read, its position among the arguments of the plan.
         outputs: values, and where each is to be written. Scratch buffers follow these arguments.
         registers: how many a value takes in a thread, of 4 bytes each.
+        constexpr_parameter: as of :func:`describe_stage`.
+        same_bits: whether elementwise formulas give the same bits in every stage.
     """
-    partitioner = _Partitioner(graph, numbers, registers)
+    partitioner = _Partitioner(graph, numbers, registers, constexpr_parameter)
     partitioner.run(inputs, outputs)
-    compared = partitioner.compared_sums(inputs, outputs)
+    compared = partitioner.compared_sums(inputs, outputs) if same_bits else partitioner.compared_values(inputs, outputs)
     if len(partitioner.stages) > 1 and compared:
         partitioner.run(inputs, outputs, compared)
     return Partition(tuple(partitioner.stages), tuple(partitioner.spills), partitioner.scratch_sizes)
@@ -87,8 +83,8 @@ def partition(
 class _Partitioner:
     """Makes the stages of one graph, and keeps what is found so far."""
 
-    def __init__(self, graph: Graph, numbers: dict[int, int], registers: int):
-        self.graph, self.numbers = graph, numbers
+    def __init__(self, graph: Graph, numbers: dict[int, int], registers: int, constexpr_parameter: ConstexprParameter):
+        self.graph, self.numbers, self.constexpr_parameter = graph, numbers, constexpr_parameter
         self.registers = registers  # how many a value takes in a thread, of 4 bytes each
         self.max_live = min(MAX_LIVE, MAX_THREAD_VALUES // registers)  # values of each element, in a thread
 
@@ -110,11 +106,21 @@ class _Partitioner:
         Another kernel may add in another order, and what was equal is equal no longer: all have to read one total. The
         other formulas give the same bits in every kernel, and so does an extremum of the same bits.
         """
+        nodes = {i: self.graph.values[i] for i in self.graph.ancestors(self._compared(inputs, outputs), inputs)}
+        return [i for i, op in nodes.items() if i not in inputs and self._is_no_extremum(op) and op.reduced]
+
+    def compared_values(self, inputs: dict[int, Binding], outputs: Sequence[Bound]) -> list[int]:
+        """Return the values that are computed and then compared, in order, but for extrema."""
+        compared = sorted(self._compared(inputs, outputs))
+        return [i for i in compared if i not in inputs and self._is_no_extremum(self.graph.values[i])]
+
+    def _compared(self, inputs: dict[int, Binding], outputs: Sequence[Bound]) -> set[int]:
         values = self.graph.ancestors([value for value, _ in outputs], inputs)
         ops = [op for i in values if i not in inputs and isinstance(op := self.graph.values[i], Op)]
-        compared = [i for op in ops if op.formula in COMPARED for i in op.inputs[COMPARED[op.formula]]]
-        nodes = {i: self.graph.values[i] for i in self.graph.ancestors(compared, inputs) if i not in inputs}
-        return [i for i, op in nodes.items() if isinstance(op, Op) and op.reduced and op.formula not in EXTREMA]
+        return {i for op in ops if op.formula in COMPARED for i in op.inputs[COMPARED[op.formula]]}
+
+    def _is_no_extremum(self, node: Any) -> bool:
+        return isinstance(node, Op) and node.formula not in EXTREMA
 
     def _write(self, outputs: Sequence[Bound]) -> None:
         """Add the stages that write ``outputs``: those computed over the same domain share one."""
@@ -318,4 +324,13 @@ class _Partitioner:
     def _describe(
         self, values: Sequence[int], epilogues: dict[int, int], outputs: Sequence[Bound], row_axes: Axes
     ) -> Stage:
-        return describe_stage(self.graph, self.bindings, self.numbers, values, epilogues, outputs, row_axes)
+        return describe_stage(
+            self.graph,
+            self.bindings,
+            self.numbers,
+            values,
+            epilogues,
+            outputs,
+            row_axes,
+            self.constexpr_parameter,
+        )

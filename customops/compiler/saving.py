@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations
 from typing import NamedTuple
 
+from ..triton_kernels.stage import COMPARED
 from .axes import NO_AXES, Axes
 from .graph import Graph, Input, Op
 from .nodes import inputs_of
-from .partition import COMPARED
 
 MAX_CANDIDATES = 8  # of which every subset is tried
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..runtime.plans import kernels
 from ..triton_kernels.layout import Strides, dense_strides
 from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
 from .axes import NO_AXES, Axes, Dims
@@ -20,6 +19,7 @@ class Binding(NamedTuple):
     strides: Strides  # of each dimension, in elements
 
 
+ConstexprParameter = Callable[[str], str | None]  # the parameter of a formula that kernels are compiled for
 Bound = tuple[int, Binding]  # a value, and where it is to be written
 
 
@@ -37,6 +37,7 @@ def describe_stage(
     epilogues: dict[int, int],
     outputs: Sequence[Bound],
     row_axes: Axes,
+    constexpr_parameter: ConstexprParameter,
 ) -> Stage:
     """Return the stage that computes ``values`` and writes ``outputs``.
 
@@ -48,13 +49,14 @@ def describe_stage(
         epilogues: for each output that is reduced on its way out, the op that reduces it.
         outputs: the values that are written, and where.
         row_axes: the axes over which ops reduce.
+        constexpr_parameter: what it returns for a formula is a number that is part of the stage.
     """
     computed = [i for i in values if isinstance(graph.values[i], Op) and i not in bindings]
     reduced_axes = (graph.values[i].reduced for i in computed)
     axes = sorted(NO_AXES.union(*(graph.axes[i] for i in values), *reduced_axes))
     reduced = {i: graph.values[i].inputs[0] for i in epilogues.values()}
     ops = [i for i in computed if i not in reduced]
-    constants = {i: _constant(graph, i) for i in ops}
+    constants = {i: _constant(graph, i, constexpr_parameter) for i in ops}
     inputs = {i: graph.values[i].inputs[: -1 if constants[i] is not None else None] for i in ops}
     used = {j for i in ops for j in inputs[i]} | {*reduced.values(), *(value for value, _ in outputs)}
     loaded = used.difference(computed)
@@ -70,10 +72,10 @@ def describe_stage(
     )
 
 
-def _constant(graph: Graph, i: int) -> float | None:
+def _constant(graph: Graph, i: int, constexpr_parameter: ConstexprParameter) -> float | None:
     """Return the number that the kernel is compiled for with op ``i``, None if there is none."""
     op = graph.values[i]
-    compiled = not op.reduced and kernels().constexpr_parameter(op.formula)
+    compiled = not op.reduced and constexpr_parameter(op.formula)
     return graph.number(op.inputs[-1]) if compiled else None
 
 

@@ -11,13 +11,13 @@ from types import FunctionType, MethodType
 from typing import Any, Generic, cast
 from weakref import ref
 
-from torch import Tensor, is_grad_enabled
+from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .._compat import forward_level, saved_tensor_hooks, transforms_active, without_modes
 from ..compiler.graph import Graph
-from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, is_recorded, modes, plan_key
+from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, plan_key
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import build
@@ -43,18 +43,20 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, longer ones in several walks along the row; between reductions over different axes values pass
-    through memory: ``explain`` tells. Of results, inputs and statistics, as a mean of each row, those are
-    saved of which backward costs least; no statistics where a checkpoint or other hooks get what is saved.
+    through memory: ``explain`` tells. On a CPU large tensors are computed by blocks that stay in the cache. Of results,
+    inputs and statistics, as a mean of each row, those are saved of which backward costs least; no statistics where a
+    checkpoint or other hooks get what is saved.
 
-    Where the operators themselves would compute by torch's formulas, ``function`` is called as it is: on a CPU, under
-    ``torch.compile``, forward mode and ``torch.func``, for complex numbers and subclasses of tensors; and where an
-    operator returns integers or an argument is returned. Gradients of gradients are those of the formulas.
+    The operators are applied one by one for small tensors on a CPU; under ``torch.compile``, forward mode and
+    ``torch.func``; for complex numbers and subclasses of tensors; and where an operator returns integers or an argument
+    is returned. Gradients of gradients are those of the formulas.
 
     The result is a function, with two more as attributes: ``fused.program(...)`` returns what is computed for these
-    arguments, a graph of formulas over named axes; ``fused.explain(...)`` prints it, and what a call would launch and
-    move by kernels on a GPU, which its argument ``target`` names, as for :func:`dry_run`. Of a method they are
-    attributes of the class's function, and take the instance first. A module, a ``partial``, a bound method or another
-    object that can be called is fused, too; the result is then an object, copied and pickled as what it was made of.
+    arguments, a graph of formulas over named axes; ``fused.explain(...)`` prints it, what a call would launch and move
+    by kernels on a GPU, which its argument ``target`` names, as for :func:`dry_run`, and what by blocks on a CPU. Of a
+    method they are attributes of the class's function, and take the instance first. A module, a ``partial``, a bound
+    method or another object that can be called is fused, too; the result is then an object, copied and pickled as what
+    it was made of.
 
     Raises:
         FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what is no operator of
@@ -119,11 +121,11 @@ class Fused(Generic[P, R]):
         return fused
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Compute the function: by its kernels, or as it is."""
+        """Compute the function: by its kernels or blocks, or as it is."""
         if self._bound_args or self._bound_kwargs or self._applies_defaults:
             args, kwargs = self.all_arguments(args, kwargs)
         tensors, key = self.read(args, kwargs)
-        layout = plan_key(tensors, recorded=True) if tensors else None
+        layout = plan_key(tensors, recorded=True, by_blocks=True) if tensors else None
         if layout is None:
             return self._call_by_formula(tensors, key, args, kwargs)
         fusion, trace = recall((key, layout)) if key else None, None
@@ -131,11 +133,13 @@ class Fused(Generic[P, R]):
             fusion, trace = self._find_fusion(tensors, key, layout, args, kwargs)
         if fusion:
             for x in tensors:
-                if x.requires_grad and is_recorded():
-                    if any(map(Tensor.is_inference, tensors)):  # torch saves none of these
+                if x.requires_grad and is_grad_enabled() and not is_inference_mode_enabled():  # as is_recorded() says
+                    if not fusion.pays[True] or any(map(Tensor.is_inference, tensors)):  # torch saves none of these
                         return self._one_by_one(trace, tensors, args, kwargs)
                     return FusedFunction.of(fusion, tensors)
-        return fusion(tensors) if fusion else self._one_by_one(trace, tensors, args, kwargs)
+            if fusion.pays[False]:
+                return fusion(tensors)
+        return self._one_by_one(trace, tensors, args, kwargs)
 
     def program(self, *args: P.args, **kwargs: P.kwargs) -> Graph:
         """Return what is computed for these arguments: formulas of values over named axes.
@@ -149,7 +153,7 @@ class Fused(Generic[P, R]):
         return self.graph(self.trace(tensors, arguments, named), tensors, arguments, named)
 
     def explain(self, *args: Any, **kwargs: Any) -> None:
-        """Print what a call would compute, launch and move on a GPU by kernels, and where values pass through memory.
+        """Print what a call would compute, launch and move on a GPU by kernels, and on a CPU by blocks.
 
         Gradients are those of the inputs that require one, or of all if none does. No GPU is needed, and no memory:
         any tensors do. ``target`` names the GPU, as for :func:`dry_run`, unless the function takes that itself.
@@ -273,7 +277,8 @@ class Fused(Generic[P, R]):
         if any([x.is_inference() for x in tensors]) or why_not_fused(trace, tensors):
             return None
         key = trace, *map(spec_of, tensors)
-        return recall(key) or remember(key, self.fuse(trace, tensors, args, kwargs))
+        fusion = recall(key) or remember(key, self.fuse(trace, tensors, args, kwargs))
+        return fusion if fusion.pays[True] else None
 
 
 def fused_behind(function: Any) -> Fused | None:

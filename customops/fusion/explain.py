@@ -19,6 +19,7 @@ from ..tools.estimate import total_seconds
 from ..tools.record import LaunchRecord
 from ..tools.report import amount, describe, duration, label, total, traffic
 from ..triton_kernels.layout import VECTOR_BYTES
+from .explain_cpu import on_cpu
 from .function import Fusion, Gradient, Recording, why_not_fused
 from .trace import Trace
 from .unfused import Cost, filled, unfused
@@ -69,6 +70,7 @@ class Findings(NamedTuple):
     fused: list[Phase]  # each direction
     saved: dict[str, int]  # what forward saves for backward, by name: the bytes
     unfused: list[Cost]  # of the same directions, operator by operator
+    on_cpu: list[str]  # what a CPU does, in lines
 
     @property
     def seconds(self) -> float:
@@ -84,6 +86,7 @@ class Findings(NamedTuple):
             yield from phase.report()
         if len(self.fused) > 1:
             yield f"{'saved':10}{', '.join(self.saved) or 'nothing'}  {sum(self.saved.values()):,} bytes"
+        yield from self.on_cpu
         moved = total(phase.bytes_moved for phase in self.fused)
         floor = sum(phase.bytes_floor for phase in self.fused)
         launches, seconds = _count([len(phase.records) for phase in self.fused]), self.seconds
@@ -120,11 +123,13 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
             outputs = executable(tensors)
             phases = [_forward(fusion, executable, tensors, outputs, records[:])]
             saved = recording.saved((*tensors, *outputs))
+            values = _backward_inputs(recording, outputs, saved) if needed else []
             if needed:
-                phases.append(_backward(fusion, recording, outputs, saved, records))
+                phases.append(_backward(fusion, recording, values, records))
         names = [value_label(fusion.graph, i) for i in recording.gradient.saved]
         sizes = dict(zip(names, map(filled, saved), strict=True)) if needed else {}
-        return Findings(phases, sizes, unfused(trace, tensors, needed, target))
+        cpu = [*on_cpu(fusion, recording, tensors, values)]
+        return Findings(phases, sizes, unfused(trace, tensors, needed, target), cpu)
 
 
 def _fusion(fused: Any, args: Sequence, kwargs: dict[str, Any]) -> tuple[list[Tensor], Trace, Fusion]:
@@ -151,15 +156,13 @@ def _forward(
     return Phase("forward", fusion.graph, program, executable, records, tensors, results)
 
 
-def _backward(
-    fusion: Fusion,
-    recording: Recording,
-    outputs: Sequence[Tensor],
-    saved: Sequence[Tensor],
-    records: list[LaunchRecord],
-) -> Phase:
+def _backward_inputs(recording: Recording, outputs: Sequence[Tensor], saved: Sequence[Tensor]) -> list[Tensor]:
+    """Return what backward is called with: a cotangent for each output that has one, and what is saved."""
+    return [*(unbacked_like(outputs[i]) for i in recording.gradient.outputs), *saved]
+
+
+def _backward(fusion: Fusion, recording: Recording, values: Sequence[Tensor], records: list[LaunchRecord]) -> Phase:
     gradient, before = recording.gradient, len(records)
-    values = [*(unbacked_like(outputs[i]) for i in gradient.outputs), *saved]
     executable = gradient.compile(values)
     grads = executable(values)
     program = list(_gradient_lines(fusion, gradient, recording.needed))

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
+from .. import config
 from .._compat import apply_without_binding, give_nodes_to, saved_tensor_hooks
+from ..blocks import plan as blocks
 from ..compiler.evaluate import evaluate
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.gradient import dependent_results, differentiate
@@ -40,7 +42,7 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
     if any(x.numel() == 0 for x in tensors):
         return "a tensor has no elements"
     numbers = {complex for node in trace.nodes for x in node.inputs if isinstance(x, complex)}
-    if blocker := kernel_blocker(list(tensors), None, numbers):
+    if blocker := kernel_blocker(list(tensors), None, numbers, by_blocks=True):
         if strict:
             refuse_if_required("fuse", blocker)
         return f"no kernel for {blocker}"
@@ -73,6 +75,7 @@ class Fusion:
         "gradient_specs",
         "graph",
         "itemsizes",
+        "pays",
         "result_specs",
         "savable_results",
         "trace",
@@ -88,6 +91,7 @@ class Fusion:
         self.savable_results = _savable_results(graph)
         itemsizes = {value: self.result_specs[k].dtype.itemsize for value, k in self.savable_results.items()}
         self.itemsizes = ItemSizes([x.itemsize for x in tensors], itemsizes, COMPUTE[self.common].itemsize)
+        self.pays = _pays(graph, trace.device)  # whether a call gains by it: one that is not recorded, one that is
         self._gradients: dict[tuple, Gradient] = {}
         self._recordings: dict[tuple, Recording] = {}
 
@@ -99,10 +103,15 @@ class Fusion:
         """Return the kernels of forward for tensors in this layout, which return these statistics, too."""
         executable = self.executables.get(statistics)
         if executable is None:
-            by_value, specs = dict(enumerate(tensors)), self.result_specs
-            executable = Executable(self.graph, by_value, specs, self.common, distinct=True, statistics=statistics)
-            self.executables[statistics] = executable
+            executable = self.executables[statistics] = self.compile(tensors, statistics)
         return executable
+
+    def compile(
+        self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...] = (), plans: Any = None
+    ) -> Executable:
+        """Return the same, made anew, by ``plans``, as :class:`Executable` has it."""
+        specs, distinct = self.result_specs, True
+        return Executable(self.graph, dict(enumerate(tensors)), specs, self.common, distinct, statistics, plans=plans)
 
     def gradient(
         self, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saved: Saved = NOTHING_SAVED
@@ -143,6 +152,18 @@ class Fusion:
             tuple_getter(sorted(constant)) if constant else None,
             tuple_getter(positions),
         )
+
+
+def _pays(graph: Graph, device: torch.device) -> tuple[bool, bool]:
+    """Return whether a fused call is faster than operators one by one: not recorded, and recorded.
+
+    It always is by kernels, wherever they may run, whatever the backend is now: a checkpoint, which may compute the
+    call again by another, has to save the same both times. On a CPU it takes large tensors.
+    """
+    if device.type != "cpu" or config.is_interpreted() or config.dry_run_target is not None:
+        return True, True
+    elements = max(map(graph.count, graph.axes))
+    return elements >= blocks.LEAST_ELEMENTS[False], elements >= blocks.LEAST_ELEMENTS[True]
 
 
 class Recording(NamedTuple):
@@ -236,15 +257,15 @@ class Gradient:
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the gradient of each input that needs one, None if it is zero."""
-        grads = by_kernel("fuse", self, plan_key(tensors), tensors, self.compile)
+        grads = by_kernel("fuse", self, plan_key(tensors, by_blocks=True), tensors, self.compile)
         if grads is None:
             grads = evaluate(self.graph, self._by_value(tensors), COMPUTE[self.common], self.known)
             grads = [grad.to(spec.dtype, copy=True) for grad, spec in zip(grads, self.specs, strict=True)]
         return [None if at is None else grads[at] for at in self.result_index]
 
-    def compile(self, tensors: Sequence[Tensor]) -> Executable:
-        """Return the kernels for tensors in this layout."""
-        return Executable(self.graph, self._by_value(tensors), self.specs, self.common, known=self.known)
+    def compile(self, tensors: Sequence[Tensor], plans: Any = None) -> Executable:
+        """Return the kernels for tensors in this layout, made by ``plans``, as :class:`Executable` has it."""
+        return Executable(self.graph, self._by_value(tensors), self.specs, self.common, known=self.known, plans=plans)
 
     def _by_value(self, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
         saved = [self.offset + i for i in self.saved]

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from .. import config
 from .._compat import overlaps_itself
-from .cpu_blocks import LEAST_TENSORS, derivative_by_blocks, is_large
 from .dtensor import ShardingSpec, common_sharding, find_sharding, local_shape
 from .paths import BUILT_FOR_GPUS, CLASSES, has_kernel, is_private_cpu, plan_key, tensors_key
 from .plans import Execution, make_plan, recall, remember
 from .rules import VjpRule, by_parameter, is_identity, other_values, picked
 from .specs import GradientSpecs, ShapeAndDtype, TensorSpec, ask_torch, contiguous, infer, like_strides, spec_of
 
+LARGE_ELEMENTS = 1 << 20  # of a cotangent, from where on its gradients are computed by blocks
 HALVES = frozenset({torch.float16, torch.bfloat16})
 REAL = HALVES | {torch.float32, torch.float64}
 
@@ -98,11 +98,12 @@ def pointwise_vjp(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> Sequ
     return _vjp_by_formula(rule, values, specs)
 
 
-def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> list[Tensor]:
+def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> Sequence[Tensor]:
     """Return the gradients by torch's formulas, large ones by blocks that stay in a CPU's cache."""
     g = values[0]
-    may_block = rule.most_tensors >= LEAST_TENSORS and is_large(g)
-    if may_block or specs is not g.dtype or specs not in REAL:
+    if g.numel() >= LARGE_ELEMENTS and (blocks := _blocks(rule, values, specs)):
+        return blocks(values)
+    if specs is not g.dtype or specs not in REAL:
         return _vjp_fitted(rule, values, _with_shapes(rule, specs, g))
     grads = []
     for derivative, positions in rule.steps:
@@ -111,7 +112,7 @@ def _vjp_by_formula(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> li
 
 
 def _vjp_fitted(rule: VjpRule, values: Sequence, specs: Sequence[ShapeAndDtype]) -> list[Tensor]:
-    """Return the gradients by torch's formulas, where they may have to be cast, summed or computed by blocks."""
+    """Return the gradients by torch's formulas, where they may have to be cast or summed."""
     g = values[0]
     of_g = g.dtype
     if specs[0][1] is not of_g or specs[-1][1] is not of_g:
@@ -119,22 +120,26 @@ def _vjp_fitted(rule: VjpRule, values: Sequence, specs: Sequence[ShapeAndDtype])
     conjugates = of_g.is_complex  # as it is where anything is; a cotangent goes in and comes out conjugated
     if conjugates:
         values = (g.conj(), *values[1:])
-    large = is_large(g) and is_private_cpu(values)
     grads: list[Any] = [None] * len(specs)
-    for i in _summed_first(specs, g):
-        (derivative, positions), (shape, dtype) = rule.steps[i], specs[i]
-        arguments = picked(values, positions)
-        grad = derivative_by_blocks(derivative, arguments, shape) if large else derivative(*arguments)
+    for i, ((derivative, positions), (shape, dtype)) in enumerate(zip(rule.steps, specs, strict=True)):
+        grad = derivative(*picked(values, positions))
         if conjugates:
             grad = grad.conj()
         grads[i] = grad if grad.dtype is dtype and grad.shape == shape else _fit(grad, shape, dtype)
     return grads
 
 
-def _summed_first(specs: Sequence[ShapeAndDtype], g: Tensor) -> Sequence[int]:
-    """Return an order in which a gradient that may be summed comes first: its full-size value is then freed."""
-    order = range(len(specs))
-    return order[::-1] if specs[0][0] == g.shape else order
+def _blocks(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> Execution | PartialExecution | Literal[False]:
+    """Return the blocks of gradients like these, False where there are none."""
+    inputs_key = tensors_key(values) if config.cpu_by_formula and is_private_cpu(values) else None
+    if not inputs_key:
+        return False
+    key = rule.derivatives, inputs_key, specs
+    plan = recall(key)
+    if plan is None:
+        is_known = has_kernel(rule.derivatives[0].__name__, values, by_blocks=True)
+        plan = remember(key, is_known and _plan_vjp(rule, values, specs))
+    return plan
 
 
 def _vjp_on_shards(rule: VjpRule, values: Sequence, specs: GradientSpecs, sharding: ShardingSpec) -> list[Tensor]:

@@ -47,13 +47,14 @@ _SPECIAL = EXPONENTS | {1}
 _LARGEST_HALF, _LARGEST_BYTE = 65504, 127
 
 
-def plan_key(args: Sequence, recorded: bool = False) -> tuple | None:
+def plan_key(args: Sequence, recorded: bool = False, by_blocks: bool = False) -> tuple | None:
     """Return all that a kernel's plan depends on of ``args``; None where the formula computes, by rules 1 to 3.
 
-    ``recorded`` says that one of our Functions records the call, so gradients do not prevent a kernel.
+    ``recorded`` says that one of our Functions records the call, so gradients do not prevent a kernel; ``by_blocks``
+    that a CPU has a plan for it, too.
     Rule 4 is asked once for each key: :func:`has_kernel`.
     """
-    if config.cpu_by_formula and not (BUILT_FOR_GPUS and are_any_on_gpu(args)):
+    if config.cpu_by_formula and not by_blocks and not (BUILT_FOR_GPUS and are_any_on_gpu(args)):
         return None
     if config.current_backend == "torch" or is_intercepted():
         return None
@@ -100,7 +101,7 @@ def is_strided(x: Tensor) -> bool:
 
 def is_private_cpu(args: Sequence) -> bool:
     """Return whether ``args`` are dense CPU tensors and numbers, and nothing sees what is done to them."""
-    if is_grad_enabled() or is_intercepted() or transforms_active():
+    if is_grad_enabled() or is_intercepted() or transforms_active() or moves_tangents():
         return False
     return all(type(x) in NUMBERS or (is_dense_tensor(x) and x.is_cpu) for x in args)
 
@@ -162,16 +163,23 @@ def _number_key(number: Any) -> tuple:
     return kind, number
 
 
-def has_kernel(name: str, args: Sequence, out: Tensor | None = None, dtype: torch.dtype | None = None) -> bool:
+def has_kernel(
+    name: str,
+    args: Sequence,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    by_blocks: bool = False,
+) -> bool:
     """Return whether a kernel of operator ``name`` has the dtypes and devices of ``args``, which have elements: rule 4.
 
-    Raises RuntimeError where the backend is ``triton`` and a dtype or device is in the way.
+    Blocks on a CPU count as one if ``by_blocks`` says so. Raises RuntimeError where the backend is ``triton`` and a
+    dtype or device is in the way.
     """
     inputs = [x for x in args if isinstance(x, Tensor)]
     if not inputs or any(x.numel() == 0 for x in inputs):
         return False
     dtypes = {dtype} - {None} | {complex for x in args if isinstance(x, complex)}
-    blocker = kernel_blocker(inputs, out, dtypes)
+    blocker = kernel_blocker(inputs, out, dtypes, by_blocks)
     if blocker:
         refuse_if_required(name, blocker)
     return blocker is None
@@ -183,8 +191,8 @@ def refuse_if_required(name: str, blocker: str) -> None:
         raise RuntimeError(f"{name}: backend 'triton' has no kernel for {blocker}, or use backend 'auto'")
 
 
-def kernel_blocker(inputs: list[Tensor], out: Tensor | None, dtypes: set) -> str | None:
-    """Return why no kernel can run, ending in what would help; None where one can."""
+def kernel_blocker(inputs: list[Tensor], out: Tensor | None, dtypes: set, by_blocks: bool = False) -> str | None:
+    """Return why no kernel can run, ending in what would help; None where one can, or a CPU ``by_blocks``."""
     outs = [] if out is None else [out]
     unknown = ({x.dtype for x in (*inputs, *outs)} | dtypes) - KERNEL_DTYPES
     if unknown:
@@ -193,7 +201,13 @@ def kernel_blocker(inputs: list[Tensor], out: Tensor | None, dtypes: set) -> str
     devices |= {x.device for x in outs}
     if len(devices) > 1:
         return f"tensors on {sorted(map(str, devices))}: move them to one device"
-    device = devices.pop()
+    (device,) = devices
+    has_blocks = by_blocks and config.cpu_by_formula and device.type == "cpu"
+    return None if has_blocks else _device_blocker(device)
+
+
+def _device_blocker(device: torch.device) -> str | None:
+    """Return why no kernel can run on a device, None where one can."""
     if config.find_triton() is None:
         return "any tensor without Triton: install triton"
     if device.type == "cpu" and not config.is_interpreted() and config.dry_run_target is None:

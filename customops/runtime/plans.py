@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, empty_like
+from torch import Tensor
 
 from .. import config
+from ..blocks import plan as blocks
 from ..triton_kernels.layout import VECTOR_BYTES, expand
 from ..triton_kernels.stage import Argument, KernelOp, Operand, Output, Stage
 from .memory import allocate, like_argument
@@ -23,6 +24,11 @@ def kernels() -> Any:
     from ..triton_kernels import plan  # noqa: PLC0415
 
     return plan
+
+
+def planner(device: torch.device) -> Any:
+    """Return the module that makes plans for tensors on a device: of kernels, or of blocks on a CPU without any."""
+    return blocks if device.type == "cpu" and config.cpu_by_formula else kernels()
 
 
 class Execution(NamedTuple):
@@ -40,7 +46,7 @@ class Execution(NamedTuple):
     def __call__(self, args: Sequence) -> list[Tensor]:
         """Allocate the outputs, launch, and return them."""
         plan, specs, like = self
-        outputs = allocate(specs, None, args) if like is None else [empty_like(args[like])]
+        outputs = allocate(specs, None, args) if like is None else [torch.empty_like(args[like])]
         plan(args, outputs)
         return outputs
 
@@ -64,7 +70,7 @@ def make_plan(
     spec: TensorSpec,
     reduction: tuple[str, int] = ("sum", 1),
 ) -> Any:
-    """Plan the kernels that compute ``formulas`` of ``values`` over ``spec.shape``, in ``spec.dtype``.
+    """Plan the kernels or blocks that compute ``formulas`` of ``values`` over ``spec.shape``, in ``spec.dtype``.
 
     Args:
         formulas: one for each output; none for a reduction of the only value.
@@ -75,7 +81,8 @@ def make_plan(
     """
     shape = tuple(spec.shape)
     arguments = [_argument(x, spec.device) for x in (*values.values(), *outputs)]
-    constants = {name for f in formulas if (name := kernels().constexpr_parameter(f.__name__))}
+    plans = planner(spec.device)
+    constants = {name for f in formulas if (name := plans.constexpr_parameter(f.__name__))}
     read = {name for f in formulas for name in parameters(f)} - constants or set(values)
     operands = [
         Operand(i, expand(shape, x.shape, strides_of(x)) if arguments[i] else None, name)
@@ -87,7 +94,7 @@ def make_plan(
         KernelOp(
             f.__name__,
             tuple(positions[name] for name in parameters(f) if name not in constants),
-            values.get(kernels().constexpr_parameter(f.__name__)),
+            values.get(plans.constexpr_parameter(f.__name__)),
         )
         for f in formulas
     ]
@@ -99,7 +106,7 @@ def make_plan(
         name, count = reduction
         results.append(Output(value, len(values) + i, strides, name if reduced else None, reduced, count))
     stage = Stage(shape, tuple(operands), tuple(ops), tuple(results))
-    return kernels().Plan([stage], arguments, spec.dtype, spec.device)
+    return plans.Plan([stage], arguments, spec.dtype, spec.device)
 
 
 def _argument(x: Any, device: torch.device) -> Argument | None:

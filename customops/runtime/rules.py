@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cache, lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -22,18 +22,15 @@ class VjpRule(NamedTuple):
     derivatives: tuple[Callable, ...]
     names: tuple[str, ...]  # of the values that they read
     steps: tuple[tuple[Callable, tuple[int, ...] | None], ...]  # each, and where its arguments are: see ``picked``
-    most_tensors: int  # that one of them reads, g among them
 
     @classmethod
-    def of(cls, derivatives: tuple[Callable, ...], numbers: Iterable[str] = ()) -> VjpRule:
+    def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> VjpRule:
         """Return the rule of these derivatives, where what ``numbers`` names are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
         names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
         read_by = [(d, tuple(map(names.index, parameters(d)))) for d in derivatives]
         everything = tuple(range(len(names)))
-        steps = tuple((d, None if at == everything else at) for d, at in read_by)
-        tensors = [len(set(parameters(d)).difference(numbers)) for d in derivatives]
-        return cls(derivatives, names, steps, max(tensors, default=0))
+        return cls(derivatives, names, tuple((d, None if at == everything else at) for d, at in read_by))
 
 
 def picked(values: Sequence, positions: tuple[int, ...] | None) -> Sequence:

@@ -1,0 +1,139 @@
+"""Formulas as calls of torch's operators that write to memory they are given.
+
+A formula is run once on tensors of a few elements, and what it asks of ATen is recorded. Each such call has a variant
+that takes ``out``, of which a block's temporaries are reused. So every formula is computed in place, as it stands in
+``formulas.py``, and no second spelling is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import formulas
+from .._compat import LightDispatchMode, in_place_variant, out_variant
+
+ALIASES = frozenset({"detach", "alias", "lift_fresh"})  # operators that return their input
+
+
+class Ref(NamedTuple):
+    """A value that a call reads."""
+
+    value: int  # its number: first the arguments of the formula, then the result of each call
+
+
+class Call(NamedTuple):
+    """A call of one of torch's operators."""
+
+    function: Callable[..., Any]  # takes the arguments, and ``out``
+    args: tuple  # a Ref for each tensor of the formula
+    dtype: torch.dtype  # of the result
+    varies: tuple[bool, ...]  # along which axes the result varies, if it is no 0-dim tensor
+
+
+class Lowered(NamedTuple):
+    """A formula as calls, in order."""
+
+    calls: tuple[Call, ...]
+    result: Any  # a Ref, or a tensor that is the same for all arguments
+
+
+class Number(NamedTuple):
+    """An argument of a formula that is a number."""
+
+    number: Any
+    text: str  # its repr, without which -0.0 were 0.0 and 1 were True
+
+
+@lru_cache(maxsize=1024)
+def lower(formula: str, args: tuple, reduced: tuple[int, ...], dtype: torch.dtype) -> Lowered:
+    """Return the calls of a formula.
+
+    Args:
+        formula: its name in ``formulas.py``.
+        args: for each of its arguments the axes along which it varies, as flags, or a Number.
+        reduced: the axes that a reduction reduces; none if the formula is elementwise.
+        dtype: the dtype of tensors.
+    """
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _Recorder(len(args)) as recorder:
+        examples = [
+            x.number
+            if isinstance(x, Number)
+            else recorder.known(torch.ones([2 if varies else 1 for varies in x], dtype=dtype, device="cpu"), Ref(k))
+            for k, x in enumerate(args)
+        ]
+        z = getattr(formulas, formula)(*examples, *([[*reduced], True] if reduced else ()))
+    return Lowered(tuple(recorder.calls), recorder.ref(z))
+
+
+class _Recorder(LightDispatchMode):
+    """Records the calls of operators on tensors that are known."""
+
+    def __init__(self, arity: int):
+        super().__init__()
+        self.arity = arity  # of the formula
+        self.calls: list[Call] = []
+        self._refs: dict[int, tuple[Tensor, Ref]] = {}  # by id; the tensor, too, so that the id stays its own
+
+    def known(self, x: Tensor, ref: Ref) -> Tensor:
+        """Return ``x``, which from here on is what ``ref`` says."""
+        self._refs[id(x)] = x, ref
+        return x
+
+    def ref(self, x: Any) -> Any:
+        """Return the Ref of a tensor that is known, and anything else as it is."""
+        known = self._refs.get(id(x)) if isinstance(x, Tensor) else None
+        return known[1] if known else x
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        z = function(*args, **kwargs)
+        refs = tuple(map(self.ref, args))
+        name = function.overloadpacket.__name__
+        first = next((x for x in refs if isinstance(x, Ref)), None)
+        if first is None or (name.startswith("new_") and z.dim() == 0):
+            return z  # the same for all arguments
+        if name in ALIASES or (name == "_to_copy" and z.dtype == args[0].dtype):
+            return self.known(z, first)
+        if name == "_to_copy":
+            call = Call(copy, (first,), z.dtype, _varies(z))
+        else:
+            call = Call(_writing(function, tuple(sorted(kwargs.items()))), refs, z.dtype, _varies(z))
+        self.calls.append(call)
+        return self.known(z, Ref(self.arity + len(self.calls) - 1))
+
+
+def _varies(x: Tensor) -> tuple[bool, ...]:
+    return tuple(n > 1 for n in x.shape)
+
+
+def copy(x, out):
+    """Write ``x`` to ``out``, rounded to its dtype."""
+    return out.copy_(x)
+
+
+def _writing(overload: Any, kwargs: tuple) -> Callable:
+    """Return what computes an operator into ``out``: by the variant that does, else in place, else by a copy."""
+    name = overload.overloadpacket.__name__
+    variant = out_variant(overload)
+    if variant is None:
+        inplace = in_place_variant(overload)
+        if inplace is None:
+            return lambda *args, out: out.copy_(overload(*args, **dict(kwargs)))
+
+        def in_place(x, *args, out):
+            if any(y is out for y in args):  # it would be written over before it is read
+                return out.copy_(overload(x, *args, **dict(kwargs)))
+            return inplace(out if out is x else out.copy_(x), *args, **dict(kwargs))
+
+        return in_place
+    overload_out, parameter = variant
+    function = getattr(torch, name, None)  # without the checks of a schema in Python
+    if parameter != "out" or function is None:
+        return lambda *args, out: overload_out(*args, **dict(kwargs), **{parameter: out})
+    given = {key: value for key, value in kwargs if value is not None}
+    return partial(function, **given) if given else function
