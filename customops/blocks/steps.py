@@ -15,7 +15,7 @@ from .passes import Passes, Targets, Total
 from .space import Axes, joined, variation
 
 ADDED = {"mean": "sum"}  # the reduction that blocks are added up by, where it is not that of the whole
-# two parts of a reduction as one
+# By reduction: what makes one of two parts.
 JOIN: dict[str, Callable[..., Any]] = {"sum": torch.add, "amax": torch.maximum, "amin": torch.minimum}
 
 
@@ -47,9 +47,7 @@ class Step(NamedTuple):
     dtype: torch.dtype  # of what it computes
     varies: Axes
     out: Ref | None = None  # the leaf that it is written to; None if it is a temporary
-    is_compared: bool = (
-        False  # whether its bits have to be the same in all passes, so that no other step is joined to it
-    )
+    is_compared: bool = False  # whether all passes need the same bits of it, so that no other step is joined to it
 
 
 class Pass(NamedTuple):
