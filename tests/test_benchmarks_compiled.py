@@ -16,7 +16,11 @@ from benchmarks.compiled.layers import DTYPES, LAYERS, LENGTHS, PASSES, ROWS, Ca
 from benchmarks.compiled.verdicts import TARGETS, short, verdicts
 from customops.tools import targets
 
+from .conftest import INTERPRETED
 from .marks import formulas_only
+
+if INTERPRETED:
+    pytest.skip("the interpreter's functions do not compile", allow_module_level=True)
 
 pytest.importorskip("triton", reason="there is nothing to compile with")
 pytest.importorskip("liger_kernel", reason="there is nothing to compare with: customops[peers] brings it")
