@@ -67,7 +67,7 @@ gpu-compatibility:  ## the same of docs/compatibility.md, on a GPU
 	  --record $(RESULTS)/gpu.json tests || test $$? -eq 1
 	$(PYTHON) -m tests.compatibility
 
-gpu: gpu-test  ## then the benchmark on the GPU, beside the model's estimates; `make report`, there or elsewhere, makes the page of it
+gpu: gpu-test  ## then the benchmark on the GPU, beside the model's estimates
 	GIT_COMMIT=$$(git rev-parse HEAD 2>/dev/null) $(PYTHON) -m benchmarks --device cuda --minutes 2.5
 
 audit: .venv/ready  ## widths, spills, launches and bytes of every call on a GPU, read from compiled kernels
@@ -80,11 +80,9 @@ lint: .venv/ready
 
 bench: .venv/ready  ## ours against torch on the CPU, about 15 minutes, and the page about it
 	$(BIN)/python -m benchmarks --device cpu
-	$(BIN)/python -m benchmarks.report
 
-bench-fused: .venv/ready  ## fused layers on the CPU against torch, an hour and more, and the page about it
+bench-fused: .venv/ready  ## fused layers on the CPU against torch, half an hour and more, and the page about it
 	$(BIN)/python -m benchmarks --fused --device cpu
-	$(BIN)/python -m benchmarks.report
 
 report: .venv/ready  ## benchmarks/README.md and its plots, from the JSON there is
 	$(BIN)/python -m benchmarks.report

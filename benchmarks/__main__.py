@@ -2,8 +2,7 @@
 
 Contestants take turns at random within each round, on the same tensors, and what each computed is held against eager.
 Times are medians; a ratio is that of two times in one round, ours to eager's: below 1 ours is faster. A run without
-options that leave something out is written to ``benchmarks/results/<machine>/benchmark.json``, from which
-``python -m benchmarks.report`` makes the page.
+options that leave something out is written to ``benchmarks/results/<machine>/benchmark.json``, and the page made anew.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import datetime
 import shlex
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -25,8 +23,8 @@ from .compiled import command as compiled
 from .fused import command as fused
 from .measure import PHASES, measure, one_line
 from .progress import bar, write
+from .report import publish
 from .targets import verdicts
-from .text import rows_as_json
 from .timing import keep_memory
 
 
@@ -52,8 +50,8 @@ def main(argv=None) -> int:
             "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         }
         document = {"where": facts, "kind": options.device, "verdicts": judged, "failed": failed, "left_out": left_out}
-        document["model"] = compared
-        _write(machine.folder(facts), {**document, "host": hosts, "rows": results})
+        document |= {"model": compared, "host": hosts, "rows": results}
+        publish(machine.RESULTS, machine.folder(facts) / "benchmark.json", document, 4, "operator", "call")
     wrong = [fault for result in results for fault in result["faults"] if fault.startswith("ours differs")]
     return int(bool(wrong) or any(failure.startswith("ours or eager") for failure in failed))
 
@@ -129,13 +127,6 @@ def _line(case: Case, result: dict) -> str:
     ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items())
     faults = "".join(f"\n    {fault}" for fault in result["faults"])
     return f"{f'{case}, ' + result['phase']:<58}{figures}{ratios}{faults}"
-
-
-def _write(folder: Path, document: dict) -> None:
-    """Write ``document`` as JSON, a line for each result, with no more digits than the noise leaves."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.json").write_text(rows_as_json(document, 4, "operator", "call"))
-    print(f"written to {folder}/benchmark.json; python -m benchmarks.report makes the page of it")
 
 
 if __name__ == "__main__":

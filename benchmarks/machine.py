@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+from .documents import RESULTS
 
 
 def where(device: str) -> dict[str, str]:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from .compiled import page as compiled
 from .compiled import plot
+from .documents import RESULTS
 from .fused import page as fused
 from .fused import plot as fused_plot
 from .plots import PHASES, main_size, save, shown, standard
-from .text import bullets, code, number, table
+from .text import bullets, code, number, rows_as_json, table
 
-RESULTS = Path(__file__).parent / "results"
 NAMES = {"compile": "torch.compile"}  # on the page; other libraries are named as in the JSON
 LOSS, CLEAR_LOSS = 1.02, 1.08  # ratios to eager above which one is set in bold, and counted in the summary
 INTRO = """\
@@ -198,6 +198,20 @@ def ratio(x: float | None) -> str:
 def megabytes(sizes: dict | None) -> str:
     """Return the megabytes of ours and of eager."""
     return f"{number(sizes['ours'] / 1e6)} / {number(sizes['eager'] / 1e6)}" if sizes else ""
+
+
+def publish(results: Path, path: Path, document: dict, digits: int, *first: str) -> None:
+    """Write a document to ``path`` as JSON, a line for each row, and the page of all that is in ``results``.
+
+    A row begins with a key among ``first``; a figure has so many ``digits``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(rows_as_json(document, digits, *first))
+    print(f"written to {path}")
+    try:
+        main(results)
+    except ImportError as error:
+        print(f"the page is not made: {error}; install the extra bench, then python -m benchmarks.report")
 
 
 def main(results: Path = RESULTS) -> int:

@@ -56,7 +56,8 @@ def test_layers_agree_with_torch_in_values_and_gradients(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_composition_calls_torchs_operators_alone(name):
+def test_the_composition_calls_torchs_operators_alone(name, blocks):
+    blocks(64)
     layer = LAYERS[name]
     xs = [x.requires_grad_() for x in layer.draw(TINY, torch.float32)]
     assert nodes_in_python(layer.ours(*xs)), "that of ours is in Python"

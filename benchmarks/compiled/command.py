@@ -15,13 +15,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
 from .. import machine
 from ..progress import bar, write
-from ..text import rows_as_json, table
+from ..report import publish
+from ..text import table
 from . import liger, ours
 from .counts import counts
 from .layers import LAYERS, LENGTHS, PASSES, ROWS, Case, cases
@@ -68,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
             "date": f"{datetime.date.today()}",
             "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         }
-        _write({"where": facts, "verdicts": judged, "short": missed, "failed": failed, "rows": rows})
+        document = {"where": facts, "verdicts": judged, "short": missed, "failed": failed, "rows": rows}
+        path = machine.RESULTS / FOLDER / f"{machine.slug(options.target)}.json"
+        publish(machine.RESULTS, path, document, 6, "layer")
     return int(any(failure.startswith("ours") for failure in failed))
 
 
@@ -108,11 +110,3 @@ def compare(case: Case, target: str) -> tuple[list[dict], list[str]]:
     if failed:
         return [], failed
     return [{**case._asdict(), "pass": name} | {who: figures[who][name] for who in figures} for name in PASSES], []
-
-
-def _write(document: dict) -> None:
-    """Write ``document`` as JSON, a line for each row."""
-    path: Path = machine.RESULTS / FOLDER / f"{machine.slug(document['where']['target'])}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(rows_as_json(document, 6, "layer"))
-    print(f"written to {path}; python -m benchmarks.report makes the page of it")

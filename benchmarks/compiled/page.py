@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import documents
 from ..text import bullets, code, table
 from .lines import means, pairs
 from .verdicts import ratio_of
@@ -33,22 +33,18 @@ ratio above 1 is in bold.**
 
 def load(results: Path) -> list[dict]:
     """Return the comparison for each GPU."""
-    files = sorted(results.glob("compiled/*.json"))
-    return [json.loads(path.read_text()) | {"path": path} for path in files]
+    return documents.load(results, "compiled/*.json")
 
 
 def blocks(results: Path) -> Iterator[str]:
     """Yield the blocks of the page, nothing where nothing was compared."""
-    documents = load(results)
-    if documents:
+    found = load(results)
+    if found:
         yield INTRO
-    for document in documents:
-        where, path = document["where"], document["path"].relative_to(results.parent)
-        facts = [f"{name}: {code(fact) if name == 'command' else fact}" for name, fact in where.items()]
-        yield f"### {where['target']}"
-        yield bullets([*facts, f"[every figure, as JSON]({path})"])
-        yield "Targets:\n\n" + bullets(document["verdicts"])
-        yield f"![estimated time]({path.with_suffix('.png')})"
+    for document in found:
+        yield from documents.opening(document["where"]["target"], document, results)
+        plot = documents.address(document, results).with_suffix(".png")
+        yield f"![estimated time]({plot})"
         yield table(means(document["rows"]))
         yield from _troubles(document)
         title = f"every row: {len(document['rows'])}"

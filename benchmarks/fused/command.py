@@ -14,14 +14,14 @@ import os
 import shlex
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 from .. import machine
 from ..measure import one_line
 from ..progress import bar, write
-from ..text import rows_as_json, table
+from ..report import publish
+from ..text import table
 from ..timing import warm_memory
 from .contestants import CONTESTANTS
 from .first import contestants_of, in_processes
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         }
         document = {"where": facts, "no_compiler": no_compiler, "verdicts": judged, "losses": lost, "failed": failed}
         document |= {"left_out": [str(case) for case in left_out], "first": first, "rows": rows}
-        _write(machine.folder(facts), document)
+        publish(machine.RESULTS, machine.folder(facts) / FILE, document, 4, "layer")
     wrong = [fault for row in rows for fault in row["faults"] if fault.startswith("ours")]
     return int(bool(wrong) or any(failure.startswith("ours") for failure in failed))
 
@@ -128,13 +128,6 @@ def _print_summary(rows: list[dict], first: list[dict], judged: list[str], lost:
         print("", table(lines), sep="\n") if lines else None
     print("", *judged, sep="\n")
     print("", f"slower than another in {len(lost)} of {len(rows)} rows:", *lost, sep="\n")
-
-
-def _write(folder: Path, document: dict) -> None:
-    """Write ``document`` as JSON, a line for each row."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(rows_as_json(document, 4, "layer"))
-    print(f"written to {folder / FILE}; python -m benchmarks.report makes the page of it")
 
 
 def _size(text: str) -> tuple[int, int]:

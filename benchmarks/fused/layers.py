@@ -12,7 +12,7 @@ from torch import Tensor
 from examples import layers as examples
 
 LARGE, SMALL = (4096, 4096), (64, 256)  # those that targets are about: rows and their length
-SIZES = (LARGE, SMALL, (2048, 1024))
+SIZES = (SMALL, (2048, 1024), LARGE)
 DTYPES = ("float32", "bfloat16")  # of every tensor; as torch names them
 
 
@@ -70,7 +70,10 @@ class Case(NamedTuple):
 
 
 def cases(quick: bool = False, names: list[str] | None = None, sizes: list[tuple] | None = None) -> Iterator[Case]:
-    """Yield what is timed, all of it or the part that is named; a quick run has what most targets are about."""
-    all_sizes, dtypes = ((LARGE, SMALL), DTYPES[:1]) if quick else (SIZES, DTYPES)
-    for size, dtype, name in product(sizes or all_sizes, dtypes, names or LAYERS):
+    """Yield what is timed, all of it or the part that is named; a quick run has what most targets are about.
+
+    What takes longest comes last, so that a run that ends early has most rows.
+    """
+    all_sizes, dtypes = ((SMALL, LARGE), DTYPES[:1]) if quick else (SIZES, DTYPES)
+    for dtype, size, name in product(dtypes, sizes or all_sizes, names or LAYERS):
         yield Case(name, size, dtype)

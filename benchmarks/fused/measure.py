@@ -28,7 +28,8 @@ class Layers:
         self.functions = {who: function for who, function in found.items() if function}
         z = self.functions["eager"](*self.xs, *self.target)
         self.g = tuple(map(cotangent, z)) if isinstance(z, tuple) else cotangent(z)
-        self.exact = [tensors_of(self.phase("eager", name, torch.float64)()) for name in COMPARED]
+        exact = {name: tensors_of(self.phase("eager", name, torch.float64)()) for name in PHASES}
+        self.exact = [exact["forward"], exact["forward"], exact["both"]]  # for each that is compared
 
     def phase(self, who: str, name: str, dtype: torch.dtype | None = None) -> Callable[[], Any]:
         """Return one phase of a contestant's layer, ready to be called, on operands in ``dtype``."""
@@ -49,14 +50,16 @@ class Layers:
 def measure(case: Case, contestants: Sequence[str] = CONTESTANTS, threads: Sequence[int] = (1,)) -> Iterator[dict]:
     """Yield a row for each number of threads and phase; torch.compile takes part with one thread only.
 
-    Memory is in the row of forward and backward with the first number of threads; faults of both phases are, with each.
+    In the row of forward and backward are the faults of both phases: with the first number of threads all contestants',
+    and memory; then ours.
     """
     torch.compiler.reset()
     layers = Layers(case, contestants)
     for count in threads:
         torch.set_num_threads(count)
         chosen = [who for who in layers.functions if who != "compile" or count == 1]
-        faults = [fault for who in chosen if who != "eager" for fault in _faults(layers, who)]
+        compared = [who for who in chosen if who == "ours" or (count == threads[0] and who != "eager")]
+        faults = [fault for who in compared for fault in _faults(layers, who)]
         for phase in PHASES:
             row = {"layer": case.layer, "size": case.size, "dtype": case.dtype, "threads": count, "phase": phase}
             row |= _times(layers, chosen, phase)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import documents
 from ..text import bullets, code, number, table
 from .lines import costs, means
 from .verdicts import LOSS, PHASES, RIVALS, written
@@ -33,24 +33,18 @@ each round, on the same tensors; a ratio is time of ours over another's, the med
 
 def load(results: Path) -> list[dict]:
     """Return the comparison of each machine, the newest first."""
-    found = [json.loads(path.read_text()) | {"path": path} for path in sorted(results.glob("*/fused.json"))]
-    return sorted(found, key=lambda document: document["where"]["date"], reverse=True)
+    return documents.load(results, "*/fused.json")
 
 
 def blocks(results: Path) -> Iterator[str]:
     """Yield the blocks of the page, nothing where nothing was measured."""
-    documents = load(results)
-    if documents:
+    found = load(results)
+    if found:
         yield INTRO
-    for document in documents:
-        where, path = document["where"], document["path"].relative_to(results.parent)
-        facts = [f"{name}: {code(fact) if name == 'command' else fact}" for name, fact in where.items()]
-        yield f"### Fused layers: {where['device']}"
-        yield bullets([*facts, f"[every figure, as JSON]({path})"])
-        if document["no_compiler"]:
-            yield f"torch.compile is left out: {code(document['no_compiler'])}"
-        yield "Targets:\n\n" + bullets(document["verdicts"])
-        yield f"![times over the composition's]({path.with_suffix('.png')})"
+    for document in found:
+        yield from documents.opening(f"Fused layers: {document['where']['device']}", document, results)
+        plot = documents.address(document, results).with_suffix(".png")
+        yield f"![times over the composition's]({plot})"
         yield "Geometric means of the ratios:\n\n" + table([*means(document["rows"])])
         yield "Memory and first calls:\n\n" + table([*costs(document["rows"], document["first"])])
         yield from _troubles(document)

@@ -49,7 +49,8 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
 
     The operators are applied one by one for small tensors on a CPU; under ``torch.compile``, forward mode and
     ``torch.func``; for complex numbers and subclasses of tensors; and where an operator returns integers or an argument
-    is returned. Gradients of gradients are those of the formulas.
+    is returned. Gradients of gradients are those of the formulas. Of small tensors on a CPU torch's autograd records
+    torch's operators, but for half types and under hooks: nodes in Python would take half as long again.
 
     The result is a function, with two more as attributes: ``fused.program(...)`` returns what is computed for these
     arguments, a graph of formulas over named axes; ``fused.explain(...)`` prints it, what a call would launch and move
@@ -132,13 +133,18 @@ class Fused(Generic[P, R]):
         if fusion is None:
             fusion, trace = self._find_fusion(tensors, key, layout, args, kwargs)
         if fusion:
+            is_recorded = False
             for x in tensors:
-                if x.requires_grad and is_grad_enabled() and not is_inference_mode_enabled():  # as is_recorded() says
-                    if not fusion.pays[True] or any(map(Tensor.is_inference, tensors)):  # torch saves none of these
-                        return self._one_by_one(trace, tensors, args, kwargs)
+                if x.requires_grad:
+                    is_recorded = is_grad_enabled() and not is_inference_mode_enabled()  # as is_recorded() says
+                    break
+            if fusion.pays[is_recorded]:
+                if not is_recorded:
+                    return fusion(tensors)
+                if not any(map(Tensor.is_inference, tensors)):  # torch saves none of these
                     return FusedFunction.of(fusion, tensors)
-            if fusion.pays[False]:
-                return fusion(tensors)
+            elif not is_recorded or (fusion.recorded_by_torch and not saved_tensor_hooks()):
+                return fusion.trace.pack(fusion.trace.replay(tensors))
         return self._one_by_one(trace, tensors, args, kwargs)
 
     def program(self, *args: P.args, **kwargs: P.kwargs) -> Graph:

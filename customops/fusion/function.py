@@ -76,6 +76,7 @@ class Fusion:
         "graph",
         "itemsizes",
         "pays",
+        "recorded_by_torch",
         "result_specs",
         "savable_results",
         "trace",
@@ -92,6 +93,9 @@ class Fusion:
         itemsizes = {value: self.result_specs[k].dtype.itemsize for value, k in self.savable_results.items()}
         self.itemsizes = ItemSizes([x.itemsize for x in tensors], itemsizes, COMPUTE[self.common].itemsize)
         self.pays = _pays(graph, trace.device)  # whether a call gains by it: one that is not recorded, one that is
+        # Whether torch's autograd may record a call that gains nothing: in half types it counts ties no further than
+        # they hold.
+        self.recorded_by_torch = all(COMPUTE[dtype] == dtype for dtype in trace.computed_dtypes())
         self._gradients: dict[tuple, Gradient] = {}
         self._recordings: dict[tuple, Recording] = {}
 
@@ -284,8 +288,7 @@ class FusedCall(NamedTuple):
         if self.trace is None:
             executables = self.fusion.executables  # asked without a call: it is there but the first time
             return tuple((executables.get(statistics) or self.fusion.executable(tensors, statistics))(tensors))
-        values = self.trace.replay(tensors)
-        return tuple([values[ref.value] for ref in self.trace.outputs])
+        return tuple(self.trace.replay(tensors))
 
 
 class FusedFunction(Function):

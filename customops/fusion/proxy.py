@@ -35,6 +35,11 @@ class Detach:
 
     by_formula = staticmethod(Tensor.detach)
 
+    @staticmethod
+    def eager_call(inputs):
+        """Return torch's function, and the inputs that it takes."""
+        return Tensor.detach, inputs
+
 
 def is_elementwise(operator: Any) -> bool:
     """Return whether an operator of a trace is no reduction."""

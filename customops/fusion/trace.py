@@ -49,18 +49,20 @@ class Trace:
         self.output_order = output_order  # for each value returned, its position in ``outputs``
         self.output_type = output_type  # tuple or list if the function returned one; None for a single value
         self.graphs: dict[tuple, Any] = {}  # a cache of build.py
+        self._replay = _Replay(self.arity, self.nodes, [ref.value for ref in outputs])
         self.is_dense_if_inputs_are = False  # whether results are known to be contiguous where inputs are
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Compute every value from these tensors, by torch's formulas."""
-        return _replay(self.nodes, tensors)
+        """Compute the results from these tensors, each once, by torch's operators, which torch's autograd records."""
+        values = self._replay(tensors)
+        return [values[ref.value] for ref in self.outputs]
 
     def infer(self, tensors: Sequence[Tensor]) -> list[TensorSpec]:
         """Return what torch would compute from these tensors for every value, but on the CPU."""
         return _infer(self.nodes, tensors)
 
     def apply(self, tensors: Sequence[Tensor]) -> Any:
-        """Return what the function returns for these tensors, its operators applied one by one."""
+        """Return what the function returns for these tensors, by the pack's operators, one by one."""
         values = list(tensors)
         for operator, inputs in self.nodes:
             args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
@@ -253,15 +255,49 @@ class Tracing:
 def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:
     """Return what torch would compute from these tensors for every value, but on the CPU."""
     miniatures = Miniatures(tensors, CPU)
-    return [miniatures.spec(x) for x in _replay(nodes, [miniatures.of(x) for x in tensors])]
-
-
-def _replay(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[Tensor]:
-    values = list(tensors)
     with torch.no_grad():
-        for operator, inputs in nodes:
-            values.append(operator.by_formula(*[values[x.value] if type(x) is Ref else x for x in inputs]))
-    return values
+        values = _Replay(len(tensors), nodes)([miniatures.of(x) for x in tensors])
+    return [miniatures.spec(x) for x in values[: len(tensors) + len(nodes)]]
+
+
+class _Replay:
+    """The calls of torch's functions that compute what a trace records, in order.
+
+    Each value is let go after its last use: memory that is used again at once is in the cache, and what a process has
+    at the end of its heap is given back to the system if it is much.
+    """
+
+    def __init__(self, arity: int, nodes: Sequence[Node], kept: Sequence[int] | None = None):
+        """Make it; all values are kept unless ``kept`` says which."""
+        constants: list[Any] = []
+        count = arity + len(nodes)  # of the values; after them the table has what the function wrote
+        last = dict.fromkeys(range(arity, count), 0)  # by value computed, the call that uses it last
+        self.calls: list[tuple[Callable[..., Tensor], list[int], list[int]]] = []
+        for i, (operator, inputs) in enumerate(nodes):
+            function, args = operator.eager_call(inputs)
+            positions = []
+            for x in args:
+                if type(x) is Ref:
+                    positions.append(x.value)
+                else:
+                    positions.append(count + len(constants))
+                    constants.append(x)
+            last |= {k: i for k in positions if k in last}
+            self.calls.append((function, positions, []))
+        for k, i in last.items():
+            if kept is not None and k not in kept:
+                self.calls[i][2].append(k)
+        self.rest = [None] * len(nodes) + constants
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list:
+        """Return the table of values, computed from these tensors."""
+        table, i = [*tensors, *self.rest], len(tensors)
+        for function, positions, dead in self.calls:
+            table[i] = function(*[table[k] for k in positions])
+            i += 1
+            for k in dead:
+                table[k] = None
+        return table
 
 
 def name_of(function: Callable) -> str:

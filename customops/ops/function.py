@@ -16,7 +16,7 @@ from .. import config
 from .._compat import apply_without_binding, forward_level, give_nodes_to
 from ..runtime.elementwise import pointwise, pointwise_, pointwise_recorded, pointwise_vjp, widened
 from ..runtime.paths import BUILT_FOR_GPUS, are_any_on_gpu
-from ..runtime.rules import VjpRule, eager_function, picked, tuple_getter
+from ..runtime.rules import VjpRule, eager_function, parameters, picked, tuple_getter
 from ..runtime.specs import GradientSpecs
 
 _INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
@@ -38,6 +38,11 @@ class CustomFunction(Function):
         counterpart: Any = type(cls.__name__, (_WithoutSetupContext,), {"function": cls})
         give_nodes_to(cls, counterpart)
         cls.record = apply_without_binding(counterpart)
+
+    @classmethod
+    def eager_call(cls, inputs: Sequence) -> tuple[Callable[..., Tensor], Sequence]:
+        """Return torch's function for these inputs, and those that it takes: as few frames as there can be."""
+        return cls.by_formula, inputs
 
     @classmethod
     def recorded_value(cls, inputs: Sequence) -> Tensor:
@@ -114,6 +119,14 @@ class Operator(CustomFunction):
     def by_formula(cls, *inputs):
         """Return the value, by formula."""
         return cls.formula(*inputs)
+
+    @classmethod
+    def eager_call(cls, inputs):
+        """Return torch's function for these inputs, and those that it takes: all but an alpha of 1."""
+        *others, alpha = inputs
+        if cls.eager is cls.formula and type(alpha) is int and alpha == 1 and "alpha" in parameters(cls.formula):
+            return getattr(torch, cls.formula.__name__), others
+        return cls.eager, inputs
 
     @classmethod
     def prepare(cls, ctx, inputs):

@@ -66,6 +66,12 @@ class Reduction(CustomFunction):
         return reduce(cls.formula, x, *dim, dtype=dtype)
 
     @classmethod
+    def eager_call(cls, inputs):
+        """Return torch's function for these inputs, and those that it takes: no dtype, where there is none."""
+        x, dtype, *dim = inputs
+        return (cls.eager, (x, *dim)) if dtype is None else (cls.by_formula, inputs)
+
+    @classmethod
     def by_formula(cls, x, dtype, *dim):
         """Return the value, by formula."""
         return cls.formula(x, *dim, **({} if dtype is None else {"dtype": dtype}))
