@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial, reduce, update_wrapper, wraps
 from types import FunctionType, MethodType
@@ -14,10 +14,11 @@ from weakref import ref
 from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
+from torch.nn import Module
 
 from .._compat import forward_level, saved_tensor_hooks, transforms_active, without_modes
 from ..compiler.graph import Graph
-from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, plan_key
+from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, plan_key, tensors_key
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import build
@@ -130,7 +131,7 @@ class Fused(Generic[P, R]):
             return self._call_by_formula(tensors, key, args, kwargs)
         fusion, trace = recall((key, layout)) if key else None, None
         if fusion is None:
-            fusion, trace = self._find_fusion(tensors, key, layout, args, kwargs)
+            fusion, trace, tensors = self._find_fusion(tensors, key, layout, args, kwargs)
         if fusion:
             for x in tensors:
                 if x.requires_grad and is_grad_enabled() and not is_inference_mode_enabled():  # as is_recorded() says
@@ -150,7 +151,7 @@ class Fused(Generic[P, R]):
         tensors, _ = self.read(arguments, named)
         if is_intercepted() or not self.is_traceable(tensors):
             raise ValueError(f"fuse: there is no program: {self.NOT_TRACED}")
-        return self.graph(self.trace(tensors, arguments, named), tensors, arguments, named)
+        return self.graph(*self.trace(tensors, arguments, named), arguments, named)
 
     def explain(self, *args: Any, **kwargs: Any) -> None:
         """Print what a call would compute, launch and move on a GPU by kernels, and on a CPU by blocks.
@@ -204,8 +205,8 @@ class Fused(Generic[P, R]):
             return False
         return forward_level() < 0 or all(forward_ad.unpack_dual(x).tangent is None for x in tensors)
 
-    def trace(self, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Trace:
-        """Return what the function does with these arguments."""
+    def trace(self, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Sequence[Tensor]]:
+        """Return what the function does with these arguments, and the tensors it is of: these, and those lifted."""
         return self._or_raise_as_torch(lambda: self._traces.trace(self.function, args, kwargs, tensors), args, kwargs)
 
     def fuse(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
@@ -213,10 +214,12 @@ class Fused(Generic[P, R]):
         return Fusion(trace, self.graph(trace, tensors, args, kwargs), tensors)
 
     def graph(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
-        """Return the graph for tensors of these shapes, its inputs named as the parameters are."""
+        """Return the graph for tensors of these shapes, its inputs named as the parameters, or a module's tensors, are."""
         bound = self._signature.bind(*args, **kwargs).arguments
-        parameters = {id(x): name for name, x in bound.items()}
-        names = [parameters.get(id(x), f"x{i}") for i, x in enumerate(tensors)]
+        known = {id(x): name for name, x in bound.items()}
+        if trace.lifted:
+            known = _names_in_modules(bound.values()) | known
+        names = [known.get(id(x), f"x{i}") for i, x in enumerate(tensors)]
         unique = [name if names.count(name) == 1 else f"{name}{i}" for i, name in enumerate(names)]
         return self._or_raise_as_torch(lambda: build(trace, unique, [x.shape for x in tensors]), args, kwargs)
 
@@ -231,12 +234,18 @@ class Fused(Generic[P, R]):
             raise
 
     def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
-        """Return the fusion of a call that was not known by its key, and the trace that was made for that.
+        """Return the fusion of a call that was not known by its key, the trace that was made for that, all its tensors.
 
         The fusion is False where operators are applied one by one. Calls with other keys share it, if the function does
-        the same. It is remembered for ``key``, so that the next call like this one makes no trace.
+        the same. It is remembered for ``key``, so that the next call like this one makes no trace; but where tensors
+        were lifted the function has to run each time, as only it knows which.
         """
-        trace = self.trace(tensors, args, kwargs)
+        trace, tensors = self.trace(tensors, args, kwargs)
+        if trace.lifted:
+            of_lifted = tensors_key(tensors[-trace.lifted :])
+            if of_lifted is None:
+                return False, trace, tensors
+            key, layout = None, (layout, of_lifted)
         fusion = recall((trace, layout))
         if fusion is None:
             is_fused = why_not_fused(trace, tensors, strict=True) is None
@@ -244,7 +253,7 @@ class Fused(Generic[P, R]):
             remember((trace, layout), fusion)
         if key:
             remember((key, layout), fusion)
-        return fusion, trace
+        return fusion, trace, tensors
 
     def _one_by_one(self, trace: Trace | None, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Apply the operators one by one: of the trace, if this call made one, as no call runs a function twice."""
@@ -258,23 +267,27 @@ class Fused(Generic[P, R]):
         kernels, and once here under a mode, say, has to save the same both times.
         """
         intercepted = is_intercepted()
-        hooked = bool(saved_tensor_hooks()) and is_grad_enabled() and any([x.requires_grad for x in tensors])
         seen = key and (key, *[(x.shape, x.dtype, x.device) for x in tensors])
-        is_known = intercepted or (seen and recall(seen))
-        if (is_known and not hooked) or not self.is_traceable(tensors):
+        is_known = bool(seen and recall(seen))  # and so no tensor is lifted
+        hooked = bool(saved_tensor_hooks()) and is_grad_enabled()
+        hooked = hooked and (not is_known or any([x.requires_grad for x in tensors]))
+        if ((intercepted or is_known) and not hooked) or not self.is_traceable(tensors):
             return self.function(*args, **kwargs)
         with without_modes() if intercepted else nullcontext():
-            trace = self.trace(tensors, args, kwargs)
+            trace, tensors = self.trace(tensors, args, kwargs)
+            hooked = hooked and any([x.requires_grad for x in tensors])
             fusion = self._fusion_without_kernels(trace, tensors, args, kwargs) if hooked else None
         if fusion:
             return FusedFunction.of(fusion, tensors, trace)
-        if seen:
+        if seen and not trace.lifted:
             remember(seen, True)
         return self._one_by_one(trace, tensors, args, kwargs)
 
     def _fusion_without_kernels(self, trace: Trace, tensors: Sequence[Tensor], args, kwargs) -> Fusion | None:
         """Return the fusion of a call that kernels would compute elsewhere; None of one that they never would."""
         if any([x.is_inference() for x in tensors]) or why_not_fused(trace, tensors):
+            return None
+        if trace.lifted and not (self.is_traceable(tensors) and tensors_key(tensors[-trace.lifted :])):
             return None
         key = trace, *map(spec_of, tensors)
         fusion = recall(key) or remember(key, self.fuse(trace, tensors, args, kwargs))
@@ -287,6 +300,12 @@ def fused_behind(function: Any) -> Fused | None:
         return function
     fused = getattr(function, "fused", None)  # copied by functools.wraps, too
     return fused if isinstance(fused, Fused) and fused.called is getattr(function, "__wrapped__", None) else None
+
+
+def _names_in_modules(arguments: Iterable) -> dict[int, str]:
+    """Return the name of each parameter and buffer of the modules among ``arguments``, by its identity."""
+    modules = [x for x in arguments if isinstance(x, Module)]
+    return {id(x): name for m in modules for name, x in (*m.named_buffers(), *m.named_parameters())}
 
 
 def _is_importable(function: Callable) -> bool:
