@@ -6,9 +6,9 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial, reduce, update_wrapper, wraps
+from functools import cached_property, partial, reduce, update_wrapper, wraps
 from types import FunctionType, MethodType
-from typing import Any, Generic, cast
+from typing import Any, Generic, TypeVar, overload
 from weakref import ref
 
 from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
@@ -25,14 +25,21 @@ from .build import build
 from .cache_key import NO_KEY, Surroundings, is_constant, static_key
 from .explain import explain
 from .function import FusedFunction, Fusion, why_not_fused
+from .modules import fused_class, is_fused_class, why_not_fusable
 from .proxy import FusionError, Traced
 from .signature import FusedCallable, P, R
 from .trace import Trace, Traces
 
 __all__ = ["fuse"]
 
+M = TypeVar("M", bound=Module)
 
-def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
+
+@overload
+def fuse(function: M) -> M: ...  # type: ignore[overload-overlap]  # a module can be called, too
+@overload
+def fuse(function: Callable[P, R]) -> FusedCallable[P, R]: ...
+def fuse(function: Any) -> Any:
     """Compute a composition of customops' operators in one kernel, and its gradients in one or two, where possible.
 
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the operators
@@ -75,10 +82,12 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
     if isinstance(function, classmethod | staticmethod) or not callable(function):
         raise TypeError(f"fuse: expected a function, got {function!r}; put @fuse below @classmethod")
     if fused_behind(function):
-        return cast("FusedCallable[P, R]", function)
+        return function
+    if isinstance(function, Module):
+        return _fuse_forward(function)
     fused = Fused(function)
     as_function = isinstance(function, FunctionType) and not _is_importable(function)
-    return cast("FusedCallable[P, R]", fused.as_function() if as_function else fused)
+    return fused.as_function() if as_function else fused
 
 
 class Fused(Generic[P, R]):
@@ -100,7 +109,12 @@ class Fused(Generic[P, R]):
     def __get__(self, instance, owner=None):
         if instance is None or not isinstance(self.called, FunctionType):  # no other callable becomes a method
             return self
-        return partial(self.called, instance) if is_dynamo_compiling() else MethodType(self, instance)
+        return partial(self.called, instance) if is_dynamo_compiling() else MethodType(self._method, instance)
+
+    @cached_property
+    def _method(self) -> Callable:
+        """Return the function to bind, as torch.compile knows no other methods."""
+        return self.as_function()
 
     def __reduce__(self):
         """Copy and pickle it by what it was made of."""
@@ -214,7 +228,7 @@ class Fused(Generic[P, R]):
         return Fusion(trace, self.graph(trace, tensors, args, kwargs), tensors)
 
     def graph(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
-        """Return the graph for tensors of these shapes, its inputs named as the parameters, or a module's tensors, are."""
+        """Return the graph for tensors of these shapes, its inputs named as parameters of the function or a module."""
         bound = self._signature.bind(*args, **kwargs).arguments
         known = {id(x): name for name, x in bound.items()}
         if trace.lifted:
@@ -300,6 +314,31 @@ def fused_behind(function: Any) -> Fused | None:
         return function
     fused = getattr(function, "fused", None)  # copied by functools.wraps, too
     return fused if isinstance(fused, Fused) and fused.called is getattr(function, "__wrapped__", None) else None
+
+
+def _fuse_forward(module: Module) -> Module:
+    """Give ``module`` the class of its like whose ``forward`` is fused."""
+    if reason := why_not_fusable(module):
+        raise TypeError(f"fuse: {type(module).__name__}: {reason}")
+    if not is_fused_class(type(module)):
+        module.__class__ = _class_fused(type(module))
+    return module
+
+
+def _class_fused(cls: type[Module]) -> type[Module]:
+    """Return the class of modules that are those of ``cls`` with a fused ``forward``."""
+    forward: Any = getattr(cls, "forward", None)
+    if not fused_behind(forward):
+        if not isinstance(forward, FunctionType):
+            raise TypeError(f"fuse: {cls.__name__}.forward is no Python function, got {forward!r}")
+        forward = Fused(forward).as_function()
+    return fused_class(cls, forward, _remake)
+
+
+def _remake(cls: type[Module], *args: Any) -> Module:
+    """Return an empty module of class ``cls`` with a fused ``forward``, for what was copied or pickled to fill."""
+    fused = _class_fused(cls)
+    return fused.__new__(fused, *args)
 
 
 def _names_in_modules(arguments: Iterable) -> dict[int, str]:

@@ -127,7 +127,8 @@ class Traces:
     ) -> tuple[Trace, Sequence[Tensor]]:
         """Trace ``function`` on ``tensors``, which stand in ``args`` and ``kwargs``, in order.
 
-        Returns the trace, and the tensors that it is of: these, and those that were lifted. Raises TypeError, naming the line, where it does what cannot be traced.
+        Returns the trace, and the tensors that it is of: these, and those that were lifted. Raises TypeError, naming
+        the line, where the function does what cannot be traced.
         """
         if self.size >= MAX_PLANS:
             self._roots.clear()
@@ -275,7 +276,7 @@ class Tracing:
     def _refuse(self, operator: Any, inputs: Sequence) -> None:
         """Raise if this operator, or an input, cannot be part of a trace."""
         for k, x in enumerate(inputs):
-            if not isinstance(x, Tensor):
+            if type(x) is not Traced:
                 continue
             if x._tracing is not self:
                 raise untraceable("a value of another call cannot be used", "compute it again, or make it an argument")
