@@ -104,6 +104,11 @@ def view_base(x: Tensor) -> Tensor | None:
     return x._base
 
 
+def version_of(x: Tensor) -> int | None:
+    """Return how often ``x`` was written; None if torch does not count, as of what is made in inference mode."""
+    return None if x.is_inference() else x._version
+
+
 def is_writable_view(x: Tensor) -> bool:
     """Return whether autograd lets ``x`` be written: a view made under no_grad, for one, it does not."""
     return _autograd._get_creation_meta(x) == _autograd.CreationMeta.DEFAULT

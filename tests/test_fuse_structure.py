@@ -236,7 +236,7 @@ def test_a_fused_callable_reads_its_object_at_every_call(name, device):
 def test_copies_share_no_object(device):
     (x,), fused = draw([(3, 4)], device), fuse(Plain())
     copied = copy.deepcopy(fused)
-    copied.called.by = 3.0
+    copied.by = 3.0
     assert_equal(fused(x) * 1.5, copied(x))
 
 

@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial, reduce, update_wrapper, wraps
+from functools import cached_property, partial, reduce, update_wrapper, wraps
 from types import FunctionType, MethodType
-from typing import Any, Generic, cast
+from typing import Any, Generic, TypeVar, overload
 from weakref import ref
 
 from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
+from torch.nn import Module
 
 from .._compat import forward_level, saved_tensor_hooks, transforms_active, without_modes
 from ..compiler.graph import Graph
-from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, plan_key
+from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, plan_key, tensors_key
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import build
 from .cache_key import NO_KEY, Surroundings, is_constant, static_key
 from .explain import explain
 from .function import FusedFunction, Fusion, why_not_fused
+from .modules import fused_class, is_fused_class, why_not_fusable
 from .proxy import FusionError, Traced
 from .signature import FusedCallable, P, R
 from .trace import Trace, Traces
 
 __all__ = ["fuse"]
 
+M = TypeVar("M", bound=Module)
 
-def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
+
+@overload
+def fuse(function: M) -> M: ...  # type: ignore[overload-overlap]  # a module can be called, too
+@overload
+def fuse(function: Callable[P, R]) -> FusedCallable[P, R]: ...
+def fuse(function: Any) -> Any:
     """Compute a composition of customops' operators in one kernel, and its gradients in one or two, where possible.
 
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the operators
@@ -75,10 +83,12 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
     if isinstance(function, classmethod | staticmethod) or not callable(function):
         raise TypeError(f"fuse: expected a function, got {function!r}; put @fuse below @classmethod")
     if fused_behind(function):
-        return cast("FusedCallable[P, R]", function)
+        return function
+    if isinstance(function, Module):
+        return _fuse_forward(function)
     fused = Fused(function)
     as_function = isinstance(function, FunctionType) and not _is_importable(function)
-    return cast("FusedCallable[P, R]", fused.as_function() if as_function else fused)
+    return fused.as_function() if as_function else fused
 
 
 class Fused(Generic[P, R]):
@@ -100,7 +110,12 @@ class Fused(Generic[P, R]):
     def __get__(self, instance, owner=None):
         if instance is None or not isinstance(self.called, FunctionType):  # no other callable becomes a method
             return self
-        return partial(self.called, instance) if is_dynamo_compiling() else MethodType(self, instance)
+        return partial(self.called, instance) if is_dynamo_compiling() else MethodType(self._method, instance)
+
+    @cached_property
+    def _method(self) -> Callable:
+        """Return the function to bind, as torch.compile knows no other methods."""
+        return self.as_function()
 
     def __reduce__(self):
         """Copy and pickle it by what it was made of."""
@@ -131,7 +146,7 @@ class Fused(Generic[P, R]):
             return self._call_by_formula(tensors, key, args, kwargs)
         fusion, trace = recall((key, layout)) if key else None, None
         if fusion is None:
-            fusion, trace = self._find_fusion(tensors, key, layout, args, kwargs)
+            fusion, trace, tensors = self._find_fusion(tensors, key, layout, args, kwargs)
         if fusion:
             is_recorded = False
             for x in tensors:
@@ -156,7 +171,7 @@ class Fused(Generic[P, R]):
         tensors, _ = self.read(arguments, named)
         if is_intercepted() or not self.is_traceable(tensors):
             raise ValueError(f"fuse: there is no program: {self.NOT_TRACED}")
-        return self.graph(self.trace(tensors, arguments, named), tensors, arguments, named)
+        return self.graph(*self.trace(tensors, arguments, named), arguments, named)
 
     def explain(self, *args: Any, **kwargs: Any) -> None:
         """Print what a call would compute, launch and move on a GPU by kernels, and on a CPU by blocks.
@@ -210,8 +225,8 @@ class Fused(Generic[P, R]):
             return False
         return forward_level() < 0 or all(forward_ad.unpack_dual(x).tangent is None for x in tensors)
 
-    def trace(self, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Trace:
-        """Return what the function does with these arguments."""
+    def trace(self, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Sequence[Tensor]]:
+        """Return what the function does with these arguments, and the tensors it is of: these, and those lifted."""
         return self._or_raise_as_torch(lambda: self._traces.trace(self.function, args, kwargs, tensors), args, kwargs)
 
     def fuse(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
@@ -219,10 +234,12 @@ class Fused(Generic[P, R]):
         return Fusion(trace, self.graph(trace, tensors, args, kwargs), tensors)
 
     def graph(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
-        """Return the graph for tensors of these shapes, its inputs named as the parameters are."""
+        """Return the graph for tensors of these shapes, its inputs named as parameters of the function or a module."""
         bound = self._signature.bind(*args, **kwargs).arguments
-        parameters = {id(x): name for name, x in bound.items()}
-        names = [parameters.get(id(x), f"x{i}") for i, x in enumerate(tensors)]
+        known = {id(x): name for name, x in bound.items()}
+        if trace.lifted:
+            known = _names_in_modules(bound.values()) | known
+        names = [known.get(id(x), f"x{i}") for i, x in enumerate(tensors)]
         unique = [name if names.count(name) == 1 else f"{name}{i}" for i, name in enumerate(names)]
         return self._or_raise_as_torch(lambda: build(trace, unique, [x.shape for x in tensors]), args, kwargs)
 
@@ -237,12 +254,18 @@ class Fused(Generic[P, R]):
             raise
 
     def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
-        """Return the fusion of a call that was not known by its key, and the trace that was made for that.
+        """Return the fusion of a call that was not known by its key, the trace that was made for that, all its tensors.
 
         The fusion is False where operators are applied one by one. Calls with other keys share it, if the function does
-        the same. It is remembered for ``key``, so that the next call like this one makes no trace.
+        the same. It is remembered for ``key``, so that the next call like this one makes no trace; but where tensors
+        were lifted the function has to run each time, as only it knows which.
         """
-        trace = self.trace(tensors, args, kwargs)
+        trace, tensors = self.trace(tensors, args, kwargs)
+        if trace.lifted:
+            of_lifted = tensors_key(tensors[-trace.lifted :])
+            if of_lifted is None:
+                return False, trace, tensors
+            key, layout = None, (layout, of_lifted)
         fusion = recall((trace, layout))
         if fusion is None:
             is_fused = why_not_fused(trace, tensors, strict=True) is None
@@ -250,7 +273,7 @@ class Fused(Generic[P, R]):
             remember((trace, layout), fusion)
         if key:
             remember((key, layout), fusion)
-        return fusion, trace
+        return fusion, trace, tensors
 
     def _one_by_one(self, trace: Trace | None, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Apply the operators one by one: of the trace, if this call made one, as no call runs a function twice."""
@@ -264,23 +287,27 @@ class Fused(Generic[P, R]):
         kernels, and once here under a mode, say, has to save the same both times.
         """
         intercepted = is_intercepted()
-        hooked = bool(saved_tensor_hooks()) and is_grad_enabled() and any([x.requires_grad for x in tensors])
         seen = key and (key, *[(x.shape, x.dtype, x.device) for x in tensors])
-        is_known = intercepted or (seen and recall(seen))
-        if (is_known and not hooked) or not self.is_traceable(tensors):
+        is_known = bool(seen and recall(seen))  # and so no tensor is lifted
+        hooked = bool(saved_tensor_hooks()) and is_grad_enabled()
+        hooked = hooked and (not is_known or any([x.requires_grad for x in tensors]))
+        if ((intercepted or is_known) and not hooked) or not self.is_traceable(tensors):
             return self.function(*args, **kwargs)
         with without_modes() if intercepted else nullcontext():
-            trace = self.trace(tensors, args, kwargs)
+            trace, tensors = self.trace(tensors, args, kwargs)
+            hooked = hooked and any([x.requires_grad for x in tensors])
             fusion = self._fusion_without_kernels(trace, tensors, args, kwargs) if hooked else None
         if fusion:
             return FusedFunction.of(fusion, tensors, trace)
-        if seen:
+        if seen and not trace.lifted:
             remember(seen, True)
         return self._one_by_one(trace, tensors, args, kwargs)
 
     def _fusion_without_kernels(self, trace: Trace, tensors: Sequence[Tensor], args, kwargs) -> Fusion | None:
         """Return the fusion of a call that kernels would compute elsewhere; None of one that they never would."""
         if any([x.is_inference() for x in tensors]) or why_not_fused(trace, tensors):
+            return None
+        if trace.lifted and not (self.is_traceable(tensors) and tensors_key(tensors[-trace.lifted :])):
             return None
         key = trace, *map(spec_of, tensors)
         fusion = recall(key) or remember(key, self.fuse(trace, tensors, args, kwargs))
@@ -293,6 +320,37 @@ def fused_behind(function: Any) -> Fused | None:
         return function
     fused = getattr(function, "fused", None)  # copied by functools.wraps, too
     return fused if isinstance(fused, Fused) and fused.called is getattr(function, "__wrapped__", None) else None
+
+
+def _fuse_forward(module: Module) -> Module:
+    """Give ``module`` the class of its like whose ``forward`` is fused."""
+    if reason := why_not_fusable(module):
+        raise TypeError(f"fuse: {type(module).__name__}: {reason}")
+    if not is_fused_class(type(module)):
+        module.__class__ = _class_fused(type(module))
+    return module
+
+
+def _class_fused(cls: type[Module]) -> type[Module]:
+    """Return the class of modules that are those of ``cls`` with a fused ``forward``."""
+    forward: Any = getattr(cls, "forward", None)
+    if not fused_behind(forward):
+        if not isinstance(forward, FunctionType):
+            raise TypeError(f"fuse: {cls.__name__}.forward is no Python function, got {forward!r}")
+        forward = Fused(forward).as_function()
+    return fused_class(cls, forward, _remake)
+
+
+def _remake(cls: type[Module], *args: Any) -> Module:
+    """Return an empty module of class ``cls`` with a fused ``forward``, for what was copied or pickled to fill."""
+    fused = _class_fused(cls)
+    return fused.__new__(fused, *args)
+
+
+def _names_in_modules(arguments: Iterable) -> dict[int, str]:
+    """Return the name of each parameter and buffer of the modules among ``arguments``, by its identity."""
+    modules = [x for x in arguments if isinstance(x, Module)]
+    return {id(x): name for m in modules for name, x in (*m.named_buffers(), *m.named_parameters())}
 
 
 def _is_importable(function: Callable) -> bool:

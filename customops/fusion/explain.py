@@ -113,11 +113,15 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
     Raises NotFused where it is not fused.
     """
     args, kwargs = fused.all_arguments(args, kwargs)
+    given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     with torch.inference_mode(mode=False), torch.no_grad():
-        needed = _needed([x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)])
-        args, kwargs = [*map(_stand_in, args)], {name: _stand_in(x) for name, x in kwargs.items()}
+        _needed(given)  # refuses what has no stand-in
+        args, kwargs = tuple(map(_stand_in, args)), {name: _stand_in(x) for name, x in kwargs.items()}
         with dry_run(target) as records:
-            tensors, trace, fusion = _fusion(fused, args, kwargs)
+            trace, tensors, graph = _traced(fused, args, kwargs)
+            needed = _needed([*given, *tensors[len(given) :]])
+            tensors = [*tensors[: len(given)], *map(_stand_in, tensors[len(given) :])]
+            fusion = _fusion(trace, graph, tensors)
             recording = fusion.recording((False, *(i in needed for i in range(len(tensors)))), True)
             executable = fusion.executable(tensors, recording.values.statistics if needed else ())
             outputs = executable(tensors)
@@ -132,16 +136,22 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
         return Findings(phases, sizes, unfused(trace, tensors, needed, target), cpu)
 
 
-def _fusion(fused: Any, args: Sequence, kwargs: dict[str, Any]) -> tuple[list[Tensor], Trace, Fusion]:
-    """Return the fusion of a call in a dry run, of a copy: nothing of it is remembered."""
+def _traced(fused: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Sequence[Tensor], Graph]:
+    """Return the trace of a call, the tensors that it is of, and its graph; of a copy: nothing of it is remembered."""
     fused = type(fused)(fused.function)
-    tensors, _ = fused.read(tuple(args), kwargs)
+    tensors, _ = fused.read(args, kwargs)
     if is_intercepted() or not fused.is_traceable(tensors):
         raise NotFused(fused.NOT_TRACED)
-    trace = fused.trace(tensors, tuple(args), kwargs)
+    with torch.enable_grad():  # what the function computes of its parameters requires a gradient as they do
+        trace, tensors = fused.trace(tensors, args, kwargs)
+    return trace, tensors, fused.graph(trace, tensors, args, kwargs)
+
+
+def _fusion(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> Fusion:
+    """Return the fusion of a call in a dry run."""
     if reason := why_not_fused(trace, tensors):
         raise NotFused(reason)
-    return tensors, trace, fused.fuse(trace, tensors, tuple(args), kwargs)
+    return Fusion(trace, graph, tensors)
 
 
 def _forward(

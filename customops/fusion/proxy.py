@@ -139,6 +139,8 @@ class Traced:
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)  # protocols are asked for
+        if name == "_is_param":  # Module.__setattr__ asks, and isinstance
+            raise untraceable("storing a value in a module cannot be traced", "return it, and store it after the call")
         path = f"Tensor.{name}()" if callable(getattr(Tensor, name, None)) else f"Tensor.{name}"
         if name in ("item", "tolist", "numpy"):
             raise untraceable(f"{path} cannot be traced, as values are not known yet", "pass a number as an argument")

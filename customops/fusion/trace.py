@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._compat import version_of
 from ..ops.call import call
 from ..ops.function import CustomFunction
 from ..ops.reductions import call_reduction
-from ..runtime.paths import MODES, modes
+from ..runtime.paths import CLASSES, MODES, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import CPU, Miniatures, TensorSpec
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
@@ -32,20 +33,30 @@ class ValueSpec(NamedTuple):
     ndim: int
 
 
+class Lifted(NamedTuple):
+    """A tensor that is no argument, and that an operator met: a parameter, for example."""
+
+    tensor: Tensor
+    structure: tuple  # what the trace depends on of it
+    version: int | None  # how often it was written when it was met; None if torch does not count
+
+
 class Trace:
     """A record of what a function does to tensors: operators in order, and which of their values it returns.
 
-    Values are numbered: first the tensors, then one for each node.
+    Values are numbered: first the tensors, those that are arguments and then those that were lifted, as they were met;
+    after these one value for each node.
     """
 
     def __init__(
         self, tracing: Tracing, outputs: tuple[Ref, ...], output_order: tuple[int, ...], output_type: type | None
     ):
-        self.arity = len(tracing.tensors)  # how many tensors the function is given
+        self.lifted = len(tracing.lifted)  # how many tensors are no arguments
+        self.arity = len(tracing.tensors) + self.lifted  # how many tensors there are
         self.nodes = tuple(tracing.nodes())  # in the order in which they were applied
-        self.dtypes = [spec.dtype for spec in tracing.value_specs]  # of each value, under the modes that there were
+        self.dtypes = [spec.dtype for spec in tracing.specs()]  # of each value, under the modes that there were
         self.device = tracing.device  # of all values
-        self.outputs = outputs  # the values that are returned, each once
+        self.outputs = tuple(map(tracing.number, outputs))  # the values that are returned, each once
         self.output_order = output_order  # for each value returned, its position in ``outputs``
         self.output_type = output_type  # tuple or list if the function returned one; None for a single value
         self.graphs: dict[tuple, Any] = {}  # a cache of build.py
@@ -113,34 +124,48 @@ class Traces:
         self._roots: dict[tuple, Branch] = {}
         self.size = 0  # branches in all trees
 
-    def trace(self, function: Callable, args: Sequence, kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Trace:
+    def trace(
+        self, function: Callable, args: Sequence, kwargs: dict[str, Any], tensors: Sequence[Tensor]
+    ) -> tuple[Trace, Sequence[Tensor]]:
         """Trace ``function`` on ``tensors``, which stand in ``args`` and ``kwargs``, in order.
 
-        Raises TypeError, naming the line, where it does what cannot be traced.
+        Returns the trace, and the tensors that it is of: these, and those that were lifted. Raises TypeError, naming
+        the line, where the function does what cannot be traced.
         """
         if self.size >= MAX_PLANS:
             self._roots.clear()
             self.size = 0
         now = modes()
-        structure = now, *[(x.dtype, x.device, *[n == 1 for n in x.shape]) for x in tensors]
+        structure = now, *map(_structure, tensors)
         root = self._roots.get(structure)
         if root is None:
             root = self._roots[structure] = Branch(Ref(len(tensors) - 1))
         tracing = Tracing(root, tensors, now)
         trace = tracing.run(function, args, kwargs)
         self.size += tracing.grown
-        return trace
+        return trace, [*tensors, *[x.tensor for x in tracing.lifted]] if tracing.lifted else tensors
+
+
+def _structure(x: Tensor) -> tuple:
+    """Return what a trace depends on of a tensor."""
+    return x.dtype, x.device, *[n == 1 for n in x.shape]
 
 
 class Tracing:
-    """One run of a function on stand-ins for tensors, along the branches from a root."""
+    """One run of a function on stand-ins for tensors, along the branches from a root.
+
+    Values are numbered as in a trace, but that tensors are lifted while there are nodes: they count down from -1, and
+    :meth:`number` tells the number in the trace.
+    """
 
     def __init__(self, root: Branch, tensors: Sequence[Tensor], now: tuple):
         self.branch = root  # the point reached
-        self.tensors = tensors  # that stand-ins stand for
+        self.tensors = tensors  # the arguments
+        self.lifted: list[Lifted] = []  # the tensors that are none
+        self._numbers: dict[int, int] = {}  # of all these, by identity; empty while none is lifted
         self.modes = now  # those around the call
         self.device = tensors[0].device
-        self.value_specs = [ValueSpec(x.dtype, x.dim()) for x in tensors]  # of each value so far
+        self.value_specs = {i: ValueSpec(x.dtype, x.dim()) for i, x in enumerate(tensors)}  # of each value so far
         self.path: list[Branch] = []  # the branches since the root
         self.grown = 0  # how many branches and traces were new
 
@@ -153,37 +178,82 @@ class Tracing:
         self.check_modes(function)
         output_type = type(returned) if type(returned) in (tuple, list) else None
         results = tuple(returned) if output_type else (returned,)
-        for z in results or [returned]:
-            self._check_returned(z, function)
-        outputs = tuple(dict.fromkeys(z.ref for z in results))
-        key = outputs, tuple(outputs.index(z.ref) for z in results), output_type
+        refs = [self._returned(z, function) for z in results or [returned]]
+        self._check_written(function)
+        outputs = tuple(dict.fromkeys(refs))
+        shape = outputs, tuple(outputs.index(ref) for ref in refs), output_type
+        key = *shape, *[x.structure for x in self.lifted]
         trace = self.branch.traces.get(key)
         if trace is None:
-            trace = self.branch.traces[key] = Trace(self, *key)
+            trace = self.branch.traces[key] = Trace(self, *shape)
             self.grown += 1
         return trace
 
-    def _check_returned(self, z: Any, function: Callable) -> None:
-        """Raise if ``z``, which ``function`` returned, is no value of this run."""
-        if type(z) is not Traced or z._tracing is not self:
-            got = "a value of another call" if type(z) is Traced else repr(z)
-            raise FusionError(
-                f"fuse: {name_of(function)}: expected a tensor or a tuple of them to be returned, got {got}"
-            )
+    def _returned(self, z: Any, function: Callable) -> Ref:
+        """Return the value that ``function`` returned as ``z``; raise if it is none of this run."""
+        if type(z) is Traced and z._tracing is self:
+            return z.ref
+        if type(z) is not Traced and isinstance(z, Tensor):
+            return self.lift(z).ref
+        got = "a value of another call" if type(z) is Traced else repr(z)
+        raise FusionError(f"fuse: {name_of(function)}: expected a tensor or a tuple of them to be returned, got {got}")
+
+    def _check_written(self, function: Callable) -> None:
+        """Raise if the function wrote to a tensor that an operator had read: kernels read it only now."""
+        for x in self.lifted:
+            if version_of(x.tensor) != x.version:
+                raise FusionError(
+                    f"fuse: {name_of(function)}: writing to a tensor after an operator read it cannot be traced; write "
+                    "before the operator reads it, or outside the function"
+                )
+
+    def lift(self, x: Tensor) -> Traced:
+        """Return the stand-in for a tensor that an operator met: an argument, one met before, or one more input.
+
+        Its values are read when the function has ended, so they may be others at each call. One tensor is one input.
+        """
+        if not self._numbers:
+            self._numbers = {id(x): i for i, x in reversed([*enumerate(self.tensors)])}
+        number = self._numbers.get(id(x))
+        if number is None:
+            if x.is_nested:
+                raise untraceable("a nested tensor that is no argument cannot be traced", "make it an argument")
+            number = self._numbers[id(x)] = ~len(self.lifted)
+            self.lifted.append(Lifted(x, _structure(x), version_of(x)))
+            self.value_specs[number] = ValueSpec(x.dtype, x.dim())
+        return Traced(self, Ref(number))
+
+    def number(self, ref: Ref) -> Ref:
+        """Return a value as it is numbered in a trace: arguments, lifted tensors, nodes."""
+        arguments = len(self.tensors)
+        if ref.value < 0:
+            return Ref(arguments + ~ref.value)
+        return ref if ref.value < arguments else Ref(ref.value + len(self.lifted))
 
     def nodes(self) -> list[Any]:
-        """Return the operators applied so far."""
-        return [branch.node for branch in self.path]
+        """Return the operators applied so far, their inputs numbered as in a trace."""
+        nodes: list[Any] = [branch.node for branch in self.path]
+        if not self.lifted:
+            return nodes
+        return [Node(x.operator, tuple([self.number(i) if type(i) is Ref else i for i in x.inputs])) for x in nodes]
+
+    def specs(self) -> list[ValueSpec]:
+        """Return the facts about each value, in the order of a trace."""
+        return [self.value_specs[i] for i in sorted(self.value_specs, key=lambda i: self.number(Ref(i)))]
 
     def apply(self, operator: Any, inputs: Sequence) -> Traced:
         """Apply ``operator`` to stand-ins and numbers, along a branch; torch refuses what it would."""
         if modes() != self.modes:
             self.check_modes()
         key_parts = [operator]
-        for x in inputs:
+        for k, x in enumerate(inputs):
             kind = type(x)
             if kind is Traced:
                 key_parts.append(x.ref if x._tracing is self else x)
+            elif kind in CLASSES or isinstance(x, Tensor):
+                stand_in = self.lift(x)
+                inputs = *inputs[:k], stand_in, *inputs[k + 1 :]
+                key_parts += stand_in.ref, self.lifted[~stand_in.ref.value].structure if stand_in.ref.value < 0 else ()
             else:
                 key_parts += kind, x if kind in BY_VALUE else repr(x) if kind in BY_REPR else NO_KEY
         key = tuple(key_parts)
@@ -192,14 +262,14 @@ class Tracing:
             branch = self._grow(operator, inputs, key)
         self.branch = branch
         self.path.append(branch)
-        self.value_specs.append(branch.spec)  # type: ignore[arg-type]  # only a root has none
+        self.value_specs[branch.ref.value] = branch.spec  # type: ignore[assignment]  # only a root has none
         return Traced(self, branch.ref)
 
     def _grow(self, operator: Any, inputs: Sequence, key: tuple) -> Branch:
         """Return a new branch; it is forgotten after this run if an input has no key."""
         self._refuse(operator, inputs)
         node = Node(operator, tuple([x.ref if type(x) is Traced else x for x in inputs]))
-        branch = Branch(Ref(len(self.value_specs)), node, self._spec_of_result(operator, inputs))
+        branch = Branch(Ref(len(self.tensors) + len(self.path)), node, self._spec_of_result(operator, inputs))
         if NO_KEY in key:
             return branch
         self.grown += 1
@@ -208,12 +278,8 @@ class Tracing:
     def _refuse(self, operator: Any, inputs: Sequence) -> None:
         """Raise if this operator, or an input, cannot be part of a trace."""
         for k, x in enumerate(inputs):
-            if not isinstance(x, Tensor):
-                continue
             if type(x) is not Traced:
-                raise untraceable(
-                    "a tensor that is no argument of the function cannot be traced", "make it an argument"
-                )
+                continue
             if x._tracing is not self:
                 raise untraceable("a value of another call cannot be used", "compute it again, or make it an argument")
             if k > 1:
@@ -247,9 +313,10 @@ class Tracing:
 
     def shape(self, ref: Ref) -> torch.Size:
         """Return the shape of a value for the tensors of this call."""
-        if ref.value < len(self.tensors):
+        if 0 <= ref.value < len(self.tensors):
             return self.tensors[ref.value].shape
-        return _infer(self.nodes(), self.tensors)[ref.value].shape
+        tensors = [*self.tensors, *[x.tensor for x in self.lifted]]
+        return _infer(self.nodes(), tensors)[self.number(ref).value].shape
 
 
 def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:
