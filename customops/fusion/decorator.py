@@ -22,9 +22,10 @@ from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import build
 from .cache_key import NO_KEY, Surroundings, is_constant, static_key
+from .errors import FusionError
 from .explain import explain
 from .function import FusedFunction, Fusion, why_not_fused
-from .proxy import FusionError, Traced
+from .proxy import Traced
 from .signature import FusedCallable, P, R
 from .trace import Trace, Traces
 

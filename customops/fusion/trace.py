@@ -11,11 +11,17 @@ from torch import Tensor
 from ..ops.call import call
 from ..ops.function import CustomFunction
 from ..ops.reductions import call_reduction
-from ..runtime.paths import MODES, modes
+from ..runtime.paths import CLASSES, MODES, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import CPU, Miniatures, TensorSpec
+from . import spelling
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
-from .proxy import Detach, FusionError, Ref, Traced, is_elementwise, untraceable
+from .constants import is_number, key_of
+from .errors import FusionError, untraceable
+from .operators import Cast, Ref, TraceOperator, is_elementwise
+from .proxy import Traced
+
+EXACT = dict.fromkeys((torch.uint8, torch.int8, torch.int16), torch.float32)  # the floats that integers are exact in
 
 
 class Node(NamedTuple):
@@ -64,22 +70,27 @@ class Trace:
         values = list(tensors)
         for operator, inputs in self.nodes:
             args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
-            if operator is Detach:
-                values.append(args[0].detach())
+            if issubclass(operator, TraceOperator):
+                values.append(operator.by_formula(*args))
             else:
                 values.append(call(operator, args) if is_elementwise(operator) else call_reduction(operator, *args))
         return self.pack([values[ref.value] for ref in self.outputs])
 
     def source(self, value: int) -> int:
-        """Return the value that ``value`` is, if detached."""
-        while value >= self.arity and self.nodes[value - self.arity].operator is Detach:
+        """Return the value that ``value`` is, or may share memory with."""
+        while value >= self.arity and getattr(self.nodes[value - self.arity].operator, "may_alias", False):
             value = self.nodes[value - self.arity].inputs[0].value
         return value
 
     def computed_dtypes(self) -> list[torch.dtype]:
-        """Return the dtype of each value that an operator computes: all but the tensors given, and values detached."""
-        dtypes = self.dtypes[self.arity :]
-        return [dtype for dtype, node in zip(dtypes, self.nodes, strict=True) if node.operator is not Detach]
+        """Return the dtype in which each operator computes that computes: that of its value, of a mask its inputs'."""
+        dtypes = []
+        for dtype, (operator, inputs) in zip(self.dtypes[self.arity :], self.nodes, strict=True):
+            if getattr(operator, "may_alias", False):
+                continue
+            sources = [self.dtypes[x.value] for x in inputs if type(x) is Ref] if dtype == torch.bool else [dtype]
+            dtypes += [EXACT.get(source, source) for source in sources if source != torch.bool]
+        return dtypes
 
     def pack(self, results: Sequence) -> Any:
         """Return ``results``, one for each of ``outputs``, as the function returns them."""
@@ -142,6 +153,9 @@ class Tracing:
         self.path: list[Branch] = []  # the branches since the root
         self.grown = 0  # how many branches and traces were new
 
+    call = staticmethod(spelling.call)
+    attribute = staticmethod(spelling.attribute)
+
     def run(self, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Trace:
         """Return what ``function`` does."""
         stand_ins = (Traced(self, Ref(i)) for i in range(len(self.tensors)))
@@ -177,11 +191,15 @@ class Tracing:
         """Apply ``operator`` to stand-ins and numbers, along a branch; torch refuses what it would."""
         if modes() != self.modes:
             self.check_modes()
+        if len(inputs) > 1 and type(inputs[1]) is torch.dtype and operator is not Cast:
+            inputs = self._cast_first(*inputs)
         key_parts = [operator]
         for x in inputs:
             kind = type(x)
             if kind is Traced:
                 key_parts.append(x.ref if x._tracing is self else x)
+            elif kind in CLASSES and is_number(x):
+                key_parts += key_of(x)
             else:
                 key_parts += kind, x if kind in BY_VALUE else repr(x) if kind in BY_REPR else NO_KEY
         key = tuple(key_parts)
@@ -193,10 +211,16 @@ class Tracing:
         self.value_specs.append(branch.spec)  # type: ignore[arg-type]  # only a root has none
         return Traced(self, branch.ref)
 
+    def _cast_first(self, x: Traced, dtype: torch.dtype, *dim) -> Sequence:
+        """Return the inputs of a reduction of ``x`` in this dtype, x cast to it, unless it computes in integers."""
+        if not (dtype.is_floating_point or dtype.is_complex):
+            return x, dtype, *dim
+        return x.to(dtype), None, *dim
+
     def _grow(self, operator: Any, inputs: Sequence, key: tuple) -> Branch:
         """Return a new branch; it is forgotten after this run if an input has no key."""
         self._refuse(operator, inputs)
-        node = Node(operator, tuple([x.ref if type(x) is Traced else x for x in inputs]))
+        node = Node(operator, tuple(map(_recorded, inputs)))
         branch = Branch(Ref(len(self.value_specs)), node, self._spec_of_result(operator, inputs))
         if NO_KEY in key:
             return branch
@@ -209,6 +233,8 @@ class Tracing:
             if not isinstance(x, Tensor):
                 continue
             if type(x) is not Traced:
+                if type(x) in CLASSES and is_number(x):
+                    continue
                 raise untraceable(
                     "a tensor that is no argument of the function cannot be traced", "make it an argument"
                 )
@@ -218,7 +244,7 @@ class Tracing:
                 raise untraceable(
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
-        if operator is not Detach and not issubclass(operator, CustomFunction):
+        if not issubclass(operator, TraceOperator | CustomFunction):
             raise untraceable("an in-place operator cannot be traced", f"use customops.{operator.__name__.lower()}")
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
@@ -248,6 +274,13 @@ class Tracing:
         if ref.value < len(self.tensors):
             return self.tensors[ref.value].shape
         return _infer(self.nodes(), self.tensors)[ref.value].shape
+
+
+def _recorded(x: Any) -> Any:
+    """Return what a node has of an input: of a tensor that is read as a number a copy, as that may change."""
+    if type(x) is Traced:
+        return x.ref
+    return x.detach().clone() if isinstance(x, Tensor) else x
 
 
 def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:
