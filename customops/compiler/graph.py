@@ -146,6 +146,6 @@ def _is_linear_formula(operator: Any, x: str, position: int, numbers: dict[str, 
     slope = operator.derivatives[position]
     if not set(parameters(slope)) <= {"g", *numbers}:
         return False
-    terms = torch.tensor([0.0, 0.4142135623730951, -1.7320508075688772], dtype=torch.float64, device="cpu")
-    apart, together = (operator.formula(**{x: each, **numbers}) for each in (terms, terms.sum()))
-    return bool(apart[0] == 0 and torch.isclose(apart.sum(), together, rtol=1e-12))
+    x_, y_ = torch.linspace(-1.7320508, 1.4142135, 32, dtype=torch.float64, device="cpu").view(2, 16)
+    at_x, at_y, at_sum, at_0 = (operator.formula(**{x: each, **numbers}) for each in (x_, y_, x_ + y_, x_ * 0))
+    return bool(torch.isclose(at_x + at_y, at_sum, rtol=1e-12).all() and not at_0.any())

@@ -22,7 +22,7 @@ LOGICAL = {  # Python's signs, and what they mean for masks
     "invert": ("~", "logical_not"),
 }
 REFUSED_SIGNS = {
-    "matmul": "@, a matrix product,",
+    "matmul": "@",
     "floordiv": "//",
     "mod": "%",
     "lshift": "<<",
@@ -189,7 +189,10 @@ for _name, (_sign, _function) in LOGICAL.items():
     setattr(Traced, f"__r{_name}__", _logical(_sign, _function))
 for _name, _sign in REFUSED_SIGNS.items():
     for _spelling in (_name, f"r{_name}", f"i{_name}") if _name not in ("round", "contains") else (_name,):
-        setattr(Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported", ELSEWHERE))
+        _reason = ", as it is a matrix product" if _sign == "@" else ""
+        setattr(
+            Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported{_reason}", ELSEWHERE)
+        )
 for _name, _what, _instead in (
     ("getitem", "indexing a traced tensor", "index before calling the fused function"),
     ("setitem", "writing to elements of a traced tensor", "write before calling the fused function"),

@@ -40,7 +40,10 @@ ALIASES = {  # other names that torch has for an operator
 PARAMETERS = {"axis": "dim", "keepdims": "keepdim", "a": "input", "x": "input", "x1": "input", "x2": "other"}
 OPTIONS = "inplace", "out", "rounding_mode", "_stacklevel"  # that may be left out where they say nothing
 WRITING = {"out": ", as it writes to a tensor", "inplace": ", as it writes over a tensor"}
-FACTS = "itemsize", "layout", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_sparse", "is_quantized", "is_nested"
+FACTS = frozenset(  # what a tensor's dtype and device alone answer
+    {"itemsize", "element_size", "get_device", "layout", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_sparse"}
+    | {"is_quantized", "is_nested"}
+)
 SIGNS = frozenset(
     f"__{r}{name}__" for name in ("add", "sub", "mul", "truediv", "pow", *LOGICAL, *REFUSED_SIGNS) for r in ("", "r")
 )
@@ -77,7 +80,7 @@ def call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     name = getattr(function, "__name__", str(function))
     path = resolve_name(function) or f"torch's {name}"
     for option, reason in WRITING.items():
-        if kwargs.get(option) not in (None, False):
+        if kwargs.get(option) is not None and kwargs[option] is not False:
             raise untraceable(f"{path} with {option}= cannot be traced{reason}", "leave it out")
     if kwargs.get("rounding_mode"):
         raise untraceable(f"{path} with a rounding_mode cannot be traced", ELSEWHERE)
