@@ -21,7 +21,7 @@ from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, pla
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import build
-from .cache_key import NO_KEY, Surroundings, is_constant, static_key
+from .cache_key import NO_KEY, Surroundings, is_constant, random_state, static_key
 from .errors import FusionError
 from .explain import explain
 from .function import FusedFunction, Fusion, why_not_fused
@@ -36,7 +36,8 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
     """Compute a composition of customops' operators in one kernel, and its gradients in one or two, where possible.
 
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the operators
-    of customops, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, devices,
+    of customops, in their spelling or as torch's functions and tensors' methods, by Python's arithmetic operators,
+    numbers and casts, which round as torch's. It is traced once for each set of dtypes, ranks, devices,
     dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is given anything but
     tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, or reads such a
     thing in its module or where it was defined, it runs at every call, on stand-ins: so all it reads may change at any
@@ -60,15 +61,15 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
     it was made of.
 
     Raises:
-        FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what is no operator of
-            customops, or switches grad mode, autocast or another mode. The message names the line.
+        FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what the operators of
+            customops do not compute, or switches grad mode, autocast or another mode. The message names the line.
         RuntimeError: the backend is ``triton`` and no kernel can run.
         Exception: what torch raises for the operators.
 
     >>> import customops, torch
     >>> @customops.fuse
     ... def rms_norm(x, weight, eps=1e-6):
-    ...     return x * customops.rsqrt(customops.mean(x * x, -1, keepdim=True) + eps) * weight
+    ...     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
     >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 10.0]))
     tensor([[ 0.8485, 11.3137]])
     """
@@ -235,15 +236,17 @@ class Fused(Generic[P, R]):
         """Return the fusion of a call that was not known by its key, and the trace that was made for that.
 
         The fusion is False where operators are applied one by one. Calls with other keys share it, if the function does
-        the same. It is remembered for ``key``, so that the next call like this one makes no trace.
+        the same. It is remembered for ``key``, so that the next call like this one makes no trace, unless the function
+        drew random numbers.
         """
+        before = key and random_state()
         trace = self.trace(tensors, args, kwargs)
         fusion = recall((trace, layout))
         if fusion is None:
             is_fused = why_not_fused(trace, tensors, strict=True) is None
             fusion = is_fused and self.fuse(trace, tensors, args, kwargs)
             remember((trace, layout), fusion)
-        if key:
+        if key and random_state() == before:
             remember((key, layout), fusion)
         return fusion, trace
 

@@ -38,7 +38,7 @@ ALIASES = {  # other names that torch has for an operator
     "true_divide": "div",
 }
 PARAMETERS = {"axis": "dim", "keepdims": "keepdim", "a": "input", "x": "input", "x1": "input", "x2": "other"}
-OPTIONS = "inplace", "out", "rounding_mode", "_stacklevel"  # that may be left out where they say nothing
+OPTIONS = frozenset({"inplace", "out", "rounding_mode", "_stacklevel"})  # that may be left out where they say nothing
 WRITING = {"out": ", as it writes to a tensor", "inplace": ", as it writes over a tensor"}
 FACTS = frozenset(  # what a tensor's dtype and device alone answer
     {"itemsize", "element_size", "get_device", "layout", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_sparse"}
@@ -77,25 +77,33 @@ _asked = _Asked()
 
 def call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Return what torch's ``function`` of stand-ins means; raises FusionError where it means nothing."""
-    name = getattr(function, "__name__", str(function))
-    path = resolve_name(function) or f"torch's {name}"
-    for option, reason in WRITING.items():
-        if kwargs.get(option) is not None and kwargs[option] is not False:
-            raise untraceable(f"{path} with {option}= cannot be traced{reason}", "leave it out")
-    if kwargs.get("rounding_mode"):
-        raise untraceable(f"{path} with a rounding_mode cannot be traced", ELSEWHERE)
     meaning = table().get(function)
+    if meaning is None or (kwargs and not OPTIONS.isdisjoint(kwargs)):
+        _refuse_options(function, kwargs)
     if meaning is None:
-        raise refusal(path, name)
-    if function in _asked.functions:  # an operator asks torch for its error
-        function(*map(example_of, args), **kwargs)
-        raise refusal(path, name)
+        raise refusal(_path(function), function.__name__)
     before = _asked.functions
+    if function in before:  # an operator asks torch for its error
+        function(*map(example_of, args), **kwargs)
+        raise refusal(_path(function), function.__name__)
     _asked.functions = *before, function
     try:
-        return meaning(*args, **_arguments(meaning, kwargs))
+        return meaning(*args, **(_arguments(meaning, kwargs) if kwargs else {}))
     finally:
         _asked.functions = before
+
+
+def _path(function: Callable) -> str:
+    return resolve_name(function) or f"torch's {function.__name__}"
+
+
+def _refuse_options(function: Callable, kwargs: dict[str, Any]) -> None:
+    """Raise where ``kwargs`` ask for what no trace has."""
+    for option, reason in WRITING.items():
+        if kwargs.get(option) is not None and kwargs[option] is not False:
+            raise untraceable(f"{_path(function)} with {option}= cannot be traced{reason}", "leave it out")
+    if kwargs.get("rounding_mode"):
+        raise untraceable(f"{_path(function)} with a rounding_mode cannot be traced", ELSEWHERE)
 
 
 def attribute(x: Any, name: str) -> Any:
