@@ -3,7 +3,7 @@
 from .compiler.graph import Graph
 from .config import backend
 from .fusion.decorator import fuse
-from .fusion.proxy import FusionError
+from .fusion.errors import FusionError
 from .ops.binary import add, add_, div, div_, maximum, minimum, mul, mul_, pow, pow_, sub, sub_
 from .ops.reductions import amax, amin, mean, sum
 from .ops.unary import (

@@ -222,6 +222,22 @@ def equal(x, z, **out):
     return torch.eq(x, z, **out) if out else (x == z).to(x.dtype)  # 1 or 0
 
 
+def full_like(x, y):
+    return torch.full_like(x, y)
+
+
+def to_float16(x):
+    return x.to(torch.float16).to(x.dtype)
+
+
+def to_bfloat16(x):
+    return x.to(torch.bfloat16).to(x.dtype)
+
+
+def to_float32(x):
+    return x.to(torch.float32).to(x.dtype)
+
+
 def _times(number, g):
     """Return number·g; for 1 that is g itself, which costs nothing."""
     return g if _is_one(number) else number * g

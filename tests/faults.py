@@ -1047,8 +1047,8 @@ FAULTS = (
         "operands are not rounded to the common dtype",
         "promotion",
         BODY,
-        "            value = _convert(value, BODY.common_dtype)\n",
-        "            value = _convert(value, BODY.compute_dtype)\n",
+        "            value = convert(value, BODY.common_dtype)\n",
+        "            value = convert(value, BODY.compute_dtype)\n",
         "Kernels on a bfloat16 tensor and a wider number tensor give other digits than torch.",
         by_kernels=(
             "test_edges.py",

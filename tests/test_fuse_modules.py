@@ -220,7 +220,7 @@ def test_a_tensor_that_is_an_argument_too_is_one_input_and_one_met_twice(device)
         m(m.weight).sum().backward()
     assert_equal(module.weight.grad, plain.weight.grad)
     (x,) = draw([(3, 4)], device)
-    traced, tensors = type(module).forward.fused.trace([x], (module, x), {})
+    traced, tensors = type(module).forward.fused.trace([x], None, (module, x), {})
     assert [t is x or t is module.weight or t is module.bias for t in tensors] == [True] * 3
     assert (traced.arity, traced.lifted) == (3, 2)
 

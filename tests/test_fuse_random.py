@@ -309,7 +309,7 @@ def assert_rounded_once(function: Function, program: Program, plain: Sequence[Te
 def _of_saved_results(fused: Any, xs: Sequence[Tensor], zs: Sequence[Tensor], gs: dict[int, Tensor]) -> list[Tensor]:
     """Return the gradients in float64 that are derived, of the inputs and of the results that were saved."""
     made = fused_behind(fused)
-    trace, _ = made.trace(xs, xs, {})
+    trace, _ = made.trace(xs, (), xs, {})
     fusion = made.fuse(trace, xs, xs, {})
     recording = fusion.recording((False, *(x.requires_grad for x in xs)), True)
     cotangents: dict[int, Any] = {}

@@ -42,24 +42,40 @@ def _loop(x):
     return [row * 2 for row in x]
 
 
-def _of_torch(x):
-    return torch.exp(x) * 2
+def _scan(x):
+    return torch.cumsum(x, 0)
 
 
-def _of_torch_alone(x):
-    return torch.softmax(x, -1)
+def _random(x):
+    return torch.nn.functional.dropout(x, 0.5)
 
 
-def _method(x):
-    return x.view(-1)
+def _gather(x):
+    return x.gather(0, x)
 
 
-def _method_of_ours(x):
-    return x.sum()
+def _method_in_place(x):
+    return x.add_(1)
+
+
+def _function_in_place(x):
+    return torch.nn.functional.relu(x, inplace=True)
 
 
 def _property(x):
-    return x.mT * 2
+    return x.grad * 2
+
+
+def _integer(x):
+    return x.long() * x
+
+
+def _elsewhere(x):
+    return x.to("meta") * 2
+
+
+def _other_shape(x):
+    return x * x.new_zeros(7)
 
 
 def _matrix(x):
@@ -115,12 +131,19 @@ REFUSED = {
     _float: ("float(customops.sum(x))", "argument"),
     _index: ("x[0] * 2", "indexing a traced tensor is not supported; index before calling the fused function"),
     _loop: ("for row in x", "take it apart before calling the fused function"),
-    _of_torch: ("torch.exp(x) * 2", "torch.exp cannot be traced; use customops.exp"),
-    _of_torch_alone: ("torch.softmax(x, -1)", "torch.softmax cannot be traced; do that outside the function"),
-    _method: ("x.view(-1)", "Tensor.view() cannot be traced; do that outside the function"),
-    _method_of_ours: ("x.sum()", "Tensor.sum() cannot be traced; use customops.sum(x)"),
-    _property: ("x.mT * 2", "Tensor.mT cannot be traced; do that outside the function"),
-    _matrix: ("x @ x", "@ of a traced tensor is not supported; do that outside the function"),
+    _scan: ("torch.cumsum(x, 0)", "torch.cumsum cannot be traced, as it adds up along an axis"),
+    _random: ("dropout(x, 0.5)", "dropout cannot be traced, as it takes random numbers; do that outside the function"),
+    _gather: ("x.gather(0, x)", "Tensor.gather() cannot be traced, as it reads or writes elements by index"),
+    _method_in_place: ("x.add_(1)", "as it writes over a tensor; write x = x.add(...)"),
+    _function_in_place: (
+        "inplace=True",
+        "with inplace= cannot be traced, as it writes over a tensor; leave it out",
+    ),
+    _property: ("x.grad * 2", "Tensor.grad cannot be traced; do that outside the function"),
+    _integer: ("x.long()", "a cast to torch.int64 cannot be traced"),
+    _elsewhere: ('x.to("meta")', "a move to meta cannot be traced; move the tensor before the call"),
+    _other_shape: ("x.new_zeros(7)", "use torch.full_like, or a number"),
+    _matrix: ("x @ x", "@ of a traced tensor is not supported, as it is a matrix product; do that outside"),
     _augmented: ("x += 1", "write x = x + y"),
     _twin: ("customops.exp_(x)", "use customops.exp"),
     _out: ("out=x", "leave it out"),
@@ -238,7 +261,7 @@ def test_a_value_of_another_call_is_refused(device, back):
         fused(torch.zeros(3, device=device))
     else:
         x = torch.zeros(3)
-        Traces().trace(lambda x: before.append(x) or customops.exp(x), [x], {}, [x])
+        Traces().trace(lambda x: before.append(x) or customops.exp(x), [x], {}, [x], True)
     with pytest.raises(TypeError, match="a value of another call"):
         fused(torch.zeros(3, device=device, dtype=torch.float64))
 
@@ -254,7 +277,7 @@ def test_what_is_no_function_is_refused(wrap):
 def test_a_folder_called_torch_is_not_torchs(device, tmp_path, monkeypatch):
     (tmp_path / "torch_models" / "torch").mkdir(parents=True)
     file = tmp_path / "torch_models" / "torch" / "layers.py"
-    file.write_text("def f(x):\n    return x.sum()\n")
+    file.write_text("def f(x):\n    return x.cumsum(0)\n")
     spec = spec_from_file_location("layers", file)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -70,7 +70,7 @@ def tuple_of(z) -> tuple:
 def recording(function, xs, statistics=True):
     """Return the fusion of a call, and what it saves where all inputs need gradients."""
     made = fused_behind(fuse(lambda *xs: function(customops, *xs)))
-    fusion = made.fuse(*made.trace(xs, xs, {}), xs, {})
+    fusion = made.fuse(*made.trace(xs, (), xs, {}), xs, {})
     return fusion, fusion.recording((False, *[True] * len(xs)), statistics)
 
 

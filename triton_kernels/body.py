@@ -42,7 +42,7 @@ import triton
 import triton.language as tl
 
 from . import formulas
-from .formulas import INTERPRETED
+from .casts import convert
 
 
 class Reducer(NamedTuple):
@@ -179,8 +179,8 @@ def load(
             offset = tl.broadcast_to(offset, GEOMETRY.tile)
         value = tl.load(operand + offset, mask=mask)
         if GEOMETRY.cast_on_load[i]:
-            value = _convert(value, BODY.common_dtype)
-        return _convert(value, BODY.compute_dtype)
+            value = convert(value, BODY.common_dtype)
+        return convert(value, BODY.compute_dtype)
 
 
 @triton.jit
@@ -190,7 +190,7 @@ def store(
 ):  # fmt: skip
     """Write ``value`` of output j at ``indices``, but for groups that it is constant along; nothing past an end."""
     offset, mask = place(strides, sizes, extents, indices, j, UNMASKED, GEOMETRY)
-    tl.store(output + offset, tl.broadcast_to(_convert(value, output.dtype.element_ty), offset.shape), mask=mask)
+    tl.store(output + offset, tl.broadcast_to(convert(value, output.dtype.element_ty), offset.shape), mask=mask)
 
 
 @triton.jit
@@ -213,18 +213,6 @@ def place(
 @triton.constexpr_function
 def _ones(indices):
     return [1] * len(indices)
-
-
-@triton.jit
-def _convert(value, DTYPE: tl.constexpr):
-    """Cast to DTYPE, to half types by way of float32: as torch does, and all that the interpreter can do."""
-    if DTYPE.is_fp16() or DTYPE.is_bf16():
-        value = value.to(tl.float32)
-    if INTERPRETED and DTYPE.is_bf16():  # the interpreter cuts the lower bits off, GPUs round to nearest even
-        bits = value.to(tl.int32, bitcast=True)
-        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
-        value = tl.where(tl.abs(value) >= 0, nearest, value)  # a nan as it is
-    return value.to(DTYPE)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from . import division
+from . import casts, division
 from .division import INTERPRETED
 
 
@@ -272,6 +272,27 @@ def extremum_dx(g, ties, mask):
 def equal(x, z):
     x, z = tl.broadcast(x, z)
     return (x == z).to(x.dtype)
+
+
+@triton.jit
+def full_like(x, y):
+    _, z = tl.broadcast(x, y)  # no element of x is read
+    return z
+
+
+@triton.jit
+def to_float16(x):
+    return casts.convert(x, tl.float16).to(x.dtype)
+
+
+@triton.jit
+def to_bfloat16(x):
+    return casts.convert(x, tl.bfloat16).to(x.dtype)
+
+
+@triton.jit
+def to_float32(x):
+    return casts.convert(x, tl.float32).to(x.dtype)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ that takes ``out``, of which a block's temporaries are reused. So every formula 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from .. import formulas
 from .._compat import LightDispatchMode, in_place_variant, out_variant
 
 ALIASES = frozenset({"detach", "alias", "lift_fresh"})  # operators that return their input
+WITHOUT_NUMBERS = frozenset({"maximum", "minimum"})  # formulas whose operator in torch takes no numbers
 
 
 class Ref(NamedTuple):
@@ -66,8 +67,15 @@ def lower(formula: str, args: tuple, reduced: tuple[int, ...], dtype: torch.dtyp
             else recorder.known(torch.ones([2 if varies else 1 for varies in x], dtype=dtype, device="cpu"), Ref(k))
             for k, x in enumerate(args)
         ]
-        z = getattr(formulas, formula)(*examples, *([[*reduced], True] if reduced else ()))
+        z = getattr(formulas, formula)(*operands(formula, examples, dtype), *([[*reduced], True] if reduced else ()))
     return Lowered(tuple(recorder.calls), recorder.ref(z))
+
+
+def operands(formula: str, args: Sequence, dtype: torch.dtype) -> Sequence:
+    """Return ``args`` of a formula, numbers as 0-dim tensors where torch's operator takes no numbers."""
+    if formula not in WITHOUT_NUMBERS:
+        return args
+    return [x if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype, device="cpu") for x in args]
 
 
 class _Recorder(LightDispatchMode):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import formulas
+from ..blocks.lowering import operands
 from .axes import NOTHING, Dims, align, restore
 from .graph import Constant, Graph, Input, Op, Renamed
 
@@ -38,7 +39,7 @@ def evaluate(
             inputs = [values[j] for j in node.inputs]
             for k in node.detached:
                 inputs[k] = inputs[k].detach()
-            values[i] = _apply(graph, node, inputs, order)
+            values[i] = _apply(graph, node, operands(node.formula, inputs, dtype), order)
     return [restore(values[value], dims, order, graph.sizes) for value, dims in graph.results]
 
 

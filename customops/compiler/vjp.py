@@ -9,7 +9,8 @@ from ..runtime.rules import is_identity, parameters
 from .axes import NO_AXES, Axes
 from .graph import Constant, Graph, Op
 
-PASSING = frozenset({"add", "sub", "neg", "sum", "mean"})  # operators whose rules multiply by no value
+# Operators whose rules multiply by no value.
+PASSING = frozenset({"add", "sub", "neg", "sum", "mean", "to_float16", "to_bfloat16", "to_float32"})
 FACTORS = {"exp_dx": "z", "mul_dx": "y", "mul_dy": "x"}  # rules that multiply by one value, and which
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from ..compiler.axes import NO_AXES, AxisUnion, Dims
 from ..compiler.graph import Constant, Graph, Input, Op, Renamed
 from ..runtime.reduction import reduced_axes
-from .proxy import Detach, Ref, is_elementwise
+from .operators import Cast, Detach, Fill, Ref, TraceOperator, is_elementwise, rounding
 from .trace import Node, Trace
 
 
@@ -31,9 +33,10 @@ def _build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) 
     detached: set[int] = set()  # values of the trace
     for i, (operator, inputs) in enumerate(trace.nodes, len(shapes)):
         positions = frozenset(k for k, x in enumerate(inputs) if isinstance(x, Ref) and x.value in detached)
-        if operator is Detach:
-            index.append(index[inputs[0].value])
-            detached.add(i)
+        if issubclass(operator, TraceOperator):
+            index.append(_own(graph, trace, index[inputs[0].value], i, positions))
+            if operator in (Detach, Fill) or positions:
+                detached.add(i)
         elif i in axes.reduced:
             reduced = frozenset(a for a in axes.reduced[i] if a is not None)
             if not reduced and positions:
@@ -48,11 +51,21 @@ def _build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) 
     return graph
 
 
+def _own(graph: Graph, trace: Trace, x: int, i: int, positions: frozenset[int]) -> int:
+    """Return what value ``i`` of the trace, of an operator that only traces have, is in the graph: ``x``, or of it."""
+    operator, inputs = trace.nodes[i - trace.arity]
+    if operator is Fill:
+        return graph.add(Op("full_like", (x, graph.add(Constant(inputs[1]))), detached=frozenset({0})))
+    rounds = rounding(trace.dtypes[inputs[0].value], trace.dtypes[i]) if operator is Cast else None
+    return graph.add(Op(rounds.formula.__name__, (x,), NO_AXES, rounds, positions)) if rounds else x
+
+
 def _operands(graph: Graph, axes: _Axes, index: Sequence[int], i: int, inputs: Sequence) -> tuple[int, ...]:
     """Return the values of the graph that elementwise operator ``i`` of the trace is applied to."""
     operands = []
     for k, x in enumerate(inputs):
-        operand = index[x.value] if isinstance(x, Ref) else graph.add(Constant(x))
+        number = x.item() if isinstance(x, Tensor) else x
+        operand = index[x.value] if isinstance(x, Ref) else graph.add(Constant(number))
         if (i, k) in axes.renamed:
             operand = graph.add(Renamed((operand,), axes.dims[x.value], axes.renamed[i, k]))
         operands.append(operand)

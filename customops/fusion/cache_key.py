@@ -14,6 +14,7 @@ anything else                              nothing: an object may change, and eq
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from itertools import count
 from operator import is_
@@ -40,6 +41,11 @@ def static_key(x: Any) -> Any:
     if kind not in BY_REPR or (kind is tuple and any([static_key(each) is NO_KEY for each in x])):
         return NO_KEY
     return repr(x)
+
+
+def random_state() -> tuple:
+    """Return the state of the generators of random numbers, torch's on the CPU and Python's."""
+    return bytes(torch.default_generator.get_state().numpy()), random.getstate()
 
 
 def is_constant(x: Any) -> bool:

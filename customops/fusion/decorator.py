@@ -22,11 +22,12 @@ from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, pla
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import build
-from .cache_key import NO_KEY, Surroundings, is_constant, static_key
+from .cache_key import NO_KEY, Surroundings, is_constant, random_state, static_key
+from .errors import FusionError
 from .explain import explain
 from .function import FusedFunction, Fusion, why_not_fused
 from .modules import fused_class, is_fused_class, why_not_fusable
-from .proxy import FusionError, Traced
+from .proxy import Traced
 from .signature import FusedCallable, P, R
 from .trace import Trace, Traces
 
@@ -43,7 +44,8 @@ def fuse(function: Any) -> Any:
     """Compute a composition of customops' operators in one kernel, and its gradients in one or two, where possible.
 
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the operators
-    of customops, Python's arithmetic operators and numbers. It is traced once for each set of dtypes, ranks, devices,
+    of customops, in their spelling or as torch's functions and tensors' methods, by Python's arithmetic operators,
+    numbers and casts, which round as torch's. It is traced once for each set of dtypes, ranks, devices,
     dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is given anything but
     tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, or reads such a
     thing in its module or where it was defined, it runs at every call, on stand-ins: so all it reads may change at any
@@ -68,15 +70,15 @@ def fuse(function: Any) -> Any:
     it was made of.
 
     Raises:
-        FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what is no operator of
-            customops, or switches grad mode, autocast or another mode. The message names the line.
+        FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what the operators of
+            customops do not compute, or switches grad mode, autocast or another mode. The message names the line.
         RuntimeError: the backend is ``triton`` and no kernel can run.
         Exception: what torch raises for the operators.
 
     >>> import customops, torch
     >>> @customops.fuse
     ... def rms_norm(x, weight, eps=1e-6):
-    ...     return x * customops.rsqrt(customops.mean(x * x, -1, keepdim=True) + eps) * weight
+    ...     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
     >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 10.0]))
     tensor([[ 0.8485, 11.3137]])
     """
@@ -168,10 +170,10 @@ class Fused(Generic[P, R]):
         Raises FusionError as a call does, ValueError where nothing can be traced: for subclasses, under modes.
         """
         arguments, named = self.all_arguments(args, kwargs)
-        tensors, _ = self.read(arguments, named)
+        tensors, key = self.read(arguments, named)
         if is_intercepted() or not self.is_traceable(tensors):
             raise ValueError(f"fuse: there is no program: {self.NOT_TRACED}")
-        return self.graph(*self.trace(tensors, arguments, named), arguments, named)
+        return self.graph(*self.trace(tensors, key, arguments, named), arguments, named)
 
     def explain(self, *args: Any, **kwargs: Any) -> None:
         """Print what a call would compute, launch and move on a GPU by kernels, and on a CPU by blocks.
@@ -225,9 +227,13 @@ class Fused(Generic[P, R]):
             return False
         return forward_level() < 0 or all(forward_ad.unpack_dual(x).tangent is None for x in tensors)
 
-    def trace(self, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Sequence[Tensor]]:
+    def trace(
+        self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Trace, Sequence[Tensor]]:
         """Return what the function does with these arguments, and the tensors it is of: these, and those lifted."""
-        return self._or_raise_as_torch(lambda: self._traces.trace(self.function, args, kwargs, tensors), args, kwargs)
+        return self._or_raise_as_torch(
+            lambda: self._traces.trace(self.function, args, kwargs, tensors, key is not None), args, kwargs
+        )
 
     def fuse(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
         """Return the fusion of a trace for tensors in this layout."""
@@ -258,9 +264,10 @@ class Fused(Generic[P, R]):
 
         The fusion is False where operators are applied one by one. Calls with other keys share it, if the function does
         the same. It is remembered for ``key``, so that the next call like this one makes no trace; but where tensors
-        were lifted the function has to run each time, as only it knows which.
+        were lifted, or random numbers drawn, the function has to run each time, as only it knows which.
         """
-        trace, tensors = self.trace(tensors, args, kwargs)
+        before = key and random_state()
+        trace, tensors = self.trace(tensors, key, args, kwargs)
         if trace.lifted:
             of_lifted = tensors_key(tensors[-trace.lifted :])
             if of_lifted is None:
@@ -271,7 +278,7 @@ class Fused(Generic[P, R]):
             is_fused = why_not_fused(trace, tensors, strict=True) is None
             fusion = is_fused and self.fuse(trace, tensors, args, kwargs)
             remember((trace, layout), fusion)
-        if key:
+        if key and random_state() == before:
             remember((key, layout), fusion)
         return fusion, trace, tensors
 
@@ -294,7 +301,7 @@ class Fused(Generic[P, R]):
         if ((intercepted or is_known) and not hooked) or not self.is_traceable(tensors):
             return self.function(*args, **kwargs)
         with without_modes() if intercepted else nullcontext():
-            trace, tensors = self.trace(tensors, args, kwargs)
+            trace, tensors = self.trace(tensors, key, args, kwargs)
             hooked = hooked and any([x.requires_grad for x in tensors])
             fusion = self._fusion_without_kernels(trace, tensors, args, kwargs) if hooked else None
         if fusion:

@@ -46,10 +46,10 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
         if strict:
             refuse_if_required("fuse", blocker)
         return f"no kernel for {blocker}"
-    if aliases := _aliases(trace):
-        return aliases
     if len({x.device for x in tensors}) > 1:
         return "the tensors are on several devices"
+    if unsuitable := _aliases(trace) or _masks(trace):
+        return unsuitable
     dtypes = set(trace.computed_dtypes())
     if not dtypes <= set(COMPUTE):
         return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
@@ -62,6 +62,12 @@ def _aliases(trace: Trace) -> str | None:
     if any(value < trace.arity for value in sources):
         return "an argument is returned as it is"
     return "a value is returned twice, detached once" if len(set(sources)) < len(sources) else None
+
+
+def _masks(trace: Trace) -> str | None:
+    """Return that a mask is returned, in words, if one is: kernels of several operators have them as floats."""
+    is_any = any(trace.dtypes[ref.value] == torch.bool for ref in trace.outputs)
+    return "a mask is returned, which kernels of several operators have as a float" if is_any else None
 
 
 class Fusion:

@@ -1,56 +1,40 @@
-"""The stand-in for a tensor while a function is traced, and the errors of what cannot be traced."""
+"""The stand-in for a tensor while a function is traced."""
 
 from __future__ import annotations
 
-import linecache
-import os
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from textwrap import shorten
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import resolve_name
 
-from .. import config
 from .._compat import transforms_active
-from ..ops import binary, reductions, unary
-from ..ops.function import Operator
+from ..ops import binary, unary
+from .casts import Casts
+from .errors import untraceable
+from .operators import Ref
 
-_OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (config.__file__, torch.__file__))
-_OPERATORS = {name for module in (unary, binary, reductions) for name in module.__all__ if not name.endswith("_")}
-_ELSEWHERE = "do that outside the function"
-
-
-class Ref(NamedTuple):
-    """A value of a trace: a tensor that the function was given, or what an operator returned."""
-
-    value: int  # its number: first the tensors, then what each operator returned, in order
-
-
-class Detach:
-    """The operator of ``x.detach()`` in a trace: x, with a derivative of zero."""
-
-    by_formula = staticmethod(Tensor.detach)
-
-    @staticmethod
-    def eager_call(inputs):
-        """Return torch's function, and the inputs that it takes."""
-        return Tensor.detach, inputs
-
-
-def is_elementwise(operator: Any) -> bool:
-    """Return whether an operator of a trace is no reduction."""
-    return operator is Detach or issubclass(operator, Operator)
+COMPARISONS = "lt", "le", "gt", "ge", "eq", "ne"
+LOGICAL = {  # Python's signs, and what they mean for masks
+    "and": ("&", "logical_and"),
+    "or": ("|", "logical_or"),
+    "xor": ("^", "logical_xor"),
+    "invert": ("~", "logical_not"),
+}
+REFUSED_SIGNS = {
+    "matmul": "@",
+    "floordiv": "//",
+    "mod": "%",
+    "lshift": "<<",
+    "rshift": ">>",
+    "divmod": "divmod()",
+    "round": "round()",
+    "contains": "in",
+}
+ELSEWHERE = "do that outside the function"
 
 
-class FusionError(TypeError):
-    """The error of a function that does what cannot be traced."""
-
-
-class Traced:
+class Traced(Casts):
     """A stand-in for a tensor while a function is traced."""
 
     __slots__ = ("_tracing", "ref")
@@ -73,16 +57,9 @@ class Traced:
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        """Reject torch's functions on a traced tensor, but for ``detach``, and what its dtype and shape answer."""
-        if kwargs and kwargs.get("out") is not None:
-            raise untraceable("out= cannot be traced, as it writes to a tensor", "leave it out")
-        name = getattr(function, "__name__", str(function))
-        if name in ("numel", "is_floating_point", "is_complex", "detach"):
-            return getattr(cls, name)(*args)
-        path = resolve_name(function) or f"torch's {name}"
-        if kwargs and kwargs.get("rounding_mode"):
-            raise untraceable(f"{path} with a rounding_mode cannot be traced", _ELSEWHERE)
-        raise untraceable(f"{path} cannot be traced", f"use customops.{name}" if name in _OPERATORS else _ELSEWHERE)
+        """Apply the operator that torch's ``function`` means, or say what would work."""
+        kwargs = kwargs or {}
+        return next(_stand_ins((args, kwargs)))._tracing.call(function, args, kwargs)
 
     @property
     def shape(self) -> torch.Size:
@@ -97,6 +74,8 @@ class Traced:
         """Return the number of elements."""
         return self.shape.numel()
 
+    nelement = numel
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -104,6 +83,7 @@ class Traced:
         """Return the number of dimensions."""
         return self._tracing.value_specs[self.ref.value].ndim
 
+    ndimension = dim
     ndim = property(dim)
 
     @property
@@ -123,10 +103,6 @@ class Traced:
         """Return whether the dtype is a complex one."""
         return self.dtype.is_complex
 
-    def detach(self) -> Traced:
-        """Return the value with a derivative of zero."""
-        return self._tracing.apply(Detach, (self,))
-
     def __bool__(self):
         raise untraceable(
             "branching on a value cannot be traced",
@@ -141,11 +117,16 @@ class Traced:
             raise AttributeError(name)  # protocols are asked for
         if name == "_is_param":  # Module.__setattr__ asks, and isinstance
             raise untraceable("storing a value in a module cannot be traced", "return it, and store it after the call")
-        path = f"Tensor.{name}()" if callable(getattr(Tensor, name, None)) else f"Tensor.{name}"
-        if name in ("item", "tolist", "numpy"):
-            raise untraceable(f"{path} cannot be traced, as values are not known yet", "pass a number as an argument")
-        call = f"customops.{name}({'x, y' if name in binary.__all__ else 'x'})"
-        raise untraceable(f"{path} cannot be traced", f"use {call}" if name in _OPERATORS else _ELSEWHERE)
+        return self._tracing.attribute(self, name)
+
+
+def _stand_ins(x: Any) -> Iterator[Traced]:
+    """Yield the stand-ins in nested arguments."""
+    if type(x) is Traced:
+        yield x
+    elif isinstance(x, tuple | list | dict):
+        for each in x.values() if isinstance(x, dict) else x:
+            yield from _stand_ins(each)
 
 
 def _binary(name: str, swap: bool = False):
@@ -166,6 +147,23 @@ def _unary(name: str):
     return method
 
 
+def _torchs(name: str):
+    def method(self, *others):
+        return self._tracing.call(getattr(torch, name), (self, *others), {})
+
+    return method
+
+
+def _logical(sign: str, name: str):
+    def method(*operands):
+        for x in operands:
+            if getattr(x, "dtype", type(x)) not in (torch.bool, bool):
+                raise untraceable(f"{sign} of a traced tensor that is no mask is not supported", ELSEWHERE)
+        return next(_stand_ins(operands))._tracing.call(getattr(torch, name), operands, {})
+
+    return method
+
+
 def _refused(what: str, instead: str):
     def method(self, *_):
         raise untraceable(what, instead)
@@ -180,31 +178,23 @@ for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**"
     setattr(Traced, f"__i{_spelling}__", _refused("writing over a tensor cannot be traced", f"write x = x {_sign} y"))
 for _name in ("neg", "abs"):
     setattr(Traced, f"__{_name}__", _unary(_name))
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(
-        Traced,
-        f"__{_name}__",
-        _refused("comparing values cannot be traced", "use maximum, minimum, relu, abs; or `is`"),
-    )
+for _name in COMPARISONS:
+    setattr(Traced, f"__{_name}__", _torchs(_name))
 for _name in ("float", "int", "index", "complex", "array"):
     setattr(
         Traced,
         f"__{_name}__",
         _refused("a number cannot be made of a traced tensor, as values are not known yet", "pass it as an argument"),
     )
-_SIGNS = {
-    "matmul": "@",
-    "floordiv": "//",
-    "mod": "%",
-    "and": "&",
-    "or": "|",
-    "xor": "^",
-    "lshift": "<<",
-    "rshift": ">>",
-}
-for _name, _sign in {**_SIGNS, "divmod": "divmod()", "invert": "~", "round": "round()", "contains": "in"}.items():
-    for _spelling in (_name, f"r{_name}", f"i{_name}") if _name in (*_SIGNS, "divmod") else (_name,):
-        setattr(Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported", _ELSEWHERE))
+for _name, (_sign, _function) in LOGICAL.items():
+    setattr(Traced, f"__{_name}__", _logical(_sign, _function))
+    setattr(Traced, f"__r{_name}__", _logical(_sign, _function))
+for _name, _sign in REFUSED_SIGNS.items():
+    for _spelling in (_name, f"r{_name}", f"i{_name}") if _name not in ("round", "contains") else (_name,):
+        _reason = ", as it is a matrix product" if _sign == "@" else ""
+        setattr(
+            Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported{_reason}", ELSEWHERE)
+        )
 for _name, _what, _instead in (
     ("getitem", "indexing a traced tensor", "index before calling the fused function"),
     ("setitem", "writing to elements of a traced tensor", "write before calling the fused function"),
@@ -212,13 +202,3 @@ for _name, _what, _instead in (
 ):
     setattr(Traced, f"__{_name}__", _refused(f"{_what} is not supported", _instead))
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __eq__
-
-
-def untraceable(what: str, instead: str) -> FusionError:
-    """Return an error that names the line of the traced function that did ``what``, and says what would work."""
-    frame = sys._getframe(1)
-    while frame.f_back and frame.f_code.co_filename.startswith(_OURS):
-        frame = frame.f_back
-    file, line = frame.f_code.co_filename, frame.f_lineno
-    source = linecache.getline(file, line, frame.f_globals).strip()
-    return FusionError(f"fuse: {frame.f_code.co_name}, {file}:{line}: `{shorten(source, 80)}`: {what}; {instead}")

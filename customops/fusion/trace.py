@@ -15,8 +15,14 @@ from ..ops.reductions import call_reduction
 from ..runtime.paths import CLASSES, MODES, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import CPU, Miniatures, TensorSpec
+from . import spelling
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
-from .proxy import Detach, FusionError, Ref, Traced, is_elementwise, untraceable
+from .constants import is_number, key_of
+from .errors import FusionError, untraceable
+from .operators import Cast, Ref, TraceOperator, is_elementwise
+from .proxy import Traced
+
+EXACT = dict.fromkeys((torch.uint8, torch.int8, torch.int16), torch.float32)  # the floats that integers are exact in
 
 
 class Node(NamedTuple):
@@ -77,22 +83,27 @@ class Trace:
         values = list(tensors)
         for operator, inputs in self.nodes:
             args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
-            if operator is Detach:
-                values.append(args[0].detach())
+            if issubclass(operator, TraceOperator):
+                values.append(operator.by_formula(*args))
             else:
                 values.append(call(operator, args) if is_elementwise(operator) else call_reduction(operator, *args))
         return self.pack([values[ref.value] for ref in self.outputs])
 
     def source(self, value: int) -> int:
-        """Return the value that ``value`` is, if detached."""
-        while value >= self.arity and self.nodes[value - self.arity].operator is Detach:
+        """Return the value that ``value`` is, or may share memory with."""
+        while value >= self.arity and getattr(self.nodes[value - self.arity].operator, "may_alias", False):
             value = self.nodes[value - self.arity].inputs[0].value
         return value
 
     def computed_dtypes(self) -> list[torch.dtype]:
-        """Return the dtype of each value that an operator computes: all but the tensors given, and values detached."""
-        dtypes = self.dtypes[self.arity :]
-        return [dtype for dtype, node in zip(dtypes, self.nodes, strict=True) if node.operator is not Detach]
+        """Return the dtype in which each operator computes that computes: that of its value, of a mask its inputs'."""
+        dtypes = []
+        for dtype, (operator, inputs) in zip(self.dtypes[self.arity :], self.nodes, strict=True):
+            if getattr(operator, "may_alias", False):
+                continue
+            sources = [self.dtypes[x.value] for x in inputs if type(x) is Ref] if dtype == torch.bool else [dtype]
+            dtypes += [EXACT.get(source, source) for source in sources if source != torch.bool]
+        return dtypes
 
     def pack(self, results: Sequence) -> Any:
         """Return ``results``, one for each of ``outputs``, as the function returns them."""
@@ -125,12 +136,19 @@ class Traces:
         self.size = 0  # branches in all trees
 
     def trace(
-        self, function: Callable, args: Sequence, kwargs: dict[str, Any], tensors: Sequence[Tensor]
+        self,
+        function: Callable,
+        args: Sequence,
+        kwargs: dict[str, Any],
+        tensors: Sequence[Tensor],
+        is_known_by_key: bool,
     ) -> tuple[Trace, Sequence[Tensor]]:
         """Trace ``function`` on ``tensors``, which stand in ``args`` and ``kwargs``, in order.
 
-        Returns the trace, and the tensors that it is of: these, and those that were lifted. Raises TypeError, naming
-        the line, where the function does what cannot be traced.
+        If a call ``is_known_by_key``, without running the function, tensors of one number that it makes are numbers of
+        the trace; else they are lifted as all others are, so that no trace is made for each number. Returns the trace,
+        and the tensors that it is of: these, and those that were lifted. Raises TypeError, naming the line, where the
+        function does what cannot be traced.
         """
         if self.size >= MAX_PLANS:
             self._roots.clear()
@@ -140,7 +158,7 @@ class Traces:
         root = self._roots.get(structure)
         if root is None:
             root = self._roots[structure] = Branch(Ref(len(tensors) - 1))
-        tracing = Tracing(root, tensors, now)
+        tracing = Tracing(root, tensors, now, is_known_by_key)
         trace = tracing.run(function, args, kwargs)
         self.size += tracing.grown
         return trace, [*tensors, *[x.tensor for x in tracing.lifted]] if tracing.lifted else tensors
@@ -158,8 +176,9 @@ class Tracing:
     :meth:`number` tells the number in the trace.
     """
 
-    def __init__(self, root: Branch, tensors: Sequence[Tensor], now: tuple):
+    def __init__(self, root: Branch, tensors: Sequence[Tensor], now: tuple, is_known_by_key: bool):
         self.branch = root  # the point reached
+        self.is_known_by_key = is_known_by_key  # whether the next call like this one may not run the function
         self.tensors = tensors  # the arguments
         self.lifted: list[Lifted] = []  # the tensors that are none
         self._numbers: dict[int, int] = {}  # of all these, by identity; empty while none is lifted
@@ -168,6 +187,9 @@ class Tracing:
         self.value_specs = {i: ValueSpec(x.dtype, x.dim()) for i, x in enumerate(tensors)}  # of each value so far
         self.path: list[Branch] = []  # the branches since the root
         self.grown = 0  # how many branches and traces were new
+
+    call = staticmethod(spelling.call)
+    attribute = staticmethod(spelling.attribute)
 
     def run(self, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Trace:
         """Return what ``function`` does."""
@@ -245,11 +267,15 @@ class Tracing:
         """Apply ``operator`` to stand-ins and numbers, along a branch; torch refuses what it would."""
         if modes() != self.modes:
             self.check_modes()
+        if len(inputs) > 1 and type(inputs[1]) is torch.dtype and operator is not Cast:
+            inputs = self._cast_first(*inputs)
         key_parts = [operator]
         for k, x in enumerate(inputs):
             kind = type(x)
             if kind is Traced:
                 key_parts.append(x.ref if x._tracing is self else x)
+            elif kind in CLASSES and self.is_known_by_key and is_number(x):
+                key_parts += key_of(x)
             elif kind in CLASSES or isinstance(x, Tensor):
                 stand_in = self.lift(x)
                 inputs = *inputs[:k], stand_in, *inputs[k + 1 :]
@@ -265,10 +291,16 @@ class Tracing:
         self.value_specs[branch.ref.value] = branch.spec  # type: ignore[assignment]  # only a root has none
         return Traced(self, branch.ref)
 
+    def _cast_first(self, x: Traced, dtype: torch.dtype, *dim) -> Sequence:
+        """Return the inputs of a reduction of ``x`` in this dtype, x cast to it, unless it computes in integers."""
+        if not (dtype.is_floating_point or dtype.is_complex):
+            return x, dtype, *dim
+        return x.to(dtype), None, *dim
+
     def _grow(self, operator: Any, inputs: Sequence, key: tuple) -> Branch:
         """Return a new branch; it is forgotten after this run if an input has no key."""
         self._refuse(operator, inputs)
-        node = Node(operator, tuple([x.ref if type(x) is Traced else x for x in inputs]))
+        node = Node(operator, tuple(map(_recorded, inputs)))
         branch = Branch(Ref(len(self.tensors) + len(self.path)), node, self._spec_of_result(operator, inputs))
         if NO_KEY in key:
             return branch
@@ -286,7 +318,7 @@ class Tracing:
                 raise untraceable(
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
-        if operator is not Detach and not issubclass(operator, CustomFunction):
+        if not issubclass(operator, TraceOperator | CustomFunction):
             raise untraceable("an in-place operator cannot be traced", f"use customops.{operator.__name__.lower()}")
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
@@ -317,6 +349,13 @@ class Tracing:
             return self.tensors[ref.value].shape
         tensors = [*self.tensors, *[x.tensor for x in self.lifted]]
         return _infer(self.nodes(), tensors)[self.number(ref).value].shape
+
+
+def _recorded(x: Any) -> Any:
+    """Return what a node has of an input: of a tensor that is read as a number a copy, as that may change."""
+    if type(x) is Traced:
+        return x.ref
+    return x.detach().clone() if isinstance(x, Tensor) else x
 
 
 def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:

@@ -16,7 +16,7 @@ from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
 from ..tools.dry_run import dry_run
 from ..tools.report import total
-from .proxy import Detach, Ref
+from .operators import Cast, Fill, Ref, TraceOperator
 from .trace import Trace
 
 
@@ -31,15 +31,17 @@ def unfused(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int], targ
     """Return the cost of a trace operator by operator: forward and, if inputs are ``needed`` gradients of, backward.
 
     The tensors are on the CPU. The sums that autograd makes where several operators read a value are counted, though
-    they are no kernels of ours.
+    they are no kernels of ours, and so are casts.
     """
     with dry_run(target) as records, backend("triton"), torch.enable_grad(), _no_plans_kept():
-        values, applied = _apply(trace, tensors, needed)
-        forward = Cost(len(records), total(record.bytes_moved for record in records))
+        values, applied, copies = _apply(trace, tensors, needed)
+        moved = total([*(record.bytes_moved for record in records), *copies])
+        forward = Cost(len(records) + len(copies), moved)
+        forward_launches = len(records)
         if not needed:
             return [forward]
         sums = _differentiate(values, applied, {ref.value for ref in trace.outputs})
-        launched = records[forward.kernels :]
+        launched = records[forward_launches:]
     moved = total([*(record.bytes_moved for record in launched), *sums])
     return [forward, Cost(len(launched) + len(sums), moved)]
 
@@ -49,36 +51,49 @@ class _Applied(NamedTuple):
 
     value: int  # what it returned, by number in the trace
     inputs: list[tuple[Tensor, int]]  # those that depend on a needed input, each with its number
+    is_cast: bool  # whether it is a cast
 
 
-def _apply(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int]) -> tuple[list[Tensor], list[_Applied]]:
-    """Apply each operator by itself; return all values, and the operators that gradients pass through."""
-    values, depends_on_needed, applied = list(tensors), set(needed), []
+def _apply(
+    trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int]
+) -> tuple[list[Tensor], list[_Applied], list[int]]:
+    """Apply each operator by itself.
+
+    Returns all values, the operators that gradients pass through, and the bytes that each cast or fill moves.
+    """
+    values, depends_on_needed, applied, copies = list(tensors), set(needed), [], []
     for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
-        if operator is Detach:
-            values.append(values[inputs[0].value].detach())
-            continue
         numbers = [x.value if isinstance(x, Ref) else None for x in inputs]
         args = [
             x if k is None else values[k].detach().requires_grad_(k in depends_on_needed)
             for k, x in zip(numbers, inputs, strict=True)
         ]
-        values.append(operator.apply(*args))
         dependent = [(x, k) for k, x in zip(numbers, args, strict=True) if k is not None and k in depends_on_needed]
-        if dependent:
+        if operator in (Cast, Fill):
+            like = unbacked_like(args[0])
+            values.append(unbacked(like.shape, like.stride(), trace.dtypes[i]))
+            copies.append(filled(values[-1]) + (filled(args[0]) if operator is Cast else 0))
+        else:
+            values.append(args[0].detach() if issubclass(operator, TraceOperator) else operator.apply(*args))
+        if dependent and (operator is Cast or not issubclass(operator, TraceOperator)):
             depends_on_needed.add(i)
-            applied.append(_Applied(i, dependent))
-    return values, applied
+            applied.append(_Applied(i, dependent, operator is Cast))
+    return values, applied, copies
 
 
 def _differentiate(values: Sequence[Tensor], applied: Sequence[_Applied], outputs: set[int]) -> list[int]:
-    """Take the gradients of operators one by one; return the bytes of each sum of two cotangents."""
+    """Take the gradients of operators one by one; return the bytes of each cast and sum of cotangents."""
     cotangents = {i: unbacked_like(values[i]) for i in outputs}
     sums = []
-    for value, inputs in reversed(applied):
+    for value, inputs, is_cast in reversed(applied):
         if value not in cotangents:
             continue
-        grads = torch.autograd.grad(values[value], [x for x, _ in inputs], cotangents.pop(value))
+        g = cotangents.pop(value)
+        if is_cast:
+            grads: Sequence[Tensor] = [unbacked_like(inputs[0][0])]
+            sums.append(filled(g) + filled(grads[0]))
+        else:
+            grads = torch.autograd.grad(values[value], [x for x, _ in inputs], g)
         for (_, k), grad in zip(inputs, grads, strict=True):
             if k in cotangents:
                 total = unbacked(grad.shape, contiguous(grad.shape), grad.dtype)

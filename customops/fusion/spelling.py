@@ -1,0 +1,199 @@
+"""What torch's own functions and methods mean inside ``fuse``: the operators of the package, found by their names."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from inspect import signature
+from threading import local
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import resolve_name
+
+from .casts import example_of
+from .constants import LIKE, NEW, factory
+from .errors import FusionError, untraceable
+from .proxy import COMPARISONS, ELSEWHERE, LOGICAL, REFUSED_SIGNS, Traced
+
+PLACES = torch, Tensor, torch.special, functional  # where torch has functions
+ALIASES = {  # other names that torch has for an operator
+    "absolute": "abs",
+    "clip": "clamp",
+    "divide": "div",
+    "expit": "sigmoid",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
+    "multiply": "mul",
+    "negative": "neg",
+    "not_equal": "ne",
+    "subtract": "sub",
+    "true_divide": "div",
+}
+PARAMETERS = {"axis": "dim", "keepdims": "keepdim", "a": "input", "x": "input", "x1": "input", "x2": "other"}
+OPTIONS = frozenset({"inplace", "out", "rounding_mode", "_stacklevel"})  # that may be left out where they say nothing
+WRITING = {"out": ", as it writes to a tensor", "inplace": ", as it writes over a tensor"}
+FACTS = frozenset(  # what a tensor's dtype and device alone answer
+    {"itemsize", "element_size", "get_device", "layout", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_sparse"}
+    | {"is_quantized", "is_nested"}
+)
+SIGNS = frozenset(
+    f"__{r}{name}__" for name in ("add", "sub", "mul", "truediv", "pow", *LOGICAL, *REFUSED_SIGNS) for r in ("", "r")
+)
+KINDS = {  # by what a function is called: what it does that formulas of elements cannot
+    r"\w*(mm|mv|matmul|matmul__|dot|einsum|linear|attention|cdist)": "it is a matrix product",
+    r"(gather|index|take|embedding|scatter|masked_s|nonzero|argwhere|one_hot|bucketize|searchsorted|put)\w*": (
+        "it reads or writes elements by index"
+    ),
+    r"\w*(dropout|rand|bernoulli|normal_?$|poisson|multinomial|gumbel|rrelu|uniform|exponential_)\w*": (
+        "it takes random numbers"
+    ),
+    r"(cum|logcum|diff|trapez)\w*": "it adds up along an axis, element by element",
+    r"(arg|m)?sort|topk|kthvalue|\w*median|mode|\w*quantile|unique\w*|argm\w\w|histc|bincount": (
+        "it looks for the order of elements"
+    ),
+    r"(conv|unfold|fold|pad|interpolate|grid_sample|upsample|pixel)\w*|\w*pool\w*": "it reads an element's neighbours",
+    r"(fft|linalg)\w*|inverse|\w*det|svd|qr|cholesky\w*": "it is no formula of elements",
+    r"item|tolist|numpy|__array__|equal|allclose|is_nonzero|any|all": "values are not known yet",
+}
+INSTEAD = {"values are not known yet": "pass a number as an argument"}
+
+
+class _Asked(local):
+    """The functions of torch whose meaning is being called in this thread."""
+
+    functions: tuple = ()
+
+
+_asked = _Asked()
+
+
+def call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Return what torch's ``function`` of stand-ins means; raises FusionError where it means nothing."""
+    meaning = table().get(function)
+    if meaning is None or (kwargs and not OPTIONS.isdisjoint(kwargs)):
+        _refuse_options(function, kwargs)
+    if meaning is None:
+        raise refusal(_path(function), function.__name__)
+    before = _asked.functions
+    if function in before:  # an operator asks torch for its error
+        function(*map(example_of, args), **kwargs)
+        raise refusal(_path(function), function.__name__)
+    _asked.functions = *before, function
+    try:
+        return meaning(*args, **(_arguments(meaning, kwargs) if kwargs else {}))
+    finally:
+        _asked.functions = before
+
+
+def _path(function: Callable) -> str:
+    return resolve_name(function) or f"torch's {function.__name__}"
+
+
+def _refuse_options(function: Callable, kwargs: dict[str, Any]) -> None:
+    """Raise where ``kwargs`` ask for what no trace has."""
+    for option, reason in WRITING.items():
+        if kwargs.get(option) is not None and kwargs[option] is not False:
+            raise untraceable(f"{_path(function)} with {option}= cannot be traced{reason}", "leave it out")
+    if kwargs.get("rounding_mode"):
+        raise untraceable(f"{_path(function)} with a rounding_mode cannot be traced", ELSEWHERE)
+
+
+def attribute(x: Any, name: str) -> Any:
+    """Return a tensor's attribute of this name, of the stand-in ``x``."""
+    if name in FACTS:
+        return getattr(x.example(), name)
+    function = getattr(Tensor, name)  # AttributeError as a tensor's
+    if function in table():
+        return lambda *args, **kwargs: call(function, (x, *args), kwargs)
+    path = f"Tensor.{name}()" if callable(function) else f"Tensor.{name}"
+    raise refusal(path, name)
+
+
+def refusal(path: str, name: str) -> FusionError:
+    """Return the error of what has no meaning in a trace: it says what that does, and what would work."""
+    if name.strip("_") in COMPARISONS:
+        return untraceable("comparing values cannot be traced", "use maximum, minimum, relu, abs; or `is`")
+    twin = getattr(Tensor, name.removesuffix("_"), None) if name.endswith("_") and name[:1] != "_" else None
+    if twin:
+        sign = "x = x." + name.removesuffix("_") + "(...)"
+        return untraceable(f"{path} cannot be traced, as it writes over a tensor", f"write {sign}")
+    kind = next((kind for pattern, kind in KINDS.items() if re.fullmatch(pattern, name)), None)
+    reason = f", as {kind}" if kind else ""
+    return untraceable(f"{path} cannot be traced{reason}", INSTEAD.get(kind or "", ELSEWHERE))
+
+
+@cache
+def table() -> dict[Any, Callable]:
+    """Return the meaning of each of torch's functions and methods that has one."""
+    return {
+        function: meaning
+        for name, meaning in {**_named(), **_methods()}.items()
+        for place in PLACES
+        if callable(function := getattr(place, name, None))
+    }
+
+
+@cache
+def operators() -> dict[str, Callable]:
+    """Return the package's public functions, by name: those of ``customops.nn.functional`` too, if there are any."""
+    package = __name__.partition(".")[0]
+    modules = [sys.modules.get(package), sys.modules.get(f"{package}.nn.functional")]
+    public = {name: getattr(module, name) for module in modules for name in getattr(module, "__all__", ())}
+    return {name: x for name, x in public.items() if isinstance(x, FunctionType) and not name.endswith("_")}
+
+
+def _named() -> dict[str, Callable]:
+    """Return the meanings of torch's functions that are no methods of a stand-in, by name."""
+    known = operators()
+    found = {name: factory(name) for name in (*LIKE, *NEW)}
+    found |= {name: known[alias] for name, alias in ALIASES.items() if alias in known}
+    if "where" in known:
+        found |= {"masked_fill": _masked_fill}
+    return found | {"rsub": _rsub, "max": _greatest, "min": _least} | known
+
+
+def _methods() -> dict[str, Callable]:
+    """Return the methods of a stand-in that tensors have, too, by name; Python's signs among them."""
+    names = (name for name in dir(Traced) if name in SIGNS or not name.startswith("_"))
+    return {name: x for name in names if isinstance(x := getattr(Traced, name), FunctionType)}
+
+
+def _arguments(meaning: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments by the names that ``meaning`` has for them, without options that it has not."""
+    names = _parameters(meaning)
+    if names is None:
+        return kwargs
+    renamed = {name if name in names else PARAMETERS.get(name, name): x for name, x in kwargs.items()}
+    return {name: x for name, x in renamed.items() if name in names or name not in OPTIONS}
+
+
+@cache
+def _parameters(meaning: Callable) -> frozenset[str] | None:
+    """Return the names of a function's parameters, None if it takes all names."""
+    parameters = signature(meaning).parameters
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return None if takes_all else frozenset(parameters)
+
+
+def _rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    return operators()["sub"](other, input, alpha=alpha)
+
+
+def _greatest(input: Any, other: Any = None) -> Any:
+    return operators()["amax"](input) if other is None else operators()["maximum"](input, other)
+
+
+def _least(input: Any, other: Any = None) -> Any:
+    return operators()["amin"](input) if other is None else operators()["minimum"](input, other)
+
+
+def _masked_fill(input: Any, mask: Any, value: Any) -> Any:
+    return operators()["where"](mask, value, input)
