@@ -290,10 +290,11 @@ class Fused(Generic[P, R]):
         hooked = hooked and (not is_known or any([x.requires_grad for x in tensors]))
         if ((intercepted or is_known) and not hooked) or not self.is_traceable(tensors):
             return self.function(*args, **kwargs)
-        with without_modes() if intercepted else nullcontext():
-            trace, tensors = self.trace(tensors, args, kwargs)
-            hooked = hooked and any([x.requires_grad for x in tensors])
-            fusion = self._fusion_without_kernels(trace, tensors, args, kwargs) if hooked else None
+        trace, tensors = self.trace(tensors, args, kwargs)
+        fusion = None
+        if hooked and any([x.requires_grad for x in tensors]):
+            with without_modes() if intercepted else nullcontext():
+                fusion = self._fusion_without_kernels(trace, tensors, args, kwargs)
         if fusion:
             return FusedFunction.of(fusion, tensors, trace)
         if seen and not trace.lifted:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._compat import version_of
+from .._compat import version_of, without_modes
 from ..ops.call import call
 from ..ops.function import CustomFunction
 from ..ops.reductions import call_reduction
-from ..runtime.paths import MODES, modes
+from ..runtime.paths import MODES, is_intercepted, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import CPU, Miniatures, TensorSpec
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
@@ -303,13 +304,13 @@ class Tracing:
             raise untraceable("an in-place operator cannot be traced", f"use customops.{operator.__name__.lower()}")
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
-        """Ask torch what it makes of single elements, on their device and under the modes that there are."""
+        """Ask torch what it makes of single elements, on their device, unseen by modes that see calls."""
         specs = [self.value_specs[x.ref.value] if type(x) is Traced else None for x in inputs]
-        ones = [
-            x if spec is None else torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
-            for x, spec in zip(inputs, specs, strict=True)
-        ]
-        with torch.no_grad():
+        with torch.no_grad(), without_modes() if is_intercepted() else nullcontext():
+            ones = [
+                x if spec is None else torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
+                for x, spec in zip(inputs, specs, strict=True)
+            ]
             one = operator.by_formula(*ones)
         return ValueSpec(one.dtype, one.dim())
 
@@ -329,7 +330,8 @@ class Tracing:
         if 0 <= ref.value < len(self.tensors):
             return self.tensors[ref.value].shape
         tensors = [*self.tensors, *[x.tensor for x in self.lifted]]
-        return _infer(self.nodes(), tensors)[self.number(ref).value].shape
+        with without_modes() if is_intercepted() else nullcontext():
+            return _infer(self.nodes(), tensors)[self.number(ref).value].shape
 
 
 def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:
