@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -579,6 +580,18 @@ def test_a_checkpoint_of_a_module_is_computed_again_under_another_mode(forward, 
     for cls in (Norm, OfParameters):
         got = _checkpointed(fuse(make(cls, device)), x, AGAIN[forward], AGAIN[again])
         assert_alike(got, _checkpointed(make(cls, device), x))
+
+
+def test_a_graph_of_a_checkpoint_holds_what_is_computed_of_parameters_alone(device):
+    """A tracer sees it, though stand-ins take the place of x."""
+    module, (x, weight) = fuse(make(OfParameters, device)), draw([(3, 4), (4,)], device)
+
+    def gradient(weight, x):
+        call = lambda x: torch.func.functional_call(module, {"weight": weight}, (x,))
+        return torch.autograd.grad(checkpoint(call, x, use_reentrant=False).sum(), x)[0]
+
+    graph = make_fx(gradient)(weight, x.requires_grad_())
+    assert_equal(graph(weight * 2, x), gradient(weight * 2, x))
 
 
 def test_nothing_keeps_parameters_alive(device):

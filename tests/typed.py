@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_type
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import customops
 from customops import Graph
@@ -33,6 +33,7 @@ def check(x: Tensor, layer: Layer) -> None:
     assert_type(Layer.forward(layer, x), Tensor)
     assert_type(Layer.forward.program(layer, x), Graph)
     assert_type(customops.fuse(lambda: x)(), Tensor)
+    assert_type(customops.fuse(nn.SiLU()), nn.SiLU)
     same: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = scaled
     same(x, x)
     scaled.explain(x, x, target="cuda:80")

@@ -49,7 +49,9 @@ def fuse(function: Any) -> Any:
     dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is given anything but
     tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, or reads such a
     thing in its module or where it was defined, it runs at every call, on stand-ins: so all it reads may change at any
-    time. What functions and modules that it uses read themselves is taken for constant otherwise.
+    time. What functions and modules that it uses read themselves is taken for constant otherwise. A tensor that an
+    operator meets and that is no argument, a parameter, a buffer or one around the function, is an input like those
+    that are: it is found at each call, and gets its gradient.
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, longer ones in several walks along the row; between reductions over different axes values pass
@@ -65,13 +67,14 @@ def fuse(function: Any) -> Any:
     The result is a function, with two more as attributes: ``fused.program(...)`` returns what is computed for these
     arguments, a graph of formulas over named axes; ``fused.explain(...)`` prints it, what a call would launch and move
     by kernels on a GPU, which its argument ``target`` names, as for :func:`dry_run`, and what by blocks on a CPU. Of a
-    method they are attributes of the class's function, and take the instance first. A module, a ``partial``, a bound
-    method or another object that can be called is fused, too; the result is then an object, copied and pickled as what
-    it was made of.
+    method they are attributes of the class's function, and take the instance first. A module is changed and returned:
+    its class becomes one whose ``forward`` is fused, and all else stays. A ``partial``, a bound method or another
+    object that can be called is fused, too; the result is then an object, copied and pickled as what it was made of.
 
     Raises:
         FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what the operators of
-            customops do not compute, or switches grad mode, autocast or another mode. The message names the line.
+            customops do not compute, writes to a tensor that it has read, or switches grad mode, autocast or another
+            mode. The message names the line.
         RuntimeError: the backend is ``triton`` and no kernel can run.
         Exception: what torch raises for the operators.
 
@@ -300,10 +303,11 @@ class Fused(Generic[P, R]):
         hooked = hooked and (not is_known or any([x.requires_grad for x in tensors]))
         if ((intercepted or is_known) and not hooked) or not self.is_traceable(tensors):
             return self.function(*args, **kwargs)
-        with without_modes() if intercepted else nullcontext():
-            trace, tensors = self.trace(tensors, key, args, kwargs)
-            hooked = hooked and any([x.requires_grad for x in tensors])
-            fusion = self._fusion_without_kernels(trace, tensors, args, kwargs) if hooked else None
+        trace, tensors = self.trace(tensors, key, args, kwargs)
+        fusion = None
+        if hooked and any([x.requires_grad for x in tensors]):
+            with without_modes() if intercepted else nullcontext():
+                fusion = self._fusion_without_kernels(trace, tensors, args, kwargs)
         if fusion:
             return FusedFunction.of(fusion, tensors, trace)
         if seen and not trace.lifted:

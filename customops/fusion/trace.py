@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._compat import version_of
+from .._compat import version_of, without_modes
 from ..ops.call import call
 from ..ops.function import CustomFunction
 from ..ops.reductions import call_reduction
-from ..runtime.paths import CLASSES, MODES, modes
+from ..runtime.paths import CLASSES, MODES, is_intercepted, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import CPU, Miniatures, TensorSpec
 from . import spelling
@@ -43,7 +44,6 @@ class Lifted(NamedTuple):
     """A tensor that is no argument, and that an operator met: a parameter, for example."""
 
     tensor: Tensor
-    structure: tuple  # what the trace depends on of it
     version: int | None  # how often it was written when it was met; None if torch does not count
 
 
@@ -122,9 +122,9 @@ class Branch:
 
     def __init__(self, ref: Ref, node: Node | None = None, spec: ValueSpec | None = None):
         self.ref = ref  # the value made last
-        self.node = node  # the operator that made it; None at a root, where the last value is a tensor given
+        self.node = node  # the operator that made it; None where it is a tensor given or lifted
         self.spec = spec  # what is known of that value; None at a root
-        self.next: dict[tuple, Branch] = {}  # by operator, and the keys of its inputs
+        self.next: dict[tuple, Branch] = {}  # by operator and the keys of its inputs, or by a lifted tensor's structure
         self.traces: dict[tuple, Trace] = {}  # those that end here, by what was returned
 
 
@@ -154,7 +154,7 @@ class Traces:
             self._roots.clear()
             self.size = 0
         now = modes()
-        structure = now, *map(_structure, tensors)
+        structure = now, *[_structure(x) for x in tensors]
         root = self._roots.get(structure)
         if root is None:
             root = self._roots[structure] = Branch(Ref(len(tensors) - 1))
@@ -169,6 +169,11 @@ def _structure(x: Tensor) -> tuple:
     return x.dtype, x.device, *[n == 1 for n in x.shape]
 
 
+def _is_tensor(x: Any) -> bool:
+    """Return whether ``x`` is a tensor, and no stand-in for one."""
+    return type(x) is not Traced and isinstance(x, Tensor)
+
+
 class Tracing:
     """One run of a function on stand-ins for tensors, along the branches from a root.
 
@@ -181,11 +186,11 @@ class Tracing:
         self.is_known_by_key = is_known_by_key  # whether the next call like this one may not run the function
         self.tensors = tensors  # the arguments
         self.lifted: list[Lifted] = []  # the tensors that are none
-        self._numbers: dict[int, int] = {}  # of all these, by identity; empty while none is lifted
+        self._numbers: dict[int, int] | None = None  # of all these, by identity, once one is lifted
         self.modes = now  # those around the call
         self.device = tensors[0].device
         self.value_specs = {i: ValueSpec(x.dtype, x.dim()) for i, x in enumerate(tensors)}  # of each value so far
-        self.path: list[Branch] = []  # the branches since the root
+        self.path: list[Branch] = []  # the branches since the root, of operators
         self.grown = 0  # how many branches and traces were new
 
     call = staticmethod(spelling.call)
@@ -201,13 +206,13 @@ class Tracing:
         output_type = type(returned) if type(returned) in (tuple, list) else None
         results = tuple(returned) if output_type else (returned,)
         refs = [self._returned(z, function) for z in results or [returned]]
-        self._check_written(function)
+        if self.lifted:
+            self._check_written(function)
         outputs = tuple(dict.fromkeys(refs))
-        shape = outputs, tuple(outputs.index(ref) for ref in refs), output_type
-        key = *shape, *[x.structure for x in self.lifted]
+        key = outputs, tuple([outputs.index(ref) for ref in refs]), output_type
         trace = self.branch.traces.get(key)
         if trace is None:
-            trace = self.branch.traces[key] = Trace(self, *shape)
+            trace = self.branch.traces[key] = Trace(self, *key)
             self.grown += 1
         return trace
 
@@ -215,7 +220,7 @@ class Tracing:
         """Return the value that ``function`` returned as ``z``; raise if it is none of this run."""
         if type(z) is Traced and z._tracing is self:
             return z.ref
-        if type(z) is not Traced and isinstance(z, Tensor):
+        if _is_tensor(z):
             return self.lift(z).ref
         got = "a value of another call" if type(z) is Traced else repr(z)
         raise FusionError(f"fuse: {name_of(function)}: expected a tensor or a tuple of them to be returned, got {got}")
@@ -234,16 +239,25 @@ class Tracing:
 
         Its values are read when the function has ended, so they may be others at each call. One tensor is one input.
         """
-        if not self._numbers:
+        if self._numbers is None:
             self._numbers = {id(x): i for i, x in reversed([*enumerate(self.tensors)])}
         number = self._numbers.get(id(x))
         if number is None:
             if x.is_nested:
                 raise untraceable("a nested tensor that is no argument cannot be traced", "make it an argument")
             number = self._numbers[id(x)] = ~len(self.lifted)
-            self.lifted.append(Lifted(x, _structure(x), version_of(x)))
-            self.value_specs[number] = ValueSpec(x.dtype, x.dim())
+            self.lifted.append(Lifted(x, version_of(x)))
+            self._go_along(x, Ref(number))
         return Traced(self, Ref(number))
+
+    def _go_along(self, x: Tensor, ref: Ref) -> None:
+        """Take the branch of a tensor that is lifted, as what the function does next may depend on its structure."""
+        key = _structure(x)
+        if key not in self.branch.next:
+            self.branch.next[key] = Branch(ref, None, ValueSpec(x.dtype, x.dim()))
+            self.grown += 1
+        self.branch = self.branch.next[key]
+        self.value_specs[ref.value] = self.branch.spec  # type: ignore[assignment]  # only a root has none
 
     def number(self, ref: Ref) -> Ref:
         """Return a value as it is numbered in a trace: arguments, lifted tensors, nodes."""
@@ -270,18 +284,20 @@ class Tracing:
         if len(inputs) > 1 and type(inputs[1]) is torch.dtype and operator is not Cast:
             inputs = self._cast_first(*inputs)
         key_parts = [operator]
-        for k, x in enumerate(inputs):
+        for x in inputs:
             kind = type(x)
             if kind is Traced:
                 key_parts.append(x.ref if x._tracing is self else x)
+            elif kind in BY_VALUE:
+                key_parts += kind, x
+            elif kind in BY_REPR:
+                key_parts += kind, repr(x)
             elif kind in CLASSES and self.is_known_by_key and is_number(x):
                 key_parts += key_of(x)
-            elif kind in CLASSES or isinstance(x, Tensor):
-                stand_in = self.lift(x)
-                inputs = *inputs[:k], stand_in, *inputs[k + 1 :]
-                key_parts += stand_in.ref, self.lifted[~stand_in.ref.value].structure if stand_in.ref.value < 0 else ()
+            elif isinstance(x, Tensor):
+                return self.apply(operator, [self.lift(x) if _is_tensor(x) else x for x in inputs])
             else:
-                key_parts += kind, x if kind in BY_VALUE else repr(x) if kind in BY_REPR else NO_KEY
+                key_parts += kind, NO_KEY
         key = tuple(key_parts)
         branch = self.branch.next.get(key)
         if branch is None:
@@ -322,13 +338,13 @@ class Tracing:
             raise untraceable("an in-place operator cannot be traced", f"use customops.{operator.__name__.lower()}")
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
-        """Ask torch what it makes of single elements, on their device and under the modes that there are."""
+        """Ask torch what it makes of single elements, on their device, unseen by modes that see calls."""
         specs = [self.value_specs[x.ref.value] if type(x) is Traced else None for x in inputs]
-        ones = [
-            x if spec is None else torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
-            for x, spec in zip(inputs, specs, strict=True)
-        ]
-        with torch.no_grad():
+        with torch.no_grad(), without_modes() if is_intercepted() else nullcontext():
+            ones = [
+                x if spec is None else torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
+                for x, spec in zip(inputs, specs, strict=True)
+            ]
             one = operator.by_formula(*ones)
         return ValueSpec(one.dtype, one.dim())
 
@@ -348,7 +364,8 @@ class Tracing:
         if 0 <= ref.value < len(self.tensors):
             return self.tensors[ref.value].shape
         tensors = [*self.tensors, *[x.tensor for x in self.lifted]]
-        return _infer(self.nodes(), tensors)[self.number(ref).value].shape
+        with without_modes() if is_intercepted() else nullcontext():
+            return _infer(self.nodes(), tensors)[self.number(ref).value].shape
 
 
 def _recorded(x: Any) -> Any:
