@@ -34,6 +34,14 @@ def exp_dx(g, z):
     return g * z
 
 
+def log1p(x, **out):
+    return torch.log1p(x, **out) if out else torch.log1p(x)
+
+
+def log1p_dx(g, x):
+    return g / (x + 1)
+
+
 def relu(x):
     return torch.relu(x)
 

@@ -38,6 +38,19 @@ def exp_dx(g, z):
 
 
 @triton.jit
+def log1p(x):
+    if INTERPRETED:
+        return _portable_log1p(x)
+    else:
+        return tl.where(tl.abs(x) < 2.0**-60, x, libdevice.log1p(x))  # which takes subnormal numbers for 0
+
+
+@triton.jit
+def log1p_dx(g, x):
+    return division.divide(g, x + 1)
+
+
+@triton.jit
 def relu(x):
     return tl.where(x < 0, 0, x)  # not maximum: nan and -0 pass
 
@@ -303,6 +316,17 @@ def _portable_tanh(x):
     m = tl.where(e == 1, y, m)
     z = division.divide(m * -1, 2 + m)
     return tl.where(x < 0, z * -1, tl.where(x == 0, x, z))
+
+
+@triton.jit
+def _portable_log1p(x):
+    """Return log(1 + x) to a few ulp, for the interpreter: Kahan's x·log u/(u - 1), where u is 1 + x as it is rounded.
+
+    The errors of both factors cancel.
+    """
+    u = x + 1
+    z = tl.log(u) * division.divide(x, u - 1)
+    return tl.where((u == 1) | (x == float("inf")), x, z)
 
 
 @triton.jit

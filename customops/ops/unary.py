@@ -10,7 +10,7 @@ from .call import call_, call_unary
 from .function import Operator
 
 __all__ = ["abs", "abs_", "exp", "exp_", "log", "log_", "neg", "neg_", "relu", "relu_", "rsqrt", "rsqrt_"]
-__all__ += ["sigmoid", "sigmoid_", "sqrt", "sqrt_", "tanh", "tanh_"]
+__all__ += ["log1p", "log1p_", "sigmoid", "sigmoid_", "sqrt", "sqrt_", "tanh", "tanh_"]
 
 
 class Log(Operator):
@@ -39,6 +39,20 @@ class Exp(Operator):
 
     formula = staticmethod(f.exp)
     derivatives = (f.exp_dx,)
+
+
+class Log1p(Operator):
+    """z = log(1 + x).
+
+    The logarithm of u = 1 + x, with du/dx = 1, so dz/dx = 1/u:
+
+        dx = g / (1 + x)
+
+    Saves x. Near 0 it keeps the digits that 1 + x loses.
+    """
+
+    formula = staticmethod(f.log1p)
+    derivatives = (f.log1p_dx,)
 
 
 class Relu(Operator):
@@ -174,6 +188,28 @@ def exp(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     tensor([1., 0.])
     """
     return call_unary(Exp, input, out)
+
+
+def log1p(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the natural logarithm of 1 plus each element, as :func:`torch.log1p`; gradient: :class:`Log1p`.
+
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> log1p(torch.tensor([0.0, 1e-8]))
+    tensor([0.0000e+00, 1.0000e-08])
+    """
+    return call_unary(Log1p, input, out)
+
+
+def log1p_(input: Tensor) -> Tensor:
+    """Write the natural logarithm of 1 plus each element into ``input`` and return it; see :func:`log1p`."""
+    return call_(Log1p, torch.Tensor.log1p_, input)
 
 
 def relu(input: Tensor) -> Tensor:
