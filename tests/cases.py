@@ -45,7 +45,7 @@ class OperatorCase(NamedTuple):
     @property
     def node(self) -> str:
         """What the name of its node in a graph starts with, in lower case."""
-        return self.name.replace("_", "")
+        return _recorded(self, self.calls[0])[0].__name__.removesuffix("Number").lower()
 
     def draw(self, shape, dtype=torch.float64, seed: int = 0, device="cpu") -> torch.Tensor:
         """Return values inside the domain, none within 0.05 of a kink at 0, and the same on every device."""
@@ -92,6 +92,15 @@ ROWS = (
     OperatorCase("log", 0.3, 3, _unary("log"), "log(x)", _ABOVE),
     OperatorCase("exp", -2, 2, _unary("exp"), "exp(x)"),
     OperatorCase("log1p", -0.7, 3, _unary("log1p"), "log(1 + x)"),
+    OperatorCase("exp2", -2, 2, _unary("exp2"), "2**x"),
+    OperatorCase("expm1", -2, 2, _unary("expm1"), "exp(x) - 1"),
+    OperatorCase("log2", 0.3, 3, _unary("log2"), "log(x)/log(2)", _ABOVE),
+    OperatorCase("reciprocal", 0.3, 3, _unary("reciprocal"), "1/x"),
+    OperatorCase("sign", -2, 2, _unary("sign"), "sign(x)", _EITHER),
+    OperatorCase("sin", -4, 4, _unary("sin"), "sin(x)"),
+    OperatorCase("cos", -4, 4, _unary("cos"), "cos(x)"),
+    OperatorCase("erf", -2, 2, _unary("erf"), "erf(x)"),
+    OperatorCase("square", -2, 2, _unary("square"), "x**2"),
     OperatorCase("relu", -2, 2, _unary("relu"), "Max(x, 0)", _EITHER, "nn.functional.relu"),
     OperatorCase("sigmoid", -4, 4, _unary("sigmoid"), "1/(1 + exp(-x))", (*_EITHER, "0")),
     OperatorCase("tanh", -3, 3, _unary("tanh"), "tanh(x)"),
@@ -125,12 +134,17 @@ ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]
 EDGES = (0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e30, -1e30)  # numbers that are special
 
 
-def path_of(row: OperatorCase, call: Call) -> tuple:
-    """Return what autograd sees of a call: the kind of operator, its derivatives, what it has of its own and saves."""
+def _recorded(row: OperatorCase, call: Call) -> tuple[type, list[torch.Tensor], torch.Tensor]:
+    """Return the Function that records a call, and the tensors that it was called with and returned."""
     xs = [row.draw((2, 3, 2, 2), seed=i).requires_grad_() for i in range(call.arity)]
     with customops.backend("torch"), torch.enable_grad():
         z = call.function(customops, *xs)
-    operator = z.grad_fn._forward_cls
+    return z.grad_fn._forward_cls, xs, z
+
+
+def path_of(row: OperatorCase, call: Call) -> tuple:
+    """Return what autograd sees of a call: the kind of operator, its derivatives, what it has of its own and saves."""
+    operator, xs, z = _recorded(row, call)
     base = next(kind for kind in (Extremum, Reduction, Operator) if issubclass(operator, kind))
     own = {"forward", "setup_context", "backward", "jvp"} & {*vars(operator)}
     names = {t.data_ptr(): name for name, t in zip(("x", "y"), xs, strict=False)} | {z.data_ptr(): "z"}

@@ -30,9 +30,6 @@ from .cases import ROW, Call, OperatorCase
 g, p = sympy.Symbol("g", real=True), sympy.Symbol("p", positive=True)
 i, j, after = sympy.symbols("i j after", integer=True, nonnegative=True)
 COUNT = j + 1 + after  # so that x[j] is any one of x[0], ..., x[COUNT - 1]
-NEAREST = {
-    float(e): e for e in (sympy.log(2), 1 / sympy.log(2), 2 / sympy.sqrt(sympy.pi))
-}  # by the float nearest to it
 
 
 class Spoken:
@@ -80,9 +77,9 @@ def definition(row: OperatorCase) -> Callable:
 
 
 def term(value):
-    """Return the SymPy expression of a value or number: a float is the term it is nearest to, or a decimal fraction."""
+    """Return the SymPy expression of a value or number, a decimal fraction as an exact one."""
     if isinstance(value, float):
-        return NEAREST.get(value, sympy.Rational(str(value)))
+        return sympy.Rational(str(value))
     return value.term if isinstance(value, Value) else sympy.sympify(value)
 
 
@@ -134,6 +131,7 @@ class Value:
 
 
 ELEMENTARY = {
+    "zeros_like": lifted(lambda x: sympy.S.Zero),
     "where": lifted(lambda condition, a, b: sympy.Piecewise((a, condition), (b, True))),
 }
 
@@ -155,7 +153,6 @@ TORCH = Library(
     amax=lifted(sympy.Function("greatest")),
     amin=lifted(sympy.Function("least")),
     addcmul=lifted(lambda x, a, b, value: x + value * a * b),
-    zeros_like=lifted(lambda x: sympy.S.Zero),
     tensor=lifted(lambda x, **_: x),
     Tensor=Value,
     compiler=SimpleNamespace(is_dynamo_compiling=lambda: False),
@@ -177,10 +174,13 @@ TRITON = Library(
     to_tensor=lambda x: Value(term(x)),
     full=lambda _shape, y, _dtype: Value(term(y)),
 )
+CONSTANTS = {"LN_2": sympy.log(2), "ERF_SLOPE": 2 / sympy.sqrt(sympy.pi)}
 LIBRARIES = {
-    "customops.formulas": {"torch": TORCH},
+    "customops.formulas": {"torch": TORCH, **CONSTANTS},
     "customops.triton_kernels.formulas": {
         "tl": TRITON,
+        **CONSTANTS,
+        "_or_tiny": lambda x, z: z,
         "libdevice": TRITON,
         "INTERPRETED": False,
         "division": SimpleNamespace(divide=lifted(python.truediv), divide_by_small=lifted(python.truediv)),
@@ -194,7 +194,7 @@ def spelling(module: str) -> dict[str, FunctionType]:
     functions: dict = {"__builtins__": builtins, **LIBRARIES[module]}
     for name, value in vars(importlib.import_module(module)).items():
         original = getattr(value, "fn", value)  # what @triton.jit decorates
-        if inspect.isfunction(original) and original.__module__ == module:
+        if inspect.isfunction(original) and original.__module__ == module and name not in functions:
             functions[name] = FunctionType(original.__code__, functions, name, original.__defaults__)
             functions[name].__kwdefaults__ = original.__kwdefaults__
             functions[name].__annotations__ = original.__annotations__

@@ -336,6 +336,7 @@ def imported(package: str) -> set[str]:
 
 @cache
 def sources() -> str:
-    """Return all Python of the repository, but the tests."""
+    """Return all Python of the repository, of the tests only the records of operators."""
     folders = ("customops", "triton_kernels", "benchmarks", "examples", "docs")
-    return "\n".join(file.read_text() for folder in folders for file in sorted((ROOT / folder).rglob("*.py")))
+    files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    return "\n".join(file.read_text() for file in (*files, ROOT / "tests" / "cases.py"))

@@ -204,7 +204,7 @@ def test_ties_have_the_mean_of_the_gradients_around_them(spelled, tally):
 def test_prover_rejects_what_is_off_by_one_in_100_000(spelled, operator):
     for name in (f.__name__ for f in (operator.formula, *operator.derivatives)):
         right = spelled[name]
-        wrong = functools.wraps(right)(lambda _right=right, **values: _right(**values) * (1 + 1e-5))
+        wrong = functools.wraps(right)(lambda _right=right, **values: _right(**values) * (1 + 1e-5) + 1e-5)
         with pytest.raises(AssertionError, match=f"^{name} is off by"):
             prove_call({**spelled, name: wrong}, *ONCE[operator])
 
