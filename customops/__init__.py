@@ -4,74 +4,18 @@ from .compiler.graph import Graph
 from .config import backend
 from .fusion.decorator import fuse
 from .fusion.errors import FusionError
-from .ops.binary import add, add_, div, div_, maximum, minimum, mul, mul_, pow, pow_, sub, sub_
-from .ops.reductions import amax, amin, mean, sum
-from .ops.unary import (
-    abs,
-    abs_,
-    exp,
-    exp_,
-    log,
-    log_,
-    neg,
-    neg_,
-    relu,
-    relu_,
-    rsqrt,
-    rsqrt_,
-    sigmoid,
-    sigmoid_,
-    sqrt,
-    sqrt_,
-    tanh,
-    tanh_,
-)
+from .ops import binary, reductions, unary
+from .ops.binary import *
+from .ops.reductions import *
+from .ops.unary import *
 from .ptx.faults import KernelFault
 from .tools.dry_run import dry_run
 from .tools.record import LaunchRecord
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "FusionError",
-    "Graph",
-    "KernelFault",
-    "LaunchRecord",
-    "abs",
-    "abs_",
-    "add",
-    "add_",
-    "amax",
-    "amin",
-    "backend",
-    "div",
-    "div_",
-    "dry_run",
-    "exp",
-    "exp_",
-    "fuse",
-    "log",
-    "log_",
-    "maximum",
-    "mean",
-    "minimum",
-    "mul",
-    "mul_",
-    "neg",
-    "neg_",
-    "pow",
-    "pow_",
-    "relu",
-    "relu_",
-    "rsqrt",
-    "rsqrt_",
-    "sigmoid",
-    "sigmoid_",
-    "sqrt",
-    "sqrt_",
-    "sub",
-    "sub_",
-    "sum",
-    "tanh",
-    "tanh_",
-]
+__all__ = ["FusionError", "Graph", "KernelFault", "LaunchRecord", "backend", "dry_run", "fuse"]
+__all__ += binary.__all__
+__all__ += reductions.__all__
+__all__ += unary.__all__
+__all__.sort()

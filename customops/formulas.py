@@ -15,7 +15,12 @@ Inputs may be tensors or Python numbers, as torch's own operators take them.
 
 from __future__ import annotations
 
+import math
+
 import torch
+
+LN_2 = math.log(2)
+ERF_SLOPE = 2 / math.sqrt(math.pi)  # that of erf at 0
 
 
 def log(x, **out):
@@ -32,6 +37,78 @@ def exp(x, **out):
 
 def exp_dx(g, z):
     return g * z
+
+
+def log1p(x, **out):
+    return torch.log1p(x, **out) if out else torch.log1p(x)
+
+
+def log1p_dx(g, x):
+    return g / (x + 1)
+
+
+def exp2(x, **out):
+    return torch.exp2(x, **out) if out else torch.exp2(x)
+
+
+def exp2_dx(g, z):
+    return g * z * LN_2
+
+
+def expm1(x, **out):
+    return torch.expm1(x, **out) if out else torch.expm1(x)
+
+
+def expm1_dx(g, z):
+    return g * (z + 1)
+
+
+def log2(x, **out):
+    return torch.log2(x, **out) if out else torch.log2(x)
+
+
+def log2_dx(g, x):
+    return g / (x * LN_2)
+
+
+def reciprocal(x, **out):
+    return torch.reciprocal(x, **out) if out else torch.reciprocal(x)
+
+
+def reciprocal_dx(g, z):
+    return -g * (z * z)
+
+
+def sign(x, **out):
+    return torch.sign(x, **out) if out else torch.sign(x)
+
+
+def sign_dx(g):
+    return torch.zeros_like(g)
+
+
+def sin(x, **out):
+    return torch.sin(x, **out) if out else torch.sin(x)
+
+
+def sin_dx(g, x):
+    return g * torch.cos(x)
+
+
+def cos(x, **out):
+    return torch.cos(x, **out) if out else torch.cos(x)
+
+
+def cos_dx(g, x):
+    return g * -torch.sin(x)
+
+
+def erf(x, **out):
+    return torch.erf(x, **out) if out else torch.erf(x)
+
+
+def erf_dx(g, x):
+    return ERF_SLOPE * torch.exp(-torch.pow(x, 2)) * g
 
 
 def relu(x):

@@ -1,7 +1,8 @@
 """Write the pages that follow from the source: ``python docs/generate.py``.
 
-These are derivations.md, api.md, and the walk in architecture.md; the rest of that page stays as it is.
-``tests/test_docs.py`` fails where a committed page is not what this writes.
+These are derivations.md, api.md, the walk in architecture.md, whose rest stays as it is, and the tables of what holds,
+which ``tests/compatibility.py`` makes of the results that are recorded. Tests fail where a committed page is not what
+this writes.
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ def main() -> None:
     """Write the pages."""
     for name, page in PAGES.items():
         (DOCS / name).write_text(page())
+    subprocess.run([sys.executable, "-m", "tests.compatibility"], cwd=DOCS.parent, check=True)
 
 
 if __name__ == "__main__":

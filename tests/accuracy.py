@@ -96,9 +96,10 @@ def measure(
     errors: dict[tuple[str, str], dict[str, Error]] = {}
     for name, library in libraries.items():
         got = [x.cpu() for x in _run(call.function, library, [x.to(device) for x in xs], g.to(device))]
-        exact = (
-            in_mpmath(call.function, xs, g, got) if dtype == torch.float64 else in_float64(call.function, xs, g, got)
-        )
+        if dtype == torch.float64 and row.definition:
+            exact = in_mpmath(row, call, xs, g, got)
+        else:
+            exact = in_float64(call.function, xs, g, got)
         for of, mine, (want, off) in zip(("value", "d/dx", "d/dy"), got, exact, strict=False):
             ordinary = is_ordinary(want, dtype)
             for x in xs if xs[0].shape == want.shape else ():
@@ -149,50 +150,25 @@ def in_float64(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Te
     return [(exact, mine.double() - exact) for mine, exact in zip(got, want, strict=True)]
 
 
-def in_mpmath(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return the same for an elementwise call, computed in 200 bits."""
+def in_mpmath(
+    row: Any, call: Any, xs: Sequence[Tensor], g: Tensor, got: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the same for an elementwise call, computed in as many bits as it takes to add 1 to the least float64."""
     import mpmath  # noqa: PLC0415 - SymPy brings it
 
+    from .symbolic import exact  # noqa: PLC0415 - as above
+
+    _, value, slopes = exact(row, call)
     rows = []
-    with mpmath.workprec(200):
+    with mpmath.workprec(1200):
         for numbers in zip(*(x.tolist() for x in (*got, g, *xs)), strict=True):
-            mine, slope, variables = numbers[: len(got)], numbers[len(got)], [*map(mpmath.mpf, numbers[len(got) + 1 :])]
-            name, args, options = call(_Spoken(), *variables)
-            value, *slopes = _exactly(mpmath)[name](mpmath.mpf(mine[0]), *args, **options)
-            wanted = [s for s, arg in zip(slopes, args, strict=True) if any(arg is x for x in variables)]
-            exact = [value, *(slope * s for s in wanted)]
-            rows.append([(float(e), float(x - e)) for x, e in zip(mine, exact, strict=True)])
+            mine, (slope, *variables) = numbers[: len(got)], map(mpmath.mpf, numbers[len(got) :])
+            z = mpmath.mpf(mine[0])
+            want = [value(*variables), *(slope * function(z, *variables) for function in slopes)]
+            want = [mpmath.nan if isinstance(e, mpmath.mpc) else e for e in want]  # a root or logarithm below 0
+            rows.append([(float(e), float(x - e)) for x, e in zip(mine, want, strict=True)])
     columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
     return [(column[:, 0], column[:, 1]) for column in columns]
-
-
-class _Spoken:
-    """A library whose operators return what they were called by: name, arguments, options."""
-
-    def __getattr__(self, name):
-        return lambda *args, **options: (name, args, options)
-
-
-def _exactly(m: Any) -> dict[str, Callable]:
-    """Return every elementwise operator as a function to its value, and its slope along each input at the saved z."""
-    return {
-        "log": lambda z, x: (m.log(x), 1 / x),
-        "exp": lambda z, x: (m.exp(x), z),
-        "relu": lambda z, x: (max(x, 0), z > 0),
-        "sigmoid": lambda z, x: (1 / (1 + m.exp(-x)), z * (1 - z)),
-        "tanh": lambda z, x: (m.tanh(x), 1 - z * z),
-        "sqrt": lambda z, x: (m.sqrt(x), 1 / (2 * z)),
-        "rsqrt": lambda z, x: (1 / m.sqrt(x), -(z**3) / 2),
-        "abs": lambda z, x: (abs(x), m.sign(x)),
-        "neg": lambda z, x: (-x, -1),
-        "add": lambda z, x, y, alpha=1: (x + alpha * y, 1, alpha),
-        "sub": lambda z, x, y, alpha=1: (x - alpha * y, 1, -alpha),
-        "mul": lambda z, x, y: (x * y, y, x),
-        "div": lambda z, x, y: (x / y, 1 / m.mpf(y), -x / m.mpf(y) ** 2),
-        "maximum": lambda z, x, y: (max(x, y), (1 + m.sign(x - y)) / 2, (1 - m.sign(x - y)) / 2),
-        "minimum": lambda z, x, y: (min(x, y), (1 - m.sign(x - y)) / 2, (1 + m.sign(x - y)) / 2),
-        "pow": lambda z, x, y: (x**y, y * x ** (y - 1), z * m.log(x)),
-    }
 
 
 def write(measured: Sequence[dict]) -> Path:

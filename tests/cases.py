@@ -1,4 +1,4 @@
-"""The operators under test, one case each; the shapes and layouts they meet. No assertions here."""
+"""The operators under test, one record each; the shapes and layouts they meet. No assertions here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+
+import customops
+from customops.ops.function import Operator
+from customops.ops.reductions import Extremum, Reduction
 
 
 class Call(NamedTuple):
@@ -21,16 +25,27 @@ class Call(NamedTuple):
 
 
 class OperatorCase(NamedTuple):
-    """An operator and the ways to call it."""
+    """All that tests are told of an operator: what it is, where it is smooth, and the ways to call it.
+
+    What else they need follows from this: ``symbolic.py`` proves both spellings equal to the definition and takes exact
+    values of it, ``audit.py`` has the launches that it may take, ``inplace.py`` its in-place variant, if there is one.
+    """
 
     name: str
     low: float  # from here to ``high`` the operator is smooth, but for a kink at 0
     high: float
     calls: tuple[Call, ...]
+    definition: str = ""  # in SymPy's words, of the names that the formula has for its inputs; none of a reduction
+    kinds: tuple[str, ...] = ("x",)  # the kinds of x, each a case of the proof; p is any number above 0
     database: str = ""  # its name in torch's database, if that is another
 
     def __str__(self):
         return self.name
+
+    @property
+    def node(self) -> str:
+        """What the name of its node in a graph starts with, in lower case."""
+        return _recorded(self, self.calls[0])[0].__name__.removesuffix("Number").lower()
 
     def draw(self, shape, dtype=torch.float64, seed: int = 0, device="cpu") -> torch.Tensor:
         """Return values inside the domain, none within 0.05 of a kink at 0, and the same on every device."""
@@ -64,28 +79,52 @@ def _power(exponent: float) -> Call:
     return Call(f"pow(x, {exponent})", lambda lib, x: lib.pow(x, exponent))
 
 
+def _unary(name: str) -> tuple[Call, ...]:
+    return (Call(f"{name}(x)", lambda lib, x: getattr(lib, name)(x)),)
+
+
+def _pair(name: str) -> tuple[Call, ...]:
+    return (Call(f"{name}(x, y)", lambda lib, x, y: getattr(lib, name)(x, y), 2),)
+
+
+_ABOVE, _EITHER = ("p",), ("p", "-p")
 ROWS = (
-    OperatorCase("log", 0.3, 3, (Call("log(x)", lambda lib, x: lib.log(x)),)),
-    OperatorCase("exp", -2, 2, (Call("exp(x)", lambda lib, x: lib.exp(x)),)),
-    OperatorCase("relu", -2, 2, (Call("relu(x)", lambda lib, x: lib.relu(x)),), "nn.functional.relu"),
-    OperatorCase("sigmoid", -4, 4, (Call("sigmoid(x)", lambda lib, x: lib.sigmoid(x)),)),
-    OperatorCase("tanh", -3, 3, (Call("tanh(x)", lambda lib, x: lib.tanh(x)),)),
-    OperatorCase("sqrt", 0.3, 3, (Call("sqrt(x)", lambda lib, x: lib.sqrt(x)),)),
-    OperatorCase("rsqrt", 0.3, 3, (Call("rsqrt(x)", lambda lib, x: lib.rsqrt(x)),)),
-    OperatorCase("abs", -2, 2, (Call("abs(x)", lambda lib, x: lib.abs(x)),)),
-    OperatorCase("neg", -2, 2, (Call("neg(x)", lambda lib, x: lib.neg(x)),)),
-    OperatorCase("add", -2, 2, _binary("add", Call("add(x, y, 3)", lambda lib, x, y: lib.add(x, y, alpha=3), 2))),
-    OperatorCase("sub", -2, 2, _binary("sub", Call("sub(x, y, 3)", lambda lib, x, y: lib.sub(x, y, alpha=3), 2))),
-    OperatorCase("mul", -2, 2, _binary("mul")),
-    OperatorCase("div", 0.3, 3, _binary("div")),
-    OperatorCase("maximum", -2, 2, (Call("maximum(x, y)", lambda lib, x, y: lib.maximum(x, y), 2),)),
-    OperatorCase("minimum", -2, 2, (Call("minimum(x, y)", lambda lib, x, y: lib.minimum(x, y), 2),)),
-    OperatorCase("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3)))),
+    OperatorCase("log", 0.3, 3, _unary("log"), "log(x)", _ABOVE),
+    OperatorCase("exp", -2, 2, _unary("exp"), "exp(x)"),
+    OperatorCase("log1p", -0.7, 3, _unary("log1p"), "log(1 + x)"),
+    OperatorCase("exp2", -2, 2, _unary("exp2"), "2**x"),
+    OperatorCase("expm1", -2, 2, _unary("expm1"), "exp(x) - 1"),
+    OperatorCase("log2", 0.3, 3, _unary("log2"), "log(x)/log(2)", _ABOVE),
+    OperatorCase("reciprocal", 0.3, 3, _unary("reciprocal"), "1/x"),
+    OperatorCase("sign", -2, 2, _unary("sign"), "sign(x)", _EITHER),
+    OperatorCase("sin", -4, 4, _unary("sin"), "sin(x)"),
+    OperatorCase("cos", -4, 4, _unary("cos"), "cos(x)"),
+    OperatorCase("erf", -2, 2, _unary("erf"), "erf(x)"),
+    OperatorCase("square", -2, 2, _unary("square"), "x**2"),
+    OperatorCase("relu", -2, 2, _unary("relu"), "Max(x, 0)", _EITHER, "nn.functional.relu"),
+    OperatorCase("sigmoid", -4, 4, _unary("sigmoid"), "1/(1 + exp(-x))", (*_EITHER, "0")),
+    OperatorCase("tanh", -3, 3, _unary("tanh"), "tanh(x)"),
+    OperatorCase("sqrt", 0.3, 3, _unary("sqrt"), "sqrt(x)", _ABOVE),
+    OperatorCase("rsqrt", 0.3, 3, _unary("rsqrt"), "1/sqrt(x)", _ABOVE),
+    OperatorCase("abs", -2, 2, _unary("abs"), "Abs(x)", _EITHER),
+    OperatorCase("neg", -2, 2, _unary("neg"), "-x"),
+    OperatorCase(
+        "add", -2, 2, _binary("add", Call("add(x, y, 3)", lambda lib, x, y: lib.add(x, y, alpha=3), 2)), "x + alpha*y"
+    ),
+    OperatorCase(
+        "sub", -2, 2, _binary("sub", Call("sub(x, y, 3)", lambda lib, x, y: lib.sub(x, y, alpha=3), 2)), "x - alpha*y"
+    ),
+    OperatorCase("mul", -2, 2, _binary("mul"), "x*y"),
+    OperatorCase("div", 0.3, 3, _binary("div"), "x/y"),
+    OperatorCase("maximum", -2, 2, _pair("maximum"), "Max(x, y)", ("y + p", "y - p")),
+    OperatorCase("minimum", -2, 2, _pair("minimum"), "Min(x, y)", ("y + p", "y - p")),
+    OperatorCase("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3))), "x**y", _ABOVE),
     OperatorCase("mean", -2, 2, _reduction("mean")),
     OperatorCase("sum", -2, 2, _reduction("sum")),
     OperatorCase("amax", -2, 2, _reduction("amax")[::3]),
     OperatorCase("amin", -2, 2, _reduction("amin")[3:5]),
 )
+ROW = {row.name: row for row in ROWS}
 
 EXTREMA = ("amax", "amin")
 REDUCTIONS = ("mean", "sum", *EXTREMA)
@@ -94,28 +133,31 @@ CALLS = tuple((row, call) for row in ROWS for call in row.calls)
 ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]
 EDGES = (0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e30, -1e30)  # numbers that are special
 
-# The ways through the code, and the calls that take each. What autograd, transforms, compilers and other tensors do to
-# a call depends on its path alone, so that tests of these need not run all calls; test_tests.py holds the table to what
-# the calls do.
-PATHS: dict[str, tuple[str, ...]] = {
-    "a tensor, nothing saved": ("neg(x)",),
-    "a tensor, x saved": ("log(x)", "abs(x)"),
-    "a tensor, z saved": ("exp(x)", "relu(x)", "sigmoid(x)", "tanh(x)", "sqrt(x)", "rsqrt(x)"),
-    "two tensors, nothing saved": ("add(x, y)", "add(x, y, 3)", "sub(x, y)", "sub(x, y, 3)"),
-    "two tensors, both saved": ("mul(x, y)",),
-    "two tensors, both saved, a tangent of its own": ("div(x, y)", "maximum(x, y)", "minimum(x, y)"),
-    "two tensors, all saved": ("pow(x, y)",),
-    "a tensor and a number": ("add(x, 1.5)", "sub(x, 1.5)", "mul(x, 1.5)"),
-    "a tensor and a number, a tangent of its own": ("div(x, 1.5)",),
-    "a tensor and a power": ("pow(x, 1.5)", *(f"pow(x, {n})" for n in (-1, -0.5, 0.5, 2, 3))),
-    "a tensor and the power 0": ("pow(x, 0)",),
-    "a number and a tensor": ("add(2, x)", "sub(2, x)", "mul(2, x)"),
-    "a number and a tensor, x saved": ("div(2, x)",),
-    "a number and a tensor, all saved": ("pow(2, x)",),
-    "a linear reduction": tuple(call.name for row, call in CALLS if row.name in ("mean", "sum")),
-    "an extremum": tuple(call.name for row, call in CALLS if row.name in EXTREMA),
-}
-PATH_OF = {call: path for path, calls in PATHS.items() for call in calls}
+
+def _recorded(row: OperatorCase, call: Call) -> tuple[type, list[torch.Tensor], torch.Tensor]:
+    """Return the Function that records a call, and the tensors that it was called with and returned."""
+    xs = [row.draw((2, 3, 2, 2), seed=i).requires_grad_() for i in range(call.arity)]
+    with customops.backend("torch"), torch.enable_grad():
+        z = call.function(customops, *xs)
+    return z.grad_fn._forward_cls, xs, z
+
+
+def path_of(row: OperatorCase, call: Call) -> tuple:
+    """Return what autograd sees of a call: the kind of operator, its derivatives, what it has of its own and saves."""
+    operator, xs, z = _recorded(row, call)
+    base = next(kind for kind in (Extremum, Reduction, Operator) if issubclass(operator, kind))
+    own = {"forward", "setup_context", "backward", "jvp"} & {*vars(operator)}
+    names = {t.data_ptr(): name for name, t in zip(("x", "y"), xs, strict=False)} | {z.data_ptr(): "z"}
+    saved = tuple(names.get(t.data_ptr(), "another") for t in z.grad_fn.saved_tensors)
+    needs = z.grad_fn.needs_input_grad
+    operands = needs[:2] if base is Operator else needs[:1]  # then come alpha, a dtype and axes
+    return base.__name__, len(getattr(operator, "derivatives", ())), tuple(sorted(own)), saved, operands
+
+
+# What autograd, transforms, compilers and other tensors do to a call depends on its path through the code alone, so
+# that tests of these need not run all calls.
+PATH_OF: dict[str, tuple] = {call.name: path_of(row, call) for row, call in CALLS}
+PATHS = {path: tuple(name for name, other in PATH_OF.items() if other == path) for path in PATH_OF.values()}
 
 
 def one_of_each_path(number: int = 0, rank: int = 4) -> list[tuple[OperatorCase, Call]]:

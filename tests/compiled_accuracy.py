@@ -1,7 +1,8 @@
-"""The page of errors in ulp by compiled code: ``python -m tests.compiled_accuracy`` measures and writes it.
+"""The page of errors in ulp by compiled code: ``python -m tests.compiled_accuracy [OPERATOR ...]`` writes it.
 
-``make accuracy`` does. Each kernel is compiled for :data:`TARGET` and executed on the CPU, where the approximate
-instructions are off by up to what the PTX ISA allows.
+It measures these operators, or all, as ``make accuracy`` does, and leaves the rest of the page as it is. Each kernel is
+compiled for :data:`TARGET` and executed on the CPU, where the approximate instructions are off by up to what the PTX
+ISA allows.
 """
 
 from __future__ import annotations
@@ -145,19 +146,35 @@ def _ulp(m: dict | None, whose: str = "ours") -> str:
     return f"{ulp:.2f}" if ulp < 1000 else f"{ulp:.1e}"
 
 
-def main() -> None:
-    """Measure every operator in every dtype; write the JSON and the page."""
+def not_recorded() -> list[str]:
+    """Return the operators of which the page lacks a call."""
+    known = {name for name, *_ in recorded()}
+    return list(dict.fromkeys(row.name for row, call in CALLS if call.name not in known))
+
+
+def command() -> str:
+    """Return what measures the operators that the page lacks."""
+    return f"python -m tests.compiled_accuracy {' '.join(not_recorded())}"
+
+
+def main(operators: Sequence[str]) -> None:
+    """Measure operators, or every one, in every dtype; write the JSON and the page."""
     torch.set_num_threads(1)
-    errors: list[dict] = []
+    wanted = [(row, call) for row, call in CALLS if not operators or row.name in operators]
+    measured: list[dict] = []
     with customops.backend("triton"):
-        for row, call in CALLS:
+        for row, call in wanted:
             with customops.dry_run(TARGET, execute=True):
-                errors += [m for dtype in DTYPES for m in measure_both(row, call, dtype)]
+                measured += [m for dtype in DTYPES for m in measure_both(row, call, dtype)]
             print(call.name, file=sys.stderr)
+    names = {call.name for _, call in wanted}
+    errors = [m for m in recorded().values() if m["operator"] not in names] + measured if operators else measured
+    order = {call.name: k for k, (_, call) in enumerate(CALLS)}
+    errors.sort(key=lambda m: order[m["operator"]])
     lines = ",\n".join(f"  {json.dumps(m)}" for m in errors)
     RESULTS.write_text(f'{{\n "target": "{TARGET}",\n "errors": [\n{lines}\n ]\n}}\n')
     PAGE.write_text(page(errors))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -7,8 +7,18 @@ from typing import Any
 
 import torch
 
-UNARY = ["log_", "exp_", "relu_", "sigmoid_", "tanh_", "sqrt_", "rsqrt_", "abs_", "neg_"]
-BINARY = ["add_", "sub_", "mul_", "div_", "pow_"]
+import customops
+
+from .cases import ROWS
+
+
+def _of_arity(arity: int) -> list[str]:
+    """Return the in-place variants of the operators whose first call takes so many tensors."""
+    rows = [row for row in ROWS if row.calls[0].arity == arity]
+    return [f"{row}_" for row in rows if hasattr(customops, f"{row}_")]
+
+
+UNARY, BINARY = _of_arity(1), _of_arity(2)
 
 
 def twin(library: Any, name: str) -> Callable[..., torch.Tensor]:

@@ -100,9 +100,8 @@ def test_exact_results_agree_with_float64(row, call):
     g = cotangent(z)
     got = [z.detach(), *torch.autograd.grad(z, xs, g)]
     xs = [x.detach() for x in xs]
-    for rough, exact in zip(
-        *(f(call.function, xs, g, got) for f in (accuracy.in_float64, accuracy.in_mpmath)), strict=True
-    ):
+    exactly = accuracy.in_mpmath(row, call, xs, g, got)
+    for rough, exact in zip(accuracy.in_float64(call.function, xs, g, got), exactly, strict=True):
         torch.testing.assert_close(rough, exact, rtol=1e-14, atol=1e-14)
 
 
@@ -137,7 +136,8 @@ def test_table_marks_what_is_worse_and_is_written_whole(monkeypatch, tmp_path):
 
 def test_page_of_compiled_code_is_what_was_measured():
     errors = [*compiled_accuracy.recorded().values()]
-    assert {m["operator"] for m in errors} == {*CALL}
+    assert compiled_accuracy.not_recorded() == [], f"run: {compiled_accuracy.command()}"
+    assert {m["operator"] for m in errors} == {*CALL}, "run: make accuracy"
     assert compiled_accuracy.PAGE.read_text() == compiled_accuracy.page(errors), "run: make accuracy"
 
 

@@ -32,7 +32,7 @@ def test_nodes_can_be_walked_and_carry_what_torchs_do(row, call, device):
         node = z.grad_fn
         node.metadata["mine"] = 1
         above = [(parent.name() == "MulBackward0", i) for parent, i in node.next_functions if parent]
-        named = node.name().lower().startswith(row.name)
+        named = node.name().lower().startswith(row.node)
         return named, above, isinstance(node, graph.Node), z.grad_fn.metadata["mine"], z.output_nr
 
     assert_as_torch(use, row, call, device)
@@ -79,8 +79,8 @@ def test_profilers_see_the_operator_and_link_its_backward_to_its_forward(row, ca
     xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
     with profile() as profiled:
         backward(call.function(customops, *xs))
-    numbers = {e.name.replace("Number", ""): e.sequence_nr for e in profiled.events()}
-    assert numbers[row.name.title()] == numbers[f"{row.name.title()}Backward"] >= 0
+    numbers = {e.name.lower().replace("number", ""): e.sequence_nr for e in profiled.events()}
+    assert numbers[row.node] == numbers[f"{row.node}backward"] >= 0
 
 
 @every_call

@@ -32,7 +32,7 @@ def run(library, name, x, *rest, view=lambda x: x, wanted=(True, True)):
         inputs = [leaf for leaf in leaves if leaf.requires_grad]
         first = torch.autograd.grad((target * target).sum(), inputs, create_graph=True)
         loss = sum((g * g).sum() for g in first)
-        result += [*first, *torch.autograd.grad(loss, inputs, allow_unused=True)]
+        result += [*first, *(torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else ())]
     return result
 
 

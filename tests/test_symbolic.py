@@ -6,14 +6,10 @@ with SymPy for what they call of torch or Triton, and evaluated on symbols.
 
 from __future__ import annotations
 
-import builtins
 import functools
-import importlib
 import inspect
-import operator as python
-from dataclasses import dataclass
 from itertools import product
-from types import FunctionType, SimpleNamespace
+from types import FunctionType
 
 import pytest
 
@@ -23,14 +19,17 @@ from customops.ops.function import Operator
 
 pytest.importorskip("sympy", reason="the proofs need SymPy")
 import sympy
-from sympy.logic.boolalg import Boolean
 
-from .definitions import ABOVE, BELOW, DEFINITIONS, ZERO, alpha, g, x, y
+from .cases import CALLS, ids
+from .cases import REDUCTIONS as REDUCING
 from .marks import formulas_only
+from .symbolic import COUNT, LIBRARIES, TORCH, evaluate, g, i, j, proof_of, spelling, term
 
 pytestmark = formulas_only
-i, j, after = sympy.symbols("i j after", integer=True, nonnegative=True)
-COUNT = j + 1 + after  # so that x[j] is any one of x[0], ..., x[COUNT - 1]
+x, y = sympy.symbols("x y", real=True)
+ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negative=True), sympy.S.Zero
+ELEMENTWISE = [(row, call) for row, call in CALLS if row.name not in REDUCING]
+ONCE = {proof_of(row, call).operator: (row, call) for row, call in reversed(ELEMENTWISE)}  # a call of each operator
 ELEMENTS = sympy.IndexedBase("x")
 TOTAL = sympy.Sum(ELEMENTS[i], (i, 0, COUNT - 1))
 NUMEL_IN, NUMEL_OUT = sympy.symbols("alpha beta", positive=True)
@@ -43,146 +42,12 @@ REDUCTIONS = {
 }
 
 
-def term(value):
-    """Return the SymPy expression of a value or number, a decimal fraction as an exact one."""
-    if isinstance(value, float):
-        return sympy.Rational(str(value))
-    return value.term if isinstance(value, Value) else sympy.sympify(value)
-
-
-def as_number(truth):
-    """Return 1 or 0 for what is true or false, and a number as it is."""
-    return sympy.Piecewise((1, truth), (0, True)) if isinstance(truth, Boolean) and not truth.is_Symbol else truth
-
-
-def lifted(function):
-    """Return a function of SymPy expressions as one of values."""
-
-    def on_values(*args, **options):
-        return Value(function(*map(term, args), **{name: term(option) for name, option in options.items()}))
-
-    return on_values
-
-
-def overloaded(function):
-    """Return a function of SymPy expressions as one of torch's operators, of which formulas call the first overload."""
-    return SimpleNamespace(default=lifted(function))
-
-
-@dataclass(eq=False)
-class Value:
-    """An expression that answers what formulas ask of a floating tensor; ``==`` makes an equation of it."""
-
-    term: sympy.Basic
-
-    dtype = SimpleNamespace(is_int=lambda: False, is_floating=lambda: True, is_fp32=lambda: True, is_complex=False)
-    is_complex = staticmethod(lambda: False)
-    conj = lambda self: self
-    to = lambda self, _dtype: Value(as_number(self.term))
-    detach = lambda self: self
-    __hash__ = __bool__ = None  # no formula may branch on an equation
-
-    __neg__ = lifted(python.neg)
-    __add__ = __radd__ = lifted(python.add)
-    __sub__, __rsub__ = lifted(python.sub), lifted(lambda a, b: b - a)
-    __mul__ = __rmul__ = lifted(lambda a, b: as_number(a) * as_number(b))
-    __truediv__, __rtruediv__ = lifted(python.truediv), lifted(lambda a, b: b / a)
-    __eq__, __lt__, __le__ = lifted(sympy.Eq), lifted(sympy.Lt), lifted(sympy.Le)
-    __gt__, __ge__ = lifted(sympy.Gt), lifted(sympy.Ge)
-    __abs__ = lifted(sympy.Abs)
-    masked_fill = lifted(lambda x, mask, value: sympy.Piecewise((value, mask), (x, True)))
-    clamp = lifted(lambda x, max: sympy.Min(max, x))
-    new_zeros = lambda self, _shape: Value(sympy.S.Zero)
-    __and__ = __rand__ = lifted(sympy.And)
-    __or__ = __ror__ = lifted(sympy.Or)
-
-
-ELEMENTARY = {
-    "log": lifted(sympy.log),
-    "exp": lifted(sympy.exp),
-    "pow": lifted(lambda x, y: x**y),
-    "where": lifted(lambda condition, a, b: sympy.Piecewise((a, condition), (b, True))),
-}
-
-
-class Library(SimpleNamespace):
-    """A stand-in for torch or Triton; what it does not define is SymPy's function of that name."""
-
-    def __getattr__(self, name):
-        function = getattr(sympy, name)
-        return lifted(function)
-
-
-TORCH = Library(
-    **ELEMENTARY,
-    relu=lifted(lambda x: sympy.Piecewise((x, x > 0), (0, True))),
-    sigmoid=lifted(lambda x: sympy.exp(x) / (sympy.exp(x) + 1)),
-    add=lifted(lambda x, y, alpha: x + alpha * y),
-    sub=lifted(lambda x, y, alpha: x - alpha * y),
-    mul=lifted(lambda x, y: x * y),
-    div=lifted(python.truediv),
-    neg=lifted(python.neg),
-    abs=lifted(sympy.Abs),
-    sgn=lifted(sympy.sign),
-    rsqrt=lifted(lambda x: 1 / sympy.sqrt(x)),
-    maximum=lifted(sympy.Max),
-    minimum=lifted(sympy.Min),
-    sum=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1))),
-    mean=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1)) / COUNT),
-    amax=lifted(sympy.Function("greatest")),
-    amin=lifted(sympy.Function("least")),
-    addcmul=lifted(lambda x, a, b, value: x + value * a * b),
-    zeros_like=lifted(lambda x: sympy.S.Zero),
-    tensor=lifted(lambda x, **_: x),
-    Tensor=Value,
-    float64=None,
-    ops=SimpleNamespace(
-        aten=SimpleNamespace(
-            threshold_backward=overloaded(lambda g, z, threshold: sympy.Piecewise((0, z <= threshold), (g, True))),
-            sigmoid_backward=overloaded(lambda g, z: g * (1 - z) * z),
-            tanh_backward=overloaded(lambda g, z: g * (1 - z**2)),
-        )
-    ),
-)
-TRITON = Library(
-    **ELEMENTARY,
-    abs=lifted(sympy.Abs),
-    float32=None,
-    sqrt_rn=lifted(sympy.sqrt),
-    fma=lifted(lambda x, y, z: x * y + z),
-    broadcast=lambda x, y: (x, y),
-    to_tensor=lambda x: Value(term(x)),
-    full=lambda _shape, y, _dtype: Value(term(y)),
-)
-LIBRARIES = {
-    "customops.formulas": {"torch": TORCH},
-    "customops.triton_kernels.formulas": {
-        "tl": TRITON,
-        "libdevice": TRITON,
-        "INTERPRETED": False,
-        "division": SimpleNamespace(divide=lifted(python.truediv), divide_by_small=lifted(python.truediv)),
-    },
-}
-
-
 @pytest.fixture(params=LIBRARIES)
 def spelled(request) -> dict[str, FunctionType]:
-    """Return the functions of a module, rebuilt to see each other and stand-ins for its libraries, nothing else."""
+    """Return the functions of a spelling of the formulas, on SymPy."""
     if "triton" in request.param:
         pytest.importorskip("triton", reason="its spelling of the formulas imports Triton")
-    functions: dict = {"__builtins__": builtins, **LIBRARIES[request.param]}
-    for name, value in vars(importlib.import_module(request.param)).items():
-        original = getattr(value, "fn", value)  # what @triton.jit decorates
-        if inspect.isfunction(original) and original.__module__ == request.param:
-            functions[name] = FunctionType(original.__code__, functions, name, original.__defaults__)
-            functions[name].__kwdefaults__ = original.__kwdefaults__
-    return functions
-
-
-def evaluate(function, **values):
-    """Apply ``function`` to those of ``values`` that it reads; a Python number is handed over as one."""
-    read = {name: values[name] for name in inspect.signature(function).parameters if name in values}
-    return term(function(**{name: v if isinstance(v, int | float) else Value(v) for name, v in read.items()}))
+    return {**spelling(request.param)}
 
 
 def prove(function, truth, **values):
@@ -191,16 +56,17 @@ def prove(function, truth, **values):
     assert difference == 0, f"{function.__name__} is off by {difference}"
 
 
-def prove_operator(spelled, operator: type[Operator]) -> int:
-    """Prove the formula, and the derivatives with z as defined; return the number of proofs."""
-    definition, inputs, kinds, exponents = DEFINITIONS[operator]
-    for kind, number in product(kinds, exponents):
-        at = {x: kind, y: term(number)}
-        values = {"x": kind, "y": number, "alpha": alpha, "g": g, "z": definition.subs(at)}
-        prove(spelled[operator.formula.__name__], values["z"], **values)
-        for variable, derivative in zip(inputs, operator.derivatives, strict=True):
-            prove(spelled[derivative.__name__], g * sympy.diff(definition, variable).subs(at), **values)
-    return len(kinds) * len(exponents) * (1 + len(inputs))
+def prove_call(spelled, row, call) -> int:
+    """Prove the formula of a call, and its derivatives with z as defined; return the number of proofs."""
+    operator, values, definition, kinds = proof = proof_of(row, call)
+    derivatives = {name: d for name, d in zip(values, operator.derivatives, strict=False) if name in proof.tensors}
+    for kind in kinds:
+        at = {name: term(value).subs(kind) if name in proof.tensors else value for name, value in values.items()}
+        at |= {"g": g, "z": definition.subs(kind)}
+        prove(spelled[operator.formula.__name__], at["z"], **at)
+        for name, derivative in derivatives.items():
+            prove(spelled[derivative.__name__], g * sympy.diff(definition, values[name]).subs(kind), **at)
+    return len(kinds) * (1 + len(derivatives))
 
 
 def numbers(spelled, value: int) -> list:
@@ -208,11 +74,11 @@ def numbers(spelled, value: int) -> list:
     return [sympy.Integer(value), *([value] if "torch" in spelled else [])]
 
 
-def test_definitions_cover_every_operator_and_formula():
+def test_proofs_cover_every_operator_and_formula():
     operators = {o for o in Operator.__subclasses__() if o.__module__.startswith("customops.")}
     kinds = {reductions.Reduction, *reductions.Reduction.__subclasses__()}
     functions = {r for kind in kinds for r in kind.__subclasses__() if hasattr(r, "formula")}
-    assert operators == set(DEFINITIONS)
+    assert operators == set(ONCE)
     assert functions == set(REDUCTIONS)
     proven = {f for o in operators for f in (o.formula, *o.derivatives)}
     proven |= {f for r in functions for f in (r.formula, r.derivative) if f}
@@ -220,9 +86,9 @@ def test_definitions_cover_every_operator_and_formula():
     assert proven == {f for name, f in vars(formulas).items() if inspect.isfunction(f) and name[0] != "_"}
 
 
-@pytest.mark.parametrize("operator", DEFINITIONS, ids=lambda o: o.__name__)
-def test_formula_and_derivatives_follow_from_the_definition(spelled, operator, tally):
-    tally("symbolic proofs", prove_operator(spelled, operator))
+@pytest.mark.parametrize(("row", "call"), ELEMENTWISE, ids=ids)
+def test_formula_and_derivatives_follow_from_the_definition(spelled, row, call, tally):
+    tally("symbolic proofs", prove_call(spelled, row, call))
 
 
 def test_relu_derivative_at_zero_is_zero(spelled, tally):
@@ -334,13 +200,13 @@ def test_ties_have_the_mean_of_the_gradients_around_them(spelled, tally):
     prove(spelled["extremum_dx"], 0, g=g, ties=n, mask=sympy.S.Zero)
 
 
-@pytest.mark.parametrize("operator", DEFINITIONS, ids=lambda o: o.__name__)
+@pytest.mark.parametrize("operator", ONCE, ids=lambda o: o.__name__)
 def test_prover_rejects_what_is_off_by_one_in_100_000(spelled, operator):
     for name in (f.__name__ for f in (operator.formula, *operator.derivatives)):
         right = spelled[name]
-        wrong = functools.wraps(right)(lambda _right=right, **values: _right(**values) * (1 + 1e-5))
+        wrong = functools.wraps(right)(lambda _right=right, **values: _right(**values) * (1 + 1e-5) + 1e-5)
         with pytest.raises(AssertionError, match=f"^{name} is off by"):
-            prove_operator({**spelled, name: wrong}, operator)
+            prove_call({**spelled, name: wrong}, *ONCE[operator])
 
 
 @pytest.mark.parametrize(
@@ -355,4 +221,4 @@ def test_prover_rejects_what_is_off_by_one_in_100_000(spelled, operator):
 )
 def test_prover_rejects_a_wrong_derivative(spelled, operator, name, wrong):
     with pytest.raises(AssertionError, match="is off by"):
-        prove_operator({**spelled, name: wrong}, operator)
+        prove_call({**spelled, name: wrong}, *ONCE[operator])

@@ -12,6 +12,9 @@ from triton.language.extra import libdevice
 from . import casts, division
 from .division import INTERPRETED
 
+LN_2 = tl.constexpr(0.6931471805599453)
+ERF_SLOPE = tl.constexpr(1.1283791670955126)  # of erf at 0, 2/√π
+
 
 @triton.jit
 def log(x):
@@ -35,6 +38,114 @@ def exp(x):
 @triton.jit
 def exp_dx(g, z):
     return g * z
+
+
+@triton.jit
+def log1p(x):
+    if INTERPRETED:
+        return _portable_log1p(x)
+    else:
+        return _or_tiny(x, libdevice.log1p(x))
+
+
+@triton.jit
+def log1p_dx(g, x):
+    return division.divide(g, x + 1)
+
+
+@triton.jit
+def exp2(x):
+    if INTERPRETED:
+        return tl.exp2(x)
+    else:
+        return libdevice.exp2(x)
+
+
+@triton.jit
+def exp2_dx(g, z):
+    return (g * z) * LN_2
+
+
+@triton.jit
+def expm1(x):
+    if INTERPRETED:
+        return _portable_expm1(x)
+    else:
+        return _or_tiny(x, libdevice.expm1(x))
+
+
+@triton.jit
+def expm1_dx(g, z):
+    return g * (z + 1)
+
+
+@triton.jit
+def log2(x):
+    if INTERPRETED:
+        return tl.log2(x)
+    else:
+        return libdevice.log2(x)
+
+
+@triton.jit
+def log2_dx(g, x):
+    return division.divide(g, x * LN_2)
+
+
+@triton.jit
+def reciprocal(x):
+    return division.divide(tl.full([], 1, x.dtype), x)
+
+
+@triton.jit
+def reciprocal_dx(g, z):
+    return (g * -1) * (z * z)
+
+
+@triton.jit
+def sign(x):
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def sign_dx(g):
+    return tl.zeros_like(g)
+
+
+@triton.jit
+def sin(x):
+    if INTERPRETED:
+        return tl.sin(x)
+    else:
+        return _or_tiny(x, libdevice.sin(x))
+
+
+@triton.jit
+def sin_dx(g, x):
+    return g * cos(x)
+
+
+@triton.jit
+def cos(x):
+    if INTERPRETED:
+        return tl.cos(x)
+    else:
+        return libdevice.cos(x)
+
+
+@triton.jit
+def cos_dx(g, x):
+    return g * (sin(x) * -1)
+
+
+@triton.jit
+def erf(x):
+    return tl.erf(x)
+
+
+@triton.jit
+def erf_dx(g, x):
+    return (exp((x * x) * -1) * ERF_SLOPE) * g
 
 
 @triton.jit
@@ -314,16 +425,39 @@ def _root(x):
 
 
 @triton.jit
+def _or_tiny(x, z):
+    """Return ``z``, a function of slope 1 at 0, but x where it is tiny: libdevice takes subnormal numbers for 0."""
+    return tl.where(tl.abs(x) < 2.0**-60, x, z)
+
+
+@triton.jit
+def _portable_expm1(x):
+    """Return e^x - 1 to a few ulp, for the interpreter: Kahan's (e - 1)·x/log e, where e is e^x as it is rounded.
+
+    The errors of both factors cancel.
+    """
+    e = tl.exp(x)
+    z = tl.where(tl.abs(x) < 1, (e - 1) * division.divide(x, tl.log(e)), e - 1)
+    return tl.where(e == 1, x, z)
+
+
+@triton.jit
 def _portable_tanh(x):
     """Return tanh x to a few ulp, for the interpreter: tanh |x| = -m / (2 + m), where m = e^(-2|x|) - 1."""
-    y = tl.abs(x) * -2
-    e = tl.exp(y)
-    m = tl.where(
-        e > 0.5, (e - 1) * division.divide(y, tl.log(e)), e - 1
-    )  # Kahan: the errors of e in both factors cancel
-    m = tl.where(e == 1, y, m)
+    m = _portable_expm1(tl.abs(x) * -2)
     z = division.divide(m * -1, 2 + m)
     return tl.where(x < 0, z * -1, tl.where(x == 0, x, z))
+
+
+@triton.jit
+def _portable_log1p(x):
+    """Return log(1 + x) to a few ulp, for the interpreter: Kahan's x·log u/(u - 1), where u is 1 + x as it is rounded.
+
+    The errors of both factors cancel.
+    """
+    u = x + 1
+    z = tl.log(u) * division.divide(x, u - 1)
+    return tl.where((u == 1) | (x == float("inf")), x, z)
 
 
 @triton.jit

@@ -335,7 +335,8 @@ class Tracing:
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
         if not issubclass(operator, TraceOperator | CustomFunction):
-            raise untraceable("an in-place operator cannot be traced", f"use customops.{operator.__name__.lower()}")
+            name = operator.operator.formula.__name__.removesuffix("_number")
+            raise untraceable("an in-place operator cannot be traced", f"use customops.{name}")
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
         """Ask torch what it makes of single elements, on their device, unseen by modes that see calls."""

@@ -23,7 +23,8 @@ _NUMBERS = bool, int, float, complex, np.generic
 _Y_X_Z = tuple_getter((1, 0, 2))  # out of (x, y, z), in the order in which torch saves them
 _TAKES_SYMBOLS = torch.__version__ >= (2, 15)  # type: ignore[operator]  # whether torch differentiates a power whose exponent is one
 
-__all__ = ["add", "add_", "div", "div_", "maximum", "minimum", "mul", "mul_", "pow", "pow_", "sub", "sub_"]
+__all__ = ["add", "add_", "div", "div_", "maximum", "minimum", "mul", "mul_", "pow", "pow_", "square", "square_"]
+__all__ += ["sub", "sub_"]
 
 
 class Add(Operator):
@@ -321,6 +322,25 @@ def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None
     return call(_pow_operator(input, exponent), (input, exponent), out)
 
 
+def square(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the square of each element, as :func:`torch.square`; gradient: :class:`PowNumber`.
+
+    Args:
+        input: a tensor of any shape and dtype; the result has the same dtype, int64 of bool.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> square(torch.tensor([-2, 3]))
+    tensor([4, 9])
+    """
+    if not isinstance(input, Tensor):
+        return torch.square(input, out=out)  # raises
+    return pow(input, 2, out=out)
+
+
 def add_(input: Tensor, other: Tensor | Number, *, alpha: Number = 1) -> Tensor:
     """Write ``input + alpha * other`` into ``input`` and return it; raises what :meth:`torch.Tensor.add_` raises."""
     return call_(Add, f.add_, input, other, alpha if type(alpha) is int else as_scalar(alpha))
@@ -346,6 +366,11 @@ def div_(input: Tensor, other: Tensor | Number, *, rounding_mode: str | None = N
 def pow_(input: Tensor, exponent: Tensor | Number) -> Tensor:
     """Write ``input ** exponent`` into ``input`` and return it; raises what :meth:`torch.Tensor.pow_` raises."""
     return call_(_pow_operator(input, exponent), torch.Tensor.pow_, input, exponent)
+
+
+def square_(input: Tensor) -> Tensor:
+    """Write ``square(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.square_` raises."""
+    return call_(_pow_operator(input, 2), torch.Tensor.pow_, input, 2)
 
 
 def _jvp_of_choice(ctx, chooses, dx, dy) -> Tensor:

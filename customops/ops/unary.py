@@ -1,4 +1,4 @@
-"""Operators on one tensor: log, exp, relu, sigmoid, tanh, sqrt, rsqrt, abs, neg."""
+"""Operators on one tensor: exponentials, logarithms, roots, sine and cosine, sigmoids, signs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,44 @@ from .. import formulas as f
 from .call import call_, call_unary
 from .function import Operator
 
-__all__ = ["abs", "abs_", "exp", "exp_", "log", "log_", "neg", "neg_", "relu", "relu_", "rsqrt", "rsqrt_"]
-__all__ += ["sigmoid", "sigmoid_", "sqrt", "sqrt_", "tanh", "tanh_"]
+__all__ = [
+    "abs",
+    "abs_",
+    "cos",
+    "cos_",
+    "erf",
+    "erf_",
+    "exp",
+    "exp2",
+    "exp2_",
+    "exp_",
+    "expm1",
+    "expm1_",
+    "log",
+    "log1p",
+    "log1p_",
+    "log2",
+    "log2_",
+    "log_",
+    "neg",
+    "neg_",
+    "reciprocal",
+    "reciprocal_",
+    "relu",
+    "relu_",
+    "rsqrt",
+    "rsqrt_",
+    "sigmoid",
+    "sigmoid_",
+    "sign",
+    "sign_",
+    "sin",
+    "sin_",
+    "sqrt",
+    "sqrt_",
+    "tanh",
+    "tanh_",
+]
 
 
 class Log(Operator):
@@ -39,6 +75,133 @@ class Exp(Operator):
 
     formula = staticmethod(f.exp)
     derivatives = (f.exp_dx,)
+
+
+class Log1p(Operator):
+    """z = log(1 + x).
+
+    The logarithm of u = 1 + x, with du/dx = 1, so dz/dx = 1/u:
+
+        dx = g / (1 + x)
+
+    Saves x. Near 0 it keeps the digits that 1 + x loses.
+    """
+
+    formula = staticmethod(f.log1p)
+    derivatives = (f.log1p_dx,)
+
+
+class Exp2(Operator):
+    """z = 2^x.
+
+    2^x = e^(x·log 2), so dz/dx = z·log 2:
+
+        dx = g·z·log 2
+
+    Saves z.
+    """
+
+    formula = staticmethod(f.exp2)
+    derivatives = (f.exp2_dx,)
+
+
+class Expm1(Operator):
+    """z = e^x - 1.
+
+    dz/dx = e^x = z + 1:
+
+        dx = g·(z + 1)
+
+    Saves z. Near 0 the value keeps the digits that e^x loses beside 1.
+    """
+
+    formula = staticmethod(f.expm1)
+    derivatives = (f.expm1_dx,)
+
+
+class Log2(Operator):
+    """z = log x / log 2.
+
+    The logarithm, scaled, dz/dx = 1/(x·log 2):
+
+        dx = g / (x·log 2)
+
+    Saves x.
+    """
+
+    formula = staticmethod(f.log2)
+    derivatives = (f.log2_dx,)
+
+
+class Reciprocal(Operator):
+    """z = 1/x.
+
+    z·x = 1; differentiating both sides, dz/dx·x + z = 0, so dz/dx = -z/x = -z²:
+
+        dx = -g·z²
+
+    Saves z.
+    """
+
+    formula = staticmethod(f.reciprocal)
+    derivatives = (f.reciprocal_dx,)
+
+
+class Sign(Operator):
+    """z = 1 where x > 0, -1 where x < 0, else 0.
+
+    Constant on either side of 0, dz/dx = 0; there torch takes 0 too:
+
+        dx = 0
+
+    Saves nothing. Of nan it is 0.
+    """
+
+    formula = staticmethod(f.sign)
+    derivatives = (f.sign_dx,)
+
+
+class Sin(Operator):
+    """z = sin x.
+
+    By the addition theorem sin(x + h) - sin x = sin x·(cos h - 1) + cos x·sin h; divided by h, the limits for h → 0 are
+    0 and 1, so dz/dx = cos x:
+
+        dx = g·cos x
+
+    Saves x.
+    """
+
+    formula = staticmethod(f.sin)
+    derivatives = (f.sin_dx,)
+
+
+class Cos(Operator):
+    """z = cos x.
+
+    cos x = sin(x + π/2), so dz/dx = cos(x + π/2) = -sin x:
+
+        dx = -g·sin x
+
+    Saves x.
+    """
+
+    formula = staticmethod(f.cos)
+    derivatives = (f.cos_dx,)
+
+
+class Erf(Operator):
+    """z = 2/√π·∫ e^(-t²) dt, from 0 to x.
+
+    An integral has its integrand as derivative by the upper end:
+
+        dx = g·2/√π·e^(-x²)
+
+    Saves x.
+    """
+
+    formula = staticmethod(f.erf)
+    derivatives = (f.erf_dx,)
 
 
 class Relu(Operator):
@@ -174,6 +337,159 @@ def exp(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     tensor([1., 0.])
     """
     return call_unary(Exp, input, out)
+
+
+def log1p(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the natural logarithm of 1 plus each element, as :func:`torch.log1p`; gradient: :class:`Log1p`.
+
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> log1p(torch.tensor([0.0, 1e-8]))
+    tensor([0.0000e+00, 1.0000e-08])
+    """
+    return call_unary(Log1p, input, out)
+
+
+def exp2(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return 2 to the power of each element, as :func:`torch.exp2`; gradient: :class:`Exp2`.
+
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> exp2(torch.tensor([3.0, -1.0]))
+    tensor([8.0000, 0.5000])
+    """
+    return call_unary(Exp2, input, out)
+
+
+def expm1(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return e to the power of each element, minus 1, as :func:`torch.expm1`; gradient: :class:`Expm1`.
+
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> expm1(torch.tensor([0.0, -torch.inf]))
+    tensor([ 0., -1.])
+    """
+    return call_unary(Expm1, input, out)
+
+
+def log2(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the logarithm of each element to base 2, as :func:`torch.log2`; gradient: :class:`Log2`.
+
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> log2(torch.tensor([8.0, 0.5]))
+    tensor([ 3., -1.])
+    """
+    return call_unary(Log2, input, out)
+
+
+def reciprocal(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return 1 divided by each element, as :func:`torch.reciprocal`; gradient: :class:`Reciprocal`.
+
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> reciprocal(torch.tensor([4.0, 0.0]))
+    tensor([0.2500,    inf])
+    """
+    return call_unary(Reciprocal, input, out)
+
+
+def sign(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return 1, -1 or 0, as each element is above, below or 0, as :func:`torch.sign`; gradient: :class:`Sign`.
+
+    Args:
+        input: a tensor of any shape and real dtype; the result has the same dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: ``input`` is complex, or the result cannot be cast to the dtype of ``out``.
+
+    >>> sign(torch.tensor([-2.0, 0.0, 3.0]))
+    tensor([-1.,  0.,  1.])
+    """
+    return call_unary(Sign, input, out)
+
+
+def sin(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the sine of each element, in radians, as :func:`torch.sin`; gradient: :class:`Sin`.
+
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> sin(torch.tensor([0.0, torch.pi / 2]))
+    tensor([0., 1.])
+    """
+    return call_unary(Sin, input, out)
+
+
+def cos(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the cosine of each element, in radians, as :func:`torch.cos`; gradient: :class:`Cos`.
+
+    Args:
+        input: a tensor of any shape and dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> cos(torch.tensor([0.0, torch.pi]))
+    tensor([ 1., -1.])
+    """
+    return call_unary(Cos, input, out)
+
+
+def erf(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the error function of each element, as :func:`torch.erf`; gradient: :class:`Erf`.
+
+    Args:
+        input: a tensor of any shape and real dtype; integers and bool become the default dtype.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: ``input`` is complex, or the result cannot be cast to the dtype of ``out``.
+
+    >>> erf(torch.tensor([0.0, 0.5, 10.0]))
+    tensor([0.0000, 0.5205, 1.0000])
+    """
+    return call_unary(Erf, input, out)
 
 
 def relu(input: Tensor) -> Tensor:
@@ -342,3 +658,48 @@ def abs_(input: Tensor) -> Tensor:
 def neg_(input: Tensor) -> Tensor:
     """Write ``neg(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.neg_` raises."""
     return call_(Neg, torch.Tensor.neg_, input)
+
+
+def log1p_(input: Tensor) -> Tensor:
+    """Write ``log1p(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.log1p_` raises."""
+    return call_(Log1p, torch.Tensor.log1p_, input)
+
+
+def exp2_(input: Tensor) -> Tensor:
+    """Write ``exp2(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.exp2_` raises."""
+    return call_(Exp2, torch.Tensor.exp2_, input)
+
+
+def expm1_(input: Tensor) -> Tensor:
+    """Write ``expm1(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.expm1_` raises."""
+    return call_(Expm1, torch.Tensor.expm1_, input)
+
+
+def log2_(input: Tensor) -> Tensor:
+    """Write ``log2(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.log2_` raises."""
+    return call_(Log2, torch.Tensor.log2_, input)
+
+
+def reciprocal_(input: Tensor) -> Tensor:
+    """Write ``reciprocal(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.reciprocal_` raises."""
+    return call_(Reciprocal, torch.Tensor.reciprocal_, input)
+
+
+def sign_(input: Tensor) -> Tensor:
+    """Write ``sign(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.sign_` raises."""
+    return call_(Sign, torch.Tensor.sign_, input)
+
+
+def sin_(input: Tensor) -> Tensor:
+    """Write ``sin(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.sin_` raises."""
+    return call_(Sin, torch.Tensor.sin_, input)
+
+
+def cos_(input: Tensor) -> Tensor:
+    """Write ``cos(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.cos_` raises."""
+    return call_(Cos, torch.Tensor.cos_, input)
+
+
+def erf_(input: Tensor) -> Tensor:
+    """Write ``erf(input)`` into ``input`` and return it; raises what :meth:`torch.Tensor.erf_` raises."""
+    return call_(Erf, torch.Tensor.erf_, input)
