@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -65,6 +65,10 @@ class Traced:
     def __customops__(self) -> Callable:
         """Return what customops' operators call instead of computing, as an argument is no torch.Tensor."""
         return self._tracing.apply
+
+    def compose(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+        """Return what ``body``, a composition of operators, returns; it computes what ``function`` of torch does."""
+        return self._tracing.compose(body, function, args, kwargs)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,28 @@ class ValueSpec(NamedTuple):
     ndim: int
 
 
+class Composed(NamedTuple):
+    """A run of operators in a trace that compute what one function of torch does: where no kernels do, that does."""
+
+    start: int  # the first value that they compute
+    end: int  # the first value after them
+    function: Callable  # torch's
+    args: tuple  # a Ref for each value of the trace; otherwise what was written there
+    kwargs: tuple[tuple[str, Any], ...]  # likewise, by name
+    outputs: tuple[Ref | None, ...]  # the value that each of its results is; None for one that the operators leave out
+
+    def values(self, known: Sequence) -> list:
+        """Return the values from ``start`` to ``end``, those that are no outputs as None."""
+        args = [known[x.value] if type(x) is Ref else x for x in self.args]
+        kwargs = {name: known[x.value] if type(x) is Ref else x for name, x in self.kwargs}
+        results = self.function(*args, **kwargs)
+        values = [None] * (self.end - self.start)
+        for ref, z in zip(self.outputs, results if isinstance(results, tuple) else (results,), strict=True):
+            if ref:
+                values[ref.value - self.start] = z
+        return values
+
+
 class Trace:
     """A record of what a function does to tensors: operators in order, and which of their values it returns.
 
@@ -39,7 +62,12 @@ class Trace:
     """
 
     def __init__(
-        self, tracing: Tracing, outputs: tuple[Ref, ...], output_order: tuple[int, ...], output_type: type | None
+        self,
+        tracing: Tracing,
+        outputs: tuple[Ref, ...],
+        output_order: tuple[int, ...],
+        output_type: type | None,
+        composed: tuple[Composed, ...],
     ):
         self.arity = len(tracing.tensors)  # how many tensors the function is given
         self.nodes = tuple(tracing.nodes())  # in the order in which they were applied
@@ -48,26 +76,21 @@ class Trace:
         self.outputs = outputs  # the values that are returned, each once
         self.output_order = output_order  # for each value returned, its position in ``outputs``
         self.output_type = output_type  # tuple or list if the function returned one; None for a single value
+        self.composed = composed  # the runs of ``nodes`` that are functions of torch, in order
         self.graphs: dict[tuple, Any] = {}  # a cache of build.py
         self.is_dense_if_inputs_are = False  # whether results are known to be contiguous where inputs are
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compute every value from these tensors, by torch's formulas."""
-        return _replay(self.nodes, tensors)
+        return _replay(self.nodes, tensors, self.composed)
 
     def infer(self, tensors: Sequence[Tensor]) -> list[TensorSpec]:
         """Return what torch would compute from these tensors for every value, but on the CPU."""
-        return _infer(self.nodes, tensors)
+        return _infer(self.nodes, tensors, self.composed)
 
     def apply(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the function returns for these tensors, its operators applied one by one."""
-        values = list(tensors)
-        for operator, inputs in self.nodes:
-            args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
-            if operator is Detach:
-                values.append(args[0].detach())
-            else:
-                values.append(call(operator, args) if is_elementwise(operator) else call_reduction(operator, *args))
+        values = _run(_apply, self.nodes, tensors, self.composed)
         return self.pack([values[ref.value] for ref in self.outputs])
 
     def source(self, value: int) -> int:
@@ -140,6 +163,7 @@ class Tracing:
         self.device = tensors[0].device
         self.value_specs = [ValueSpec(x.dtype, x.dim()) for x in tensors]  # of each value so far
         self.path: list[Branch] = []  # the branches since the root
+        self.composed: list[Composed] = []  # the functions of torch so far that operators compute
         self.grown = 0  # how many branches and traces were new
 
     def run(self, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Trace:
@@ -154,7 +178,7 @@ class Tracing:
         for z in results or [returned]:
             self._check_returned(z, function)
         outputs = tuple(dict.fromkeys(z.ref for z in results))
-        key = outputs, tuple(outputs.index(z.ref) for z in results), output_type
+        key = outputs, tuple(outputs.index(z.ref) for z in results), output_type, tuple(self.composed)
         trace = self.branch.traces.get(key)
         if trace is None:
             trace = self.branch.traces[key] = Trace(self, *key)
@@ -193,6 +217,41 @@ class Tracing:
         self.value_specs.append(branch.spec)  # type: ignore[arg-type]  # only a root has none
         return Traced(self, branch.ref)
 
+    def compose(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+        """Run ``body`` on stand-ins: a composition of operators that computes what ``function`` of torch does.
+
+        Torch refuses what it would. Raises FusionError where the operators return another dtype, under autocast.
+        """
+        wanted = self._ask(function, args, kwargs)
+        start = len(self.value_specs)
+        returned = body(*args, **kwargs)
+        results = returned if isinstance(returned, tuple) else (returned,)
+        for z, want in zip(results, wanted, strict=True):
+            if type(z) is Traced and z.dtype != want.dtype:
+                what = f"{function.__name__} under autocast is {want.dtype} by torch and {z.dtype} by operators"
+                raise untraceable(what, "call it outside the function")
+        given = [x.ref if type(x) is Traced else x for x in args]
+        named = [(name, x.ref if type(x) is Traced else x) for name, x in kwargs.items()]
+        outputs = tuple([z.ref if type(z) is Traced else None for z in results])
+        self.composed = [each for each in self.composed if each.end <= start]  # what it is made of is part of it
+        self.composed.append(Composed(start, len(self.value_specs), function, tuple(given), tuple(named), outputs))
+        return returned
+
+    def _ask(self, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Return what torch's function makes of single elements."""
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ones = {name: self._one(x) for name, x in kwargs.items()}
+            results = function(*map(self._one, args), **ones)
+        return results if isinstance(results, tuple) else (results,)
+
+    def _one(self, x: Any) -> Any:
+        """Return a tensor of one element for a stand-in, and anything else as it is."""
+        if type(x) is not Traced:
+            return x
+        spec = self.value_specs[x.ref.value]
+        return torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
+
     def _grow(self, operator: Any, inputs: Sequence, key: tuple) -> Branch:
         """Return a new branch; it is forgotten after this run if an input has no key."""
         self._refuse(operator, inputs)
@@ -223,13 +282,8 @@ class Tracing:
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
         """Ask torch what it makes of single elements, on their device and under the modes that there are."""
-        specs = [self.value_specs[x.ref.value] if type(x) is Traced else None for x in inputs]
-        ones = [
-            x if spec is None else torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
-            for x, spec in zip(inputs, specs, strict=True)
-        ]
         with torch.no_grad():
-            one = operator.by_formula(*ones)
+            one = operator.by_formula(*map(self._one, inputs))
         return ValueSpec(one.dtype, one.dim())
 
     def check_modes(self, function: Callable | None = None) -> None:
@@ -250,18 +304,44 @@ class Tracing:
         return _infer(self.nodes(), self.tensors)[ref.value].shape
 
 
-def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:
-    """Return what torch would compute from these tensors for every value, but on the CPU."""
+def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor], composed: Sequence[Composed] = ()) -> list[Any]:
+    """Return what torch would compute from these tensors for every value, but on the CPU; None as ``_run`` does."""
     miniatures = Miniatures(tensors, CPU)
-    return [miniatures.spec(x) for x in _replay(nodes, [miniatures.of(x) for x in tensors])]
+    values = _replay(nodes, [miniatures.of(x) for x in tensors], composed)
+    return [None if x is None else miniatures.spec(x) for x in values]
 
 
-def _replay(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[Tensor]:
-    values = list(tensors)
+def _replay(nodes: Sequence[Node], tensors: Sequence[Tensor], composed: Sequence[Composed] = ()) -> list[Any]:
     with torch.no_grad():
-        for operator, inputs in nodes:
-            values.append(operator.by_formula(*[values[x.value] if type(x) is Ref else x for x in inputs]))
+        return _run(lambda operator, args: operator.by_formula(*args), nodes, tensors, composed)
+
+
+def _run(
+    apply: Callable[[Any, tuple], Tensor],
+    nodes: Sequence[Node],
+    tensors: Sequence[Tensor],
+    composed: Sequence[Composed],
+) -> list[Any]:
+    """Return every value, by functions of torch where the trace has these, else by ``apply``.
+
+    What is computed inside such a function is None.
+    """
+    values, first = list(tensors), len(tensors)
+    starts = {each.start: each for each in composed if each.end > each.start}
+    while len(values) < first + len(nodes):
+        if each := starts.get(len(values)):
+            values += each.values(values)
+        else:
+            operator, inputs = nodes[len(values) - first]
+            values.append(apply(operator, tuple([values[x.value] if type(x) is Ref else x for x in inputs])))
     return values
+
+
+def _apply(operator: Any, args: tuple) -> Tensor:
+    """Return an operator's value, recorded by autograd where that is due."""
+    if operator is Detach:
+        return args[0].detach()
+    return call(operator, args) if is_elementwise(operator) else call_reduction(operator, *args)
 
 
 def name_of(function: Callable) -> str:

@@ -1,0 +1,76 @@
+"""``composition``: a function of torch, written as a composition of operators, which is fused where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch import Tensor
+
+from .._compat import saved_tensor_hooks
+from ..runtime.plans import remember
+from .decorator import Fused
+from .proxy import FusionError, Traced, untraceable
+from .signature import FusedCallable, P, R
+from .trace import Trace
+
+__all__ = ["composition"]
+
+
+def composition(function: Callable[..., Any]) -> Callable[[Callable[P, R]], FusedCallable[P, R]]:
+    """Return a decorator for a composition of customops' operators that computes what ``function`` of torch does.
+
+    The composition takes what ``function`` takes. It decides how kernels, and blocks on a CPU, compute: within a
+    function that is fused it is traced as its operators, by itself it is a fused function. Where operators of a fused
+    function would be applied one by one, ``function`` computes instead, with its own gradient: so no value between
+    them is rounded there, and what they do not take, as integers, complex numbers and ``out=``, is torch's. Arguments
+    are checked by ``function`` too, on tensors of one element.
+    """
+
+    def decorate(body: Callable[P, R]) -> FusedCallable[P, R]:
+        return cast("FusedCallable[P, R]", Composition(body, function).as_function())
+
+    return decorate
+
+
+class Composition(Fused[P, R]):
+    """A fused function that computes what a function of torch does."""
+
+    def __init__(self, body: Callable[P, R], function: Callable[..., Any]):
+        super().__init__(body)
+        self.one_by_one = function
+
+    def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Compute the function: as operators of what is traced; by kernels or blocks; or by torch."""
+        args = tuple([tuple(x) if type(x) is list else x for x in args])  # no list is part of a key
+        kwargs = {name: tuple(x) if type(x) is list else x for name, x in kwargs.items()}
+        for x in (*args, *kwargs.values()):
+            if type(x) is Traced:
+                if kwargs.get("out") is not None:
+                    raise untraceable("out= cannot be traced, as it writes to a tensor", "leave it out")
+                return x.compose(self.function, self.one_by_one, args, kwargs)
+        return self.one_by_one(*args, **kwargs) if kwargs.get("out") is not None else super().call(args, kwargs)
+
+    def trace(self, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Trace:
+        """Return what the composition does with these arguments."""
+
+        def traced(*args, **kwargs):
+            return self.call(args, kwargs)
+
+        return self._or_raise_as_torch(lambda: self._traces.trace(traced, args, kwargs, tensors), args, kwargs)
+
+    def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
+        """Return the fusion, False where the composition cannot be traced for these arguments, and the trace."""
+        try:
+            return super()._find_fusion(tensors, key, layout, args, kwargs)
+        except FusionError:
+            return (remember((key, layout), False) if key else False), None
+
+    def _call_by_formula(self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]):
+        """Let torch compute, but under hooks: what a checkpoint computes twice has to save the same both times."""
+        if not saved_tensor_hooks():
+            return self.one_by_one(*args, **kwargs)
+        try:
+            return super()._call_by_formula(tensors, key, args, kwargs)
+        except FusionError:
+            return self.one_by_one(*args, **kwargs)
