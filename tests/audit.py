@@ -97,6 +97,7 @@ BACKWARD = {
     "pow(x, 3)": ONE,
     "mean": ONE,  # of the small gradient, before it is viewed as large as x
     "sum": NONE,
+    "prod": ONE,
 }
 # The reductions whose sums several programs share, by layout; those of any other take one launch.
 MATRIX_SUMS = ("", "None", "0", "0, -1")
@@ -217,6 +218,7 @@ def cases() -> tuple[Case, ...]:
     channels = [
         (name, Call(f"{name}(0, 2, 3)", lambda lib, x, name=name: getattr(lib, name)(x, (0, 2, 3)), rank=4))
         for name in REDUCTIONS
+        if name != "prod"  # torch takes one axis, or all
     ]
     return tuple(
         Case(operator, call, dtype, layout)

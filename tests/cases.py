@@ -83,12 +83,13 @@ ROWS = (
     OperatorCase("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3)))),
     OperatorCase("mean", -2, 2, _reduction("mean")),
     OperatorCase("sum", -2, 2, _reduction("sum")),
+    OperatorCase("prod", 0.3, 2, _reduction("prod")[:1] + _reduction("prod")[2:4]),
     OperatorCase("amax", -2, 2, _reduction("amax")[::3]),
     OperatorCase("amin", -2, 2, _reduction("amin")[3:5]),
 )
 
 EXTREMA = ("amax", "amin")
-REDUCTIONS = ("mean", "sum", *EXTREMA)
+REDUCTIONS = ("mean", "sum", "prod", *EXTREMA)
 CALLS = tuple((row, call) for row in ROWS for call in row.calls)
 
 ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]
@@ -113,6 +114,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "a number and a tensor, x saved": ("div(2, x)",),
     "a number and a tensor, all saved": ("pow(2, x)",),
     "a linear reduction": tuple(call.name for row, call in CALLS if row.name in ("mean", "sum")),
+    "a product": tuple(call.name for row, call in CALLS if row.name == "prod"),
     "an extremum": tuple(call.name for row, call in CALLS if row.name in EXTREMA),
 }
 PATH_OF = {call: path for path, calls in PATHS.items() for call in calls}

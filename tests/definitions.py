@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import sympy
 
-from customops.ops import binary, unary
+from customops.ops import binary, parts, unary
 from customops.ops.function import Operator
 from customops.runtime.paths import EXPONENTS
 
@@ -40,5 +40,7 @@ DEFINITIONS: dict[type[Operator], Definition] = {
     binary.Maximum: Definition(sympy.Max(x, y), (x, y), kinds=(y + ABOVE, y + BELOW)),
     binary.Minimum: Definition(sympy.Min(x, y), (x, y), kinds=(y + ABOVE, y + BELOW)),
     binary.Pow: Definition(x**y, (x, y), kinds=(ABOVE,)),
+    parts.NormPower: Definition(x**y, kinds=(ABOVE,), numbers=(-1.5, 0.5, 2, 3)),
+    parts.Finite: Definition(x),
     binary.PowNumber: Definition(x**y, kinds=(ABOVE,), numbers=tuple(sorted(EXPONENTS))),
 }

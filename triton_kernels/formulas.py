@@ -326,7 +326,7 @@ def equal(x, z):
 @triton.jit
 def same(x, z):
     x, z = tl.broadcast(x, z)
-    is_number = (tl.abs(x) >= 0) | (tl.abs(z) >= 0)
+    is_number = (tl.abs(x) <= float("inf")) | (tl.abs(z) <= float("inf"))
     return ((x == z) | (is_number == 0)).to(x.dtype)
 
 

@@ -169,8 +169,9 @@ class _Builder:
         return leaf.position
 
     def _reduce(self, name: str, value: Any, axes: frozenset[int]) -> Any:
-        """Return a value reduced over axes; a sum or product has it for each element along those it does not vary
-        along.
+        """Return a value reduced over axes.
+
+        A sum, and a product, has it once for each element along those that it does not vary along.
         """
         varies = self._varies(value)
         constant_along = [a for a in axes if not varies[a]]

@@ -1,4 +1,4 @@
-"""The nodes of a graph: an input, a constant, a position, an operator's formula, a value whose axes have other names."""
+"""The nodes of a graph: inputs, constants, positions, operators' formulas, and values whose axes have other names."""
 
 from __future__ import annotations
 

@@ -148,8 +148,7 @@ class Selective(Reduction):
         y = x if dtype is None else x.to(dtype)
         if y.is_complex():
             y, z = y.conj(), z.conj()
-        dx = times_slope(cls, g, y, z, *dim[:1])
-        return dx if dtype is None else dx.to(x.dtype), *others
+        return times_slope(cls, g, y, z, *dim[:1]).to(x.dtype), *others
 
 
 class Extremum(Selective):
@@ -354,7 +353,7 @@ def slope_by_formula(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor,
             named[name] = function(*args, axes, True, **(wide if formula in ("sum", "prod") else {}))
         else:
             named[name] = function(*args, **(out if formula == "equal" else {}))
-    return operator.derivative(**{each: named[each] for each in parameters(operator.derivative)}).to(x.dtype)
+    return operator.derivative(**{each: named[each] for each in parameters(operator.derivative)})
 
 
 def _along(x: Tensor, axes: Sequence[int]) -> list[int]:
@@ -373,7 +372,8 @@ def _compile_slope(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor, r
     add_steps(graph, operator, named, frozenset(reduced & set(dims)))
     derivative = operator.derivative
     graph.results = [(graph.add(Op(derivative.__name__, tuple(named[each] for each in parameters(derivative)))), dims)]
-    return Executable(graph, tensors, [gradient_spec(x)], x.dtype)
+    common = torch.promote_types(x.dtype, z.dtype)  # z may be wider, under autocast
+    return Executable(graph, tensors, [gradient_spec(x)], common)
 
 
 def call_reduction(operator: type[Reduction], x, dtype, dim=UNSET, keepdim=UNSET, out=None) -> Tensor:
