@@ -248,6 +248,9 @@ def min(input: Tensor, dim: Any = None, keepdim: bool = False, *, other: Any = N
 class _Indices:
     """What stands for the indices of max and min while a function is traced: nothing can be done with them."""
 
+    def __customops__(self):
+        raise untraceable("the indices of max and min cannot be traced", "use torch.argmax outside the function")
+
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)

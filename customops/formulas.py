@@ -240,7 +240,7 @@ def prod(x, *dim, **options):
 
 def prod_dx(g, x, z, zeros, rest, nought):
     others = torch.where(zeros == 2, (nought - x) * rest, 0)  # 0 too, but with the slope that the other zero gives it
-    return g * torch.where(x == 0, torch.where(zeros == 1, rest, others), z / x)
+    return g * torch.where(x == 0, torch.where(zeros == 1, rest, others), z / one_for_zero(x))
 
 
 def is_zero(x):

@@ -294,7 +294,7 @@ def prod(x, count):
 @triton.jit
 def prod_dx(g, x, z, zeros, rest, nought):
     others = tl.where(zeros == 2, (nought - x) * rest, 0)
-    return g * tl.where(x == 0, tl.where(zeros == 1, rest, others), division.divide(z, x))
+    return g * tl.where(x == 0, tl.where(zeros == 1, rest, others), division.divide(z, one_for_zero(x)))
 
 
 @triton.jit

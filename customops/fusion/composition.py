@@ -8,6 +8,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from .._compat import saved_tensor_hooks
+from ..compiler.executable import COMPUTE
+from ..runtime.paths import kernel_blocker, refuse_if_required
 from ..runtime.plans import remember
 from .decorator import Fused
 from .proxy import FusionError, Traced, untraceable
@@ -62,13 +64,17 @@ class Composition(Fused[P, R]):
     def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
         """Return the fusion, False where the composition cannot be traced for these arguments, and the trace."""
         try:
-            return super()._find_fusion(tensors, key, layout, args, kwargs)
+            if all([x.dtype in COMPUTE for x in tensors]):
+                return super()._find_fusion(tensors, key, layout, args, kwargs)
+            if blocker := kernel_blocker(list(tensors), None, set(), by_blocks=True):
+                refuse_if_required(self.one_by_one.__name__, blocker)
         except FusionError:
-            return (remember((key, layout), False) if key else False), None
+            pass
+        return (remember((key, layout), False) if key else False), None
 
     def _call_by_formula(self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]):
         """Let torch compute, but under hooks: what a checkpoint computes twice has to save the same both times."""
-        if not saved_tensor_hooks():
+        if not saved_tensor_hooks() or not all([x.dtype in COMPUTE for x in tensors]):
             return self.one_by_one(*args, **kwargs)
         try:
             return super()._call_by_formula(tensors, key, args, kwargs)

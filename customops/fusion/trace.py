@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.call import call
+from ..ops.call import call, tracing_hook
 from ..ops.function import CustomFunction
 from ..ops.reductions import call_reduction
 from ..runtime.paths import MODES, modes
@@ -220,15 +220,16 @@ class Tracing:
     def compose(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
         """Run ``body`` on stand-ins: a composition of operators that computes what ``function`` of torch does.
 
-        Torch refuses what it would. Raises FusionError where the operators return another dtype, under autocast.
+        Torch refuses what it would. Raises FusionError where the operators return another dtype, as under autocast or
+        of complex numbers.
         """
         wanted = self._ask(function, args, kwargs)
         start = len(self.value_specs)
-        returned = body(*args, **kwargs)
+        returned = self._compute(body, function, args, kwargs)
         results = returned if isinstance(returned, tuple) else (returned,)
         for z, want in zip(results, wanted, strict=True):
             if type(z) is Traced and z.dtype != want.dtype:
-                what = f"{function.__name__} under autocast is {want.dtype} by torch and {z.dtype} by operators"
+                what = f"{function.__name__} is {want.dtype} by torch, and {z.dtype} by operators"
                 raise untraceable(what, "call it outside the function")
         given = [x.ref if type(x) is Traced else x for x in args]
         named = [(name, x.ref if type(x) is Traced else x) for name, x in kwargs.items()]
@@ -236,6 +237,16 @@ class Tracing:
         self.composed = [each for each in self.composed if each.end <= start]  # what it is made of is part of it
         self.composed.append(Composed(start, len(self.value_specs), function, tuple(given), tuple(named), outputs))
         return returned
+
+    def _compute(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+        """Return what ``body`` returns, which may take floats alone."""
+        dtypes = {x.dtype for x in (*args, *kwargs.values()) if type(x) is Traced}
+        try:
+            return body(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, FusionError) or all(dtype.is_floating_point for dtype in dtypes):
+                raise
+        raise untraceable(f"{function.__name__} of {dtypes.pop()} cannot be traced", "call it outside the function")
 
     def _ask(self, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         """Return what torch's function makes of single elements."""
@@ -266,6 +277,7 @@ class Tracing:
         """Raise if this operator, or an input, cannot be part of a trace."""
         for k, x in enumerate(inputs):
             if not isinstance(x, Tensor):
+                tracing_hook((x,))  # what stands for something else that is not known says so
                 continue
             if type(x) is not Traced:
                 raise untraceable(
