@@ -1,11 +1,14 @@
 """PyTorch operators with hand-derived gradients, on Triton kernels or torch formulas, alone or fused."""
 
+from . import compositions
 from .compiler.graph import Graph
+from .compositions import *
 from .config import backend
 from .fusion.decorator import fuse
 from .fusion.errors import FusionError
 from .ops import binary, reductions, unary
 from .ops.binary import *
+from .ops.products import prod
 from .ops.reductions import *
 from .ops.unary import *
 from .ptx.faults import KernelFault
@@ -14,7 +17,8 @@ from .tools.record import LaunchRecord
 
 __version__ = "0.1.0"
 
-__all__ = ["FusionError", "Graph", "KernelFault", "LaunchRecord", "backend", "dry_run", "fuse"]
+__all__ = ["FusionError", "Graph", "KernelFault", "LaunchRecord", "backend", "dry_run", "fuse", "prod"]
+__all__ += compositions.__all__
 __all__ += binary.__all__
 __all__ += reductions.__all__
 __all__ += unary.__all__

@@ -270,6 +270,23 @@ def pow_number_dx(g, x, y):
     return torch.addcmul(-power.new_zeros(()), power, g, value=y)  # -0 + (y·power)·g, in one pass; a -0 stays one
 
 
+def finite(x):
+    largest = torch.finfo(x.dtype).max
+    return torch.clamp(x, -largest, largest)  # nan passes
+
+
+def finite_dx(g):
+    return g
+
+
+def norm_power(x, y):
+    return torch.pow(x, y)
+
+
+def norm_power_dx(g, x, y):
+    return torch.where(x == 0, 0, pow_number_dx(g, x, y))
+
+
 def sum(x, *dim, **options):
     return torch.sum(x, *dim, **options)
 
@@ -290,8 +307,33 @@ def amin(x, *dim, **options):
     return torch.amin(x, *dim, **options)
 
 
+def prod(x, *dim, **options):
+    if dim and isinstance(dim[0], list):  # torch takes one axis, or all
+        for axis in dim[0]:
+            x = torch.prod(x, axis, True, **options)
+        return x
+    return torch.prod(x, *dim, **options)
+
+
+def prod_dx(g, x, z, zeros, rest, nought):
+    others = torch.where(zeros == 2, (nought - x) * rest, 0)  # 0 too, but with the slope that the other zero gives it
+    return g * torch.where(x == 0, torch.where(zeros == 1, rest, others), z / one_for_zero(x))
+
+
+def is_zero(x):
+    return (x == 0).to(x.dtype)
+
+
+def one_for_zero(x):
+    return torch.where(x == 0, 1, x)
+
+
+def zero_for_others(x):
+    return torch.where(x == 0, x, 0)
+
+
 def extremum_dx(g, ties, mask):
-    share = g.to(ties.dtype) / ties  # a half type counts no further than 256 or 2048
+    share = g.to(ties.dtype) / ties
     return (share * mask).to(mask.dtype)  # inf·0 is nan, as is 0/0 where z is nan
 
 
@@ -313,6 +355,18 @@ def to_bfloat16(x):
 
 def to_float32(x):
     return x.to(torch.float32).to(x.dtype)
+
+
+def same(x, z):
+    return ((x == z) | (torch.isnan(x) & torch.isnan(z))).to(x.dtype)  # 1 or 0; nan is the same as nan
+
+
+def place(mask, position):
+    return torch.where(mask == 0, torch.inf, position)
+
+
+def selected_dx(g, position, first):
+    return torch.where(position == first, g, 0)
 
 
 def _times(number, g):

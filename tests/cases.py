@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 import customops
+from customops.ops import parts
 from customops.ops.function import Operator
 from customops.ops.reductions import Extremum, Reduction
 
@@ -121,13 +122,24 @@ ROWS = (
     OperatorCase("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3))), "x**y", _ABOVE),
     OperatorCase("mean", -2, 2, _reduction("mean")),
     OperatorCase("sum", -2, 2, _reduction("sum")),
+    OperatorCase("prod", 0.3, 2, _reduction("prod")[:1] + _reduction("prod")[2:4]),
     OperatorCase("amax", -2, 2, _reduction("amax")[::3]),
     OperatorCase("amin", -2, 2, _reduction("amin")[3:5]),
 )
 ROW = {row.name: row for row in ROWS}
 
+
+def _norm_power(y: float) -> Call:
+    return Call(f"norm_power(x, {y})", lambda lib, x: parts.norm_power(x, y))
+
+
+PARTS = (  # operators that only compositions are made of
+    OperatorCase("norm_power", 0.3, 2, tuple(map(_norm_power, (-1.5, 0.5, 2, 3))), "x**y", _ABOVE),
+    OperatorCase("finite", -2, 2, (Call("finite(x)", lambda lib, x: parts.finite(x)),), "x"),
+)
+
 EXTREMA = ("amax", "amin")
-REDUCTIONS = ("mean", "sum", *EXTREMA)
+REDUCTIONS = ("mean", "sum", "prod", *EXTREMA)
 CALLS = tuple((row, call) for row in ROWS for call in row.calls)
 
 ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]

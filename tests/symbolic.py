@@ -10,6 +10,7 @@ import builtins
 import functools
 import importlib
 import inspect
+import math
 import operator as python
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def definition(row: OperatorCase) -> Callable:
 
 def term(value):
     """Return the SymPy expression of a value or number, a decimal fraction as an exact one."""
-    if isinstance(value, float):
+    if isinstance(value, float) and math.isfinite(value):
         return sympy.Rational(str(value))
     return value.term if isinstance(value, Value) else sympy.sympify(value)
 
@@ -150,6 +151,11 @@ TORCH = Library(
     sgn=lifted(sympy.sign),
     sum=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1))),
     mean=lifted(lambda x: sympy.Sum(x, (i, 0, COUNT - 1)) / COUNT),
+    prod=lifted(lambda x: sympy.Product(x, (i, 0, COUNT - 1))),
+    isnan=lifted(lambda _x: sympy.false),
+    inf=sympy.oo,
+    finfo=lambda _dtype: SimpleNamespace(max=sympy.oo),
+    clamp=lifted(lambda x, least, most: sympy.Min(sympy.Max(x, least), most)),
     amax=lifted(sympy.Function("greatest")),
     amin=lifted(sympy.Function("least")),
     addcmul=lifted(lambda x, a, b, value: x + value * a * b),

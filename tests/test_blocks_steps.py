@@ -20,7 +20,7 @@ from customops.blocks.slots import Slot, assign_slots
 from customops.blocks.steps import Memory, Pass, Ref, Step
 from customops.runtime.paths import EXPONENTS
 
-from .cases import EDGES, ids
+from .cases import EDGES, REDUCTIONS, ids
 from .conftest import MODE
 
 pytestmark = pytest.mark.skipif(MODE != "formulas", reason="the same whatever computes: seen once")
@@ -89,11 +89,11 @@ def assert_same_bits(got: torch.Tensor, want: torch.Tensor, name: str) -> None:
 @pytest.mark.parametrize("name", FORMULAS)
 def test_formulas_as_calls_into_given_memory_give_the_same_bits(name, dtype):
     formula = getattr(formulas, name)
-    if name.startswith("pow_number"):
+    if name.startswith(("pow_number", "norm_power")):
         alternatives = [[FULL]] * (len(FORMULAS[name]) - 1) + [[*EXPONENTS, 0, 2.5]]
     else:
         alternatives = [options(p) for p in FORMULAS[name]]
-    reductions = [(0,), (1,), (0, 1)] if name in ("sum", "mean", "amax", "amin") else [()]
+    reductions = [(0,), (1,), (0, 1)] if name in REDUCTIONS else [()]
     taken = 0
     for kinds, reduced in product(product(*alternatives), reductions):
         if reduced and not (isinstance(kinds[0], tuple) and all(kinds[0][a] for a in reduced)):

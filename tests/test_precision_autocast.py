@@ -151,6 +151,8 @@ def test_fake_cuda_tensors_are_cast_by_torch_itself(row, call, dtypes):
 @pytest.mark.parametrize("chosen", HALVES, ids=ids)
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_cpu_autocast_changes_nothing(row, call, dtypes, chosen):
+    if row.name == "prod":
+        pytest.skip("on a CPU, too, torch multiplies in float32 under autocast")
     xs = draw(row, call, dtypes)
     want = call.function(torch, *xs)
     wanted = want, gradients(want, xs)

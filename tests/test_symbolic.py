@@ -14,13 +14,13 @@ from types import FunctionType
 import pytest
 
 from customops import formulas
-from customops.ops import binary, reductions, unary
+from customops.ops import binary, parts, products, reductions, unary
 from customops.ops.function import Operator
 
 pytest.importorskip("sympy", reason="the proofs need SymPy")
 import sympy
 
-from .cases import CALLS, ids
+from .cases import CALLS, PARTS, ids
 from .cases import REDUCTIONS as REDUCING
 from .marks import formulas_only
 from .symbolic import COUNT, LIBRARIES, TORCH, evaluate, g, i, j, proof_of, spelling, term
@@ -29,16 +29,23 @@ pytestmark = formulas_only
 x, y = sympy.symbols("x y", real=True)
 ABOVE, BELOW, ZERO = sympy.Symbol("x", positive=True), sympy.Symbol("x", negative=True), sympy.S.Zero
 ELEMENTWISE = [(row, call) for row, call in CALLS if row.name not in REDUCING]
+ELEMENTWISE += [(row, call) for row in PARTS for call in row.calls]
 ONCE = {proof_of(row, call).operator: (row, call) for row, call in reversed(ELEMENTWISE)}  # a call of each operator
 ELEMENTS = sympy.IndexedBase("x")
 TOTAL = sympy.Sum(ELEMENTS[i], (i, 0, COUNT - 1))
 NUMEL_IN, NUMEL_OUT = sympy.symbols("alpha beta", positive=True)
+PRODUCT = sympy.Product(ELEMENTS[i], (i, 0, COUNT - 1))
 GREATEST, LEAST = (sympy.Function(name)(ELEMENTS[i]) for name in ("greatest", "least"))  # of all x[i]
 REDUCTIONS = {
     reductions.Sum: TOTAL,
     reductions.Mean: NUMEL_OUT / NUMEL_IN * TOTAL,
     reductions.Amax: GREATEST,
     reductions.Amin: LEAST,
+    products.Prod: PRODUCT,
+    parts.Greatest: GREATEST,
+    parts.Least: LEAST,
+    parts.FirstGreatest: GREATEST,
+    parts.FirstLeast: LEAST,
 }
 
 
@@ -74,15 +81,20 @@ def numbers(spelled, value: int) -> list:
     return [sympy.Integer(value), *([value] if "torch" in spelled else [])]
 
 
+def descendants(kind: type) -> set[type]:
+    return {kind}.union(*map(descendants, kind.__subclasses__()))
+
+
 def test_proofs_cover_every_operator_and_formula():
     operators = {o for o in Operator.__subclasses__() if o.__module__.startswith("customops.")}
-    kinds = {reductions.Reduction, *reductions.Reduction.__subclasses__()}
-    functions = {r for kind in kinds for r in kind.__subclasses__() if hasattr(r, "formula")}
+    functions = {r for r in descendants(reductions.Reduction) if hasattr(r, "formula")}
     assert operators == set(ONCE)
     assert functions == set(REDUCTIONS)
     proven = {f for o in operators for f in (o.formula, *o.derivatives)}
     proven |= {f for r in functions for f in (r.formula, r.derivative) if f}
-    proven |= {formulas.equal, formulas.add_, formulas.sub_}
+    proven |= {formulas.equal, formulas.same, formulas.place, formulas.add_, formulas.sub_}
+    proven |= {formulas.is_zero, formulas.one_for_zero, formulas.zero_for_others}
+    proven |= {formulas.full_like, formulas.to_float16, formulas.to_bfloat16, formulas.to_float32}  # test_spelling.py
     assert proven == {f for name, f in vars(formulas).items() if inspect.isfunction(f) and name[0] != "_"}
 
 
@@ -144,7 +156,7 @@ def test_powers_of_a_number_derive_along_the_exponent(spelled, tally):
 @pytest.mark.parametrize("function", REDUCTIONS, ids=lambda f: f.__name__)
 def test_reduction_follows_from_the_definition(spelled, function, tally):
     """It does for any number of elements. Triton's formulas finish the total that a kernel made."""
-    formula = spelled[function.__name__.lower()]
+    formula = spelled[function.formula.__name__]
     total = "count" in inspect.signature(formula).parameters
     truth = REDUCTIONS[function].subs(NUMEL_IN, NUMEL_OUT * COUNT)
     folded = TOTAL if function in (reductions.Sum, reductions.Mean) else truth
@@ -172,6 +184,37 @@ def test_inverse_factor_of_the_mean_is_no_derivative(spelled):
         prove(spelled["mean_dx"], slip, g=g, count=NUMEL_IN / NUMEL_OUT)
     difference = evaluate(spelled["mean_dx"], g=g, count=NUMEL_IN / NUMEL_OUT) - slip
     assert sympy.solve(difference, NUMEL_IN) == [NUMEL_OUT]
+
+
+def test_derivative_of_a_product_follows_from_the_definition(spelled, tally):
+    """It does for an element x beside others of product y; where others are 0, y is the product of the rest times w."""
+    w = sympy.Symbol("w", real=True)
+    prove(spelled["prod_dx"], g * sympy.diff(x * y, x), g=g, x=ABOVE, z=ABOVE * y, zeros=0, rest=ABOVE * y, nought=0)
+    prove(spelled["prod_dx"], g * sympy.diff(x * y, x), g=g, x=ZERO, z=ZERO, zeros=1, rest=y, nought=0)
+    prove(spelled["prod_dx"], g * sympy.diff(x * w * y, x), g=g, x=ZERO, z=ZERO, zeros=2, rest=y, nought=w)
+    prove(spelled["prod_dx"], 0, g=g, x=ZERO, z=ZERO, zeros=3, rest=y, nought=0)
+    for name, above, zero in (("is_zero", 0, 1), ("one_for_zero", ABOVE, 1), ("zero_for_others", 0, 0)):
+        prove(spelled[name], above, x=ABOVE)
+        prove(spelled[name], zero, x=ZERO)
+    tally("symbolic proofs", 10)
+
+
+def test_first_of_ties_has_the_gradient(spelled, tally):
+    p = sympy.Symbol("p", real=True)
+    prove(spelled["same"], 1, x=x, z=x)
+    prove(spelled["same"], 0, x=y + ABOVE, z=y)
+    prove(spelled["place"], p, mask=sympy.S.One, position=p)
+    assert evaluate(spelled["place"], mask=ZERO, position=p) == sympy.oo
+    prove(spelled["selected_dx"], g, g=g, position=p, first=p)
+    prove(spelled["selected_dx"], 0, g=g, position=p, first=p - ABOVE)
+    tally("symbolic proofs", 6)
+
+
+def test_norms_have_no_slope_at_zero(spelled, tally):
+    """The power has an infinite one there, or none; this is torch's choice of subgradient."""
+    for number in (-1.5, 0.5, 2):
+        prove(spelled["norm_power_dx"], 0, g=g, x=ZERO, y=number)
+        tally("symbolic proofs")
 
 
 @pytest.mark.parametrize(("extremum", "sign"), [(sympy.Max, 1), (sympy.Min, -1)], ids=str)

@@ -1,8 +1,8 @@
 """Every formula and derivative, spelled in Triton: the counterpart of ``customops/formulas.py``.
 
 Names, argument names and order are the same. Arguments arrive in the compute dtype (float32 for half types), as
-blocks that broadcast or as scalars. The kernel itself reduces: ``sum``, ``mean``, ``amax`` and ``amin`` finalize what
-it made of ``count`` values.
+blocks that broadcast or as scalars. The kernel itself reduces: ``sum``, ``mean``, ``prod``, ``amax`` and ``amin``
+finalize what it made of ``count`` values.
 """
 
 import triton
@@ -350,6 +350,29 @@ def pow_number_dx(g, x, y: tl.constexpr):
 
 
 @triton.jit
+def finite(x):
+    largest = tl.where(x < 0, -1.7976931348623157e308, 1.7976931348623157e308).to(x.dtype)
+    if x.dtype.is_fp32():
+        largest = tl.where(x < 0, -3.4028234663852886e38, 3.4028234663852886e38)
+    return tl.where(tl.abs(x) == float("inf"), largest, x)
+
+
+@triton.jit
+def finite_dx(g):
+    return g
+
+
+@triton.jit
+def norm_power(x, y: tl.constexpr):
+    return pow_number(x, y)
+
+
+@triton.jit
+def norm_power_dx(g, x, y: tl.constexpr):
+    return tl.where(x == 0, 0, pow_number_dx(g, x, y))
+
+
+@triton.jit
 def sum(x, count):
     return x
 
@@ -372,6 +395,32 @@ def amax(x, count):
 @triton.jit
 def amin(x, count):
     return x
+
+
+@triton.jit
+def prod(x, count):
+    return x
+
+
+@triton.jit
+def prod_dx(g, x, z, zeros, rest, nought):
+    others = tl.where(zeros == 2, (nought - x) * rest, 0)
+    return g * tl.where(x == 0, tl.where(zeros == 1, rest, others), division.divide(z, one_for_zero(x)))
+
+
+@triton.jit
+def is_zero(x):
+    return (x == 0).to(x.dtype)
+
+
+@triton.jit
+def one_for_zero(x):
+    return tl.where(x == 0, 1, x)
+
+
+@triton.jit
+def zero_for_others(x):
+    return tl.where(x == 0, x, 0)
 
 
 @triton.jit
@@ -404,6 +453,25 @@ def to_bfloat16(x):
 @triton.jit
 def to_float32(x):
     return casts.convert(x, tl.float32).to(x.dtype)
+
+
+@triton.jit
+def same(x, z):
+    x, z = tl.broadcast(x, z)
+    is_number = (tl.abs(x) <= float("inf")) | (tl.abs(z) <= float("inf"))
+    return ((x == z) | (is_number == 0)).to(x.dtype)
+
+
+@triton.jit
+def place(mask, position):
+    mask, position = tl.broadcast(mask, position)
+    return tl.where(mask == 0, float("inf"), position)
+
+
+@triton.jit
+def selected_dx(g, position, first):
+    position, first = tl.broadcast(position, first)
+    return tl.where(position == first, g, 0)
 
 
 @triton.jit
@@ -497,6 +565,16 @@ def _plus(x, y):
 
 
 @triton.jit
+def _times(x, y):
+    return x * y
+
+
+@triton.jit
+def _prod_tile(x, axis):
+    return tl.reduce(x, axis, _times, keep_dims=True)
+
+
+@triton.jit
 def _sum_tile(x, axis):
     return tl.sum(x, axis=axis, keep_dims=True)
 
@@ -556,6 +634,7 @@ _SUM = (lambda _dtype: 0, _plus, _sum_tile)
 REDUCERS = {
     "sum": _SUM,
     "mean": _SUM,
+    "prod": (lambda _dtype: 1, _times, _prod_tile),
     "amax": (_lowest, _larger, _max_tile),
     "amin": (_highest, _smaller, _min_tile),
 }

@@ -14,7 +14,9 @@ ACCUMULATE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch
 EXTREMA = ("amax", "amin")
 COMPARED = {  # which of its values a formula compares, if only later, when an extremum meets the elements that are it
     **dict.fromkeys(EXTREMA, slice(0, 1)),
-    "equal": slice(0, 2),
+    **dict.fromkeys(("equal", "same"), slice(0, 2)),
+    **dict.fromkeys(("is_zero", "one_for_zero", "zero_for_others"), slice(0, 1)),
+    "prod_dx": slice(1, 2),
     "maximum_dx": slice(1, 3),
     "maximum_dy": slice(1, 3),
 }

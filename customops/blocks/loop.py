@@ -20,7 +20,7 @@ from .steps import ADDED, Memory, Ones, Pass
 from .workspace import THREAD, Workspace
 
 TOTAL_DTYPES = {torch.float32: torch.float64}  # in which a total is added up, where it is not the dtype of its parts
-START = {"sum": 0.0, "amax": -torch.inf, "amin": torch.inf}  # of a total
+START = {"sum": 0.0, "prod": 1.0, "amax": -torch.inf, "amin": torch.inf}  # of a total
 
 
 class Walk(NamedTuple):

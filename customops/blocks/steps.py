@@ -16,7 +16,12 @@ from .space import Axes, joined, variation
 
 ADDED = {"mean": "sum"}  # the reduction that blocks are added up by, where it is not that of the whole
 # By reduction: what makes one of two parts.
-JOIN: dict[str, Callable[..., Any]] = {"sum": torch.add, "amax": torch.maximum, "amin": torch.minimum}
+JOIN: dict[str, Callable[..., Any]] = {
+    "sum": torch.add,
+    "prod": torch.mul,
+    "amax": torch.maximum,
+    "amin": torch.minimum,
+}
 
 
 class Memory(NamedTuple):
@@ -164,10 +169,13 @@ class _Builder:
         return leaf.position
 
     def _reduce(self, name: str, value: Any, axes: frozenset[int]) -> Any:
-        """Return a value reduced over axes; a sum counts it for each element along those it does not vary along."""
+        """Return a value reduced over axes.
+
+        A sum, and a product, has it once for each element along those that it does not vary along.
+        """
         varies = self._varies(value)
         constant_along = [a for a in axes if not varies[a]]
-        if constant_along and name == "sum":
+        if constant_along and name in ("sum", "prod"):
             ones = self._leaf(Ones(tuple(a in constant_along for a in range(self.space.rank))))
             product = joined([varies, self._varies(ones)], self.space.rank)
             value = self._append(Step(torch.mul, (value, ones), self.dtypes.compute, product))

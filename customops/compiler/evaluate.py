@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import formulas
 from ..blocks.lowering import operands
+from ..runtime.memory import positions
 from .axes import NOTHING, Dims, align, restore
-from .graph import Constant, Graph, Input, Op, Renamed
+from .graph import Constant, Graph, Input, Op, Position, Renamed
 
 
 def evaluate(
@@ -32,6 +33,9 @@ def evaluate(
             values[i] = align(tensors[i].to(dtype), node.dims, order)
         elif isinstance(node, Constant):
             values[i] = graph.number(i)
+        elif isinstance(node, Position):
+            device = next(iter(tensors.values())).device
+            values[i] = align(positions(graph.sizes[node.axis], dtype, device), (node.axis,), order)
         elif isinstance(node, Renamed):
             x = restore(values[node.inputs[0]], node.old, order, graph.sizes)
             values[i] = align(x, node.new, order)

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..runtime.memory import allocate, like_argument
+from ..runtime.memory import allocate, like_argument, positions
 from ..runtime.paths import has_kernel
 from ..runtime.plans import planner, recall, remember
 from ..runtime.specs import TensorSpec, contiguous, like_strides, spec_of
 from ..triton_kernels.layout import VECTOR_BYTES
 from ..triton_kernels.stage import Argument
 from .axes import NOTHING, Dims
-from .graph import Constant, Graph, Input
+from .graph import Constant, Graph, Input, Position
 from .partition import partition
 from .stages import Binding, scratch_binding
 
@@ -84,19 +84,23 @@ class Executable:
         specs = [*specs, *(_statistic_spec(graph, i, COMPUTE[common], device) for i in statistics)]
         ancestors = graph.ancestors([value for value, _ in results], tensors)
         constants = [i for i in ancestors if isinstance(graph.values[i], Constant)]
-        self.numbers = tuple(graph.number(i) for i in constants)  # arguments of the plan, after the tensors
+        counted = [i for i in ancestors if isinstance(graph.values[i], Position)]
+        ranges = [positions(graph.sizes[graph.values[i].axis], COMPUTE[common], device) for i in counted]
+        self.numbers = (*ranges, *(graph.number(i) for i in constants))  # arguments of the plan, after the tensors
         self.buffers: list[TensorSpec] = []  # the tensors that kernels write: the last arguments
         self._results: list[Result] = []
         outputs = self._place_results(graph, tensors, results, specs, distinct)
         self._like = like_argument(self.buffers, list(tensors.values()))
         unrounded = {i for i in tensors if i not in known and not isinstance(graph.values[i], Input)}
         arguments = [Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0, i in unrounded) for i, x in tensors.items()]
+        arguments += [Argument(x.dtype, is_scratch=True) for x in ranges]  # no half type would hold them
         arguments += [None] * len(constants) + [Argument(spec.dtype) for spec in self.buffers]
         plans = plans or planner(device)
+        read = {**tensors, **dict(zip(counted, ranges, strict=True))}
         pieces = partition(
             graph,
-            _input_bindings(graph, tensors, known),
-            {i: len(tensors) + k for k, i in enumerate(constants)},
+            _input_bindings(graph, read, known),
+            {i: len(read) + k for k, i in enumerate(constants)},
             outputs,
             COMPUTE[common].itemsize // 4,
             plans.constexpr_parameter,
@@ -151,7 +155,8 @@ def _input_bindings(graph: Graph, tensors: dict[int, Tensor], known: Mapping[int
     """Return where each tensor's value lies: as the tensor does, or dense, as a statistic."""
     bindings = {}
     for k, (i, x) in enumerate(tensors.items()):
-        dims = known.get(i, getattr(graph.values[i], "dims", None))
+        node = graph.values[i]
+        dims = (node.axis,) if isinstance(node, Position) else known.get(i, getattr(node, "dims", None))
         bindings[i] = scratch_binding(graph, i, k) if dims is None else Binding(k, dims, x.stride())
     return bindings
 

@@ -85,7 +85,10 @@ class _Differentiation:
         if value not in self.depends_on_needed:
             return
         if pending.reduced in self.row_axes:
-            g, pending = self._reduce(g, pending)
+            total, pending = self._reduce(g, pending)
+            if total is None:
+                return
+            g = total
         cotangents = self.cotangents.setdefault(value, {})
         cotangents[pending] = _add(self.graph, cotangents[pending], g) if pending in cotangents else g
 
@@ -98,8 +101,10 @@ class _Differentiation:
             self._divide_where_due(value, node)
             for pending, g in list(self.cotangents.get(value, {}).items()):
                 if isinstance(node, Renamed):
-                    g, _ = self._reduce(g, pending)
-                    self.accumulate(node.inputs[0], Pending(), self.graph.add(Renamed((g,), node.new, node.old)))
+                    total, _ = self._reduce(g, pending)
+                    if total is not None:
+                        renamed = self.graph.add(Renamed((total,), node.new, node.old))
+                        self.accumulate(node.inputs[0], Pending(), renamed)
                 elif isinstance(node, Op):
                     self._backpropagate_op(value, node, pending, g)
 
@@ -117,7 +122,10 @@ class _Differentiation:
 
     def _backpropagate_op(self, value: int, op: Op, pending: Pending, g: int) -> None:
         if pending.reduced & op.reduced:  # the op's input has these axes again, but another way
-            g, pending = self._reduce(g, pending)
+            total, pending = self._reduce(g, pending)
+            if total is None:
+                return
+            g = total
         if self.rules.defers(op):
             self._backpropagate_division(value, op, pending, g)
         elif pending.divisor is not None and not self.rules.passes(op):
@@ -130,6 +138,8 @@ class _Differentiation:
                 if self.rules.passes(op) and self._broadcast(value, x, pending).reduced in self.row_axes:
                     # the sum first: so a sign is one of each row, not of each element
                     total, rest = self._reduce(g, self._broadcast(value, x, pending))
+                    if total is None:
+                        continue
                     _, dx = [*self.rules.vjp(value, op, total)][k]
                     self.accumulate(x, rest, dx)
                 else:
@@ -145,7 +155,10 @@ class _Differentiation:
             product = self.graph.add(Op("mul_dx", (g, z)))
             pending = self._broadcast(z, y, pending)
             if pending.reduced in self.row_axes:
-                product, pending = self._reduce(product, pending)
+                total, pending = self._reduce(product, pending)
+                if total is None:
+                    return
+                product = total
             self.accumulate(y, pending, self.graph.add(Op("neg_dx", (product,))))
 
     def _share(self, value: int, x: int, pending: Pending, dx: int) -> None:
@@ -156,13 +169,18 @@ class _Differentiation:
         """Return what is pending of the cotangent of x, which was broadcast to the axes of a value."""
         return pending._replace(reduced=pending.reduced | (self.graph.axes[value] - self.graph.axes[x]))
 
-    def _reduce(self, g: int, pending: Pending) -> tuple[int, Pending]:
-        """Sum ``g`` over the axes it is to be summed over; before that it is divided by what varies along them."""
+    def _reduce(self, g: int, pending: Pending) -> tuple[int | None, Pending]:
+        """Sum ``g`` over the axes it is to be summed over; before that it is divided by what varies along them.
+
+        The sum is None where it is 0 whatever the values are: then nothing is added, to anything.
+        """
+        total: int | None = g
         if pending.divisor is not None and pending.reduced & self.graph.axes[pending.divisor]:
             g, pending = self.rules.divide(g, pending)
+            total = g
         if pending.reduced:
-            g = sum_over(self.graph, g, pending.reduced)
-        return g, pending._replace(reduced=Pending().reduced)
+            total = sum_over(self.graph, g, pending.reduced)
+        return total, pending._replace(reduced=Pending().reduced)
 
     def _divide(self, value: int, pending: Pending) -> None:
         """Divide one of the cotangents of a value by what it is to be divided by."""
@@ -174,7 +192,8 @@ class _Differentiation:
         result_index: list[int | None] = []
         for i in self.needed:
             cotangents = self.cotangents.get(self.offset + i, {}).items()
-            terms = [self._reduce(g, pending)[0] for pending, g in cotangents]
+            sums = [self._reduce(g, pending)[0] for pending, g in cotangents]
+            terms = [total for total in sums if total is not None]
             result_index.append(len(self.graph.results) if terms else None)
             if terms:
                 total = reduce(partial(_add, self.graph), terms)

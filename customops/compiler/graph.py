@@ -16,10 +16,10 @@ import torch
 
 from ..runtime.rules import parameters
 from .axes import NO_AXES, Axes, Dims
-from .nodes import Constant, Input, Node, Op, Renamed, inputs_of
+from .nodes import Constant, Input, Node, Op, Position, Renamed, inputs_of
 from .printing import text_of
 
-__all__ = ["Constant", "Graph", "Input", "Op", "Renamed"]
+__all__ = ["Constant", "Graph", "Input", "Op", "Position", "Renamed"]
 
 
 class Graph:
@@ -126,6 +126,8 @@ class Graph:
             return frozenset(a for a in node.dims if a is not None)
         if isinstance(node, Constant):
             return NO_AXES
+        if isinstance(node, Position):
+            return frozenset({node.axis})
         axes = NO_AXES.union(*(self.axes[i] for i in node.inputs))
         if isinstance(node, Renamed):
             pairs = zip(node.old, node.new, strict=True)

@@ -1,4 +1,4 @@
-"""The nodes of a graph: an input, a constant, an operator's formula, a value whose axes have other names."""
+"""The nodes of a graph: inputs, constants, positions, operators' formulas, and values whose axes have other names."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ class Constant(NamedTuple):
 
     number: Any  # None for a count, which is another for each size of the axes
     counted: Axes = NO_AXES  # the axes whose elements it counts; none if it is no count
+
+
+class Position(NamedTuple):
+    """The number of each element along an axis, from 0: a tensor that goes with the kernels which read it."""
+
+    axis: int
+
+    @property
+    def name(self) -> str:
+        """What printed programs call it."""
+        return "position"
 
 
 class Op(NamedTuple):
@@ -43,7 +54,7 @@ class Renamed(NamedTuple):
     new: Dims  # what each of them is called from here on
 
 
-Node = Input | Constant | Op | Renamed
+Node = Input | Constant | Position | Op | Renamed
 
 
 def inputs_of(node: Node) -> tuple[int, ...]:

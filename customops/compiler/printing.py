@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .nodes import Constant, Input, Op, Renamed
+from .nodes import Constant, Input, Op, Position, Renamed
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -36,7 +36,7 @@ def label(graph: Graph, i: int) -> str:
     node = graph.values[i]
     if isinstance(node, Constant):
         return str(graph.number(i))
-    return node.name if isinstance(node, Input) else f"t{i}"
+    return node.name if isinstance(node, Input | Position) else f"t{i}"
 
 
 def _right_side(graph: Graph, node: Op | Renamed, tensors: Graph) -> str:

@@ -13,11 +13,13 @@ PRODUCTS = frozenset({"mul", "mul_dx", "mul_dy", "exp_dx"})  # formulas that mul
 SCALED = frozenset({"neg", "neg_dx", "add_dy", "sub_dy", "mean_dx"})  # formulas that multiply the first by numbers
 
 
-def sum_over(graph: Graph, value: int, axes: Axes) -> int:
-    """Return the index of the sum of ``value`` over ``axes``."""
+def sum_over(graph: Graph, value: int, axes: Axes) -> int | None:
+    """Return the index of the sum of ``value`` over ``axes``, None if that is 0 whatever the values are."""
     whole = graph.reduce("sum", value, axes)
     by_terms = _sum_of_terms(graph, value, axes)
-    if by_terms is None or _depth(graph, by_terms, axes) >= _depth(graph, whole, axes):
+    if by_terms is None:
+        return None
+    if _depth(graph, by_terms, axes) >= _depth(graph, whole, axes):
         return whole
     return by_terms
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..runtime.rules import is_identity, parameters
 from .axes import NO_AXES, Axes
-from .graph import Constant, Graph, Op
+from .graph import Constant, Graph, Op, Position
 
 # Operators whose rules multiply by no value.
 PASSING = frozenset({"add", "sub", "neg", "sum", "mean", "to_float16", "to_bfloat16", "to_float32"})
@@ -99,9 +99,7 @@ class Rules:
         if derivative is None:
             return named["g"]
         named["count"] = self.graph.add(Constant(None, op.reduced))
-        if "ties" in parameters(derivative):
-            named["mask"] = self.graph.add(Op("equal", (named["x"], named["z"])))
-            named["ties"] = self.graph.reduce("sum", named["mask"], op.reduced)
+        add_steps(self.graph, op.operator, named, op.reduced)
         return self._apply(derivative, named, op)
 
     def _apply(self, derivative: Callable, named: dict[str, int], op: Op) -> int:
@@ -115,6 +113,22 @@ class Rules:
         # products have one name, so that equal ones are one value
         name = "mul_dx" if derivative.__name__ in FACTORS else derivative.__name__
         return self.graph.add(Op(name, inputs, detached=_positions(names, op)))
+
+
+def add_steps(graph: Graph, operator: Any, named: dict[str, int], reduced: Axes) -> None:
+    """Add the values that the derivative of a reduction over these axes reads, to the graph and to those named."""
+    if reads_position(operator):
+        named["position"] = graph.add(Position(*reduced)) if reduced else graph.add(Constant(0))
+    for name, formula, inputs, reduces in operator.steps:
+        operands = [named[each] for each in inputs]
+        named[name] = (
+            graph.reduce(formula, operands[0], reduced) if reduces else graph.add(Op(formula, tuple(operands)))
+        )
+
+
+def reads_position(operator: Any) -> bool:
+    """Return whether the derivative of a reduction reads where its elements lie along its axis."""
+    return "position" in parameters(operator.derivative)
 
 
 def _named(op: Op, g: int, z: int) -> dict[str, int]:

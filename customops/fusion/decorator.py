@@ -105,6 +105,7 @@ class Fused(Generic[P, R]):
         update_wrapper(self, function, updated=())
         self.called = function  # as it was given
         self.function, self._bound_args, self._bound_kwargs = _without_arguments(function)  # the function behind it
+        self.one_by_one: Callable[..., Any] = self.function  # what computes it where no kernels do
         self._signature = _signature_of(self.function)
         defaults = [p.default for p in self._signature.parameters.values()]
         self._applies_defaults = not all(map(is_constant, defaults))  # tensors are arguments; objects may change
@@ -132,11 +133,11 @@ class Fused(Generic[P, R]):
 
     def as_function(self) -> Callable[P, R]:
         """Return it as a function: what Python and compilers bind, look up and see through as such."""
-        called = self.called
+        one_by_one = self.one_by_one
 
-        @wraps(called)
+        @wraps(self.called)
         def fused(*args, **kwargs):
-            return called(*args, **kwargs) if is_dynamo_compiling() else fused.fused.call(args, kwargs)  # type: ignore[attr-defined]
+            return one_by_one(*args, **kwargs) if is_dynamo_compiling() else fused.fused.call(args, kwargs)  # type: ignore[attr-defined]
 
         fused.fused, fused.program, fused.explain = self, self.program, self.explain  # type: ignore[attr-defined]
         return fused
@@ -259,7 +260,7 @@ class Fused(Generic[P, R]):
         except FusionError:
             raise
         except Exception:
-            self.function(*args, **kwargs)
+            self.one_by_one(*args, **kwargs)
             raise
 
     def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
@@ -287,7 +288,7 @@ class Fused(Generic[P, R]):
 
     def _one_by_one(self, trace: Trace | None, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Apply the operators one by one: of the trace, if this call made one, as no call runs a function twice."""
-        return self.function(*args, **kwargs) if trace is None else trace.apply(tensors)
+        return self.one_by_one(*args, **kwargs) if trace is None else trace.apply(tensors)
 
     def _call_by_formula(self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]):
         """Apply the operators one by one where no kernel runs.
@@ -302,7 +303,7 @@ class Fused(Generic[P, R]):
         hooked = bool(saved_tensor_hooks()) and is_grad_enabled()
         hooked = hooked and (not is_known or any([x.requires_grad for x in tensors]))
         if ((intercepted or is_known) and not hooked) or not self.is_traceable(tensors):
-            return self.function(*args, **kwargs)
+            return self.one_by_one(*args, **kwargs)
         trace, tensors = self.trace(tensors, key, args, kwargs)
         fusion = None
         if hooked and any([x.requires_grad for x in tensors]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,10 @@ class Traced(Casts):
     def __customops__(self) -> Callable:
         """Return what customops' operators call instead of computing, as an argument is no torch.Tensor."""
         return self._tracing.apply
+
+    def compose(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+        """Return what ``body``, a composition of operators, returns; it computes what ``function`` of torch does."""
+        return self._tracing.compose(body, function, args, kwargs)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

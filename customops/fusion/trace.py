@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -10,9 +11,8 @@ import torch
 from torch import Tensor
 
 from .._compat import version_of, without_modes
-from ..ops.call import call
+from ..ops.call import tracing_hook
 from ..ops.function import CustomFunction
-from ..ops.reductions import call_reduction
 from ..runtime.paths import CLASSES, MODES, is_intercepted, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import CPU, Miniatures, TensorSpec
@@ -20,17 +20,11 @@ from . import spelling
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
 from .constants import is_number, key_of
 from .errors import FusionError, untraceable
-from .operators import Cast, Ref, TraceOperator, is_elementwise
+from .operators import Cast, Ref, TraceOperator
 from .proxy import Traced
+from .replay import Composed, Node, Replay
 
 EXACT = dict.fromkeys((torch.uint8, torch.int8, torch.int16), torch.float32)  # the floats that integers are exact in
-
-
-class Node(NamedTuple):
-    """One operator applied."""
-
-    operator: Any  # the operator's class
-    inputs: tuple  # a Ref for each value of the trace; otherwise what the function wrote there
 
 
 class ValueSpec(NamedTuple):
@@ -55,7 +49,12 @@ class Trace:
     """
 
     def __init__(
-        self, tracing: Tracing, outputs: tuple[Ref, ...], output_order: tuple[int, ...], output_type: type | None
+        self,
+        tracing: Tracing,
+        outputs: tuple[Ref, ...],
+        output_order: tuple[int, ...],
+        output_type: type | None,
+        composed: tuple[Composed, ...],
     ):
         self.lifted = len(tracing.lifted)  # how many tensors are no arguments
         self.arity = len(tracing.tensors) + self.lifted  # how many tensors there are
@@ -65,8 +64,10 @@ class Trace:
         self.outputs = tuple(map(tracing.number, outputs))  # the values that are returned, each once
         self.output_order = output_order  # for each value returned, its position in ``outputs``
         self.output_type = output_type  # tuple or list if the function returned one; None for a single value
+        # The runs of ``nodes`` that are functions of torch, in order.
+        self.composed = tuple([each.numbered(tracing.number) for each in composed])
         self.graphs: dict[tuple, Any] = {}  # a cache of build.py
-        self._replay = _Replay(self.arity, self.nodes, [ref.value for ref in outputs])
+        self._replay = Replay(self.arity, self.nodes, self.composed, [ref.value for ref in self.outputs])
         self.is_dense_if_inputs_are = False  # whether results are known to be contiguous where inputs are
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -76,17 +77,12 @@ class Trace:
 
     def infer(self, tensors: Sequence[Tensor]) -> list[TensorSpec]:
         """Return what torch would compute from these tensors for every value, but on the CPU."""
-        return _infer(self.nodes, tensors)
+        return _infer(self.nodes, tensors, self.composed)
 
     def apply(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the function returns for these tensors, by the pack's operators, one by one."""
-        values = list(tensors)
-        for operator, inputs in self.nodes:
-            args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
-            if issubclass(operator, TraceOperator):
-                values.append(operator.by_formula(*args))
-            else:
-                values.append(call(operator, args) if is_elementwise(operator) else call_reduction(operator, *args))
+        kept = [ref.value for ref in self.outputs]
+        values = Replay(self.arity, self.nodes, self.composed, kept, is_ours=True)(tensors)
         return self.pack([values[ref.value] for ref in self.outputs])
 
     def source(self, value: int) -> int:
@@ -191,6 +187,7 @@ class Tracing:
         self.device = tensors[0].device
         self.value_specs = {i: ValueSpec(x.dtype, x.dim()) for i, x in enumerate(tensors)}  # of each value so far
         self.path: list[Branch] = []  # the branches since the root, of operators
+        self.composed: list[Composed] = []  # the functions of torch so far that operators compute
         self.grown = 0  # how many branches and traces were new
 
     call = staticmethod(spelling.call)
@@ -209,7 +206,7 @@ class Tracing:
         if self.lifted:
             self._check_written(function)
         outputs = tuple(dict.fromkeys(refs))
-        key = outputs, tuple([outputs.index(ref) for ref in refs]), output_type
+        key = outputs, tuple([outputs.index(ref) for ref in refs]), output_type, tuple(self.composed)
         trace = self.branch.traces.get(key)
         if trace is None:
             trace = self.branch.traces[key] = Trace(self, *key)
@@ -313,6 +310,55 @@ class Tracing:
             return x, dtype, *dim
         return x.to(dtype), None, *dim
 
+    def compose(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+        """Run ``body`` on stand-ins: a composition of operators that computes what ``function`` of torch does.
+
+        Torch refuses what it would. Raises FusionError where the operators return another dtype, as under autocast or
+        of complex numbers.
+        """
+        args = [self.lift(x) if _is_tensor(x) else x for x in args]
+        kwargs = {name: self.lift(x) if _is_tensor(x) else x for name, x in kwargs.items()}
+        wanted = self._ask(function, args, kwargs)
+        start = len(self.tensors) + len(self.path)
+        returned = self._compute(body, function, args, kwargs)
+        results = returned if isinstance(returned, tuple) else (returned,)
+        for z, want in zip(results, wanted, strict=True):
+            if type(z) is Traced and z.dtype != want.dtype:
+                what = f"{function.__name__} is {want.dtype} by torch, and {z.dtype} by operators"
+                raise untraceable(what, "call it outside the function")
+        given = [x.ref if type(x) is Traced else x for x in args]
+        named = [(name, x.ref if type(x) is Traced else x) for name, x in kwargs.items()]
+        outputs = tuple([z.ref if type(z) is Traced else None for z in results])
+        self.composed = [each for each in self.composed if each.end <= start]  # what it is made of is part of it
+        end = len(self.tensors) + len(self.path)
+        self.composed.append(Composed(start, end, function, tuple(given), tuple(named), outputs))
+        return returned
+
+    def _compute(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+        """Return what ``body`` returns, which may take floats alone."""
+        dtypes = {x.dtype for x in (*args, *kwargs.values()) if type(x) is Traced}
+        try:
+            return body(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, FusionError) or all(dtype.is_floating_point for dtype in dtypes):
+                raise
+        raise untraceable(f"{function.__name__} of {dtypes.pop()} cannot be traced", "call it outside the function")
+
+    def _ask(self, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Return what torch's function makes of single elements."""
+        with torch.no_grad(), without_modes() if is_intercepted() else nullcontext(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ones = {name: self._one(x) for name, x in kwargs.items()}
+            results = function(*map(self._one, args), **ones)
+        return results if isinstance(results, tuple) else (results,)
+
+    def _one(self, x: Any) -> Any:
+        """Return a tensor of one element for a stand-in, and anything else as it is."""
+        if type(x) is not Traced:
+            return x
+        spec = self.value_specs[x.ref.value]
+        return torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
+
     def _grow(self, operator: Any, inputs: Sequence, key: tuple) -> Branch:
         """Return a new branch; it is forgotten after this run if an input has no key."""
         self._refuse(operator, inputs)
@@ -326,6 +372,9 @@ class Tracing:
     def _refuse(self, operator: Any, inputs: Sequence) -> None:
         """Raise if this operator, or an input, cannot be part of a trace."""
         for k, x in enumerate(inputs):
+            if not isinstance(x, Tensor):
+                tracing_hook((x,))  # what stands for something else that is not known says so
+                continue
             if type(x) is not Traced:
                 continue
             if x._tracing is not self:
@@ -340,13 +389,8 @@ class Tracing:
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
         """Ask torch what it makes of single elements, on their device, unseen by modes that see calls."""
-        specs = [self.value_specs[x.ref.value] if type(x) is Traced else None for x in inputs]
         with torch.no_grad(), without_modes() if is_intercepted() else nullcontext():
-            ones = [
-                x if spec is None else torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
-                for x, spec in zip(inputs, specs, strict=True)
-            ]
-            one = operator.by_formula(*ones)
+            one = operator.by_formula(*map(self._one, inputs))
         return ValueSpec(one.dtype, one.dim())
 
     def check_modes(self, function: Callable | None = None) -> None:
@@ -376,52 +420,15 @@ def _recorded(x: Any) -> Any:
     return x.detach().clone() if isinstance(x, Tensor) else x
 
 
-def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:
-    """Return what torch would compute from these tensors for every value, but on the CPU."""
+def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor], composed: Sequence[Composed] = ()) -> list[Any]:
+    """Return what torch would compute from these tensors for every value, but on the CPU.
+
+    It is None of what is computed inside a function of torch.
+    """
     miniatures = Miniatures(tensors, CPU)
     with torch.no_grad():
-        values = _Replay(len(tensors), nodes)([miniatures.of(x) for x in tensors])
-    return [miniatures.spec(x) for x in values[: len(tensors) + len(nodes)]]
-
-
-class _Replay:
-    """The calls of torch's functions that compute what a trace records, in order.
-
-    Each value is let go after its last use: memory that is used again at once is in the cache, and what a process has
-    at the end of its heap is given back to the system if it is much.
-    """
-
-    def __init__(self, arity: int, nodes: Sequence[Node], kept: Sequence[int] | None = None):
-        """Make it; all values are kept unless ``kept`` says which."""
-        constants: list[Any] = []
-        count = arity + len(nodes)  # of the values; after them the table has what the function wrote
-        last = dict.fromkeys(range(arity, count), 0)  # by value computed, the call that uses it last
-        self.calls: list[tuple[Callable[..., Tensor], list[int], list[int]]] = []
-        for i, (operator, inputs) in enumerate(nodes):
-            function, args = operator.eager_call(inputs)
-            positions = []
-            for x in args:
-                if type(x) is Ref:
-                    positions.append(x.value)
-                else:
-                    positions.append(count + len(constants))
-                    constants.append(x)
-            last |= {k: i for k in positions if k in last}
-            self.calls.append((function, positions, []))
-        for k, i in last.items():
-            if kept is not None and k not in kept:
-                self.calls[i][2].append(k)
-        self.rest = [None] * len(nodes) + constants
-
-    def __call__(self, tensors: Sequence[Tensor]) -> list:
-        """Return the table of values, computed from these tensors."""
-        table, i = [*tensors, *self.rest], len(tensors)
-        for function, positions, dead in self.calls:
-            table[i] = function(*[table[k] for k in positions])
-            i += 1
-            for k in dead:
-                table[k] = None
-        return table
+        values = Replay(len(tensors), nodes, composed)([miniatures.of(x) for x in tensors])
+    return [None if x is None else miniatures.spec(x) for x in values[: len(tensors) + len(nodes)]]
 
 
 def name_of(function: Callable) -> str:

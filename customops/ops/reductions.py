@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import index
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from .. import formulas as f
 from .._compat import forward_level, transforms_active
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.graph import Graph, Input, Op
+from ..compiler.vjp import add_steps, reads_position
 from ..runtime.elementwise import HALVES, cast, pointwise
+from ..runtime.memory import positions
 from ..runtime.paths import CLASSES, is_by_formula, is_private_cpu, is_recorded, is_strided, plan_key
 from ..runtime.reduction import keepdim_shape, reduce, reduced_axes
-from ..runtime.rules import tuple_getter
+from ..runtime.rules import parameters, tuple_getter
 from .call import differentiates, tracing_hook
 from .function import CustomFunction
 
@@ -36,10 +38,19 @@ class _NotGiven:
 
 
 DIFFERENTIABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
-_UNSET: Any = _NotGiven()  # torch tells dim=None from no dim
+UNSET: Any = _NotGiven()  # torch tells dim=None from no dim
 _FIRST_AND_LAST = tuple_getter((0, -1))  # x and z, out of all inputs and the output
 
 __all__ = ["amax", "amin", "mean", "sum"]
+
+
+class Step(NamedTuple):
+    """A value that the derivative of a reduction reads, beside its input x and its output z."""
+
+    name: str
+    formula: str  # in ``formulas.py``
+    inputs: tuple[str, ...]  # the names of what it is applied to
+    reduces: bool = False  # whether it is a reduction over the same axes
 
 
 class Reduction(CustomFunction):
@@ -51,6 +62,7 @@ class Reduction(CustomFunction):
     formula: ClassVar[Callable]
     eager: ClassVar[Callable]  # torch's function of the same name
     derivative: ClassVar[Callable | None] = None
+    steps: ClassVar[tuple[Step, ...]] = ()  # what the derivative reads that is no x, z or count, in order
 
     @classmethod
     def forward(cls, x, dtype, *dim):
@@ -111,7 +123,41 @@ class Reduction(CustomFunction):
         return cls.formula(dx, *dim, dtype=dtype)
 
 
-class Extremum(Reduction):
+class Selective(Reduction):
+    """An operator over axes whose derivative reads x and z, and what its ``steps`` make of them. Saves both."""
+
+    derivative: ClassVar[Callable]
+
+    @classmethod
+    def prepare(cls, ctx, inputs):
+        """Save x and z, too."""
+        super().prepare(ctx, inputs)
+        ctx.saved_meta = cls, *ctx.saved_meta[1:]
+        return _FIRST_AND_LAST
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        """Save x and z for forward mode, too."""
+        super().setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx, g):
+        """Return ``g`` times the slope of each element."""
+        cls, _, shape, _, (dtype, *dim) = ctx.saved_meta
+        others = [None] * (1 + len(dim))
+        if g is None:
+            return None, *others
+        x, z = ctx.saved_tensors
+        keepdim = keepdim_shape(shape, *dim)
+        g, z = g.view(keepdim), z.view(keepdim)
+        y = x if dtype is None else x.to(dtype)
+        if y.is_complex():
+            y, z = y.conj(), z.conj()
+        return times_slope(cls, g, y, z, *dim[:1]).to(x.dtype), *others
+
+
+class Extremum(Selective):
     """An operator over axes that gives one of the values: z_j = x_i for some i, of those that output j is made of.
 
     Where a single x_i equals z_j, moving it moves z_j as much, and moving any other a little does nothing: the slope
@@ -127,29 +173,7 @@ class Extremum(Reduction):
     """
 
     derivative = staticmethod(f.extremum_dx)
-
-    @classmethod
-    def prepare(cls, ctx, inputs):
-        """Save x and z, too."""
-        super().prepare(ctx, inputs)
-        return _FIRST_AND_LAST
-
-    @classmethod
-    def setup_context(cls, ctx, inputs, output):
-        """Save x and z for forward mode, too."""
-        super().setup_context(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0], output)
-
-    @staticmethod
-    def backward(ctx, g):
-        """Return ``g`` in equal parts for the elements that are the output."""
-        name, _, shape, _, (_, *dim) = ctx.saved_meta
-        others = [None] * (1 + len(dim))
-        if g is None:
-            return None, *others
-        x, z = ctx.saved_tensors
-        keepdim = keepdim_shape(shape, *dim)
-        return _share(name, g.view(keepdim), x, z.view(keepdim), *dim[:1]), *others
+    steps = Step("mask", "equal", ("x", "z")), Step("ties", "sum", ("mask",), reduces=True)
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
@@ -206,8 +230,8 @@ class Amin(Extremum):
 
 def sum(
     input: Tensor,
-    dim: Axes = _UNSET,
-    keepdim: bool = _UNSET,
+    dim: Axes = UNSET,
+    keepdim: bool = UNSET,
     *,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
@@ -234,8 +258,8 @@ def sum(
 
 def mean(
     input: Tensor,
-    dim: Axes = _UNSET,
-    keepdim: bool = _UNSET,
+    dim: Axes = UNSET,
+    keepdim: bool = UNSET,
     *,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
@@ -261,7 +285,7 @@ def mean(
     return call_reduction(Mean, input, dtype, dim, keepdim, out)
 
 
-def amax(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
+def amax(input: Tensor, dim: Axes = UNSET, keepdim: bool = UNSET, *, out: Tensor | None = None) -> Tensor:
     """Return the greatest value over axes, nan where there is one, as :func:`torch.amax`; gradient: :class:`Amax`.
 
     Args:
@@ -282,7 +306,7 @@ def amax(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tens
     return call_reduction(Amax, input, None, _or_all(dim, keepdim), keepdim, out)
 
 
-def amin(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tensor | None = None) -> Tensor:
+def amin(input: Tensor, dim: Axes = UNSET, keepdim: bool = UNSET, *, out: Tensor | None = None) -> Tensor:
     """Return the least value over axes, nan where there is one, as :func:`torch.amin`; gradient: :class:`Amin`.
 
     Args:
@@ -306,41 +330,65 @@ def amin(input: Tensor, dim: Axes = _UNSET, keepdim: bool = _UNSET, *, out: Tens
 
 def _or_all(dim: Any, keepdim: Any) -> Any:
     """Return ``dim``, or every axis where only ``keepdim`` is given, which torch takes by itself for these."""
-    return () if dim is _UNSET and keepdim is not _UNSET else dim
+    return () if dim is UNSET and keepdim is not UNSET else dim
 
 
-def _share(name: str, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
-    """Return ``g`` in equal parts for the elements of x that are z; one kernel does it, but for very long rows."""
+def times_slope(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
+    """Return ``g`` times the slope of each element of x; one kernel does it, but for very long rows."""
     tensors = g, x, z
     if layout := plan_key(tensors):
         reduced = reduced_axes(x.dim(), *dim)
-        grads = by_kernel(name, (_share, *reduced), layout, tensors, lambda _: _compile_share(g, x, z, reduced))
+        name, key = operator.formula.__name__, (operator, *reduced)
+        grads = by_kernel(name, key, layout, tensors, lambda _: _compile_slope(operator, g, x, z, reduced))
         if grads is not None:
             return grads[0]
-    # In the dtype of x at once: a mask of bool takes a pass more, and torch sums and multiplies it in several.
-    mask = f.equal(x, z, out=torch.empty_like(x)) if is_private_cpu((x, z)) else f.equal(x, z)
-    return f.extremum_dx(g, f.sum(mask, *dim or ((),), True, dtype=COMPUTE[x.dtype]), mask)
+    return slope_by_formula(operator, g, x, z, *dim)
 
 
-def _compile_share(g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Executable:
-    """Return the kernels of :func:`_share` for this layout; ``g`` and ``z`` have size 1 where x is reduced."""
+def slope_by_formula(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
+    """Return the same, by torch's formulas; ``g`` may have the shape of x, as a tangent has."""
+    # A mask in the dtype of x at once: one of bool takes a pass more, and torch sums and multiplies it in several.
+    out = {"out": torch.empty_like(x)} if is_private_cpu((x, z)) else {}
+    wide = {"dtype": COMPUTE.get(x.dtype)}  # a half type counts no further than 256 or 2048
+    named, axes = {"g": g, "x": x, "z": z}, sorted(reduced_axes(x.dim(), *dim))
+    if reads_position(operator):
+        named["position"] = positions(x.shape[axes[0]] if axes else 1, COMPUTE[x.dtype], x.device).view(_along(x, axes))
+    for name, formula, inputs, reduces in operator.steps:
+        function, args = getattr(f, formula), [named[each] for each in inputs]
+        if reduces:
+            named[name] = function(*args, axes, True, **(wide if formula in ("sum", "prod") else {}))
+        else:
+            named[name] = function(*args, **(out if formula == "equal" else {}))
+    return operator.derivative(**{each: named[each] for each in parameters(operator.derivative)})
+
+
+def _along(x: Tensor, axes: Sequence[int]) -> list[int]:
+    """Return the shape of what varies along these axes of x alone."""
+    return [n if a in axes else 1 for a, n in enumerate(x.shape)]
+
+
+def _compile_slope(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Executable:
+    """Return the kernels of :func:`times_slope` for this layout; ``g`` and ``z`` have size 1 where x is reduced."""
     dims = tuple(None if n == 1 else a for a, n in enumerate(x.shape))
     keepdim = tuple(None if a in reduced else axis for a, axis in enumerate(dims))
     graph = Graph(dict(enumerate(x.shape)))
-    g_, x_, z_ = graph.add(Input("g", keepdim)), graph.add(Input("x", dims)), graph.add(Input("z", keepdim))
-    mask = graph.add(Op("equal", (x_, z_)))
-    ties = graph.reduce("sum", mask, frozenset(reduced & set(dims)))
-    graph.results = [(graph.add(Op("extremum_dx", (g_, ties, mask))), dims)]
-    return Executable(graph, {g_: g, x_: x, z_: z}, [gradient_spec(x)], x.dtype)
+    inputs = {"g": keepdim, "x": dims, "z": keepdim}
+    named = {name: graph.add(Input(name, each)) for name, each in inputs.items()}
+    tensors = dict(zip(named.values(), (g, x, z), strict=True))
+    add_steps(graph, operator, named, frozenset(reduced & set(dims)))
+    derivative = operator.derivative
+    graph.results = [(graph.add(Op(derivative.__name__, tuple(named[each] for each in parameters(derivative)))), dims)]
+    common = torch.promote_types(x.dtype, z.dtype)  # z may be wider, under autocast
+    return Executable(graph, tensors, [gradient_spec(x)], common)
 
 
-def call_reduction(operator: type[Reduction], x, dtype, dim=_UNSET, keepdim=_UNSET, out=None) -> Tensor:
+def call_reduction(operator: type[Reduction], x, dtype, dim=UNSET, keepdim=UNSET, out=None) -> Tensor:
     """Apply ``operator``, and let autograd record it where a derivative can be asked for."""
-    if dim is _UNSET and keepdim is not _UNSET:
+    if dim is UNSET and keepdim is not UNSET:
         return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
     axes: tuple = ()
-    if dim is not _UNSET:
-        axes = dim if type(dim) is int else _as_ints(dim), False if keepdim is _UNSET else keepdim
+    if dim is not UNSET:
+        axes = dim if type(dim) is int else _as_ints(dim), False if keepdim is UNSET else keepdim
     if out is None and dtype is None and type(x) in CLASSES and forward_level() < 0:
         recorded = x.requires_grad and is_recorded()
         if recorded and is_strided(x) and not transforms_active():

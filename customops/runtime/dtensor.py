@@ -20,7 +20,7 @@ from .._compat import transforms_active
 from .paths import CLASSES, is_by_formula, is_dense_tensor, is_intercepted, moves_tangents
 
 # By which operation over processes the results of a reduction on each shard become that of the full tensor.
-REDUCE_OPS = {"sum": "sum", "mean": "avg", "amax": "max", "amin": "min"}
+REDUCE_OPS = {"sum": "sum", "mean": "avg", "prod": "product", "amax": "max", "amin": "min"}
 
 
 class ShardingSpec(NamedTuple):

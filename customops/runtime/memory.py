@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from math import prod
 from mmap import mmap
 
@@ -50,6 +51,13 @@ def like_argument(specs: Sequence[TensorSpec], args: Sequence) -> int | None:
         if isinstance(x, Tensor) and spec_of(x) == spec and like_strides(x) == spec.strides:
             return i
     return None
+
+
+@lru_cache(maxsize=64)
+def positions(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the numbers from 0 to n - 1. They are one tensor for all that reads them, and are not written."""
+    with torch.inference_mode(False):
+        return torch.arange(n, dtype=dtype, device=device)
 
 
 def unbacked(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, shift: int = 0) -> Tensor:
