@@ -1633,8 +1633,8 @@ FAULTS = (
         "        key = _structure(x)\n",
         "        key = ()\n",
         "A fused module whose weight was replaced by one of other dimensions computes as before.",
-        by_formulas=("test_fuse_modules.py::test_tensors_of_another_structure_are_other_traces",),
-        by_kernels=("test_fuse_modules.py::test_tensors_of_another_structure_are_other_traces",),
+        by_formulas=("test_fuse_modules.py::test_a_function_branches_on_what_comes_of_a_tensor_that_was_lifted",),
+        by_kernels=("test_fuse_modules.py::test_a_function_branches_on_what_comes_of_a_tensor_that_was_lifted",),
     ),
     Fault(
         "a write to a tensor that kernels have yet to read is not noticed",

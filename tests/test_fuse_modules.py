@@ -242,6 +242,25 @@ def test_tensors_of_another_structure_are_other_traces(device, monkeypatch):
     assert counts == sorted(counts)
 
 
+class Branches(nn.Module):
+    """A module that branches on the dtype and the dimensions of what it computes."""
+
+    weight: Tensor
+
+    def forward(self, x):
+        """Scale the product by what it is."""
+        z = x * self.weight
+        return z * 2 if z.dtype == torch.float64 else z * 3 if z.dim() == 2 else z * 5
+
+
+def test_a_function_branches_on_what_comes_of_a_tensor_that_was_lifted(device):
+    fused, plain, (x,) = fuse(Branches()), Branches(), draw([(4,)], device, torch.float32)
+    for shape in ((4,), (3, 4), (1, 4), (4,), ()):
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            fused.weight = plain.weight = torch.rand(shape, device=device).to(dtype)
+            assert_equal(fused(x), plain(x))
+
+
 def test_a_failed_operator_leaves_no_input_in_another_trace(device):
     """A function may catch the error of an operator that met a tensor, and go on."""
 

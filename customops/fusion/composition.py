@@ -43,6 +43,10 @@ class Composition(Fused[P, R]):
         super().__init__(body)
         self.one_by_one = function
 
+    def anew(self) -> Composition[P, R]:
+        """Return a copy of which no call is known."""
+        return Composition(self.function, self.one_by_one)
+
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the function: as operators of what is traced; by kernels or blocks; or by torch."""
         args = tuple([tuple(x) if type(x) is list else x for x in args])  # no list is part of a key

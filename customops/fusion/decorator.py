@@ -192,6 +192,10 @@ class Fused(Generic[P, R]):
         target = options.pop("target", "cuda:90")
         print(*explain(self, args, kwargs, target), sep="\n")
 
+    def anew(self) -> Fused[P, R]:
+        """Return a copy of which no call is known."""
+        return Fused(self.function)
+
     def all_arguments(self, args: Sequence, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Return the arguments that ``function`` gets: those bound before, these, and defaults if they matter."""
         args, kwargs = (*self._bound_args, *args), {**self._bound_kwargs, **kwargs}

@@ -138,12 +138,12 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
 
 def _traced(fused: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Sequence[Tensor], Graph]:
     """Return the trace of a call, the tensors that it is of, and its graph; of a copy: nothing of it is remembered."""
-    fused = type(fused)(fused.function)
-    tensors, _ = fused.read(args, kwargs)
+    fused = fused.anew()
+    tensors, key = fused.read(args, kwargs)
     if is_intercepted() or not fused.is_traceable(tensors):
         raise NotFused(fused.NOT_TRACED)
     with torch.enable_grad():  # what the function computes of its parameters requires a gradient as they do
-        trace, tensors = fused.trace(tensors, args, kwargs)
+        trace, tensors = fused.trace(tensors, key, args, kwargs)
     return trace, tensors, fused.graph(trace, tensors, args, kwargs)
 
 
