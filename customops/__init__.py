@@ -4,8 +4,10 @@ from .compiler.graph import Graph
 from .config import backend
 from .fusion.decorator import fuse
 from .fusion.proxy import FusionError
-from .ops import binary, reductions, unary
+from .ops import binary, choice, comparison, reductions, unary
 from .ops.binary import *
+from .ops.choice import *
+from .ops.comparison import *
 from .ops.reductions import *
 from .ops.unary import *
 from .ptx.faults import KernelFault
@@ -16,6 +18,8 @@ __version__ = "0.1.0"
 
 __all__ = ["FusionError", "Graph", "KernelFault", "LaunchRecord", "backend", "dry_run", "fuse"]
 __all__ += binary.__all__
+__all__ += choice.__all__
+__all__ += comparison.__all__
 __all__ += reductions.__all__
 __all__ += unary.__all__
 __all__.sort()

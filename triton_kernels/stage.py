@@ -15,8 +15,10 @@ EXTREMA = ("amax", "amin")
 COMPARED = {  # which of its values a formula compares, if only later, when an extremum meets the elements that are it
     **dict.fromkeys(EXTREMA, slice(0, 1)),
     "equal": slice(0, 2),
-    "maximum_dx": slice(1, 3),
-    "maximum_dy": slice(1, 3),
+    **dict.fromkeys(("maximum_dx", "maximum_dy"), slice(1, 3)),
+    **dict.fromkeys(("clamp_min_dx", "clamp_min_dy", "clamp_max_dx", "clamp_max_dy"), slice(1, 3)),
+    **dict.fromkeys(("clamp_dx", "clamp_dlow", "clamp_dhigh"), slice(1, 4)),
+    **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), slice(0, 2)),
 }
 
 

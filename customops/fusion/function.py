@@ -50,10 +50,15 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
         return aliases
     if len({x.device for x in tensors}) > 1:
         return "the tensors are on several devices"
-    dtypes = set(trace.computed_dtypes())
-    if not dtypes <= set(COMPUTE):
-        return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
-    return None
+    return _not_of_floats(trace)
+
+
+def _not_of_floats(trace: Trace) -> str | None:
+    """Return which operator or result is not of floats, in words; None if all are."""
+    if torch.bool in [trace.dtypes[ref.value] for ref in trace.outputs]:
+        return "a result is bool, and kernels of several operators return floats"
+    dtypes = set(trace.computed_dtypes()) - set(COMPUTE)
+    return f"an operator computes in {dtypes.pop()}, and kernels of several compute in floats" if dtypes else None
 
 
 def _aliases(trace: Trace) -> str | None:

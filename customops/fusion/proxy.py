@@ -16,11 +16,17 @@ from torch.overrides import resolve_name
 
 from .. import config
 from .._compat import transforms_active
-from ..ops import binary, reductions, unary
+from ..ops import binary, choice, comparison, reductions, unary
+from ..ops.comparison import Predicate
 from ..ops.function import Operator
 
 _OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (config.__file__, torch.__file__))
-_OPERATORS = {name for module in (unary, binary, reductions) for name in module.__all__ if not name.endswith("_")}
+_OPERATORS = {
+    name
+    for module in (unary, binary, choice, comparison, reductions)
+    for name in module.__all__
+    if not name.endswith("_")
+}
 _ELSEWHERE = "do that outside the function"
 
 
@@ -38,7 +44,7 @@ class Detach:
 
 def is_elementwise(operator: Any) -> bool:
     """Return whether an operator of a trace is no reduction."""
-    return operator is Detach or issubclass(operator, Operator)
+    return operator is Detach or issubclass(operator, Operator | Predicate)
 
 
 class FusionError(TypeError):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..ops.call import call
-from ..ops.function import CustomFunction
+from ..ops.comparison import Predicate
+from ..ops.function import CustomFunction, InPlace
 from ..ops.reductions import call_reduction
 from ..runtime.paths import MODES, modes
 from ..runtime.plans import MAX_PLANS
@@ -30,6 +31,7 @@ class ValueSpec(NamedTuple):
 
     dtype: torch.dtype
     ndim: int
+    computed: torch.dtype | None = None  # that it is computed in; None of a tensor given, and where bool is compared
 
 
 class Trace:
@@ -44,6 +46,7 @@ class Trace:
         self.arity = len(tracing.tensors)  # how many tensors the function is given
         self.nodes = tuple(tracing.nodes())  # in the order in which they were applied
         self.dtypes = [spec.dtype for spec in tracing.value_specs]  # of each value, under the modes that there were
+        self.computed = [spec.computed for spec in tracing.value_specs]  # the dtype that each is computed in, if any
         self.device = tracing.device  # of all values
         self.outputs = outputs  # the values that are returned, each once
         self.output_order = output_order  # for each value returned, its position in ``outputs``
@@ -64,8 +67,8 @@ class Trace:
         values = list(tensors)
         for operator, inputs in self.nodes:
             args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
-            if operator is Detach:
-                values.append(args[0].detach())
+            if not issubclass(operator, CustomFunction):
+                values.append(operator.by_formula(*args))
             else:
                 values.append(call(operator, args) if is_elementwise(operator) else call_reduction(operator, *args))
         return self.pack([values[ref.value] for ref in self.outputs])
@@ -77,9 +80,8 @@ class Trace:
         return value
 
     def computed_dtypes(self) -> list[torch.dtype]:
-        """Return the dtype of each value that an operator computes: all but the tensors given, and values detached."""
-        dtypes = self.dtypes[self.arity :]
-        return [dtype for dtype, node in zip(dtypes, self.nodes, strict=True) if node.operator is not Detach]
+        """Return the dtype that each operator computes in: not the tensors given, values detached, logic of bool."""
+        return [dtype for dtype in self.computed[self.arity :] if dtype is not None]
 
     def pack(self, results: Sequence) -> Any:
         """Return ``results``, one for each of ``outputs``, as the function returns them."""
@@ -214,11 +216,11 @@ class Tracing:
                 )
             if x._tracing is not self:
                 raise untraceable("a value of another call cannot be used", "compute it again, or make it an argument")
-            if k > 1:
+            if k >= getattr(operator, "tensors", 2):
                 raise untraceable(
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
-        if operator is not Detach and not issubclass(operator, CustomFunction):
+        if issubclass(operator, InPlace):
             name = operator.operator.formula.__name__.removesuffix("_number")
             raise untraceable("an in-place operator cannot be traced", f"use customops.{name}")
 
@@ -231,7 +233,11 @@ class Tracing:
         ]
         with torch.no_grad():
             one = operator.by_formula(*ones)
-        return ValueSpec(one.dtype, one.dim())
+        computed: torch.dtype | None = None if operator is Detach else one.dtype
+        if issubclass(operator, Predicate):  # 1 or 0, of operands in their common dtype
+            computed = torch.result_type(ones[0], ones[-1])
+            computed = None if computed == torch.bool else computed
+        return ValueSpec(one.dtype, one.dim(), computed)
 
     def check_modes(self, function: Callable | None = None) -> None:
         """Raise if the function switched a mode that operators heed: kernels run under those around the call."""
