@@ -6,9 +6,11 @@ from .compositions import *
 from .config import backend
 from .fusion.decorator import fuse
 from .fusion.errors import FusionError
-from .ops import binary, reductions, unary
+from .ops import binary, choice, comparison, products, reductions, unary
 from .ops.binary import *
-from .ops.products import prod
+from .ops.choice import *
+from .ops.comparison import *
+from .ops.products import *
 from .ops.reductions import *
 from .ops.unary import *
 from .ptx.faults import KernelFault
@@ -17,9 +19,12 @@ from .tools.record import LaunchRecord
 
 __version__ = "0.1.0"
 
-__all__ = ["FusionError", "Graph", "KernelFault", "LaunchRecord", "backend", "dry_run", "fuse", "prod"]
+__all__ = ["FusionError", "Graph", "KernelFault", "LaunchRecord", "backend", "dry_run", "fuse"]
 __all__ += compositions.__all__
 __all__ += binary.__all__
+__all__ += choice.__all__
+__all__ += comparison.__all__
+__all__ += products.__all__
 __all__ += reductions.__all__
 __all__ += unary.__all__
 __all__.sort()

@@ -4,8 +4,8 @@ A derivative ``f_dx(g, ...)`` is g·∂f/∂x, elementwise, before any sum over 
 forward mode; complex conjugation is applied around it (``runtime/elementwise.py``). Four conventions tie it to the
 rest:
 
-- Its parameters name exactly what it reads, of g, the inputs x and y, the output z and ``alpha``: that decides what is
-  saved (``runtime/rules.py``).
+- Its parameters name exactly what it reads, of g, the inputs as the formula calls them and the output z: that decides
+  what is saved (``runtime/rules.py``).
 - Its name is that of its counterpart in Triton, by which kernels find it.
 - Where there is no ``out``, no keywords are passed on: to do so takes a tenth of the time of a call on few elements.
 - Where the gradient is g itself it returns the object ``g``: then nothing is computed.
@@ -133,6 +133,14 @@ def tanh(x, **out):
 
 def tanh_dx(g, z):
     return torch.ops.aten.tanh_backward.default(g, z.conj())  # g·(1 - z²), of the conjugate of what it gets
+
+
+def softplus(x, beta, threshold, **out):
+    return torch.nn.functional.softplus(x, beta, threshold, **out)
+
+
+def softplus_dx(g, x, beta, threshold):
+    return torch.ops.aten.softplus_backward.default(g, x, beta, threshold)
 
 
 def sqrt(x, **out):
@@ -287,6 +295,94 @@ def norm_power_dx(g, x, y):
     return torch.where(x == 0, 0, pow_number_dx(g, x, y))
 
 
+def where(x, y, condition, **out):
+    return torch.where(_as_bool(condition), x, y, **out)
+
+
+def where_dx(g, condition):
+    return torch.where(_as_bool(condition), g, 0)
+
+
+def where_dy(g, condition):
+    return torch.where(_as_bool(condition), 0, g)
+
+
+def clamp(x, low, high, **out):
+    return torch.clamp(x, low, high, **out)
+
+
+def clamp_dx(g, x, low, high):
+    return torch.where((x >= low) & (x <= high), g, 0)
+
+
+def clamp_dlow(g, x, low, high):
+    return torch.where((x < low) & (low < high), g, 0)
+
+
+def clamp_dhigh(g, x, low, high):
+    return torch.where((x > high) | (high < low), g, 0)
+
+
+def clamp_min(x, y, **out):
+    return torch.clamp_min(x, y, **out) if out else torch.clamp_min(x, y)
+
+
+def clamp_min_dx(g, x, y):
+    return torch.where(x >= y, g, 0)
+
+
+def clamp_min_dy(g, x, y):
+    return torch.where(x < y, g, 0)
+
+
+def clamp_max(x, y, **out):
+    return torch.clamp_max(x, y, **out) if out else torch.clamp_max(x, y)
+
+
+def clamp_max_dx(g, x, y):
+    return torch.where(x <= y, g, 0)
+
+
+def clamp_max_dy(g, x, y):
+    return torch.where(x > y, g, 0)
+
+
+def lt(x, y, **out):
+    return torch.lt(x, y, **out) if out else (x < y).to(x.dtype)  # 1 or 0, inside fused functions
+
+
+def le(x, y, **out):
+    return torch.le(x, y, **out) if out else (x <= y).to(x.dtype)  # 1 or 0, inside fused functions
+
+
+def gt(x, y, **out):
+    return torch.gt(x, y, **out) if out else (x > y).to(x.dtype)  # 1 or 0, inside fused functions
+
+
+def ge(x, y, **out):
+    return torch.ge(x, y, **out) if out else (x >= y).to(x.dtype)  # 1 or 0, inside fused functions
+
+
+def eq(x, y, **out):
+    return torch.eq(x, y, **out) if out else (x == y).to(x.dtype)  # 1 or 0, inside fused functions
+
+
+def ne(x, y, **out):
+    return torch.ne(x, y, **out) if out else (x != y).to(x.dtype)  # 1 or 0, inside fused functions
+
+
+def logical_and(x, y, **out):
+    return torch.logical_and(x, y, **out) if out else torch.logical_and(x, y).to(x.dtype)
+
+
+def logical_or(x, y, **out):
+    return torch.logical_or(x, y, **out) if out else torch.logical_or(x, y).to(x.dtype)
+
+
+def logical_not(x, **out):
+    return torch.logical_not(x, **out) if out else torch.logical_not(x).to(x.dtype)
+
+
 def sum(x, *dim, **options):
     return torch.sum(x, *dim, **options)
 
@@ -367,6 +463,11 @@ def place(mask, position):
 
 def selected_dx(g, position, first):
     return torch.where(position == first, g, 0)
+
+
+def _as_bool(condition):
+    """Return a condition as bool; inside fused functions it is 1 or 0."""
+    return condition if condition.dtype == torch.bool else condition != 0
 
 
 def _times(number, g):

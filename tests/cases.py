@@ -88,6 +88,15 @@ def _pair(name: str) -> tuple[Call, ...]:
     return (Call(f"{name}(x, y)", lambda lib, x, y: getattr(lib, name)(x, y), 2),)
 
 
+def _bound(name: str) -> Call:
+    return Call(f"{name}(x, 0.7)", lambda lib, x: getattr(lib, name)(x, 0.7))
+
+
+def _of(lib: Any) -> Any:
+    """Return where a library has the functions that torch has in ``nn.functional`` alone."""
+    return torch.nn.functional if lib is torch else lib
+
+
 _ABOVE, _EITHER = ("p",), ("p", "-p")
 ROWS = (
     OperatorCase("log", 0.3, 3, _unary("log"), "log(x)", _ABOVE),
@@ -119,6 +128,41 @@ ROWS = (
     OperatorCase("div", 0.3, 3, _binary("div"), "x/y"),
     OperatorCase("maximum", -2, 2, _pair("maximum"), "Max(x, y)", ("y + p", "y - p")),
     OperatorCase("minimum", -2, 2, _pair("minimum"), "Min(x, y)", ("y + p", "y - p")),
+    OperatorCase(
+        "where",
+        -2,
+        2,
+        (
+            Call("where(x, y)", lambda lib, x, y: lib.where(x.detach() > 0, x, y), 2),
+            Call("where(x, 2)", lambda lib, x: lib.where(x.detach() > 0, x, 2)),
+        ),
+        "Piecewise((x, Ne(condition, 0)), (y, True))",
+    ),
+    OperatorCase(
+        "clamp",
+        -2,
+        2,
+        (
+            Call("clamp(x, y, y + 1)", lambda lib, x, y: lib.clamp(x, y, y + 1), 2),
+            Call("clamp(x, -0.6, 1.1)", lambda lib, x: lib.clamp(x, -0.6, 1.1)),
+        ),
+        "Min(Max(x, low), high)",
+        ("low - p", "(low + high)/2", "high + p"),
+    ),
+    OperatorCase("clamp_min", -2, 2, (*_pair("clamp_min"), _bound("clamp_min")), "Max(x, y)", ("y + p", "y - p")),
+    OperatorCase("clamp_max", -2, 2, (*_pair("clamp_max"), _bound("clamp_max")), "Min(x, y)", ("y + p", "y - p")),
+    OperatorCase(
+        "softplus",
+        -3,
+        3,
+        (
+            Call("softplus(x)", lambda lib, x: _of(lib).softplus(x)),
+            Call("softplus(x, 2, 5)", lambda lib, x: _of(lib).softplus(x, 2, 5)),
+        ),
+        "Piecewise((x, beta*x > threshold), (log(1 + exp(beta*x))/beta, True))",
+        ("-p", "threshold/(2*beta)", "(threshold + p)/beta"),
+        "nn.functional.softplus",
+    ),
     OperatorCase("pow", 0.3, 2, _binary("pow", *map(_power, (-1, -0.5, 0, 0.5, 2, 3))), "x**y", _ABOVE),
     OperatorCase("mean", -2, 2, _reduction("mean")),
     OperatorCase("sum", -2, 2, _reduction("sum")),

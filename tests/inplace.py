@@ -13,7 +13,7 @@ from .cases import ROWS
 
 
 def _of_arity(arity: int) -> list[str]:
-    """Return the in-place variants of the operators whose first call takes so many tensors."""
+    """Return the in-place variants of the operators whose first call takes so many tensors, at least."""
     rows = [row for row in ROWS if row.calls[0].arity == arity]
     return [f"{row}_" for row in rows if hasattr(customops, f"{row}_")]
 

@@ -95,6 +95,8 @@ def test_derivative_is_held_to_its_value_at_what_was_saved():
 @pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[0].name not in REDUCTIONS], ids=ids)
 def test_exact_results_agree_with_float64(row, call):
     pytest.importorskip("mpmath", reason="float64 is held to 200 bits")
+    if not accuracy.has_exact(row, call):
+        pytest.skip("what is not a term of its own tensors is held to float64")
     xs = [row.draw((20,), seed=i).requires_grad_() for i in range(call.arity)]
     z = call.function(torch, *xs)
     g = cotangent(z)

@@ -191,10 +191,10 @@ def test_hooks_of_modules_get_the_same(row, call, device):
     assert_as_torch(use, row, call, device)
 
 
-STOPPED = "pow(x, 0)"  # its gradient is 0 whatever comes
+STOPPED = "pow(x, 0)", "sign(x)"  # their gradient is 0 whatever comes
 
 
-@pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[1].name != STOPPED], ids=ids)
+@pytest.mark.parametrize(("row", "call"), [c for c in CALLS if c[1].name not in STOPPED], ids=ids)
 @by_path
 def test_anomaly_mode_names_the_operator_and_the_line_that_called_it(row, call, device):
     xs = [row.draw((2, 3, 2, 2), seed=i, device=device).requires_grad_() for i in range(call.arity)]
@@ -207,12 +207,12 @@ def test_anomaly_mode_names_the_operator_and_the_line_that_called_it(row, call, 
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:Error detected")
-@pytest.mark.parametrize("name", [*UNARY, *BINARY])
+@pytest.mark.parametrize("name", [name for name in (*UNARY, *BINARY) if name != "sign_"])
 def test_anomaly_mode_names_the_operator_of_an_in_place_call(name, device):
     z = torch.rand(3, device=device).requires_grad_() * 1
     with torch.autograd.detect_anomaly():
         getattr(customops, name)(z, *[1.7] * (name in BINARY))
-        with pytest.raises(RuntimeError, match=f"(?i)Function '{ROW[name[:-1]].node}Backward' returned nan"):
+        with pytest.raises(RuntimeError, match=rf"(?i)Function '{ROW[name[:-1]].node}\w*Backward' returned nan"):
             z.backward(torch.full_like(z, torch.nan))
 
 

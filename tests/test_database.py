@@ -18,6 +18,8 @@ database = "torch.testing._internal.common_methods_invocations"
 op_db = pytest.importorskip(database, reason="torch's database of operators needs the package expecttest").op_db
 
 INFOS = {row.name: next(op for op in op_db if op.name == (row.database or row.name)) for row in ROWS}
+OURS = {name: getattr(customops, name) for name in INFOS}  # as the database calls them
+OURS["where"] = lambda x, condition, y, **out: customops.where(condition, x, y, **out)
 EVERY = [(name, dtype) for name, info in INFOS.items() for dtype in sorted(info.supported_dtypes(DEVICE), key=str)]
 # Complex numbers have no kernel: there the backend raises, which test_dispatch.py holds it to.
 DTYPES = sorted({dtype for _, dtype in EVERY}, key=str)
@@ -60,7 +62,7 @@ def samples(name, dtype, full, requires_grad=False):
 def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
     for s in samples(name, dtype, full):
         want = outcome(INFOS[name], s.input, *s.args, **s.kwargs)
-        got = outcome(getattr(customops, name), s.input, *s.args, **s.kwargs)
+        got = outcome(OURS[name], s.input, *s.args, **s.kwargs)
         assert_same_outcome(got, want, strides=True)
         tally("database samples")
 
@@ -75,7 +77,7 @@ def test_samples_have_torchs_gradients(name, dtype, full, tally):
             continue
         g = cotangent(z)
         want = _reference(name, s, inputs, g)
-        z = getattr(customops, name)(s.input, *s.args, **s.kwargs)
+        z = OURS[name](s.input, *s.args, **s.kwargs)
         got = torch.autograd.grad(z, inputs, g, allow_unused=True)
         for mine, theirs in zip(got, want, strict=True):
             assert_same_outcome(mine, theirs)
@@ -99,7 +101,7 @@ def test_error_inputs_raise_torchs_type(name, tally):
     for error in errors:
         s = error.sample_input
         want = outcome(INFOS[name], s.input, *s.args, **s.kwargs)
-        assert_same_outcome(outcome(getattr(customops, name), s.input, *s.args, **s.kwargs), want)
+        assert_same_outcome(outcome(OURS[name], s.input, *s.args, **s.kwargs), want)
         tally("database samples")
 
 
@@ -121,7 +123,7 @@ def test_out_behaves_as_torchs(name, dtype, tally):
             outs = outs[:4]  # torch's CPU does not cast what it need not compute; a kernel casts it, as of other dtypes
         for make in outs:
             results = []
-            for function in (getattr(customops, name), INFOS[name]):
+            for function in (OURS[name], INFOS[name]):
                 out = make()
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")

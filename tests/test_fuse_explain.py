@@ -167,7 +167,7 @@ def test_a_value_saved_for_the_gradients_is_not_computed_again(explained):
         (
             customops.fuse(lambda x: customops.add(x, x)),
             tensors(8, dtype=torch.int32),
-            "an operator returns torch.int32",
+            "an operator computes in torch.int32",
         ),
         (customops.fuse(lambda x: (x, customops.exp(x))), tensors(8), "an argument is returned as it is"),
         (rms_norm, tensors((0, 8), 8), "a tensor has no elements"),

@@ -183,6 +183,16 @@ def tanh_dx(g, z):
 
 
 @triton.jit
+def softplus(x, beta, threshold):
+    return tl.where(x * beta > threshold, x, division.divide(log1p(exp(x * beta)), beta))
+
+
+@triton.jit
+def softplus_dx(g, x, beta, threshold):
+    return g * tl.where(x * beta > threshold, 1, sigmoid(x * beta))
+
+
+@triton.jit
 def sqrt(x):
     return _root(x)
 
@@ -370,6 +380,126 @@ def norm_power(x, y: tl.constexpr):
 @triton.jit
 def norm_power_dx(g, x, y: tl.constexpr):
     return tl.where(x == 0, 0, pow_number_dx(g, x, y))
+
+
+@triton.jit
+def where(x, y, condition):
+    return tl.where(condition != 0, x, y)
+
+
+@triton.jit
+def where_dx(g, condition):
+    return tl.where(condition != 0, g, 0)
+
+
+@triton.jit
+def where_dy(g, condition):
+    return tl.where(condition != 0, 0, g)
+
+
+@triton.jit
+def clamp(x, low, high):
+    return clamp_max(clamp_min(x, low), high)
+
+
+@triton.jit
+def clamp_dx(g, x, low, high):
+    return tl.where(x >= low, tl.where(x <= high, g, 0), 0)
+
+
+@triton.jit
+def clamp_dlow(g, x, low, high):
+    return tl.where(x < low, tl.where(low < high, g, 0), 0)
+
+
+@triton.jit
+def clamp_dhigh(g, x, low, high):
+    return tl.where(x > high, g, tl.where(high < low, g, 0))
+
+
+@triton.jit
+def clamp_min(x, y):
+    x, y = tl.broadcast(x, y)
+    return tl.where(x < y, y, tl.where(y != y, y, x))  # noqa: PLR0124 - a nan
+
+
+@triton.jit
+def clamp_min_dx(g, x, y):
+    return tl.where(x >= y, g, 0)
+
+
+@triton.jit
+def clamp_min_dy(g, x, y):
+    return tl.where(x < y, g, 0)
+
+
+@triton.jit
+def clamp_max(x, y):
+    x, y = tl.broadcast(x, y)
+    return tl.where(x > y, y, tl.where(y != y, y, x))  # noqa: PLR0124 - a nan
+
+
+@triton.jit
+def clamp_max_dx(g, x, y):
+    return tl.where(x <= y, g, 0)
+
+
+@triton.jit
+def clamp_max_dy(g, x, y):
+    return tl.where(x > y, g, 0)
+
+
+@triton.jit
+def lt(x, y):
+    x, y = tl.broadcast(x, y)
+    return (x < y).to(x.dtype)
+
+
+@triton.jit
+def le(x, y):
+    x, y = tl.broadcast(x, y)
+    return (x <= y).to(x.dtype)
+
+
+@triton.jit
+def gt(x, y):
+    x, y = tl.broadcast(x, y)
+    return (x > y).to(x.dtype)
+
+
+@triton.jit
+def ge(x, y):
+    x, y = tl.broadcast(x, y)
+    return (x >= y).to(x.dtype)
+
+
+@triton.jit
+def eq(x, y):
+    x, y = tl.broadcast(x, y)
+    return (x == y).to(x.dtype)
+
+
+@triton.jit
+def ne(x, y):
+    x, y = tl.broadcast(x, y)
+    return (x != y).to(x.dtype)
+
+
+@triton.jit
+def logical_and(x, y):
+    x, y = tl.broadcast(x, y)
+    return ((x != 0) & (y != 0)).to(x.dtype)
+
+
+@triton.jit
+def logical_or(x, y):
+    x, y = tl.broadcast(x, y)
+    return ((x != 0) | (y != 0)).to(x.dtype)
+
+
+@triton.jit
+def logical_not(x):
+    return (x == 0).to(x.dtype)
 
 
 @triton.jit

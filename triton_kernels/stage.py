@@ -17,8 +17,10 @@ COMPARED = {  # which of its values a formula compares, if only later, when an e
     **dict.fromkeys(("equal", "same"), slice(0, 2)),
     **dict.fromkeys(("is_zero", "one_for_zero", "zero_for_others"), slice(0, 1)),
     "prod_dx": slice(1, 2),
-    "maximum_dx": slice(1, 3),
-    "maximum_dy": slice(1, 3),
+    **dict.fromkeys(("maximum_dx", "maximum_dy"), slice(1, 3)),
+    **dict.fromkeys(("clamp_min_dx", "clamp_min_dy", "clamp_max_dx", "clamp_max_dy"), slice(1, 3)),
+    **dict.fromkeys(("clamp_dx", "clamp_dlow", "clamp_dhigh"), slice(1, 4)),
+    **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), slice(0, 2)),
 }
 
 

@@ -108,13 +108,15 @@ class Graph:
     def is_linear(self, value: int) -> bool:
         """Return whether an op is linear in its only input that is not a number, so that it commutes with sums."""
         op = self.values[value]
-        names = ("x",) if op.reduced else ("x", "y", "alpha")
+        if op.operator is None:
+            return False
+        names = parameters(op.operator.formula)
         numbers = {
             name: self.number(i)
             for name, i in zip(names, op.inputs, strict=False)
             if isinstance(self.values[i], Constant)
         }
-        if len(numbers) + 1 < len(op.inputs) or op.operator is None:
+        if len(numbers) + 1 < len(op.inputs):
             return False
         if op.reduced:
             return _is_linear_reduction(op.operator)
@@ -145,6 +147,8 @@ def _is_linear_formula(operator: Any, x: str, position: int, numbers: dict[str, 
 
     A rounding has the derivative of its input, but not the second property.
     """
+    if position >= len(operator.derivatives):
+        return False
     slope = operator.derivatives[position]
     if not set(parameters(slope)) <= {"g", *numbers}:
         return False

@@ -63,6 +63,8 @@ def inputs_of(node: Node) -> tuple[int, ...]:
 
 
 def differentiable_inputs(node: Node) -> tuple[int, ...]:
-    """Return the values that a node has a derivative by, if there is one: its inputs but those detached."""
+    """Return the values that a node has a derivative by: its inputs but conditions and those detached."""
     inputs, detached = inputs_of(node), getattr(node, "detached", ())
+    if isinstance(node, Op) and hasattr(node.operator, "derivatives"):
+        inputs = inputs[: len(node.operator.derivatives)]
     return tuple(x for k, x in enumerate(inputs) if k not in detached) if detached else inputs

@@ -132,9 +132,10 @@ def reads_position(operator: Any) -> bool:
 
 
 def _named(op: Op, g: int, z: int) -> dict[str, int]:
-    return {"g": g, "z": z, **dict(zip(("x", "y", "alpha"), op.inputs, strict=False))}
+    return {"g": g, "z": z, **dict(zip(parameters(op.operator.formula), op.inputs, strict=False))}
 
 
 def _positions(names: tuple[str, ...], op: Op) -> frozenset[int]:
     """Return the positions, among ``names``, of inputs that ``op`` has detached."""
-    return frozenset(k for k, name in enumerate(names) if name in "xy" and "xy".index(name) in op.detached)
+    detached = {name for k, name in enumerate(parameters(op.operator.formula)) if k in op.detached}
+    return frozenset(k for k, name in enumerate(names) if name in detached)

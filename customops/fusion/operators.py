@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import formulas as f
+from ..ops.comparison import Predicate
 from ..ops.function import Operator
 
 
@@ -91,4 +92,4 @@ def rounding(source: torch.dtype, target: torch.dtype) -> Rounding | None:
 
 def is_elementwise(operator: Any) -> bool:
     """Return whether an operator of a trace is no reduction."""
-    return issubclass(operator, TraceOperator | Operator)
+    return issubclass(operator, TraceOperator | Operator | Predicate)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..ops.call import call
+from ..ops.comparison import Predicate
 from ..ops.reductions import call_reduction
 from .operators import Ref, TraceOperator, is_elementwise
 
@@ -132,7 +133,7 @@ def _call_by_name(function: Callable, names: Sequence[str], *args: Any) -> Any:
 
 def _our_call(operator: Any, inputs: Sequence) -> tuple[Callable[..., Tensor], Sequence]:
     """Return what applies an operator, recorded by autograd where that is due, and to what."""
-    if issubclass(operator, TraceOperator):
+    if issubclass(operator, TraceOperator | Predicate):
         return operator.by_formula, inputs
     if is_elementwise(operator):
         return lambda *args: call(operator, args), inputs

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._compat import version_of, without_modes
 from ..ops.call import tracing_hook
+from ..ops.comparison import Predicate
 from ..ops.function import CustomFunction
 from ..runtime.paths import CLASSES, MODES, is_intercepted, modes
 from ..runtime.plans import MAX_PLANS
@@ -379,11 +380,11 @@ class Tracing:
                 continue
             if x._tracing is not self:
                 raise untraceable("a value of another call cannot be used", "compute it again, or make it an argument")
-            if k > 1:
+            if k >= getattr(operator, "tensors", 2):
                 raise untraceable(
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
-        if not issubclass(operator, TraceOperator | CustomFunction):
+        if not issubclass(operator, TraceOperator | CustomFunction | Predicate):
             name = operator.operator.formula.__name__.removesuffix("_number")
             raise untraceable("an in-place operator cannot be traced", f"use customops.{name}")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import config
 from ..config import backend
+from ..ops.comparison import Predicate
 from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
 from ..tools.dry_run import dry_run
@@ -63,6 +64,10 @@ def _apply(
     """
     values, depends_on_needed, applied, copies = list(tensors), set(needed), [], []
     for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
+        if issubclass(operator, Predicate):  # torch's own, which the count leaves out
+            shape = torch.broadcast_shapes(*(values[x.value].shape for x in inputs if isinstance(x, Ref)))
+            values.append(unbacked(shape, contiguous(shape), torch.bool))
+            continue
         numbers = [x.value if isinstance(x, Ref) else None for x in inputs]
         args = [
             x if k is None else values[k].detach().requires_grad_(k in depends_on_needed)

@@ -19,8 +19,6 @@ from ..runtime.paths import BUILT_FOR_GPUS, are_any_on_gpu
 from ..runtime.rules import VjpRule, eager_function, parameters, picked, tuple_getter
 from ..runtime.specs import GradientSpecs
 
-_INPUTS = ("x", "y", "alpha")  # what formulas call the inputs of an operator, in order
-
 
 class CustomFunction(Function):
     """A Function that can be applied without the binding of arguments that only transforms need, by ``record``.
@@ -85,22 +83,26 @@ class _WithoutSetupContext(Function):
 
 
 class Operator(CustomFunction):
-    """An elementwise operator on inputs x, y and numbers, as a ``torch.autograd.Function``.
+    """An elementwise operator on tensors and numbers, as a ``torch.autograd.Function``.
 
-    A subclass states its derivation as docstring, its ``formula``, and its ``derivatives``: one for each tensor it
-    can take. They are its backward, summed over broadcast axes, and its forward mode; and their argument names
-    are what it saves. An elementwise operator needs no more: its Jacobian is diagonal.
+    A subclass states its derivation as docstring, its ``formula``, and its ``derivatives``: one for each of the first
+    inputs of the formula. They are its backward, summed over broadcast axes, and its forward mode; and their argument
+    names are what it saves. An elementwise operator needs no more: its Jacobian is diagonal.
     """
 
     formula: ClassVar[Callable]
     eager: ClassVar[Callable]  # torch's function of the same inputs, the formula without its frame where there is one
     derivatives: ClassVar[tuple[Callable, ...]]
+    tensors: ClassVar[
+        int
+    ]  # how many of the inputs, the first, may be tensors; as many as there are derivatives, if unsaid
     in_place: ClassVar[type[InPlace]]  # the operator, written over its first input
 
     def __init_subclass__(cls):
         """Give each operator its in-place variant, of its name: by that, anomaly mode and profilers speak of it."""
         super().__init_subclass__()
         cls.eager = staticmethod(eager_function(cls.formula))
+        cls.tensors = vars(cls).get("tensors", len(cls.derivatives))
         cls.in_place = type(cls.__name__, (InPlace,), {"operator": cls, "__module__": cls.__module__})
 
     @classmethod
@@ -135,7 +137,7 @@ class Operator(CustomFunction):
         Only inputs and outputs are ever saved, never an intermediate, so that differentiating twice stays right. What
         is saved for backward does not depend on tangents: a checkpoint may compute the call again without any.
         """
-        needed = needed_vjp(cls.derivatives, ctx.needs_input_grad, *map(type, inputs))
+        needed = needed_vjp(cls.formula, cls.derivatives, ctx.needs_input_grad, *map(type, inputs))
         numbers = needed.numbers(inputs) if needed.numbers else ()
         specs = needed.gradient_specs(inputs) if needed.lone is None else inputs[needed.lone].dtype
         ctx.saved_meta = needed, numbers, specs
@@ -148,7 +150,7 @@ class Operator(CustomFunction):
         super().setup_context(ctx, inputs, output)
         if forward_level() >= 0:
             are_tensors = tuple([isinstance(x, Tensor) for x in inputs])
-            needed = needed_vjp(cls.derivatives, are_tensors, *map(type, inputs))
+            needed = needed_vjp(cls.formula, cls.derivatives, are_tensors, *map(type, inputs))
             ctx.tangent_meta = needed, needed.numbers(inputs) if needed.numbers else (), (output.shape, output.dtype)
             ctx.save_for_forward(*needed.tensors((*inputs, output)))
 
@@ -195,29 +197,34 @@ class NeededVjp:
     tensors: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that the rule reads out of (*inputs, output)
     numbers: Callable[[Sequence], Sequence] | None  # pick the numbers that it reads out of the inputs, if there are any
     positions: tuple[int, ...]  # of those inputs, among all
-    operands: tuple[int, ...]  # the positions of all tensors, at most two, whether they need a gradient or not
+    operands: tuple[int, ...]  # the positions of all tensors, whether they need a gradient or not
     lone: int | None  # the position of the only tensor, if one alone is there and needs a gradient
 
     def gradient_specs(self, inputs: Sequence) -> GradientSpecs:
         """Return what gradients have to know of those inputs: no shape where all tensors have one shape and dtype."""
-        x, y = inputs[self.operands[0]], inputs[self.operands[-1]]
-        if x.dtype is y.dtype and x.shape == y.shape:
-            return x.dtype
-        return tuple([((x := inputs[i]).shape, x.dtype) for i in self.positions])
+        x = inputs[self.operands[0]]
+        for i in self.operands[1:]:
+            y = inputs[i]
+            if x.dtype is not y.dtype or x.shape != y.shape:
+                return tuple([((x := inputs[i]).shape, x.dtype) for i in self.positions])
+        return x.dtype
 
 
 @cache
-def needed_vjp(derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *types: type) -> NeededVjp:
-    """Return the rule of those inputs, of these types, that need a gradient."""
+def needed_vjp(
+    formula: Callable, derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *types: type
+) -> NeededVjp:
+    """Return the rule of those inputs of a formula, of these types, that need a gradient."""
+    inputs = parameters(formula)
     positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)
-    numbers = {name for name, kind in zip(_INPUTS, types) if not issubclass(kind, Tensor)}  # noqa: B905 - of 1 to 3
-    rule = VjpRule.of(tuple(derivatives[i] for i in positions), numbers)
-    where = {**{name: i for i, name in enumerate(_INPUTS)}, "z": len(types)}
+    numbers = {name for name, kind in zip(inputs, types, strict=True) if not issubclass(kind, Tensor)}
+    rule = VjpRule.of(tuple(derivatives[i] for i in positions), numbers, inputs)
+    where = {**{name: i for i, name in enumerate(inputs)}, "z": len(types)}
     operands = tuple(i for i, kind in enumerate(types) if issubclass(kind, Tensor))
     read_numbers = [where[name] for name in rule.names if name in numbers]
     return NeededVjp(
         rule,
-        any(name in "xyz" for name in rule.names),
+        any(name not in ("g", "alpha") for name in rule.names),
         len(rule.names),
         len(types),
         tuple_getter(where[name] for name in rule.names if name != "g" and name not in numbers),

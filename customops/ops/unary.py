@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import formulas as f
-from .call import call_, call_unary
+from .call import call, call_, call_unary
 from .function import Operator
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "sign_",
     "sin",
     "sin_",
+    "softplus",
     "sqrt",
     "sqrt_",
     "tanh",
@@ -246,6 +247,20 @@ class Tanh(Operator):
 
     formula = staticmethod(f.tanh)
     derivatives = (f.tanh_dx,)
+
+
+class Softplus(Operator):
+    """z = log(1 + e^(beta·x)) / beta where beta·x <= threshold, else x, from which that differs by no digit of float32.
+
+    With u = e^(beta·x), dz/dx = u/(1 + u): the sigmoid of beta·x. Past the threshold it is 1:
+
+        dx = g·1/(1 + e^(-beta·x)) where beta·x <= threshold, else g
+
+    Saves x.
+    """
+
+    formula = staticmethod(f.softplus)
+    derivatives = (f.softplus_dx,)
 
 
 class Sqrt(Operator):
@@ -541,6 +556,26 @@ def tanh(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     tensor([ 0., -1.])
     """
     return call_unary(Tanh, input, out)
+
+
+def softplus(input: Tensor, beta: float = 1, threshold: float = 20, *, out: Tensor | None = None) -> Tensor:
+    """Return log(1 + e^x) of each element, as :func:`torch.nn.functional.softplus`; gradient: :class:`Softplus`.
+
+    Args:
+        input: a tensor of any shape and floating dtype.
+        beta: a number: the result is log(1 + e^(beta·x)) / beta.
+        threshold: the value of beta·x above which the result is x.
+        out: a tensor to write the result to, resized to the shape of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        NotImplementedError: the dtype of ``input`` is not floating.
+        RuntimeError: the result cannot be cast to the dtype of ``out``.
+
+    >>> softplus(torch.tensor([0.0, -50.0]))
+    tensor([6.9315e-01, 1.9287e-22])
+    """
+    return call(Softplus, (input, beta, threshold), out)
 
 
 def sqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:

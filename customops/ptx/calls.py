@@ -30,7 +30,7 @@ def print_lanes(frame: Frame, lanes: np.ndarray, arguments: list[Any], text: Tex
     size = len(frame.local) // frame.batch.lanes
     for lane in np.flatnonzero(lanes):
         own = frame.local[lane * size : (lane + 1) * size].tobytes()
-        print(_formatted(text(int(formats[lane])), own[int(places[lane]) :], text), end="")
+        print(_formatted(text(int(formats[lane])), own[int(places[lane]) - frame.own :], text), end="")
 
 
 def _formatted(form: str, values: bytes, text: Text) -> str:

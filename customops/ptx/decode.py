@@ -201,10 +201,15 @@ def _call(instruction: Instruction, context: Context) -> Step:
 
 
 def _convert_address(instruction: Instruction, context: Context) -> Step:
-    """Pass on a generic address, which for global memory, and a thread's own, is the address itself."""
+    """Return a generic address, or the one that it stands for: of global memory they are the same."""
     if "shared" in instruction.opcode:
         raise KeyError(instruction.opcode)
-    return _move(instruction, context)
+    if "local" not in instruction.opcode:
+        return _move(instruction, context)
+    to, operand = instruction.operands
+    get, put = source(context.names, operand, "u64"), target(context.names, to, "u64")
+    sign = -1 if ".to." in instruction.opcode else 1
+    return lambda frame: put(frame, get(frame) + np.uint64(sign * frame.own % (1 << 64)))
 
 
 def _policy(instruction: Instruction, context: Context) -> Step:

@@ -40,6 +40,7 @@ class Batch:
         self.all_lanes = np.arange(self.lanes)
         self.programs = np.repeat(np.arange(programs.start, programs.stop, dtype=np.int32), threads)  # of each lane
         self.shared = SharedMemory(shared_bytes, len(programs), threads)
+        self.frames: list[Frame] = []  # of the functions that run: each is called by the one before
         self.stores = 0  # to any memory, so far, but for those known to change nothing
         self.copies: list[Any] = []  # that lanes have started and not waited for
         self.copy_groups = np.zeros(self.lanes, np.int64)  # how many groups of copies each lane has closed
@@ -72,6 +73,9 @@ def _specials(programs: Values, threads: int, grid: tuple[int, int, int]) -> dic
 _SPECIAL_NAMES = frozenset(_specials(np.zeros(WARP, np.uint32), WARP, (1, 1, 1)))
 
 
+OWN = 1 << 62  # the generic addresses from here on are of lanes' own memory, 4 GiB for each function that runs
+
+
 class Frame:
     """The registers and parameters of one function, as lanes run it."""
 
@@ -82,6 +86,7 @@ class Frame:
         self.active: Values | None = None  # which lanes execute the instruction; None is all
         self.carry = np.zeros(batch.lanes, np.bool_)
         self.local = np.zeros(function.local_bytes * batch.lanes, np.uint8)
+        self.own = OWN + (len(batch.frames) << 32)  # the generic address of the first byte of ``local``, of each lane
 
     def chosen(self) -> Values:
         """Return the lanes that execute the instruction."""

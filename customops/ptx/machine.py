@@ -164,12 +164,13 @@ class _Run:
 
     def finish(self) -> Frame:
         """Run from the first instruction until all lanes have returned."""
+        self.batch.frames.append(self.frame)
         while self.groups or (self.waiting >= 0).any():
             if not self.groups:
                 self._release()
             pc = min(self.groups, key=self.code.ranks.__getitem__)
             self._advance(pc, self.groups.pop(pc))
-        return self.frame
+        return self.batch.frames.pop()
 
     def _advance(self, pc: int, group: np.ndarray) -> None:
         """Let a group go on until it splits or waits, or until another may have to go first."""

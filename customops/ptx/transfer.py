@@ -10,7 +10,20 @@ import numpy as np
 
 from .arithmetic import operation
 from .faults import LaneFault
-from .frame import Context, DecodedNames, Frame, Source, Step, access_of, address_of, dtype_of, parts_of, source, target
+from .frame import (
+    OWN,
+    Context,
+    DecodedNames,
+    Frame,
+    Source,
+    Step,
+    access_of,
+    address_of,
+    dtype_of,
+    parts_of,
+    source,
+    target,
+)
 from .memory import Order
 from .module import Instruction
 from .regions import Access
@@ -67,12 +80,23 @@ def _load(instruction: Instruction, context: Context) -> Step:
 
 def _loaded(frame: Frame, space: str, access: Access, origins: frozenset[int], swaps: bool) -> np.ndarray:
     batch = frame.batch
+    frame, space, access = _of_space(frame, space, access)
     if space in ("global", "const"):
         return batch.memory.load(access, batch.programs[access.lanes], origins, swaps)
     if space == "shared":
         return batch.shared.load(access)
     view, components = _local(frame, access)
     return view[components]
+
+
+def _of_space(frame: Frame, space: str, access: Access) -> tuple[Frame, str, Access]:
+    """Return whose memory is accessed, and where in it: a generic address may be in that of a calling function."""
+    frames = frame.batch.frames
+    number = int(access.addresses[0]) - OWN >> 32 if space == "global" and len(access.addresses) else -1
+    if not 0 <= number < len(frames):
+        return frame, space, access
+    owner = frames[number]
+    return owner, "local", access._replace(addresses=access.addresses - np.uint64(owner.own))
 
 
 def _local(frame: Frame, access: Access) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +144,7 @@ def _write(frame: Frame, space: str, access: Access, values: np.ndarray, origins
         batch.stores += batch.shared.store(access, values)
         return
     batch.stores += 1
+    frame, space, access = _of_space(frame, space, access)
     if space == "global":
         batch.memory.store(access, values, batch.programs[access.lanes], origins)
     else:

@@ -15,8 +15,8 @@ from torch import Tensor
 class VjpRule(NamedTuple):
     """Derivatives that are taken in one pass, and what they read: g, then tensors, then numbers.
 
-    Tensors come in the order in which torch saves them, y first: a checkpoint pairs by it what two passes saved, one of
-    which may have run under a mode, where torch's operator computes.
+    Tensors come in the order in which torch saves them, the last input first, then z: a checkpoint pairs by it what two
+    passes saved, one of which may have run under a mode, where torch's operator computes.
     """
 
     derivatives: tuple[Callable, ...]
@@ -24,10 +24,13 @@ class VjpRule(NamedTuple):
     steps: tuple[tuple[Callable, tuple[int, ...] | None], ...]  # each, and where its arguments are: see ``picked``
 
     @classmethod
-    def of(cls, derivatives: tuple[Callable, ...], numbers: Container[str] = ()) -> VjpRule:
-        """Return the rule of these derivatives, where what ``numbers`` names are numbers."""
+    def of(
+        cls, derivatives: tuple[Callable, ...], numbers: Container[str] = (), inputs: Sequence[str] = ("x", "y")
+    ) -> VjpRule:
+        """Return the rule of these derivatives of a formula of ``inputs``, of which ``numbers`` are numbers."""
         read = {name for derivative in derivatives for name in parameters(derivative)}
-        names = tuple(sorted(read, key=lambda name: (name in numbers, "gyxz".find(name))))
+        order = ("g", *reversed(inputs), "z")
+        names = tuple(sorted(read, key=lambda name: (name in numbers, order.index(name))))
         read_by = [(d, tuple(map(names.index, parameters(d)))) for d in derivatives]
         everything = tuple(range(len(names)))
         return cls(derivatives, names, tuple((d, None if at == everything else at) for d, at in read_by))
@@ -71,11 +74,11 @@ def parameters(formula: Callable) -> tuple[str, ...]:
 
 
 def eager_function(formula: Callable) -> Callable:
-    """Return torch's function of that name, which takes the same inputs; ``formula`` where alpha is one of them.
+    """Return torch's function of that name, which takes the same inputs; ``formula`` where there are more than x and y.
 
     It has no Python frame, which takes a tenth of the time of a call on few elements.
     """
-    if "alpha" in parameters(formula):
+    if not {"x", "y"}.issuperset(parameters(formula)):
         return formula
     return getattr(torch, formula.__name__.removesuffix("_number"), formula)
 
