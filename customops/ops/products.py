@@ -45,7 +45,7 @@ class Prod(Selective):
 
     @staticmethod
     def backward(ctx, g):
-        """Return ``g`` times the slope of each element; of a single number the slope is 1, as the operator is linear."""
+        """Return ``g`` times the slope of each element; of a single number, whose product it is, ``g``."""
         *_, shape, dtype, (_, *dim) = ctx.saved_meta
         if g is not None and not shape:
             return cast(g, dtype), *[None] * (1 + len(dim))
