@@ -80,9 +80,11 @@ def api() -> str:
     """Return the text of api.md."""
     operators = {operator.formula.__name__ for operator in _operators()}
     sections: dict[str, list[str]] = {"Operators": [], "Operators that write over their first argument": []}
-    sections["Fusing and looking"] = []
+    sections |= {"Compositions of operators": [], "Fusing and looking": []}
     for name in sorted(customops.__all__):
         kind = "Operators" if name in operators else "Fusing and looking"
+        if name in sys.modules["customops.compositions"].__all__:
+            kind = "Compositions of operators"
         if name.endswith("_"):
             kind = "Operators that write over their first argument"
         sections[kind].append(_entry(name))
@@ -105,10 +107,11 @@ PAGES: dict[str, Callable[[], str]] = {"derivations.md": derivations, "api.md": 
 
 def _operators() -> Iterator[Any]:
     """Yield the class of every operator, in the order of the source."""
-    for function in customops.log, customops.add, customops.sum:
-        module = _module_of(function)
+    modules = [_module_of(function) for function in (customops.log, customops.add, customops.sum, customops.prod)]
+    for module in [*modules, sys.modules["customops.ops.parts"]]:
         for value in vars(module).values():
-            if isinstance(value, type) and value.__module__ == module.__name__ and "formula" in vars(value):
+            own = isinstance(value, type) and value.__module__ == module.__name__ and vars(value).get("formula")
+            if isinstance(own, staticmethod):
                 yield value
 
 

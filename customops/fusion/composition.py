@@ -7,9 +7,11 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from .. import config
 from .._compat import saved_tensor_hooks
+from ..blocks import plan as blocks
 from ..compiler.executable import COMPUTE
-from ..runtime.paths import kernel_blocker, refuse_if_required
+from ..runtime.paths import CLASSES, kernel_blocker, refuse_if_required
 from ..runtime.plans import remember
 from .decorator import Fused
 from .errors import FusionError, untraceable
@@ -49,6 +51,8 @@ class Composition(Fused[P, R]):
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the function: as operators of what is traced; by kernels or blocks; or by torch."""
+        if config.cpu_by_formula and args and _is_small(args[0]) and not any([isinstance(x, Tensor) for x in args[1:]]):
+            return self.one_by_one(*args, **kwargs)  # in a third of the time that it takes to ask whether fusing pays
         args = tuple([tuple(x) if type(x) is list else x for x in args])  # no list is part of a key
         kwargs = {name: tuple(x) if type(x) is list else x for name, x in kwargs.items()}
         for x in (*args, *kwargs.values()):
@@ -89,3 +93,8 @@ class Composition(Fused[P, R]):
             return super()._call_by_formula(tensors, key, args, kwargs)
         except FusionError:
             return self.one_by_one(*args, **kwargs)
+
+
+def _is_small(x: Any) -> bool:
+    """Return whether ``x`` is a tensor on the CPU of too few elements for blocks, however it is computed with."""
+    return type(x) in CLASSES and x.is_cpu and x.numel() < min(blocks.LEAST_ELEMENTS)

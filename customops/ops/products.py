@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import formulas as f
+from ..runtime.elementwise import cast
 from ..runtime.reduction import keepdim_shape
 from .reductions import UNSET, Selective, Step, call_reduction, slope_by_formula
 
@@ -41,6 +42,14 @@ class Prod(Selective):
         Step("nothing", "zero_for_others", ("x",)),
         Step("nought", "sum", ("nothing",), reduces=True),
     )
+
+    @staticmethod
+    def backward(ctx, g):
+        """Return ``g`` times the slope of each element; of a single number, whose product it is, ``g``."""
+        *_, shape, dtype, (_, *dim) = ctx.saved_meta
+        if g is not None and not shape:
+            return cast(g, dtype), *[None] * (1 + len(dim))
+        return Selective.backward(ctx, g)
 
     @classmethod
     def jvp(cls, ctx, dx, *_):
