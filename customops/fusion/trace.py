@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..ops.call import call
-from ..ops.function import CustomFunction
+from ..ops.function import CustomFunction, Operator
 from ..ops.reductions import call_reduction
 from ..runtime.paths import CLASSES, MODES, modes
 from ..runtime.plans import MAX_PLANS
+from ..runtime.rules import parameters
 from ..runtime.specs import CPU, Miniatures, TensorSpec
 from . import spelling
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
@@ -240,7 +241,7 @@ class Tracing:
                 )
             if x._tracing is not self:
                 raise untraceable("a value of another call cannot be used", "compute it again, or make it an argument")
-            if k > 1:
+            if k > 1 and not _takes_tensor(operator, k):
                 raise untraceable(
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
@@ -274,6 +275,12 @@ class Tracing:
         if ref.value < len(self.tensors):
             return self.tensors[ref.value].shape
         return _infer(self.nodes(), self.tensors)[ref.value].shape
+
+
+def _takes_tensor(operator: Any, k: int) -> bool:
+    """Return whether input ``k`` of an operator may be a tensor: any but a factor, or the axes of a reduction."""
+    names = parameters(operator.formula) if issubclass(operator, Operator) else ()
+    return k < len(names) and names[k] != "alpha"
 
 
 def _recorded(x: Any) -> Any:
