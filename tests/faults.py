@@ -27,6 +27,8 @@ SCHEDULE = "customops/compiler/schedule.py"
 FUSED_FUNCTION = "customops/fusion/function.py"
 CACHE_KEY = "customops/fusion/cache_key.py"
 TRACE = "customops/fusion/trace.py"
+OPERATORS = "customops/fusion/operators.py"
+CONSTANTS = "customops/fusion/constants.py"
 DECORATOR = "customops/fusion/decorator.py"
 EXPLAIN = "customops/fusion/explain.py"
 UNFUSED = "customops/fusion/unfused.py"
@@ -88,6 +90,8 @@ RECORDED = ("test_gradients.py", "test_autograd_engine.py", "test_autograd.py")
 AUTOCAST = ("test_precision_autocast.py", "test_precision.py")
 SPREAD = ("test_distributed_tensor.py::test_unusual_use_is_torchs", "test_distributed_tensor.py")
 LAUNCHED = ("test_plans.py", "test_audit.py", "test_kernels.py", "test_gradients.py")
+
+CAST = ("test_casts.py",)
 
 FAULTS = (
     # -- the formulas in torch -----------------------------------------------------------------------------------------
@@ -1044,6 +1048,54 @@ FAULTS = (
         ),
     ),
     Fault(
+        "a cast to bfloat16 does not round",
+        "formulas",
+        FORMULAS,
+        "return x.to(torch.bfloat16).to(x.dtype)",
+        "return x.to(x.dtype)",
+        "A fused function that casts to bfloat16 gives other values than torch on a CPU.",
+        by_formulas=CAST,
+    ),
+    Fault(
+        "a kernel's cast to float16 does not round",
+        "kernel formulas",
+        KERNEL_FORMULAS,
+        "return casts.convert(x, tl.float16).to(x.dtype)",
+        "return x",
+        "A fused function that casts to float16 gives other values than torch on a GPU.",
+        by_kernels=CAST,
+    ),
+    Fault(
+        "a rounding is taken for linear",
+        "partition",
+        GRAPH,
+        "return bool(torch.isclose(at_x + at_y, at_sum, rtol=1e-12).all() and not at_0.any())",
+        "return not at_0.any()",
+        "A total that is cast to a half type is a sum of what was rounded element by element.",
+        by_formulas=CAST,
+        by_kernels=CAST,
+    ),
+    Fault(
+        "integers are taken for exact in a half type",
+        "promotion",
+        OPERATORS,
+        "is_exact = source == torch.bool or (source.is_floating_point and",
+        "is_exact = source == torch.bool or (True and",
+        "A cast of integers to a half type does not round in a fused function.",
+        by_formulas=CAST,
+        by_kernels=CAST,
+    ),
+    Fault(
+        "a 0-dim tensor is known by its dtype alone",
+        "promotion",
+        CONSTANTS,
+        "return x.dtype, repr(x.item())",
+        "return x.dtype, x.dim()",
+        "A fused function that reads another number computes with the first one.",
+        by_formulas=("test_spelling.py",),
+        by_kernels=("test_spelling.py",),
+    ),
+    Fault(
         "operands are not rounded to the common dtype",
         "promotion",
         BODY,
@@ -1505,8 +1557,8 @@ FAULTS = (
         "what adds a constant goes under a reduction",
         "partition",
         GRAPH,
-        'return not operator.formula(**{x: torch.zeros((), device="cpu"), **numbers}).item()',
-        "return True",
+        "    at_x, at_y, at_sum, at_0 = (operator.formula(",
+        "    return True\n    at_x, at_y, at_sum, at_0 = (operator.formula(",
         "A fused sum(x) + 1 adds 1 for each element.",
         by_kernels=FUSED,
     ),

@@ -43,6 +43,9 @@ UNARY = {  # where each is smooth, and its result not large
     "{} / 4": ANY,
     "1 / {}": POSITIVE,
     "{}.detach()": ANY,
+    "{}.exp()": FEW,
+    "{}.pow(2).neg()": FEW,
+    "{}.contiguous().clone()": ANY,
 }
 BINARY = {
     "{} + {}": (ANY, ANY),

@@ -90,14 +90,14 @@ def assert_like_torchs(got, function, xs, computed=None):
         assert_equal(mine, theirs, strides=k == 0, computed=computed)
 
 
-@pytest.mark.sample(kernels="", compiled="spelling")
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_each_spelling_is_the_packages_program(spelling, device):
     xs = inputs(device)
     assert str(fuse(function_of(spelling)).program(*xs)) == str(fuse(function_of(SPELLINGS[spelling])).program(*xs))
 
 
-@pytest.mark.sample(kernels="spelling", compiled="spelling")
+@pytest.mark.sample(kernels="spelling")
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_each_spelling_computes_what_torch_computes(spelling, device, blocks):
     blocks(16)

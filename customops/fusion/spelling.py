@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
 from threading import local
 from types import FunctionType
@@ -122,7 +123,7 @@ def refusal(path: str, name: str) -> FusionError:
     if name.strip("_") in COMPARISONS:
         return untraceable("comparing values cannot be traced", "use maximum, minimum, relu, abs; or `is`")
     twin = getattr(Tensor, name.removesuffix("_"), None) if name.endswith("_") and name[:1] != "_" else None
-    if twin:
+    if callable(twin):
         sign = "x = x." + name.removesuffix("_") + "(...)"
         return untraceable(f"{path} cannot be traced, as it writes over a tensor", f"write {sign}")
     kind = next((kind for pattern, kind in KINDS.items() if re.fullmatch(pattern, name)), None)
@@ -145,7 +146,9 @@ def table() -> dict[Any, Callable]:
 def operators() -> dict[str, Callable]:
     """Return the package's public functions, by name: those of ``customops.nn.functional`` too, if there are any."""
     package = __name__.partition(".")[0]
-    modules = [sys.modules.get(package), sys.modules.get(f"{package}.nn.functional")]
+    modules = [import_module(package)]
+    if find_spec(f"{package}.nn"):
+        modules.append(import_module(f"{package}.nn.functional"))
     public = {name: getattr(module, name) for module in modules for name in getattr(module, "__all__", ())}
     return {name: x for name, x in public.items() if isinstance(x, FunctionType) and not name.endswith("_")}
 
