@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dis
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -34,6 +38,21 @@ REFUSED_SIGNS = {
 ELSEWHERE = "do that outside the function"
 
 
+@cache
+def calls_isinstance(code: CodeType, at: int) -> bool:
+    """Return whether the instruction ``at`` of a function calls ``isinstance``, and not torch.
+
+    Torch's C++ asks for the class of what stands where a number may stand, and reads the memory of what says that it is
+    a tensor. The callee is what is loaded first where the call's source begins.
+    """
+    positions = [(line, column) for line, _, column, _ in getattr(code, "co_positions", list)()]
+    if not positions or positions[at // 2] == (None, None):
+        return True
+    first = positions.index(positions[at // 2]) * 2
+    loaded = (x for x in dis.get_instructions(code) if x.offset >= first and x.opname.startswith("LOAD_"))
+    return next(loaded).argval == "isinstance"
+
+
 class Traced(Casts):
     """A stand-in for a tensor while a function is traced."""
 
@@ -45,7 +64,8 @@ class Traced(Casts):
         """Be a tensor for isinstance; a transform would go on in C++, where nothing can stand for a tensor."""
         if transforms_active():
             raise untraceable("a transform of torch.func cannot be traced", "transform the fused function instead")
-        return Tensor
+        frame = sys._getframe(1)
+        return Tensor if calls_isinstance(frame.f_code, frame.f_lasti) else Traced
 
     def __init__(self, tracing: Any, ref: Ref):
         self._tracing = tracing  # the run of the function that it belongs to

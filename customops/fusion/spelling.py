@@ -134,12 +134,15 @@ def refusal(path: str, name: str) -> FusionError:
 @cache
 def table() -> dict[Any, Callable]:
     """Return the meaning of each of torch's functions and methods that has one."""
-    return {
+    found = {
         function: meaning
         for name, meaning in {**_named(), **_methods()}.items()
         for place in PLACES
         if callable(function := getattr(place, name, None))
     }
+    if "where" in operators():  # the method has its condition second
+        found[Tensor.where] = _where
+    return found
 
 
 @cache
@@ -196,6 +199,10 @@ def _greatest(input: Any, other: Any = None) -> Any:
 
 def _least(input: Any, other: Any = None) -> Any:
     return operators()["amin"](input) if other is None else operators()["minimum"](input, other)
+
+
+def _where(input: Any, condition: Any, other: Any) -> Any:
+    return operators()["where"](condition, input, other)
 
 
 def _masked_fill(input: Any, mask: Any, value: Any) -> Any:
