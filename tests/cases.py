@@ -142,7 +142,7 @@ ROWS = (
         -2,
         2,
         (
-            Call("clamp(x, y, y + 1)", lambda lib, x, y: lib.clamp(x, y, y.detach() + 1), 2),
+            Call("clamp(x, y, 1.1)", lambda lib, x, y: lib.clamp(x, y, x.new_tensor(1.1)), 2),
             Call("clamp(x, -0.6, 1.1)", lambda lib, x: lib.clamp(x, -0.6, 1.1)),
         ),
         "Min(Max(x, low), high)",
