@@ -44,7 +44,7 @@ class Spoken:
     def __gt__(self, other):
         return Spoken()
 
-    def __add__(self, other):
+    def new_tensor(self, number):
         return Spoken()
 
     def __customops__(self):
