@@ -52,7 +52,7 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
         return unsuitable
     dtypes = set(trace.computed_dtypes())
     if not dtypes <= set(COMPUTE):
-        return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
+        return f"an operator computes in {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
     return None
 
 
