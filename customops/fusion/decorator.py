@@ -20,7 +20,7 @@ from ..compiler.graph import Graph
 from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, plan_key
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
-from .build import build
+from .build import Built, build
 from .cache_key import NO_KEY, Surroundings, is_constant, static_key
 from .explain import explain
 from .function import FusedFunction, Fusion, why_not_fused
@@ -150,7 +150,7 @@ class Fused(Generic[P, R]):
         tensors, _ = self.read(arguments, named)
         if is_intercepted() or not self.is_traceable(tensors):
             raise ValueError(f"fuse: there is no program: {self.NOT_TRACED}")
-        return self.graph(self.trace(tensors, arguments, named), tensors, arguments, named)
+        return self.build(self.trace(tensors, arguments, named), tensors, arguments, named).graph
 
     def explain(self, *args: Any, **kwargs: Any) -> None:
         """Print what a call would compute, launch and move on a GPU by kernels, and on a CPU by blocks.
@@ -210,9 +210,10 @@ class Fused(Generic[P, R]):
 
     def fuse(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
         """Return the fusion of a trace for tensors in this layout."""
-        return Fusion(trace, self.graph(trace, tensors, args, kwargs), tensors)
+        built = self.build(trace, tensors, args, kwargs)
+        return self._or_raise_as_torch(lambda: Fusion(trace, built, tensors), args, kwargs)
 
-    def graph(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
+    def build(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Built:
         """Return the graph for tensors of these shapes, its inputs named as the parameters are."""
         bound = self._signature.bind(*args, **kwargs).arguments
         parameters = {id(x): name for name, x in bound.items()}

@@ -126,7 +126,7 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
             values = _backward_inputs(recording, outputs, saved) if needed else []
             if needed:
                 phases.append(_backward(fusion, recording, values, records))
-        names = [value_label(fusion.graph, i) for i in recording.gradient.saved]
+        names = _names_of_saved(fusion, recording.gradient)
         sizes = dict(zip(names, map(filled, saved), strict=True)) if needed else {}
         cpu = [*on_cpu(fusion, recording, tensors, values)]
         return Findings(phases, sizes, unfused(trace, tensors, needed, target), cpu)
@@ -153,7 +153,7 @@ def _forward(
 ) -> Phase:
     program = text_of(fusion.graph).splitlines()
     results = outputs[: len(fusion.result_specs)]
-    return Phase("forward", fusion.graph, program, executable, records, tensors, results)
+    return Phase("forward", fusion.graph, program, executable, records, executable.operands(tensors), results)
 
 
 def _backward_inputs(recording: Recording, outputs: Sequence[Tensor], saved: Sequence[Tensor]) -> list[Tensor]:
@@ -166,7 +166,8 @@ def _backward(fusion: Fusion, recording: Recording, values: Sequence[Tensor], re
     executable = gradient.compile(values)
     grads = executable(values)
     program = list(_gradient_lines(fusion, gradient, recording.needed))
-    inputs = values[: len(values) - len(recording.values.statistics)]
+    inputs = executable.operands(values)
+    inputs = inputs[: len(inputs) - len(recording.values.statistics)]
     return Phase("backward", gradient.graph, program, executable, records[before:], inputs, grads)
 
 
@@ -176,8 +177,15 @@ def _gradient_lines(fusion: Fusion, gradient: Gradient, needed: tuple[int, ...])
     yield from (f"{value_label(gradient.graph, i)} = {name} of the program, saved" for i, name in saved.items())
     yield from lines_of(gradient.graph, fusion.graph, saved)
     for i, at in zip(needed, gradient.result_index, strict=True):
-        value = "0" if at is None else value_label(gradient.graph, gradient.graph.results[at][0])
-        yield f"return d{value_label(fusion.graph, i)} = {value}"
+        results = [None] if at is None else [share.result for share in gradient.shares[at]]
+        values = ["0" if k is None else value_label(gradient.graph, gradient.graph.results[k][0]) for k in results]
+        yield f"return d{fusion.presentation.names[i]} = {', '.join(values)}"
+
+
+def _names_of_saved(fusion: Fusion, gradient: Gradient) -> list[str]:
+    """Return what explanations call the tensors and values that are saved."""
+    names = [fusion.presentation.names[k] for k in gradient.saved_tensors]
+    return [*names, *(value_label(fusion.graph, i) for i in gradient.saved_values)]
 
 
 def _needed(tensors: Sequence[Tensor]) -> tuple[int, ...]:

@@ -18,6 +18,8 @@ from .. import config
 from .._compat import transforms_active
 from ..ops import binary, reductions, unary
 from ..ops.function import Operator
+from .reshaping import FUNCTIONS, METHODS, PROPERTIES, NotAView, get_item
+from .shapes import is_shape_operator
 
 _OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (config.__file__, torch.__file__))
 _OPERATORS = {name for module in (unary, binary, reductions) for name in module.__all__ if not name.endswith("_")}
@@ -37,8 +39,13 @@ class Detach:
 
 
 def is_elementwise(operator: Any) -> bool:
-    """Return whether an operator of a trace is no reduction."""
+    """Return whether an operator of a trace computes each element of its value from one of each input."""
     return operator is Detach or issubclass(operator, Operator)
+
+
+def is_alias(operator: Any) -> bool:
+    """Return whether the value of an operator of a trace may share memory with its input."""
+    return operator is Detach or (is_shape_operator(operator) and operator.is_view)
 
 
 class FusionError(TypeError):
@@ -71,6 +78,8 @@ class Traced:
         """Reject torch's functions on a traced tensor, but for ``detach``, and what its dtype and shape answer."""
         if kwargs and kwargs.get("out") is not None:
             raise untraceable("out= cannot be traced, as it writes to a tensor", "leave it out")
+        if function in FUNCTIONS:
+            return _reshape(FUNCTIONS[function], args, kwargs or {})
         name = getattr(function, "__name__", str(function))
         if name in ("numel", "is_floating_point", "is_complex", "detach"):
             return getattr(cls, name)(*args)
@@ -159,6 +168,21 @@ def _unary(name: str):
     return method
 
 
+def _reshape(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Return what one of torch's functions makes of traced tensors, which computes nothing."""
+    try:
+        return function(*args, **{"x" if name == "input" else name: x for name, x in kwargs.items()})
+    except NotAView as error:
+        raise untraceable(str(error), _ELSEWHERE) from None
+
+
+def _reshaping(function: Callable):
+    def method(self, *args, **kwargs):
+        return _reshape(function, (self, *args), kwargs)
+
+    return method
+
+
 def _refused(what: str, instead: str):
     def method(self, *_):
         raise untraceable(what, instead)
@@ -199,11 +223,13 @@ for _name, _sign in {**_SIGNS, "divmod": "divmod()", "invert": "~", "round": "ro
     for _spelling in (_name, f"r{_name}", f"i{_name}") if _name in (*_SIGNS, "divmod") else (_name,):
         setattr(Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported", _ELSEWHERE))
 for _name, _what, _instead in (
-    ("getitem", "indexing a traced tensor", "index before calling the fused function"),
     ("setitem", "writing to elements of a traced tensor", "write before calling the fused function"),
     ("iter", "iterating over a traced tensor", "take it apart before calling the fused function"),
 ):
     setattr(Traced, f"__{_name}__", _refused(f"{_what} is not supported", _instead))
+for _name, _function in {**METHODS, "__getitem__": get_item}.items():
+    _method = _reshaping(_function)
+    setattr(Traced, _name, property(_method) if _name in PROPERTIES else _method)
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __eq__
 
 

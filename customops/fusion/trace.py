@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from ..ops.function import CustomFunction
 from ..ops.reductions import call_reduction
 from ..runtime.paths import MODES, modes
 from ..runtime.plans import MAX_PLANS
-from ..runtime.specs import CPU, Miniatures, TensorSpec
+from ..runtime.specs import CPU, Miniatures, TensorSpec, infer
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
-from .proxy import Detach, FusionError, Ref, Traced, is_elementwise, untraceable
+from .proxy import Detach, FusionError, Ref, Traced, is_alias, is_elementwise, untraceable
+from .shapes import ShapeOperator, is_shape_operator
 
 
 class Node(NamedTuple):
@@ -49,11 +51,15 @@ class Trace:
         self.output_order = output_order  # for each value returned, its position in ``outputs``
         self.output_type = output_type  # tuple or list if the function returned one; None for a single value
         self.graphs: dict[tuple, Any] = {}  # a cache of build.py
+        self.has_views = any(is_shape_operator(node.operator) for node in self.nodes)
+        self.has_empty_views = any(
+            node.operator.is_empty(*node.inputs) for node in self.nodes if is_shape_operator(node.operator)
+        )
         self.is_dense_if_inputs_are = False  # whether results are known to be contiguous where inputs are
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compute every value from these tensors, by torch's formulas."""
-        return _replay(self.nodes, tensors)
+        return replay(self.nodes, tensors)
 
     def infer(self, tensors: Sequence[Tensor]) -> list[TensorSpec]:
         """Return what torch would compute from these tensors for every value, but on the CPU."""
@@ -64,22 +70,22 @@ class Trace:
         values = list(tensors)
         for operator, inputs in self.nodes:
             args = tuple([values[x.value] if type(x) is Ref else x for x in inputs])
-            if operator is Detach:
-                values.append(args[0].detach())
+            if not issubclass(operator, CustomFunction):
+                values.append(operator.by_formula(*args))
             else:
                 values.append(call(operator, args) if is_elementwise(operator) else call_reduction(operator, *args))
         return self.pack([values[ref.value] for ref in self.outputs])
 
     def source(self, value: int) -> int:
-        """Return the value that ``value`` is, if detached."""
-        while value >= self.arity and self.nodes[value - self.arity].operator is Detach:
+        """Return the value whose memory ``value`` may share: that which it is a view of, or is detached."""
+        while value >= self.arity and is_alias(self.nodes[value - self.arity].operator):
             value = self.nodes[value - self.arity].inputs[0].value
         return value
 
     def computed_dtypes(self) -> list[torch.dtype]:
-        """Return the dtype of each value that an operator computes: all but the tensors given, and values detached."""
+        """Return the dtype of each value that an operator computes: all but the tensors given, and views."""
         dtypes = self.dtypes[self.arity :]
-        return [dtype for dtype, node in zip(dtypes, self.nodes, strict=True) if node.operator is not Detach]
+        return [dtype for dtype, node in zip(dtypes, self.nodes, strict=True) if not is_alias(node.operator)]
 
     def pack(self, results: Sequence) -> Any:
         """Return ``results``, one for each of ``outputs``, as the function returns them."""
@@ -139,6 +145,7 @@ class Tracing:
         self.modes = now  # those around the call
         self.device = tensors[0].device
         self.value_specs = [ValueSpec(x.dtype, x.dim()) for x in tensors]  # of each value so far
+        self.shapes = [x.shape for x in tensors]  # of the first values: those that were asked for so far
         self.path: list[Branch] = []  # the branches since the root
         self.grown = 0  # how many branches and traces were new
 
@@ -214,15 +221,19 @@ class Tracing:
                 )
             if x._tracing is not self:
                 raise untraceable("a value of another call cannot be used", "compute it again, or make it an argument")
-            if k > 1:
+            if k > 1 and not is_shape_operator(operator):
                 raise untraceable(
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
-        if operator is not Detach and not issubclass(operator, CustomFunction):
+        if operator is not Detach and not issubclass(operator, CustomFunction | ShapeOperator):
             raise untraceable("an in-place operator cannot be traced", f"use customops.{operator.__name__.lower()}")
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
         """Ask torch what it makes of single elements, on their device and under the modes that there are."""
+        if is_shape_operator(operator):
+            values = [x.ref for x in inputs if type(x) is Traced]
+            shape = self._shape_of(operator, [x.ref if type(x) is Traced else x for x in inputs])
+            return ValueSpec(reduce(torch.promote_types, [self.value_specs[x.value].dtype for x in values]), len(shape))
         specs = [self.value_specs[x.ref.value] if type(x) is Traced else None for x in inputs]
         ones = [
             x if spec is None else torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
@@ -245,18 +256,38 @@ class Tracing:
 
     def shape(self, ref: Ref) -> torch.Size:
         """Return the shape of a value for the tensors of this call."""
-        if ref.value < len(self.tensors):
-            return self.tensors[ref.value].shape
-        return _infer(self.nodes(), self.tensors)[ref.value].shape
+        while len(self.shapes) <= ref.value:
+            node = self.path[len(self.shapes) - len(self.tensors)].node
+            assert node  # only a root has none
+            self.shapes.append(self._shape_of(*node))
+        return self.shapes[ref.value]
+
+    def _shape_of(self, operator: Any, inputs: Sequence) -> torch.Size:
+        """Return the shape of an operator's value."""
+        shapes = [self.shape(x) if type(x) is Ref else x for x in inputs]
+        if is_shape_operator(operator):
+            return operator.shape(*shapes)
+        own = [shape for x, shape in zip(inputs, shapes, strict=True) if type(x) is Ref]
+        if is_elementwise(operator):
+            return own[0] if all(shape == own[0] for shape in own) else torch.broadcast_shapes(*own)
+        values = [
+            torch.empty(shape, dtype=self.value_specs[x.value].dtype, device="meta") if type(x) is Ref else x
+            for x, shape in zip(inputs, shapes, strict=True)
+        ]
+        spec = infer(operator.by_formula, tuple(values), {})
+        if spec is None:
+            raise ValueError(f"{operator.__name__} has no value of these shapes")  # torch says why, about the tensors
+        return spec.shape
 
 
 def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[TensorSpec]:
     """Return what torch would compute from these tensors for every value, but on the CPU."""
     miniatures = Miniatures(tensors, CPU)
-    return [miniatures.spec(x) for x in _replay(nodes, [miniatures.of(x) for x in tensors])]
+    return [miniatures.spec(x) for x in replay(nodes, [miniatures.of(x) for x in tensors])]
 
 
-def _replay(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[Tensor]:
+def replay(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Compute the values of ``nodes`` from these tensors, by torch's formulas."""
     values = list(tensors)
     with torch.no_grad():
         for operator, inputs in nodes:
