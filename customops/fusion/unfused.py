@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import config
+from .._compat import view_base
 from ..config import backend
 from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
 from ..tools.dry_run import dry_run
 from ..tools.report import total
 from .proxy import Detach, Ref
+from .shapes import Expand, Narrow, is_shape_operator
 from .trace import Trace
 
 
@@ -34,12 +36,13 @@ def unfused(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int], targ
     they are no kernels of ours.
     """
     with dry_run(target) as records, backend("triton"), torch.enable_grad(), _no_plans_kept():
-        values, applied = _apply(trace, tensors, needed)
-        forward = Cost(len(records), total(record.bytes_moved for record in records))
+        values, applied, copies = _apply(trace, tensors, needed)
+        launches = len(records)
+        forward = Cost(launches + len(copies), total([*(record.bytes_moved for record in records), *copies]))
         if not needed:
             return [forward]
         sums = _differentiate(values, applied, {ref.value for ref in trace.outputs})
-        launched = records[forward.kernels :]
+        launched = records[launches:]
     moved = total([*(record.bytes_moved for record in launched), *sums])
     return [forward, Cost(len(launched) + len(sums), moved)]
 
@@ -49,11 +52,18 @@ class _Applied(NamedTuple):
 
     value: int  # what it returned, by number in the trace
     inputs: list[tuple[Tensor, int]]  # those that depend on a needed input, each with its number
+    operator: Any  # its class
 
 
-def _apply(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int]) -> tuple[list[Tensor], list[_Applied]]:
-    """Apply each operator by itself; return all values, and the operators that gradients pass through."""
+def _apply(
+    trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int]
+) -> tuple[list[Tensor], list[_Applied], list[int]]:
+    """Apply each operator by itself.
+
+    Returns all values, the operators that gradients pass through, and the bytes of each copy, which is torch's kernel.
+    """
     values, depends_on_needed, applied = list(tensors), set(needed), []
+    copies: list[int] = []
     for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
         if operator is Detach:
             values.append(values[inputs[0].value].detach())
@@ -63,22 +73,56 @@ def _apply(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int]) -> tu
             x if k is None else values[k].detach().requires_grad_(k in depends_on_needed)
             for k, x in zip(numbers, inputs, strict=True)
         ]
-        values.append(operator.apply(*args))
+        if is_shape_operator(operator):
+            value, copied = _moved(operator, args)
+            copies += [copied] if copied else []
+        else:
+            value = operator.apply(*args)
+        values.append(value)
         dependent = [(x, k) for k, x in zip(numbers, args, strict=True) if k is not None and k in depends_on_needed]
         if dependent:
             depends_on_needed.add(i)
-            applied.append(_Applied(i, dependent))
-    return values, applied
+            applied.append(_Applied(i, dependent, operator))
+    return values, applied, copies
+
+
+def _moved(operator: Any, args: Sequence) -> tuple[Tensor, int]:
+    """Return the value of a shape operator, a view if torch makes one, and the bytes that are copied otherwise."""
+    z = operator.by_formula(*[_ghost(x) if isinstance(x, Tensor) else x for x in args])
+    if operator.is_view and view_base(z) is not None:
+        return operator.by_formula(*args), 0
+    value = unbacked(z.shape, z.stride(), z.dtype)
+    return value, 2 * filled(value)
+
+
+def _ghost(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _moved_back(operator: Any, inputs: Sequence[Tensor], g: Tensor) -> tuple[list[Tensor], list[int]]:
+    """Return the cotangents of the inputs of a shape operator, and the bytes of each kernel of torch's for them.
+
+    A range is written into zeros, what was repeated is summed, all else is a view.
+    """
+    grads = [unbacked(x.shape, contiguous(x.shape), g.dtype) for x in inputs]
+    if operator is Narrow:
+        return grads, [filled(grads[0]), 2 * filled(g)]
+    return grads, [filled(g) + filled(grads[0])] if operator is Expand else []
 
 
 def _differentiate(values: Sequence[Tensor], applied: Sequence[_Applied], outputs: set[int]) -> list[int]:
-    """Take the gradients of operators one by one; return the bytes of each sum of two cotangents."""
+    """Take the gradients of operators one by one; return the bytes of each sum of two cotangents, and of each copy."""
     cotangents = {i: unbacked_like(values[i]) for i in outputs}
     sums = []
-    for value, inputs in reversed(applied):
+    for value, inputs, operator in reversed(applied):
         if value not in cotangents:
             continue
-        grads = torch.autograd.grad(values[value], [x for x, _ in inputs], cotangents.pop(value))
+        own = [x for x, _ in inputs]
+        if is_shape_operator(operator):
+            grads, moved = _moved_back(operator, own, cotangents.pop(value))
+            sums += moved
+        else:
+            grads = torch.autograd.grad(values[value], own, cotangents.pop(value))
         for (_, k), grad in zip(inputs, grads, strict=True):
             if k in cotangents:
                 total = unbacked(grad.shape, contiguous(grad.shape), grad.dtype)
