@@ -37,11 +37,7 @@ def _float(x):
 
 
 def _index(x):
-    return x[0] * 2
-
-
-def _loop(x):
-    return [row * 2 for row in x]
+    return x[[0, 1]] * 2
 
 
 def _of_torch(x):
@@ -53,7 +49,7 @@ def _of_torch_alone(x):
 
 
 def _method(x):
-    return x.view(-1)
+    return x.cumsum(0)
 
 
 def _method_of_ours(x):
@@ -61,7 +57,7 @@ def _method_of_ours(x):
 
 
 def _property(x):
-    return x.mT * 2
+    return x.imag * 2
 
 
 def _matrix(x):
@@ -119,13 +115,15 @@ REFUSED = {
     _truth: ("while customops.sum(x)", "branch on shapes"),
     _item: (".item()", "argument"),
     _float: ("float(customops.sum(x))", "argument"),
-    _index: ("x[0] * 2", "indexing a traced tensor is not supported; index before calling the fused function"),
-    _loop: ("for row in x", "take it apart before calling the fused function"),
+    _index: (
+        "x[[0, 1]] * 2",
+        "an index of type list cannot be traced, only ints, slices, None and ...; do that outside",
+    ),
     _of_torch: ("torch.exp(x) * 2", "torch.exp cannot be traced; use customops.exp"),
     _of_torch_alone: ("torch.softmax(x, -1)", "torch.softmax cannot be traced; do that outside the function"),
-    _method: ("x.view(-1)", "Tensor.view() cannot be traced; do that outside the function"),
+    _method: ("x.cumsum(0)", "Tensor.cumsum() cannot be traced; do that outside the function"),
     _method_of_ours: ("x.sum()", "Tensor.sum() cannot be traced; use customops.sum(x)"),
-    _property: ("x.mT * 2", "Tensor.mT cannot be traced; do that outside the function"),
+    _property: ("x.imag * 2", "Tensor.imag cannot be traced; do that outside the function"),
     _matrix: ("x @ x", "@ of a traced tensor is not supported; do that outside the function"),
     _captured: ("customops.mul(x, outside)", "make it an argument"),
     _augmented: ("x += 1", "write x = x + y"),

@@ -44,7 +44,7 @@ def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -
         try:
             known = trace.graphs[key] = _Builder(trace, names, shapes).built()
         except NotNested as error:
-            raise FusionError(f"fuse: views that do not nest cannot be fused: {error}; reshape outside") from None
+            raise FusionError(f"fuse: {error}; do that outside the function") from None
     return known if trace.has_views else known._replace(graph=known.graph.resized(known.graph.sizes_for(shapes)))
 
 

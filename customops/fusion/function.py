@@ -267,6 +267,7 @@ class Gradient:
         "operands",
         "outputs",
         "result_index",
+        "saved",
         "saved_tensors",
         "saved_values",
         "seen",
@@ -295,6 +296,8 @@ class Gradient:
         self.known = {self.offset + i: fusion.graph.results[results[k][0].index][1] for i, k in saved_results.items()}
         read = set(self._read((piece.index for pieces in inputs for piece in pieces), saved_results))
         self.saved_tensors = [k for k, pieces in enumerate(inputs) if any(piece.index in read for piece in pieces)]
+        # What it is called with after the cotangents, in order: each tensor as the first part of it, and values.
+        self.saved = [*(inputs[k][0].index for k in self.saved_tensors), *self.saved_values]
         self.operands = tuple(self._operands(arriving, inputs, read))
         self._share_out(fusion, needed, at)
         self.seen = None if fusion.is_plain else Seen(self.operands, self.shares)
@@ -321,11 +324,6 @@ class Gradient:
             is_there = any(share.result is not None for share in each)
             self.result_index.append(len(self.specs) if is_there else None)
             self.specs += [fusion.gradient_specs[i]] if is_there else []
-
-    @property
-    def saved(self) -> list[tuple[str, int]]:
-        """All that it is called with after the cotangents, in order: tensors and values, by index."""
-        return [*(("tensor", k) for k in self.saved_tensors), *(("value", i) for i in self.saved_values)]
 
     def _read(self, values: Iterable[ValueIndex], saved: Iterable[ValueIndex]) -> list[ValueIndex]:
         """Return those of ``values`` that the gradients are computed from, where these are ``saved``."""
@@ -426,7 +424,7 @@ def _without_absent_cotangents(
 ) -> tuple[Gradient, tuple, tuple]:
     """Return the gradient for the cotangents among ``gs`` that are there, these, and what it reads of ``saved``."""
     gradient = recording.gradient
-    by_key = dict(zip(gradient.saved, saved, strict=True))
+    by_value = dict(zip(gradient.saved, saved, strict=True))
     arrived = tuple(i for i, g in zip(gradient.outputs, gs, strict=True) if g is not None)
     gradient = call.fusion.gradient(recording.needed, arrived, recording.values)
-    return gradient, tuple(g for g in gs if g is not None), tuple(by_key[key] for key in gradient.saved)
+    return gradient, tuple(g for g in gs if g is not None), tuple(by_value[i] for i in gradient.saved)

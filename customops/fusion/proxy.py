@@ -18,7 +18,7 @@ from .. import config
 from .._compat import transforms_active
 from ..ops import binary, reductions, unary
 from ..ops.function import Operator
-from .reshaping import FUNCTIONS, METHODS, PROPERTIES, NotAView, get_item
+from .reshaping import FUNCTIONS, METHODS, PROPERTIES, NotAView, get_item, iterate
 from .shapes import is_shape_operator
 
 _OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (config.__file__, torch.__file__))
@@ -222,12 +222,9 @@ _SIGNS = {
 for _name, _sign in {**_SIGNS, "divmod": "divmod()", "invert": "~", "round": "round()", "contains": "in"}.items():
     for _spelling in (_name, f"r{_name}", f"i{_name}") if _name in (*_SIGNS, "divmod") else (_name,):
         setattr(Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported", _ELSEWHERE))
-for _name, _what, _instead in (
-    ("setitem", "writing to elements of a traced tensor", "write before calling the fused function"),
-    ("iter", "iterating over a traced tensor", "take it apart before calling the fused function"),
-):
-    setattr(Traced, f"__{_name}__", _refused(f"{_what} is not supported", _instead))
-for _name, _function in {**METHODS, "__getitem__": get_item}.items():
+_what = "writing to elements of a traced tensor is not supported"
+Traced.__setitem__ = _refused(_what, "write before calling the fused function")  # type: ignore[attr-defined]
+for _name, _function in {**METHODS, "__getitem__": get_item, "__iter__": iterate}.items():
     _method = _reshaping(_function)
     setattr(Traced, _name, property(_method) if _name in PROPERTIES else _method)
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __eq__
@@ -235,9 +232,14 @@ Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __
 
 def untraceable(what: str, instead: str) -> FusionError:
     """Return an error that names the line of the traced function that did ``what``, and says what would work."""
+    return FusionError(f"fuse: {place()}: {what}; {instead}")
+
+
+def place() -> str:
+    """Return the line of the traced function that is executed."""
     frame = sys._getframe(1)
     while frame.f_back and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
     source = linecache.getline(file, line, frame.f_globals).strip()
-    return FusionError(f"fuse: {frame.f_code.co_name}, {file}:{line}: `{shorten(source, 80)}`: {what}; {instead}")
+    return f"{frame.f_code.co_name}, {file}:{line}: `{shorten(source, 80)}`"

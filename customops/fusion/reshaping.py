@@ -5,7 +5,7 @@ Each asks torch what it would do: of a tensor on the meta device, which has no m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import index
 from typing import Any
 
@@ -100,6 +100,11 @@ def select(x: Any, dim: int, index: int) -> Any:
 def unbind(x: Any, dim: int = 0) -> tuple:
     """Return ``x.unbind(...)``."""
     return tuple(select(x, dim, k) for k in range(len(ghost(x).unbind(dim))))
+
+
+def iterate(x: Any) -> Iterator:
+    """Return an iterator over dimension 0."""
+    return iter(unbind(x))
 
 
 def cat(tensors: Sequence, dim: int = 0) -> Any:

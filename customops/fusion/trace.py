@@ -16,7 +16,7 @@ from ..runtime.paths import MODES, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import CPU, Miniatures, TensorSpec, infer
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
-from .proxy import Detach, FusionError, Ref, Traced, is_alias, is_elementwise, untraceable
+from .proxy import Detach, FusionError, Ref, Traced, is_alias, is_elementwise, place, untraceable
 from .shapes import ShapeOperator, is_shape_operator
 
 
@@ -45,6 +45,7 @@ class Trace:
     ):
         self.arity = len(tracing.tensors)  # how many tensors the function is given
         self.nodes = tuple(tracing.nodes())  # in the order in which they were applied
+        self.places = [branch.place for branch in tracing.path]  # of each, the line that applied it first
         self.dtypes = [spec.dtype for spec in tracing.value_specs]  # of each value, under the modes that there were
         self.device = tracing.device  # of all values
         self.outputs = outputs  # the values that are returned, each once
@@ -100,12 +101,13 @@ class Branch:
     another branch.
     """
 
-    __slots__ = ("next", "node", "ref", "spec", "traces")
+    __slots__ = ("next", "node", "place", "ref", "spec", "traces")
 
-    def __init__(self, ref: Ref, node: Node | None = None, spec: ValueSpec | None = None):
+    def __init__(self, ref: Ref, node: Node | None = None, spec: ValueSpec | None = None, place: str = ""):
         self.ref = ref  # the value made last
         self.node = node  # the operator that made it; None at a root, where the last value is a tensor given
         self.spec = spec  # what is known of that value; None at a root
+        self.place = place  # the line that applied that operator
         self.next: dict[tuple, Branch] = {}  # by operator, and the keys of its inputs
         self.traces: dict[tuple, Trace] = {}  # those that end here, by what was returned
 
@@ -204,7 +206,7 @@ class Tracing:
         """Return a new branch; it is forgotten after this run if an input has no key."""
         self._refuse(operator, inputs)
         node = Node(operator, tuple([x.ref if type(x) is Traced else x for x in inputs]))
-        branch = Branch(Ref(len(self.value_specs)), node, self._spec_of_result(operator, inputs))
+        branch = Branch(Ref(len(self.value_specs)), node, self._spec_of_result(operator, inputs), place())
         if NO_KEY in key:
             return branch
         self.grown += 1

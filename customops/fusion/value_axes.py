@@ -30,7 +30,10 @@ class ValueAxes:
         self.reduced: dict[int, set[int]] = {}  # by value, the dimensions that a reduction reduces
         self.renamed: dict[tuple[int, int], Shape] = {}  # by value and position, the new axes of an input
         for i, node in enumerate(trace.nodes, len(shapes)):
-            self.shapes.append(self._shape(i, node))
+            try:
+                self.shapes.append(self._shape(i, node))
+            except NotNested as error:
+                raise NotNested(f"{trace.places[i - len(shapes)]}: {error}") from None
         if self.renamed and trace.has_views:
             self._refine_renamed()
         if trace.has_views and not self._are_apart(self.shapes):
