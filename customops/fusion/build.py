@@ -11,14 +11,20 @@ from ..compiler.axes import NO_AXES
 from ..compiler.axis_union import NotNested, Shape
 from ..compiler.graph import Constant, Graph, Input, Op, Renamed
 from ..compiler.views import Part, Piece, Presentation, parts
-from ..ops.binary import Add, Div
-from ..ops.reductions import Mean, Sum
+from ..ops.binary import Add, Div, Mul
+from ..ops.reductions import Amax, Amin, Mean, Sum
 from .miniature import SmallTrace, small_trace
 from .proxy import Detach, FusionError, Ref, is_elementwise
 from .shapes import Cat, Expand, Narrow, Permute, Regroup, is_shape_operator
 from .trace import Node, Trace
 from .value_axes import ValueAxes
 
+_REPEATED = (
+    Sum,
+    Mean,
+    Amax,
+    Amin,
+)  # the reductions of equal elements that are known: the element, or for Sum a product
 First = tuple[int, ...]  # the position of the first element of a part of a value, along each of its dimensions
 
 
@@ -180,13 +186,20 @@ class _Builder:
         return total
 
     def _reduce(self, i: int, operator: Any, part: Part) -> _Value:
-        """Reduce one part of the input of value ``i``."""
+        """Reduce one part of the input of value ``i``; along axes that it is repeated along, that is a product."""
         x = self.trace.nodes[i - self.trace.arity].inputs[0].value
         index, is_detached = self.values[x][part.first]
         dims = zip(part.dims, part.origin, strict=True)
         axes = frozenset(a for a, d in dims if a is not None and d in self.axes.reduced[i])
-        reduced = self.graph.reduce(operator.formula.__name__, index, axes, operator, is_detached)
-        return _Value(reduced, is_detached and not axes)
+        varying = axes & self.graph.axes[index]
+        if varying != axes and operator not in _REPEATED:
+            raise NotNested(f"{operator.__name__.lower()} reduces a dimension along which a value is repeated")
+        reduced = self.graph.reduce(operator.formula.__name__, index, varying, operator, is_detached)
+        is_detached = is_detached and not varying
+        if varying != axes and operator is Sum:
+            count = self.graph.add(Constant(self.graph.count(axes - varying)))
+            return _Value(self._op(Mul, (reduced, count), {0} if is_detached else ()), False)
+        return _Value(reduced, is_detached)
 
 
 def _without_repetition(first: First, own: Sequence[int]) -> First:
