@@ -24,7 +24,9 @@ class ViewProgram(NamedTuple):
     returns: tuple[str, ...]  # the names of the values that it returns
 
     def __repr__(self) -> str:
-        inputs = [f"x{i}: {shape} {layout}" for i, (shape, layout) in enumerate(zip(self.shapes, self.layouts))]
+        inputs = [
+            f"x{i}: {shape} {layout}" for i, (shape, layout) in enumerate(zip(self.shapes, self.layouts, strict=True))
+        ]
         return "\n".join(["", *inputs, self.source()])
 
     def source(self) -> str:
@@ -80,7 +82,9 @@ def view_program(seed: int) -> ViewProgram:
         own = tuple(n if random.random() < 0.8 else 1 for n in shape)
         shapes.append(own[random.choice((0, 0, min(1, len(shape)))) :])
     layouts = tuple(random.choice(LAYOUTS) for _ in shapes)
-    values = {f"x{i}": torch.empty(s) for i, s in enumerate(shapes)}
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [laid_out(s, layout, generator) for s, layout in zip(shapes, layouts, strict=True)]
+    values = {f"x{i}": x for i, x in enumerate(drawn)}
     lines: list[str] = []
     while len(lines) < random.choice((3, 6, 9)):
         line = _line(random, values)
@@ -142,7 +146,7 @@ def _regrouped(random: Random, x: str, values: dict[str, Tensor]) -> str:
             f"{x}[..., None]",
             f"{x}.flatten({d if rank else 0})",
             f"{x}.reshape(-1)",
-            f"{x}.view(1, {tuple(shape)[0] if rank else 1}, -1)",
+            f"{x}.view(1, {shape[0] if rank else 1}, -1)",
             f"{x}.expand(2, *{tuple(shape)})",
             f"{x}.unsqueeze(0).expand(3, *{tuple(shape)})",
             *[f"{x}.unflatten({d}, {half})" for half in halves],
@@ -156,7 +160,9 @@ def _permuted(random: Random, x: str, values: dict[str, Tensor]) -> str:
         return ""
     a, b = random.sample(range(rank), 2)
     order = random.choice(list(permutations(range(rank))))
-    return random.choice((f"{x}.transpose({a}, {b - rank})", f"{x}.mT", f"{x}.permute{order}", f"{x}.movedim({a}, {b})"))
+    return random.choice(
+        (f"{x}.transpose({a}, {b - rank})", f"{x}.mT", f"{x}.permute{order}", f"{x}.movedim({a}, {b})")
+    )
 
 
 def _part(random: Random, x: str, values: dict[str, Tensor]) -> str:
@@ -189,7 +195,9 @@ def _joined(random: Random, x: str, values: dict[str, Tensor]) -> str:
     def others(shape: torch.Size) -> list[int]:
         return [n for k, n in enumerate(shape) if k != d]
 
-    alike = [y for y in values if rank and values[y].dim() == rank and others(values[y].shape) == others(values[x].shape)]
+    alike = [
+        y for y in values if rank and values[y].dim() == rank and others(values[y].shape) == others(values[x].shape)
+    ]
     same = [y for y in values if values[y].shape == values[x].shape]
     if random.random() < 0.3 or not rank:
         return f"torch.stack(({x}, {random.choice(same)}), {random.randint(0, rank)})"

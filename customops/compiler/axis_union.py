@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+MAX_PIECES = 64  # of a dimension: each is computed by formulas of its own
 Dim = tuple[int, ...]  # the axes whose product a dimension is, outermost first; none of one of size 1
 Shape = tuple[Dim, ...]  # of each dimension of a tensor
 
@@ -93,9 +94,7 @@ class AxisUnion:
                 if axis not in self.segments and other in self.segments:
                     self.segments[axis] = tuple(self.new(self.size(piece)) for piece in self.pieces((other,)))
         if a in self.segments and b in self.segments:
-            for axis, other in ((a, b), (b, a)):
-                for at in self._starts((other,)):
-                    self.cut((axis,), at)
+            self._align(a, b)
             for one, other in zip(self.pieces((a,)), self.pieces((b,)), strict=True):
                 self.unify(one, other, joins)
         if joins:
@@ -104,6 +103,17 @@ class AxisUnion:
             if segments is not None:
                 self.segments.setdefault(first, segments)
             self.parents[second] = first
+
+    def _align(self, a: int, b: int) -> None:
+        """Cut two roots at the same positions. A cut may be one in both: ``x[1:]`` and ``x[:-1]`` share elements."""
+        while (starts := {*self._starts((a,)), *self._starts((b,))}) and len(starts) > min(
+            len(self.pieces((a,))), len(self.pieces((b,)))
+        ):
+            if len(starts) > MAX_PIECES:
+                raise NotNested(f"a dimension of {self.sizes[a]} elements meets itself, shifted, or is cut too often")
+            for at in starts:
+                self.cut((a,), at)
+                self.cut((b,), at)
 
     def _starts(self, dim: Dim) -> list[int]:
         """Return the position of the first element of each piece of a dimension."""
@@ -115,7 +125,7 @@ class AxisUnion:
         outer, rest = divmod(self.sizes[axis], inner)
         pieces = self.pieces((axis,)) if axis in self.segments else []
         if rest or any(self.size(piece) % inner for piece in pieces):
-            raise NotNested(f"{self.sizes[axis]} elements are divided by {inner}, and otherwise elsewhere")
+            raise NotNested(f"views divide {self.sizes[axis]} elements in ways that do not nest, once by {inner}")
         shared = self.new(inner)
         outers = [self.new(self.size(piece) // inner) for piece in pieces]
         for piece, own in zip(pieces, outers, strict=True):
@@ -130,7 +140,7 @@ class AxisUnion:
         outer, *inner = self.expand(dim)
         position, rest = divmod(at, self.size(tuple(inner)))
         if rest:
-            raise NotNested(f"a dimension is cut at {at}, inside one of the {self.sizes[outer]} groups that it has")
+            raise NotNested(f"a dimension is cut at {at}, and views divide it in groups of {self.size(tuple(inner))}")
         if outer not in self.segments:
             self.segments[outer] = self.new(position), self.new(self.sizes[outer] - position)
             return

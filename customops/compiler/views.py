@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from .axes import Dims
-from .axis_union import AxisUnion, Dim, NotNested, Shape
-
-MAX_PARTS = 64  # of a tensor: each is computed by formulas of its own
+from .axis_union import MAX_PIECES, AxisUnion, Dim, NotNested, Shape
 
 
 class Unflatten(NamedTuple):
@@ -166,8 +164,8 @@ def parts(union: AxisUnion, shape: Shape) -> list[Part]:
     items = [_Item(union.expand(dim), d, 1) for d, dim in enumerate(shape)]
     for part in _parts(union, items, (0,) * len(shape), ()):
         found.append(part)
-        if len(found) > MAX_PARTS:
-            raise NotNested(f"slices and concatenations divide a value in more than {MAX_PARTS} parts")
+        if len(found) > MAX_PIECES:
+            raise NotNested(f"slices and concatenations divide a value in more than {MAX_PIECES} parts")
     return found
 
 

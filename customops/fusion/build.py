@@ -83,7 +83,10 @@ class _Builder:
         arity = self.trace.arity
         inputs = [self._input(name, parts) for name, parts in zip(self.names, self.parts[:arity], strict=True)]
         for i, node in enumerate(self.trace.nodes, arity):
-            self.values.append({first: self._value(i, node, first) for first in self.parts[i]})
+            try:
+                self.values.append({first: self._value(i, node, first) for first in self.parts[i]})
+            except NotNested as error:
+                raise NotNested(f"{self.trace.places[i - arity]}: {error}") from None
         results = tuple(self._result(ref.value) for ref in self.trace.outputs)
         presentation = Presentation(tuple(self.names), tuple(inputs), results)
         if not self.trace.has_views:

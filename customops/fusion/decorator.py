@@ -266,6 +266,8 @@ class Fused(Generic[P, R]):
             return self.function(*args, **kwargs)
         with without_modes() if intercepted else nullcontext():
             trace = self.trace(tensors, args, kwargs)
+            if trace.has_views and not why_not_fused(trace, tensors):
+                self.build(trace, tensors, args, kwargs)  # raises where views do not nest
             fusion = self._fusion_without_kernels(trace, tensors, args, kwargs) if hooked else None
         if fusion:
             return FusedFunction.of(fusion, tensors, trace)
