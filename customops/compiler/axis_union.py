@@ -95,8 +95,8 @@ class AxisUnion:
                     self.segments[axis] = tuple(self.new(self.size(piece)) for piece in self.pieces((other,)))
         if a in self.segments and b in self.segments:
             self._align(a, b)
-            for one, other in zip(self.pieces((a,)), self.pieces((b,)), strict=True):
-                self.unify(one, other, joins)
+            for pair in zip(self.pieces((a,)), self.pieces((b,)), strict=True):
+                self.unify(*pair, joins)
         if joins:
             first, second = min(a, b), max(a, b)
             segments = self.segments.pop(second, None)

@@ -150,7 +150,9 @@ class Executable:
                 self._results.append(_itself(False, len(self.buffers)))
                 outputs += self._place_parts(results, pieces, spec, first + len(outputs))
                 continue
-            value, dims = results[pieces[0].result]
+            result = pieces[0].result
+            assert result is not None  # what is zero as a whole is no result
+            value, dims = results[result]
             own = graph.axes[value]  # along other axes it is the same
             is_written = [a in own or (distinct and stride) for a, stride in zip(dims, spec.strides, strict=True)]
             varying = tuple(a if written else None for a, written in zip(dims, is_written, strict=True))

@@ -97,7 +97,7 @@ class Part(NamedTuple):
 class Piece(NamedTuple):
     """A part of a tensor, as an input or result of a graph."""
 
-    index: int  # of the graph's input or result
+    at: int  # which input or result of the graph
     view: View  # how it is seen in the tensor
 
 

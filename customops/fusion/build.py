@@ -57,7 +57,7 @@ def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -
 class _Value(NamedTuple):
     """A part of a value of the trace, in the graph."""
 
-    index: int  # of the value of the graph
+    at: int  # which value of the graph
     is_detached: bool  # whether its derivative is zero
 
 
@@ -128,8 +128,8 @@ class _Builder:
         renamed = self.renamed.get((i, k))
         if renamed is None:
             return value
-        alias = Renamed((value.index,), self.parts[x][first].dims, renamed[first].dims)
-        return value._replace(index=self.graph.add(alias))
+        alias = Renamed((value.at,), self.parts[x][first].dims, renamed[first].dims)
+        return value._replace(at=self.graph.add(alias))
 
     def _moved_from(self, i: int, node: Node, first: First) -> tuple[int, First]:
         """Return from which input, and where in it, a part of the value of a shape operator comes."""
@@ -158,7 +158,7 @@ class _Builder:
                 operands.append(self.graph.add(Constant(x)))
                 continue
             value = self._operand(i, node, k, _without_repetition(first, self.sizes[x.value]))
-            operands.append(value.index)
+            operands.append(value.at)
             if value.is_detached:
                 detached.add(k)
         return _Value(self._op(node.operator, operands, detached), False)
@@ -180,12 +180,12 @@ class _Builder:
         terms = [self._reduce(i, Sum, part) for part in apart]
         total = terms[0]
         for term in terms[1:]:
-            operands = total.index, term.index, self.graph.add(Constant(1))
+            operands = total.at, term.at, self.graph.add(Constant(1))
             detached = {k for k, each in enumerate((total, term)) if each.is_detached}
             total = _Value(self._op(Add, operands, detached), False)
         if node.operator is Mean:
             count = self.graph.add(Constant(prod(self.sizes[x][d] for d in positions)))
-            total = _Value(self._op(Div, (total.index, count), {0} if total.is_detached else ()), False)
+            total = _Value(self._op(Div, (total.at, count), {0} if total.is_detached else ()), False)
         return total
 
     def _reduce(self, i: int, operator: Any, part: Part) -> _Value:

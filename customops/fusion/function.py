@@ -99,7 +99,8 @@ class Fusion:
         itemsizes = {value: self.result_specs[k].dtype.itemsize for value, k in self.savable_results.items()}
         input_sizes = [x.itemsize for x, pieces in self._inputs_of(tensors) for _ in pieces]
         self.itemsizes = ItemSizes(input_sizes, itemsizes, COMPUTE[self.common].itemsize)
-        largest = max([*map(graph.count, graph.axes), *(x.shape.numel() for x in (*tensors, *self.result_specs))])
+        sizes = [x.shape.numel() for x in tensors] + [x.shape.numel() for x in self.result_specs]
+        largest = max([*map(graph.count, graph.axes), *sizes])
         self.pays = _pays(largest, trace.device)  # whether a call gains by it: one that is not recorded, one that is
         self._gradients: dict[tuple, Gradient] = {}
         self._recordings: dict[tuple, Recording] = {}
@@ -119,7 +120,7 @@ class Fusion:
         self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...] = (), plans: Any = None
     ) -> Executable:
         """Return the same, made anew, by ``plans``, as :class:`Executable` has it."""
-        by_value = {piece.index: x for x, pieces in self._inputs_of(tensors) for piece in pieces}
+        by_value = {piece.at: x for x, pieces in self._inputs_of(tensors) for piece in pieces}
         seen = None if self.is_plain else self._seen()
         specs, distinct = self.result_specs, True
         return Executable(self.graph, by_value, specs, self.common, distinct, statistics, plans=plans, seen=seen)
@@ -131,7 +132,7 @@ class Fusion:
     def _seen(self) -> Seen:
         """Return how the kernels of forward see tensors."""
         inputs = enumerate(self.presentation.inputs)
-        operands = [Operand(piece.index, k, piece.view) for k, pieces in inputs for piece in pieces]
+        operands = [Operand(piece.at, k, piece.view) for k, pieces in inputs for piece in pieces]
         return Seen(operands, [[Share(*piece) for piece in pieces] for pieces in self.presentation.results])
 
     def gradient(
@@ -145,7 +146,7 @@ class Fusion:
 
     def inputs_needed(self, needed: Iterable[InputIndex]) -> tuple[ValueIndex, ...]:
         """Return the inputs of the graph that are parts of the tensors ``needed``."""
-        return tuple(piece.index for i in needed for piece in self.presentation.inputs[i])
+        return tuple(piece.at for i in needed for piece in self.presentation.inputs[i])
 
     def recording(self, needs_grad: tuple[bool, ...], saves_statistics: bool) -> Recording:
         """Return what a call saves.
@@ -164,7 +165,7 @@ class Fusion:
         inputs = self.inputs_needed(needed)
         dependent = dependent_results(self.graph, inputs)
         results = enumerate(self.presentation.results)
-        differentiable = tuple(k for k, pieces in results if any(piece.index in dependent for piece in pieces))
+        differentiable = tuple(k for k, pieces in results if any(piece.at in dependent for piece in pieces))
         graph, _ = differentiate(self.graph, inputs, tuple(dependent))
         saved = choose_saved(self.graph, graph, self.itemsizes, saves_statistics)
         gradient = self.gradient(needed, differentiable, saved)
@@ -246,9 +247,9 @@ def _savable_results(built: Built) -> dict[ValueIndex, ResultIndex]:
     """
     results, graph = {}, built.graph
     for k, pieces in reversed(list(enumerate(built.presentation.results))):
-        value, dims = graph.results[pieces[0].index]
+        value, dims = graph.results[pieces[0].at]
         is_same = graph.axes[value] == {a for a in dims if a is not None} and is_whole(pieces)
-        if is_same and pieces[0].index not in graph.detached_results and isinstance(graph.values[value], Op):
+        if is_same and pieces[0].at not in graph.detached_results and isinstance(graph.values[value], Op):
             results[value] = k
     return results
 
@@ -280,8 +281,8 @@ class Gradient:
         inputs, results = fusion.presentation.inputs, fusion.presentation.results
         graph_inputs = fusion.inputs_needed(needed)
         dependent = set(dependent_results(fusion.graph, graph_inputs))
-        arriving = [(k, piece) for k, i in enumerate(outputs) for piece in results[i] if piece.index in dependent]
-        self.graph, at = differentiate(fusion.graph, graph_inputs, tuple(piece.index for _, piece in arriving))
+        arriving = [(k, piece) for k, i in enumerate(outputs) for piece in results[i] if piece.at in dependent]
+        self.graph, at = differentiate(fusion.graph, graph_inputs, tuple(piece.at for _, piece in arriving))
         self.outputs = outputs  # the results that cotangents are given of
         self.offset = len(arriving)  # from the fusion's graph to this one
         self.common = fusion.common
@@ -293,11 +294,11 @@ class Gradient:
             i: k for i, k in fusion.savable_results.items() if i in saved.results and i in self.saved_values
         }
         # The axis of each dimension of the results among these, by value of this graph.
-        self.known = {self.offset + i: fusion.graph.results[results[k][0].index][1] for i, k in saved_results.items()}
-        read = set(self._read((piece.index for pieces in inputs for piece in pieces), saved_results))
-        self.saved_tensors = [k for k, pieces in enumerate(inputs) if any(piece.index in read for piece in pieces)]
+        self.known = {self.offset + i: fusion.graph.results[results[k][0].at][1] for i, k in saved_results.items()}
+        read = set(self._read((piece.at for pieces in inputs for piece in pieces), saved_results))
+        self.saved_tensors = [k for k, pieces in enumerate(inputs) if any(piece.at in read for piece in pieces)]
         # What it is called with after the cotangents, in order: each tensor as the first part of it, and values.
-        self.saved = [*(inputs[k][0].index for k in self.saved_tensors), *self.saved_values]
+        self.saved = [*(inputs[k][0].at for k in self.saved_tensors), *self.saved_values]
         self.operands = tuple(self._operands(arriving, inputs, read))
         self._share_out(fusion, needed, at)
         self.seen = None if fusion.is_plain else Seen(self.operands, self.shares)
@@ -308,8 +309,8 @@ class Gradient:
             yield Operand(value, k, piece.view)
         for position, k in enumerate(self.saved_tensors, len(self.outputs)):
             for piece in inputs[k]:
-                if piece.index in read:
-                    yield Operand(self.offset + piece.index, position, piece.view)
+                if piece.at in read:
+                    yield Operand(self.offset + piece.at, position, piece.view)
         first = len(self.outputs) + len(self.saved_tensors)
         yield from (Operand(self.offset + i, k, WHOLE) for k, i in enumerate(self.saved_values, first))
 
@@ -319,7 +320,7 @@ class Gradient:
         shares = [tuple(Share(next(found), piece.view) for piece in fusion.presentation.inputs[i]) for i in needed]
         self.result_index: list[int | None] = []  # of each needed tensor: which gradient it has; None if it is zero
         self.shares = [each for each in shares if any(share.result is not None for share in each)]
-        self.specs = []  # of each gradient that is not zero
+        self.specs: list[TensorSpec] = []  # of each gradient that is not zero
         for i, each in zip(needed, shares, strict=True):
             is_there = any(share.result is not None for share in each)
             self.result_index.append(len(self.specs) if is_there else None)

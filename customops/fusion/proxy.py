@@ -223,8 +223,9 @@ for _name, _sign in {**_SIGNS, "divmod": "divmod()", "invert": "~", "round": "ro
     for _spelling in (_name, f"r{_name}", f"i{_name}") if _name in (*_SIGNS, "divmod") else (_name,):
         setattr(Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported", _ELSEWHERE))
 _what = "writing to elements of a traced tensor is not supported"
-Traced.__setitem__ = _refused(_what, "write before calling the fused function")  # type: ignore[attr-defined]
-for _name, _function in {**METHODS, "__getitem__": get_item, "__iter__": iterate}.items():
+setattr(Traced, "__setitem__", _refused(_what, "write before calling the fused function"))  # noqa: B010 - mypy
+_INDEXING: dict[str, Callable] = {"__getitem__": get_item, "__iter__": iterate}
+for _name, _function in {**METHODS, **_INDEXING}.items():
     _method = _reshaping(_function)
     setattr(Traced, _name, property(_method) if _name in PROPERTIES else _method)
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __eq__

@@ -122,7 +122,7 @@ def _differentiate(values: Sequence[Tensor], applied: Sequence[_Applied], output
             grads, moved = _moved_back(operator, own, cotangents.pop(value))
             sums += moved
         else:
-            grads = torch.autograd.grad(values[value], own, cotangents.pop(value))
+            grads = [*torch.autograd.grad(values[value], own, cotangents.pop(value))]
         for (_, k), grad in zip(inputs, grads, strict=True):
             if k in cotangents:
                 total = unbacked(grad.shape, contiguous(grad.shape), grad.dtype)
