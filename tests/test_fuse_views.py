@@ -90,6 +90,7 @@ SPELLINGS: dict[str, tuple[int, ...]] = {
     "x.ravel()": (2, 3, 4),
     "x.unflatten(-1, (2, -1))": (2, 3, 4),
     "torch.unflatten(x, 2, (2, 2))": (2, 3, 4),
+    "x.mT.contiguous().view(-1)": (2, 3, 4),
     "x.unsqueeze(1)": (2, 3),
     "torch.unsqueeze(x, -1)": (2, 3),
     "x.squeeze()": (2, 1, 3, 1),

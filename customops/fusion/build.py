@@ -15,7 +15,7 @@ from ..ops.binary import Add, Div, Mul
 from ..ops.reductions import Amax, Amin, Mean, Sum
 from .miniature import SmallTrace, small_trace
 from .proxy import Detach, FusionError, Ref, is_elementwise
-from .shapes import Cat, Expand, Narrow, Permute, Regroup, is_shape_operator
+from .shapes import Cat, Contiguous, Expand, Narrow, Permute, Regroup, is_shape_operator
 from .trace import Node, Trace
 from .value_axes import ValueAxes
 
@@ -141,6 +141,8 @@ class _Builder:
             start = ends[k] - self.sizes[tensors[k].value][d]
             return k + 1, (*first[:d], first[d] - start, *first[d + 1 :])
         own = self.sizes[inputs[0].value]
+        if operator is Contiguous:
+            return 0, first
         if operator is Regroup:
             return 0, _unraveled(_raveled(first, self.sizes[i]), own)
         if operator is Permute:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops.call import tracing_hook
-from .shapes import Cat, Expand, Narrow, Permute, Regroup
+from .shapes import Cat, Contiguous, Expand, Narrow, Permute, Regroup
 
 INDICES = "ints, slices, None and ..."
 
@@ -80,6 +80,13 @@ def _takes_apart(name: str) -> Callable:
         return type(found)(_narrow(x, d, at, each.shape[d]) for at, each in zip(starts, found, strict=True))
 
     return taken_apart
+
+
+def contiguous(x: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
+    """Return ``x.contiguous()``."""
+    if memory_format != torch.contiguous_format:
+        raise NotAView(f"contiguous({memory_format}) cannot be traced")
+    return _apply(Contiguous, x)
 
 
 def narrow(x: Any, dim: int, start: int, length: int) -> Any:
@@ -177,7 +184,7 @@ METHODS: dict[str, Callable] = {
     **{name: _permutes(name) for name in _PERMUTE},
     **{name: _expands(name) for name in ("expand", "expand_as", "broadcast_to")},
     **{name: _takes_apart(name) for name in ("chunk", "split", "tensor_split")},
-    **{"narrow": narrow, "select": select, "unbind": unbind},
+    **{"contiguous": contiguous, "narrow": narrow, "select": select, "unbind": unbind},
 }
 PROPERTIES = ("T", "mT")
 _JOINS = {"cat": cat, "concat": cat, "concatenate": cat, "stack": stack}

@@ -46,6 +46,15 @@ class Regroup(ShapeOperator):
         return x.reshape(sizes) if copies else x.view(sizes)
 
 
+class Contiguous(ShapeOperator):
+    """x with its elements in order in memory."""
+
+    @staticmethod
+    def by_formula(x: Tensor) -> Tensor:
+        """Return x, or a copy of it."""
+        return x.contiguous()
+
+
 class Permute(ShapeOperator):
     """The dimensions of x in another order."""
 

@@ -88,8 +88,9 @@ def _apply(
 
 def _moved(operator: Any, args: Sequence) -> tuple[Tensor, int]:
     """Return the value of a shape operator, a view if torch makes one, and the bytes that are copied otherwise."""
-    z = operator.by_formula(*[_ghost(x) if isinstance(x, Tensor) else x for x in args])
-    if operator.is_view and view_base(z) is not None:
+    ghosts = [_ghost(x) if isinstance(x, Tensor) else x for x in args]
+    z = operator.by_formula(*ghosts)
+    if operator.is_view and (z is ghosts[0] or view_base(z) is not None):
         return operator.by_formula(*args), 0
     value = unbacked(z.shape, z.stride(), z.dtype)
     return value, 2 * filled(value)

@@ -10,7 +10,7 @@ from ..compiler.axis_union import AxisUnion, Dim, NotNested, Shape
 from ..compiler.views import parts
 from ..runtime.reduction import reduced_axes
 from .proxy import Detach, Ref, is_elementwise
-from .shapes import Cat, Expand, Narrow, Permute, Regroup
+from .shapes import Cat, Contiguous, Expand, Narrow, Permute, Regroup
 from .trace import Node, Trace
 
 Operands = Mapping[int, Shape]  # the shape of each input of a node that is a value, by position
@@ -108,6 +108,10 @@ def _broadcast(union: AxisUnion, operands: Operands, _inputs: Sequence = (), apa
     return tuple(found)
 
 
+def _same(_union: AxisUnion, operands: Operands, _inputs: Sequence) -> Shape:
+    return operands[0]
+
+
 def _regroup(union: AxisUnion, operands: Operands, inputs: Sequence) -> Shape:
     shape = tuple(map(union.new, inputs[2]))
     union.unify(_joined(operands[0]), _joined(shape))
@@ -138,6 +142,7 @@ def _cat(union: AxisUnion, operands: Operands, inputs: Sequence) -> Shape:
 
 
 _RULES: dict[Any, Callable[[AxisUnion, Operands, Sequence], Shape]] = {
+    Contiguous: _same,
     Regroup: _regroup,
     Permute: _permute,
     Expand: _expand,
