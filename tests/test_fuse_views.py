@@ -180,7 +180,7 @@ def compare(got: list[Tensor | None], want: list[Tensor | None]) -> None:
             assert_close(mine, theirs)
 
 
-@pytest.mark.sample(kernels=10)
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_spelling_has_torchs_values_strides_and_gradients(spelling, device, blocks):
     blocks(7)
@@ -200,6 +200,7 @@ def is_fused(fused: Any, xs: list[Tensor]) -> bool:
     return why_not_fused(behind.trace(xs, tuple(xs), {}), xs) is None
 
 
+@pytest.mark.sample(kernels="layer, layout", compiled="layer")
 @pytest.mark.parametrize("layout", ["dense", "permuted", "strided", "expanded", "unaligned"])
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
 def test_a_layer_has_torchs_values_and_gradients_in_every_layout(layer, layout, device, blocks):
@@ -210,6 +211,7 @@ def test_a_layer_has_torchs_values_and_gradients_in_every_layout(layer, layout, 
     compare(results(fuse(of(layer, customops)), xs), results(of(layer, torch), xs))
 
 
+@pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
 def test_derivatives_of_both_orders_match_finite_differences(layer, device):
     shapes = [tuple(min(n, 4) if d else 1 for d, n in enumerate(shape)) for shape in LAYERS[layer]]
@@ -235,6 +237,7 @@ def test_a_layer_is_one_kernel_each_way(layer):
     assert len(records) - forward == {rotary_of_both: 2, rotary_of_a_part: 2}.get(layer, 1)
 
 
+@pytest.mark.sample(compiled="all")
 def test_a_part_of_a_tensor_is_not_taken_for_aligned(device, blocks):
     """The second half of a row of 258 elements is not; the first half of one that is one element off is not either."""
     blocks(7)
@@ -247,6 +250,7 @@ def test_a_part_of_a_tensor_is_not_taken_for_aligned(device, blocks):
         compare(results(fuse(of(f, customops)), xs), results(of(f, torch), xs))
 
 
+@pytest.mark.sample(compiled="all")
 def test_one_kind_of_call_serves_aligned_tensors_and_others(device, blocks):
     """Kernels made for one alignment are not used for another, though the shapes are the same."""
     blocks(7)
@@ -436,6 +440,7 @@ def test_what_torch_rejects_is_torchs_error(spelling, device):
     assert str(got.value) == str(want.value)
 
 
+@pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("shape", [(0, 6), (4, 0), (1, 6), (4, 1), (1, 1)])
 def test_dimensions_without_elements_or_with_one_are_as_torchs(shape, device, blocks):
     blocks(7)

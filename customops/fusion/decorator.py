@@ -35,11 +35,12 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
     """Compute a composition of customops' operators in one kernel, and its gradients in one or two, where possible.
 
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the operators
-    of customops, Python's arithmetic operators, numbers, and torch's views, slices, ``cat`` and ``stack``. It is traced once for each set of dtypes, ranks, devices,
-    dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is given anything but
-    tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, or reads such a
-    thing in its module or where it was defined, it runs at every call, on stand-ins: so all it reads may change at any
-    time. What functions and modules that it uses read themselves is taken for constant otherwise.
+    of customops, Python's arithmetic operators, numbers, and torch's views, slices, ``cat`` and ``stack``. It is traced
+    once for each set of dtypes, ranks, devices, dimensions of size 1 and other values, so it may branch on those, and
+    on shapes. Where it is given anything but tensors, numbers, strings, dtypes and tuples of these, an object whose
+    method it is for example, or reads such a thing in its module or where it was defined, it runs at every call, on
+    stand-ins: so all it reads may change at any time. What functions and modules that it uses read themselves is taken
+    for constant otherwise.
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, longer ones in several walks along the row; between reductions over different axes values pass
@@ -48,8 +49,8 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
     checkpoint or other hooks get what is saved.
 
     The operators are applied one by one for small tensors on a CPU; under ``torch.compile``, forward mode and
-    ``torch.func``; for complex numbers and subclasses of tensors; and where an operator returns integers, or an argument
-    or a view of it is returned. Gradients of gradients are those of the formulas.
+    ``torch.func``; for complex numbers and subclasses of tensors; and where an operator returns integers, or a view of
+    an argument is returned. Gradients of gradients are those of the formulas.
 
     The result is a function, with two more as attributes: ``fused.program(...)`` returns what is computed for these
     arguments, a graph of formulas over named axes; ``fused.explain(...)`` prints it, what a call would launch and move
@@ -60,8 +61,8 @@ def fuse(function: Callable[P, R]) -> FusedCallable[P, R]:
 
     Raises:
         FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what is no operator of
-            customops, divides a dimension in ways that do not nest, or switches grad mode, autocast or another mode. The
-            message names the line.
+            customops, divides a dimension in ways that do not nest, or switches grad mode, autocast or another mode.
+            The message names the line.
         RuntimeError: the backend is ``triton`` and no kernel can run.
         Exception: what torch raises for the operators.
 
