@@ -1,6 +1,7 @@
 """Torch's views, slices and concatenations of a traced tensor, by their names, as operators of shapes.py.
 
-Each asks torch what it would do: of a tensor on the meta device, which has no memory.
+Each asks torch what it would do: of a tensor on the meta device, which has no memory. What they raise where torch
+raises an error does not matter: the caller runs the function on the tensors, so that torch's error speaks of these.
 """
 
 from __future__ import annotations
@@ -116,17 +117,19 @@ def iterate(x: Any) -> Iterator:
 
 def cat(tensors: Sequence, dim: int = 0) -> Any:
     """Return ``torch.cat(...)``."""
-    sizes = torch.cat([ghost(x) for x in tensors], dim).shape
-    if any(x.dim() != len(sizes) for x in tensors):
+    ranks = {x.dim() for x in tensors if x.shape != (0,)}
+    if len(ranks) == 1 and any(x.shape == (0,) for x in tensors) and ranks != {1}:
         raise NotAView("a tensor of shape (0,) cannot be joined with others")
-    return _apply(Cat, dim % len(sizes), *tensors)
+    return _apply(Cat, range(tensors[0].dim())[dim], *tensors)
 
 
 def stack(tensors: Sequence, dim: int = 0) -> Any:
     """Return ``torch.stack(...)``."""
-    sizes = torch.stack([ghost(x) for x in tensors], dim).shape
-    d = dim % len(sizes)
-    return _apply(Cat, d, *[_regroup(x, torch.Size([*sizes[:d], 1, *sizes[d + 1 :]])) for x in tensors])
+    shape = tensors[0].shape
+    d = range(len(shape) + 1)[dim]
+    if any(x.shape != shape for x in tensors):
+        raise ValueError("tensors of several shapes cannot be stacked")  # torch says so
+    return _apply(Cat, d, *[_regroup(x, torch.Size([*shape[:d], 1, *shape[d:]])) for x in tensors])
 
 
 def get_item(x: Any, key: Any) -> Any:

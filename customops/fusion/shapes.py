@@ -22,6 +22,11 @@ class ShapeOperator:
         raise NotImplementedError
 
     @classmethod
+    def view(cls, *inputs: Any) -> Tensor | None:
+        """Return the value if torch's is a view, None if it copies."""
+        return cls.by_formula(*inputs)
+
+    @classmethod
     def is_empty(cls, *_inputs: Any) -> bool:
         """Return whether the value has no elements, whatever the values among the inputs have."""
         return False
@@ -30,7 +35,8 @@ class ShapeOperator:
     def shape(cls, *inputs: Any) -> torch.Size:
         """Return the shape of the value, where inputs that are values are given as their shapes.
 
-        Raises what torch raises for dense tensors. A meta tensor has no memory, and torch has its views in C++.
+        Raises an error where torch raises one for dense tensors. A meta tensor has no memory, and torch has its views
+        in C++: for other operators it would import SymPy.
         """
         with torch.no_grad():
             values = [torch.empty(x, device="meta") if isinstance(x, torch.Size) else x for x in inputs]
@@ -45,6 +51,14 @@ class Regroup(ShapeOperator):
         """Return x in this shape; as a view, unless it ``copies`` what no view has in this shape."""
         return x.reshape(sizes) if copies else x.view(sizes)
 
+    @classmethod
+    def view(cls, x: Tensor, _copies: bool, sizes: tuple[int, ...]) -> Tensor | None:
+        """Return the value if it is a view."""
+        try:
+            return x.view(sizes)
+        except RuntimeError:
+            return None
+
 
 class Contiguous(ShapeOperator):
     """x with its elements in order in memory."""
@@ -53,6 +67,11 @@ class Contiguous(ShapeOperator):
     def by_formula(x: Tensor) -> Tensor:
         """Return x, or a copy of it."""
         return x.contiguous()
+
+    @classmethod
+    def view(cls, x: Tensor) -> Tensor | None:
+        """Return x if it is contiguous."""
+        return x if x.is_contiguous() else None
 
 
 class Permute(ShapeOperator):
@@ -101,6 +120,19 @@ class Cat(ShapeOperator):
     def by_formula(dim: int, *values: Tensor) -> Tensor:
         """Return the values joined along dimension ``dim``."""
         return torch.cat(values, dim)
+
+    @classmethod
+    def view(cls, *_inputs: Any) -> Tensor | None:
+        """Return None: it is a copy."""
+        return None
+
+    @classmethod
+    def shape(cls, dim: int, *shapes: torch.Size) -> torch.Size:
+        """Return the shape of the value. Raises ValueError where torch raises an error."""
+        first = shapes[0]
+        if any((*each[:dim], *each[dim + 1 :]) != (*first[:dim], *first[dim + 1 :]) for each in shapes):
+            raise ValueError("tensors of these shapes cannot be joined")  # torch says why
+        return torch.Size([*first[:dim], sum(each[dim] for each in shapes), *first[dim + 1 :]])
 
 
 def is_shape_operator(operator: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from math import prod
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .. import config
-from .._compat import view_base
 from ..config import backend
 from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
@@ -88,16 +88,13 @@ def _apply(
 
 def _moved(operator: Any, args: Sequence) -> tuple[Tensor, int]:
     """Return the value of a shape operator, a view if torch makes one, and the bytes that are copied otherwise."""
-    ghosts = [_ghost(x) if isinstance(x, Tensor) else x for x in args]
-    z = operator.by_formula(*ghosts)
-    if operator.is_view and (z is ghosts[0] or view_base(z) is not None):
-        return operator.by_formula(*args), 0
-    value = unbacked(z.shape, z.stride(), z.dtype)
+    z = operator.view(*args)
+    if z is not None:
+        return z, 0
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    shape = operator.shape(*[x.shape if isinstance(x, Tensor) else x for x in args])
+    value = unbacked(shape, contiguous(shape), reduce(torch.promote_types, [x.dtype for x in tensors]))
     return value, 2 * filled(value)
-
-
-def _ghost(x: Tensor) -> Tensor:
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
 def _moved_back(operator: Any, inputs: Sequence[Tensor], g: Tensor) -> tuple[list[Tensor], list[int]]:
