@@ -361,7 +361,7 @@ def f(x):
     pair = torch.stack((x[..., 0], x.mT[1]), -1)
     return torch.cat((-x[..., 2:], pair), -1).reshape(-1) * x.flatten()
 
-f(torch.ones(4, 4, requires_grad=True)).grad_fn(torch.ones(16))  # by autograd's entry torch imports SymPy itself
+f(torch.ones(4, 4, requires_grad=True)).sum().backward()
 assert "sympy" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
