@@ -1415,7 +1415,7 @@ FAULTS = (
         "yield from _parts(union, inside, moved, (*steps, Narrow(len(items), k, start, length, total)))",
         "yield from _parts(union, inside, moved, (*steps, Narrow(len(items), k, max(start - 1, 0), length, total)))",
         "Fused rotary embedding reads and writes the second half of a row one element early.",
-        by_formulas=("test_fuse_views.py",),
+        by_formulas=("test_fuse_views.py::test_axes_are_refined_where_they_meet", "test_fuse_views.py"),
         by_kernels=("test_fuse_views.py",),
     ),
     Fault(
@@ -1425,7 +1425,7 @@ FAULTS = (
         "if start < position < start + self.size(piece):",
         "if start <= position < start + self.size(piece) - 1:",
         "A fused function that cuts a dimension twice fails, or has parts of other lengths than its slices.",
-        by_formulas=("test_fuse_views.py",),
+        by_formulas=("test_fuse_views.py::test_axes_are_refined_where_they_meet", "test_fuse_views.py"),
     ),
     Fault(
         "what is repeated is summed once",
@@ -1434,7 +1434,7 @@ FAULTS = (
         "if varying != axes and operator is Sum:",
         "if False:",
         "A fused sum over an expanded dimension counts it once.",
-        by_formulas=("test_fuse_views.py",),
+        by_formulas=("test_fuse_views.py::test_what_is_repeated_is_summed_as_often", "test_fuse_views.py"),
     ),
     Fault(
         "the cotangent of a repeated result is not summed",
@@ -1443,7 +1443,7 @@ FAULTS = (
         "self.accumulate(value, Pending(self.graph.axes[g] - self.graph.axes[value]), g)",
         "self.accumulate(value, Pending(), g)",
         "Fused gradients through an expanded result miss all repetitions but one.",
-        by_formulas=("test_fuse_views.py",),
+        by_formulas=("test_fuse_views.py::test_what_is_repeated_is_summed_as_often", "test_fuse_views.py"),
     ),
     Fault(
         "parts that no kernel writes are left as they are",
@@ -1522,7 +1522,7 @@ FAULTS = (
         "a detached result is saved",
         "saving",
         FUSED_FUNCTION,
-        "if k not in graph.detached_results and is_whole",
+        "if is_same and pieces[0].at not in graph.detached_results and",
         "if is_whole",
         "Fused gradients of gradients end at a result that is returned detached.",
         by_formulas=("test_fuse_saving.py",),

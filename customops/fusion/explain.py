@@ -20,7 +20,8 @@ from ..tools.record import LaunchRecord
 from ..tools.report import amount, describe, duration, label, total, traffic
 from ..triton_kernels.layout import VECTOR_BYTES
 from .explain_cpu import on_cpu
-from .function import Fusion, Gradient, Recording, why_not_fused
+from .function import Fusion, Recording, why_not_fused
+from .gradient import Gradient
 from .trace import Trace
 from .unfused import Cost, filled, unfused
 
