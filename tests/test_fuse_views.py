@@ -293,6 +293,19 @@ def test_unread_parts_of_a_gradient_are_zero(device, blocks):
     compare(results(fuse(of(f, customops)), xs), results(of(f, torch), xs))
 
 
+def test_parts_that_nothing_reads_divide_nothing(device, blocks):
+    """A row of 200 is in two parts, not in 200."""
+    blocks(7)
+
+    def f(lib, x):
+        rows = x.unbind(1)
+        x.view(4, 5, 40)
+        return lib.exp(rows[7]) + list(x.T)[-1]
+
+    xs = drawn([(4, 200)], device)
+    compare(results(fuse(of(f, customops)), xs), results(of(f, torch), xs))
+
+
 def test_a_mean_over_unequal_parts_counts_all_elements(device, blocks):
     blocks(7)
 

@@ -84,7 +84,8 @@ class _Builder:
         inputs = [self._input(name, parts) for name, parts in zip(self.names, self.parts[:arity], strict=True)]
         for i, node in enumerate(self.trace.nodes, arity):
             try:
-                self.values.append({first: self._value(i, node, first) for first in self.parts[i]})
+                is_read = not self.trace.is_unread[i - arity]
+                self.values.append({first: self._value(i, node, first) for first in self.parts[i] if is_read})
             except NotNested as error:
                 raise NotNested(f"{self.trace.places[i - arity]}: {error}") from None
         results = tuple(self._result(ref.value) for ref in self.trace.outputs)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..compiler.axis_union import AxisUnion, Dim
 from ..runtime.specs import CPU, packed
-from .proxy import Ref
+from .proxy import Detach, Ref
 from .shapes import Expand, Narrow, Regroup
 from .trace import Node, Trace, replay
 from .value_axes import ValueAxes
@@ -38,6 +38,9 @@ def small_trace(trace: Trace, axes: ValueAxes) -> SmallTrace:
     shapes = [tuple(small(axes.union, dim) for dim in shape) for shape in axes.shapes]
     nodes = []
     for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
+        if trace.is_unread[i - trace.arity]:
+            nodes.append(Node(Detach, tuple(x for x in inputs if isinstance(x, Ref))[:1]))
+            continue
         nodes.append(Node(operator, _inputs(axes, operator, inputs, shapes[i])))
     return SmallTrace(tuple(shapes[: trace.arity]), tuple(nodes), trace.outputs)
 

@@ -52,10 +52,10 @@ class Trace:
         self.output_order = output_order  # for each value returned, its position in ``outputs``
         self.output_type = output_type  # tuple or list if the function returned one; None for a single value
         self.graphs: dict[tuple, Any] = {}  # a cache of build.py
-        self.has_views = any(is_shape_operator(node.operator) for node in self.nodes)
-        self.has_empty_views = any(
-            node.operator.is_empty(*node.inputs) for node in self.nodes if is_shape_operator(node.operator)
-        )
+        self.is_unread = self._find_unread()  # of each node
+        views = [node for node in self.nodes if is_shape_operator(node.operator)]
+        self.has_views = bool(views)  # whether operators move elements
+        self.has_empty_views = any(node.operator.is_empty(*node.inputs) for node in views)  # whatever the tensors are
         self.is_dense_if_inputs_are = False  # whether results are known to be contiguous where inputs are
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -82,6 +82,16 @@ class Trace:
         while value >= self.arity and is_alias(self.nodes[value - self.arity].operator):
             value = self.nodes[value - self.arity].inputs[0].value
         return value
+
+    def _find_unread(self) -> list[bool]:
+        """Return which nodes are views that nothing is computed of: ``x.unbind()[0]`` makes as many as x has rows."""
+        read = {ref.value for ref in self.outputs}
+        is_unread = []
+        for value, (operator, inputs) in reversed(list(enumerate(self.nodes, self.arity))):
+            is_unread.append(is_shape_operator(operator) and value not in read)
+            if not is_unread[-1]:
+                read.update(x.value for x in inputs if type(x) is Ref)
+        return is_unread[::-1]
 
     def computed_dtypes(self) -> list[torch.dtype]:
         """Return the dtype of each value that an operator computes: all but the tensors given, and views."""

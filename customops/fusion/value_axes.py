@@ -41,8 +41,8 @@ class ValueAxes:
 
     def _shape(self, i: int, node: Node) -> Shape:
         operands = {k: self.shapes[x.value] for k, x in enumerate(node.inputs) if isinstance(x, Ref)}
-        if node.operator is Detach:
-            return operands[0]
+        if node.operator is Detach or self.trace.is_unread[i - self.trace.arity]:  # what stands there does not matter
+            return next(iter(operands.values()))
         if not is_elementwise(node.operator) and node.operator not in _RULES:
             return self._reduce(i, node)
         rule = _RULES.get(node.operator, _broadcast)
