@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import customops
 from customops import FusionError, fuse
@@ -67,6 +68,31 @@ def norm_of_heads(lib, x, weight):
     return heads.flatten(-2) * weight
 
 
+def normed_rotary_of_heads(lib, x, weight, cos, sin):
+    heads = x.view(2, LENGTH, HEADS, WIDTH).transpose(1, 2)
+    heads = heads * lib.rsqrt(lib.mean(heads * heads, -1, keepdim=True) + 1e-6) * weight
+    return rotary(lib, heads, cos, sin)
+
+
+def of_packed(lib, qkv):
+    q, k, v = qkv.unflatten(-1, (3, -1)).unbind(-2)
+    return lib.tanh(q) * k + v
+
+
+def modulated(lib, x, modulation):
+    shift, scale, gate = modulation.unsqueeze(1).chunk(3, dim=-1)
+    centred = x - lib.mean(x, -1, keepdim=True)
+    normed = centred * lib.rsqrt(lib.mean(centred * centred, -1, keepdim=True) + 1e-6)
+    return gate * (normed * (1 + scale) + shift)
+
+
+def group_norm(lib, x, weight):
+    groups = x.unflatten(1, (2, -1))
+    centred = groups - lib.mean(groups, (2, 3, 4), keepdim=True)
+    normed = centred * lib.rsqrt(lib.mean(centred * centred, (2, 3, 4), keepdim=True) + 1e-5)
+    return normed.flatten(1, 2) * weight[:, None, None]
+
+
 ROTARY = ((2, HEADS, LENGTH, WIDTH), (LENGTH, WIDTH), (LENGTH, WIDTH))
 LAYERS: dict[Callable, tuple] = {
     rotary: ROTARY,
@@ -76,6 +102,10 @@ LAYERS: dict[Callable, tuple] = {
     rotary_of_a_part: ROTARY,
     glu: ((LENGTH, 2 * WIDTH),),
     norm_of_heads: ((LENGTH, WIDTH), (WIDTH,)),
+    normed_rotary_of_heads: ((2, LENGTH, HEADS * WIDTH), (WIDTH,), *ROTARY[1:]),
+    of_packed: ((LENGTH, 3 * WIDTH),),
+    modulated: ((2, LENGTH, WIDTH), (2, 3 * WIDTH)),
+    group_norm: ((2, 6, 3, 3), (6,)),
 }
 # A spelling, and the shape of x. Each is applied to a value and its result is used, so it is no view of an argument.
 SPELLINGS: dict[str, tuple[int, ...]] = {
@@ -208,20 +238,18 @@ def is_fused(fused: Any, xs: list[Tensor]) -> bool:
 def test_a_layer_has_torchs_values_and_gradients_in_every_layout(layer, layout, device, blocks):
     blocks(7)
     xs = drawn(LAYERS[layer], device, layout)
-    if layer is norm_of_heads and layout == "permuted":
+    if layer in (norm_of_heads, normed_rotary_of_heads) and layout == "permuted":
         pytest.skip("torch has no such view")
     compare(results(fuse(of(layer, customops)), xs), results(of(layer, torch), xs))
 
 
 @pytest.mark.sample(kernels="")
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
-def test_derivatives_of_both_orders_match_finite_differences(layer, device):
-    shapes = [tuple(min(n, 4) if d else 1 for d, n in enumerate(shape)) for shape in LAYERS[layer]]
-    if layer is rotary_of_a_part:
-        shapes = LAYERS[layer]
-    xs = drawn(shapes, device)
-    assert gradcheck(fuse(of(layer, customops)), xs, **STRICT)
-    assert gradgradcheck(fuse(of(layer, customops)), xs, **STRICT)
+def test_derivatives_of_both_orders_match_finite_differences(layer, device, blocks):
+    blocks(7)
+    xs = drawn(LAYERS[layer], device)
+    assert gradcheck(fuse(of(layer, customops)), xs, fast_mode=True, **STRICT)
+    assert gradgradcheck(fuse(of(layer, customops)), xs, fast_mode=True, **STRICT)
 
 
 @pytest.mark.skipif(KERNELS, reason="what a GPU compiles, a dry run compiles too")
@@ -344,6 +372,26 @@ def test_absent_cotangents_and_detached_parts_have_no_gradient(device, blocks):
             gs = [cotangent(zs[i]) for i in taken]
             grads.append(torch.autograd.grad([zs[i] for i in taken], xs, gs, allow_unused=True))
         compare(*grads)
+
+
+def test_a_checkpoint_saves_and_computes_the_same(device, blocks):
+    blocks(7)
+    xs = drawn(ROTARY, device)
+    fused = fuse(of(rotary, customops))
+    compare(results(lambda *xs: checkpoint(fused, *xs, use_reentrant=False), xs), results(of(rotary, torch), xs))
+
+
+@pytest.mark.skipif(KERNELS, reason="compiled, a fused function is its formulas")
+def test_a_compiled_function_and_transforms_see_torchs_views(device):
+    xs = [x.detach() for x in drawn(ROTARY, device)]
+    fused, want = fuse(of(rotary, customops)), rotary(torch, *xs)
+    assert_close(torch.compile(fused, backend="eager", fullgraph=True)(*xs), want)
+    assert_close(torch.func.vmap(fused, in_dims=(0, None, None))(*xs), want)
+    tangents = (
+        torch.func.jvp(fused, tuple(xs), tuple(xs))[1],
+        torch.func.jvp(of(rotary, torch), tuple(xs), tuple(xs))[1],
+    )
+    assert_close(*tangents)
 
 
 def test_vmap_over_cotangents_is_torchs(device, blocks):

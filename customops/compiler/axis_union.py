@@ -105,15 +105,17 @@ class AxisUnion:
             self.parents[second] = first
 
     def _align(self, a: int, b: int) -> None:
-        """Cut two roots at the same positions. A cut may be one in both: ``x[1:]`` and ``x[:-1]`` share elements."""
-        while (starts := {*self._starts((a,)), *self._starts((b,))}) and len(starts) > min(
-            len(self.pieces((a,))), len(self.pieces((b,)))
-        ):
-            if len(starts) > MAX_PIECES:
-                raise NotNested(f"a dimension of {self.sizes[a]} elements meets itself, shifted, or is cut too often")
-            for at in starts:
+        """Cut two roots at the same positions; a cut of one may be one of both, as of ``x[1:]`` and ``x[:-1]``."""
+        for _ in range(MAX_PIECES):
+            one, other = self._starts((a,)), self._starts((b,))
+            if one == other:
+                return
+            if len(one) > MAX_PIECES:
+                break
+            for at in {*one, *other}:
                 self.cut((a,), at)
                 self.cut((b,), at)
+        raise NotNested(f"a dimension of {self.sizes[a]} elements meets itself, shifted, or is cut too often")
 
     def _starts(self, dim: Dim) -> list[int]:
         """Return the position of the first element of each piece of a dimension."""
