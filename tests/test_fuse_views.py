@@ -165,6 +165,8 @@ SPELLINGS: dict[str, tuple[int, ...]] = {
     "torch.select(x, 0, 1)": (2, 3),
     "x.chunk(2, -1)[1]": (2, 5),
     "torch.chunk(x, 3)[2]": (8, 2),
+    "x.chunk(chunks=3, dim=0)[2]": (8, 2),
+    "x.split(split_size=3)[2]": (8, 2),
     "x.split(3, dim=1)[2]": (2, 8),
     "torch.split(x, [1, 2, 5], -1)[1]": (2, 8),
     "x.tensor_split((2, 3), 1)[2]": (2, 8),

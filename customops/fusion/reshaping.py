@@ -74,10 +74,10 @@ def _takes_apart(name: str) -> Callable:
     """Return the function of torch's method ``name``, which gives ranges of a dimension, one after another."""
     method = getattr(Tensor, name)
 
-    def taken_apart(x: Any, sizes: Any, dim: int = 0) -> Any:
-        found = method(ghost(x), sizes, dim)
-        starts = [sum(each.shape[dim] for each in found[:k]) for k in range(len(found))]
-        d = index(dim) % x.dim()
+    def taken_apart(x: Any, *args: Any, **kwargs: Any) -> Any:
+        found = method(ghost(x), *args, **kwargs)
+        d = index(kwargs.get("dim", args[1] if len(args) > 1 else 0)) % x.dim()
+        starts = [sum(each.shape[d] for each in found[:k]) for k in range(len(found))]
         return type(found)(_narrow(x, d, at, each.shape[d]) for at, each in zip(starts, found, strict=True))
 
     return taken_apart
