@@ -124,7 +124,7 @@ class AxisUnion:
 
     def _split(self, axis: int, inner: int) -> None:
         """Make an axis a product whose inner factor has ``inner`` elements; its segments are made such products."""
-        outer, rest = divmod(self.sizes[axis], inner)
+        outer, rest = divmod(self.sizes[axis], inner) if inner else (0, 1)  # without elements anything goes
         pieces = self.pieces((axis,)) if axis in self.segments else []
         if rest or any(self.size(piece) % inner for piece in pieces):
             raise NotNested(f"views divide {self.sizes[axis]} elements in ways that do not nest, once by {inner}")

@@ -16,7 +16,7 @@ from ..runtime.paths import MODES, modes
 from ..runtime.plans import MAX_PLANS
 from ..runtime.specs import CPU, Miniatures, TensorSpec, infer
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
-from .proxy import Detach, FusionError, Ref, Traced, is_alias, is_elementwise, place, untraceable
+from .proxy import Detach, FusionError, Place, Ref, Traced, is_alias, is_elementwise, place, untraceable
 from .shapes import ShapeOperator, is_shape_operator
 
 
@@ -113,11 +113,11 @@ class Branch:
 
     __slots__ = ("next", "node", "place", "ref", "spec", "traces")
 
-    def __init__(self, ref: Ref, node: Node | None = None, spec: ValueSpec | None = None, place: str = ""):
+    def __init__(self, ref: Ref, node: Node | None = None, spec: ValueSpec | None = None, place: Place | None = None):
         self.ref = ref  # the value made last
         self.node = node  # the operator that made it; None at a root, where the last value is a tensor given
         self.spec = spec  # what is known of that value; None at a root
-        self.place = place  # the line that applied that operator
+        self.place = place  # the line that applied that operator first; None at a root
         self.next: dict[tuple, Branch] = {}  # by operator, and the keys of its inputs
         self.traces: dict[tuple, Trace] = {}  # those that end here, by what was returned
 

@@ -27,16 +27,18 @@ class ValueAxes:
         self.trace = trace
         self.union = AxisUnion()
         self.shapes: list[Shape] = [tuple(map(self.union.new, shape)) for shape in shapes]  # of each value
+        self._distinct = set(self.shapes)  # these shapes, each once
         self.reduced: dict[int, set[int]] = {}  # by value, the dimensions that a reduction reduces
         self.renamed: dict[tuple[int, int], Shape] = {}  # by value and position, the new axes of an input
         for i, node in enumerate(trace.nodes, len(shapes)):
             try:
                 self.shapes.append(self._shape(i, node))
+                self._distinct.add(self.shapes[-1])
             except NotNested as error:
                 raise NotNested(f"{trace.places[i - len(shapes)]}: {error}") from None
         if self.renamed and trace.has_views:
             self._refine_renamed()
-        if trace.has_views and not self._are_apart(self.shapes):
+        if trace.has_views and not self._are_apart(self._distinct):
             raise NotNested("a value meets a part of itself along another axis")
 
     def _shape(self, i: int, node: Node) -> Shape:
@@ -48,7 +50,7 @@ class ValueAxes:
         rule = _RULES.get(node.operator, _broadcast)
         before = self.union.state()
         shape = rule(self.union, operands, node.inputs)
-        if self._are_apart([*self.shapes, shape]):
+        if self._are_apart({*self._distinct, shape}):
             return shape
         self.union.restore(before)
         largest = max(operands, key=lambda k: len(operands[k])) if len(operands) > 1 else None
