@@ -43,15 +43,16 @@ def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -
     Without views it is built once for all shapes that have size 1 in the same places. Raises ValueError if the shapes
     do not broadcast, FusionError where views divide a dimension in ways that do not nest.
     """
-    sizes = shapes if trace.has_views else [tuple([n == 1 for n in shape]) for shape in shapes]
-    key = tuple(names), tuple(map(tuple, sizes))
-    known = trace.graphs.get(key)
-    if known is None:
+    if trace.has_views:
         try:
-            known = trace.graphs[key] = _Builder(trace, names, shapes).built()
+            return _Builder(trace, names, shapes).built()
         except NotNested as error:
             raise FusionError(f"fuse: {error}; do that outside the function") from None
-    return known if trace.has_views else known._replace(graph=known.graph.resized(known.graph.sizes_for(shapes)))
+    key = tuple(names), tuple([tuple([n == 1 for n in shape]) for shape in shapes])
+    known = trace.graphs.get(key)
+    if known is None:
+        known = trace.graphs[key] = _Builder(trace, names, shapes).built()
+    return known._replace(graph=known.graph.resized(known.graph.sizes_for(shapes)))
 
 
 class _Value(NamedTuple):
