@@ -17,6 +17,9 @@ DTENSOR = "customops/runtime/dtensor.py"
 RULES = "customops/runtime/rules.py"
 PATHS = "customops/runtime/paths.py"
 AXES = "customops/compiler/axes.py"
+AXIS_UNION = "customops/compiler/axis_union.py"
+VIEWS = "customops/compiler/views.py"
+BUILD = "customops/fusion/build.py"
 GRAPH = "customops/compiler/graph.py"
 GRADIENT = "customops/compiler/gradient.py"
 VJP = "customops/compiler/vjp.py"
@@ -1458,6 +1461,52 @@ FAULTS = (
         by_kernels=FUSED,
     ),
     Fault(
+        "a part starts one element early",
+        "derivation",
+        VIEWS,
+        "yield from _parts(union, inside, moved, (*steps, Narrow(len(items), k, start, length, total)))",
+        "yield from _parts(union, inside, moved, (*steps, Narrow(len(items), k, max(start - 1, 0), length, total)))",
+        "Fused rotary embedding reads and writes the second half of a row one element early.",
+        by_formulas=("test_fuse_views.py::test_axes_are_refined_where_they_meet", "test_fuse_views.py"),
+        by_kernels=("test_fuse_views.py",),
+    ),
+    Fault(
+        "a cut leaves out the last part",
+        "derivation",
+        AXIS_UNION,
+        "if start < position < start + self.size(piece):",
+        "if start <= position < start + self.size(piece) - 1:",
+        "A fused function that cuts a dimension twice fails, or has parts of other lengths than its slices.",
+        by_formulas=("test_fuse_views.py::test_axes_are_refined_where_they_meet", "test_fuse_views.py"),
+    ),
+    Fault(
+        "what is repeated is summed once",
+        "derivation",
+        BUILD,
+        "if varying != axes and operator is Sum:",
+        "if False:",
+        "A fused sum over an expanded dimension counts it once.",
+        by_formulas=("test_fuse_views.py::test_what_is_repeated_is_summed_as_often", "test_fuse_views.py"),
+    ),
+    Fault(
+        "the cotangent of a repeated result is not summed",
+        "derivation",
+        GRADIENT,
+        "self.accumulate(value, Pending(self.graph.axes[g] - self.graph.axes[value]), g)",
+        "self.accumulate(value, Pending(), g)",
+        "Fused gradients through an expanded result miss all repetitions but one.",
+        by_formulas=("test_fuse_views.py::test_what_is_repeated_is_summed_as_often", "test_fuse_views.py"),
+    ),
+    Fault(
+        "parts that no kernel writes are left as they are",
+        "derivation",
+        "customops/compiler/executable.py",
+        "write_zeros(view.of(buffers[k]))",
+        "pass",
+        "The gradient of a slice holds what was in memory outside of it.",
+        by_formulas=("test_fuse_views.py::test_unread_parts_of_a_gradient_are_zero", "test_fuse_views.py"),
+    ),
+    Fault(
         "a derived graph keeps its first sizes",
         "derivation",
         GRADIENT,
@@ -1525,8 +1574,8 @@ FAULTS = (
         "a detached result is saved",
         "saving",
         FUSED_FUNCTION,
-        "if k not in graph.detached_results and is_whole",
-        "if is_whole",
+        "if is_same and pieces[0].at not in graph.detached_results and",
+        "if is_same and",
         "Fused gradients of gradients end at a result that is returned detached.",
         by_formulas=("test_fuse_saving.py",),
         by_kernels=("test_fuse_saving.py",),

@@ -176,7 +176,7 @@ FAULTS = {
     "a link to no heading": ("links", "[it](README.md#nothing)"),
     "a path to no file": ("links", "`customops/nothing.py`"),
     "a message that nobody prints": ("message", "you have … nothing"),
-    "a remedy that cannot be traced": ("fused", "x[0]"),
+    "a remedy that cannot be traced": ("fused", "x.cumsum(0)"),
 }
 
 

@@ -17,6 +17,7 @@ from ..ops import binary, unary
 from .casts import Casts
 from .errors import untraceable
 from .operators import Ref
+from .reshaping import METHODS, PROPERTIES, NotAView, get_item, iterate
 
 COMPARISONS = "lt", "le", "gt", "ge", "eq", "ne"
 LOGICAL = {  # Python's signs, and what they mean for masks
@@ -188,6 +189,21 @@ def _logical(sign: str, name: str):
     return method
 
 
+def reshape(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Return what one of torch's functions makes of traced tensors, which computes nothing."""
+    try:
+        return function(*args, **{"x" if name == "input" else name: x for name, x in kwargs.items()})
+    except NotAView as error:
+        raise untraceable(str(error), ELSEWHERE) from None
+
+
+def _reshaping(function: Callable):
+    def method(self, *args, **kwargs):
+        return reshape(function, (self, *args), kwargs)
+
+    return method
+
+
 def _refused(what: str, instead: str):
     def method(self, *_):
         raise untraceable(what, instead)
@@ -219,10 +235,10 @@ for _name, _sign in REFUSED_SIGNS.items():
         setattr(
             Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported{_reason}", ELSEWHERE)
         )
-for _name, _what, _instead in (
-    ("getitem", "indexing a traced tensor", "index before calling the fused function"),
-    ("setitem", "writing to elements of a traced tensor", "write before calling the fused function"),
-    ("iter", "iterating over a traced tensor", "take it apart before calling the fused function"),
-):
-    setattr(Traced, f"__{_name}__", _refused(f"{_what} is not supported", _instead))
+_what = "writing to elements of a traced tensor is not supported"
+setattr(Traced, "__setitem__", _refused(_what, "write before calling the fused function"))  # noqa: B010 - mypy
+_INDEXING: dict[str, Callable] = {"__getitem__": get_item, "__iter__": iterate}
+for _name, _reshaped in {**METHODS, **_INDEXING}.items():
+    _method = _reshaping(_reshaped)
+    setattr(Traced, _name, property(_method) if _name in PROPERTIES else _method)
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __eq__

@@ -20,7 +20,8 @@ from torch.overrides import resolve_name
 from .casts import example_of
 from .constants import LIKE, NEW, factory
 from .errors import FusionError, untraceable
-from .proxy import COMPARISONS, ELSEWHERE, LOGICAL, REFUSED_SIGNS, Traced
+from .proxy import COMPARISONS, ELSEWHERE, LOGICAL, REFUSED_SIGNS, Traced, reshape
+from .reshaping import FUNCTIONS
 
 PLACES = torch, Tensor, torch.special, functional  # where torch has functions
 ALIASES = {  # other names that torch has for an operator
@@ -78,6 +79,8 @@ _asked = _Asked()
 
 def call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Return what torch's ``function`` of stand-ins means; raises FusionError where it means nothing."""
+    if function in FUNCTIONS and kwargs.get("out") is None:
+        return reshape(FUNCTIONS[function], args, kwargs)
     meaning = table().get(function)
     if meaning is None or (kwargs and not OPTIONS.isdisjoint(kwargs)):
         _refuse_options(function, kwargs)
@@ -163,7 +166,7 @@ def _named() -> dict[str, Callable]:
     found |= {name: known[alias] for name, alias in ALIASES.items() if alias in known}
     if "where" in known:
         found |= {"masked_fill": _masked_fill}
-    return found | {"rsub": _rsub, "max": _greatest, "min": _least} | known
+    return found | {"rsub": _rsub} | known
 
 
 def _methods() -> dict[str, Callable]:
@@ -191,14 +194,6 @@ def _parameters(meaning: Callable) -> frozenset[str] | None:
 
 def _rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     return operators()["sub"](other, input, alpha=alpha)
-
-
-def _greatest(input: Any, other: Any = None) -> Any:
-    return operators()["amax"](input) if other is None else operators()["maximum"](input, other)
-
-
-def _least(input: Any, other: Any = None) -> Any:
-    return operators()["amin"](input) if other is None else operators()["minimum"](input, other)
 
 
 def _where(input: Any, condition: Any, other: Any) -> Any:
