@@ -201,6 +201,8 @@ LIBRARIES = {
         "tl": TRITON,
         **CONSTANTS,
         "_or_tiny": lambda x, z: z,
+        "erf": lifted(sympy.erf),  # but where x is tiny
+        "exp2": lifted(lambda x: 2**x),  # but where z is tiny
         "libdevice": TRITON,
         "INTERPRETED": False,
         "division": SimpleNamespace(divide=lifted(python.truediv), divide_by_small=lifted(python.truediv)),

@@ -58,7 +58,8 @@ def exp2(x):
     if INTERPRETED:
         return tl.exp2(x)
     else:
-        return libdevice.exp2(x)
+        z = libdevice.exp2(tl.where(x < -125, x + 64, x))  # its float32 results that are subnormal would be 0
+        return tl.where(x < -125, z * 2.0**-64, z)
 
 
 @triton.jit
@@ -140,7 +141,7 @@ def cos_dx(g, x):
 
 @triton.jit
 def erf(x):
-    return tl.erf(x)
+    return tl.where(tl.abs(x) < 2.0**-60, x * ERF_SLOPE, tl.erf(x))  # which takes subnormal numbers for 0
 
 
 @triton.jit
