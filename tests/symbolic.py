@@ -200,9 +200,8 @@ LIBRARIES = {
     "customops.triton_kernels.formulas": {
         "tl": TRITON,
         **CONSTANTS,
-        "_or_tiny": lambda x, z: z,
-        "erf": lifted(sympy.erf),  # but where x is tiny
-        "exp2": lifted(lambda x: 2**x),  # but where z is tiny
+        "_or_tiny": lambda x, tangent, z: z,
+        "_exp2": lifted(lambda x: 2**x),
         "libdevice": TRITON,
         "INTERPRETED": False,
         "division": SimpleNamespace(divide=lifted(python.truediv), divide_by_small=lifted(python.truediv)),

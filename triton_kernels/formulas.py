@@ -45,7 +45,7 @@ def log1p(x):
     if INTERPRETED:
         return _portable_log1p(x)
     else:
-        return _or_tiny(x, libdevice.log1p(x))
+        return _or_tiny(x, x, libdevice.log1p(x))
 
 
 @triton.jit
@@ -58,8 +58,7 @@ def exp2(x):
     if INTERPRETED:
         return tl.exp2(x)
     else:
-        z = libdevice.exp2(tl.where(x < -125, x + 64, x))  # its float32 results that are subnormal would be 0
-        return tl.where(x < -125, z * 2.0**-64, z)
+        return _exp2(x)
 
 
 @triton.jit
@@ -72,7 +71,7 @@ def expm1(x):
     if INTERPRETED:
         return _portable_expm1(x)
     else:
-        return _or_tiny(x, libdevice.expm1(x))
+        return _or_tiny(x, x, libdevice.expm1(x))
 
 
 @triton.jit
@@ -118,7 +117,7 @@ def sin(x):
     if INTERPRETED:
         return tl.sin(x)
     else:
-        return _or_tiny(x, libdevice.sin(x))
+        return _or_tiny(x, x, libdevice.sin(x))
 
 
 @triton.jit
@@ -141,7 +140,7 @@ def cos_dx(g, x):
 
 @triton.jit
 def erf(x):
-    return tl.where(tl.abs(x) < 2.0**-60, x * ERF_SLOPE, tl.erf(x))  # which takes subnormal numbers for 0
+    return _or_tiny(x, x * ERF_SLOPE, tl.erf(x))
 
 
 @triton.jit
@@ -535,9 +534,16 @@ def _root(x):
 
 
 @triton.jit
-def _or_tiny(x, z):
-    """Return ``z``, a function of slope 1 at 0, but x where it is tiny: libdevice takes subnormal numbers for 0."""
-    return tl.where(tl.abs(x) < 2.0**-60, x, z)
+def _or_tiny(x, tangent, z):
+    """Return ``z``, a function of x, but its tangent at 0 where x is tiny: libdevice takes subnormal numbers for 0."""
+    return tl.where(tl.abs(x) < 2.0**-60, tangent, z)
+
+
+@triton.jit
+def _exp2(x):
+    """Return 2^x by libdevice, which gives 0 for what is subnormal in float32: by 2^(x + 64) there."""
+    z = libdevice.exp2(tl.where(x < -125, x + 64, x))
+    return tl.where(x < -125, z * 2.0**-64, z)
 
 
 @triton.jit
