@@ -396,8 +396,7 @@ def clamp_dhigh(g, x, low, high):
 
 @triton.jit
 def clamp_min(x, y):
-    x, y = tl.broadcast(x, y)
-    return tl.where(x < y, y, tl.where(y != y, y, x))  # noqa: PLR0124 - a nan
+    return maximum(x, y)
 
 
 @triton.jit
@@ -412,8 +411,7 @@ def clamp_min_dy(g, x, y):
 
 @triton.jit
 def clamp_max(x, y):
-    x, y = tl.broadcast(x, y)
-    return tl.where(x > y, y, tl.where(y != y, y, x))  # noqa: PLR0124 - a nan
+    return minimum(x, y)
 
 
 @triton.jit
