@@ -89,7 +89,7 @@ def _pair(name: str) -> tuple[Call, ...]:
 
 
 def _bound(name: str) -> Call:
-    return Call(f"{name}(x, 0.7)", lambda lib, x: getattr(lib, name)(x, 0.7))
+    return Call(f"{name}(x, 0.75)", lambda lib, x: getattr(lib, name)(x, 0.75))
 
 
 def functions_of(lib: Any, name: str) -> Any:
@@ -143,8 +143,8 @@ ROWS = (
         -2,
         2,
         (
-            Call("clamp(x, y, 1.1)", lambda lib, x, y: lib.clamp(x, y, x.new_tensor(1.1)), 2),
-            Call("clamp(x, -0.6, 1.1)", lambda lib, x: lib.clamp(x, -0.6, 1.1)),
+            Call("clamp(x, y, 1.125)", lambda lib, x, y: lib.clamp(x, y, x.new_tensor(1.125)), 2),
+            Call("clamp(x, -0.625, 1.125)", lambda lib, x: lib.clamp(x, -0.625, 1.125)),
         ),
         "Min(Max(x, low), high)",
         ("low - p", "(low + high)/2", "high + p"),

@@ -206,7 +206,8 @@ LIBRARIES = {
     "customops.triton_kernels.formulas": {
         "tl": TRITON,
         **CONSTANTS,
-        "_or_tiny": lambda x, z: z,
+        "_or_tiny": lambda x, tangent, z: z,
+        "_exp2": lifted(lambda x: 2**x),
         "libdevice": TRITON,
         "INTERPRETED": False,
         "division": SimpleNamespace(divide=lifted(python.truediv), divide_by_small=lifted(python.truediv)),

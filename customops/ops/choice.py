@@ -125,7 +125,7 @@ def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number, *, 
     tensor([1., 0.])
     """
     if not isinstance(condition, Tensor) or getattr(condition, "dtype", torch.bool) is not torch.bool:
-        return torch.where(condition, input, other, out=out)  # type: ignore[call-overload, arg-type]  # raises, or warns of uint8
+        return torch.where(condition, input, other, out=out)  # type: ignore[arg-type]  # raises, or warns of uint8
     return call(Where, (input, other, condition), out)
 
 
@@ -203,8 +203,10 @@ def clamp_(input: Tensor, min: Tensor | Number | None = None, max: Tensor | Numb
     """Write ``clamp(input, min, max)`` into ``input``; raises what :meth:`torch.Tensor.clamp_` raises."""
     if min is None and max is None:
         return torch.Tensor.clamp_(input, min, max)  # type: ignore[call-overload]  # raises
-    if min is None or max is None:
-        return clamp_max_(input, max) if min is None else clamp_min_(input, min)  # type: ignore[arg-type]
+    if min is None:
+        return call_(ClampMax, torch.Tensor.clamp_max_, input, max)
+    if max is None:
+        return call_(ClampMin, torch.Tensor.clamp_min_, input, min)
     return call_(Clamp, torch.Tensor.clamp_, input, min, max)
 
 
