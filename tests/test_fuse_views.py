@@ -292,6 +292,24 @@ def test_one_kind_of_call_serves_aligned_tensors_and_others(device, blocks):
         compare(results(fused, xs), results(of(glu, torch), xs))
 
 
+MERGING = {  # what is made of a tensor of shape (2, 3, 8), and a view that torch has of it
+    "a slice of rows": (lambda x: x[:, :, :4], lambda x: x.view(6, 4)),
+    "a size of 1 with a stride of its own": (lambda x: x.as_strided((6, 1, 8), (8, 3, 1)), lambda x: x.view(48)),
+    "one expanded": (lambda x: x[:, :1].expand(2, 3, 8), lambda x: x.transpose(0, 1).reshape(3, 16)),
+    "permuted twice": (lambda x: x.permute(2, 0, 1), lambda x: x.permute(1, 2, 0).view(48)),
+}
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_dimensions_are_joined_where_strides_allow(name, device, blocks):
+    """Torch has a view of some tensors that are not dense, and none of others."""
+    blocks(7)
+    made, seen = MERGING[name]
+    xs = [made(x).detach().requires_grad_() for x in drawn([(2, 3, 8)], device)]
+    compare(results(fuse(lambda x: seen(x) * 2), xs), results(lambda x: seen(x) * 2, xs))
+    compare(results(fuse(lambda x: seen(customops.exp(x))), xs), results(lambda x: seen(x.exp()), xs))
+
+
 def test_a_trace_serves_other_shapes(device, blocks):
     blocks(7)
     fused = fuse(of(rotary, customops))

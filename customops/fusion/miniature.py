@@ -78,10 +78,10 @@ def _position(union: AxisUnion, dim: Dim, at: int) -> int:
 
 def _laid_out_as(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return ones of a small shape; dimensions that can be seen as one in ``x`` can be in it."""
-    strides = [0] * len(shape)
+    strides = [int(n == 1) for n in shape]
     step, end = 1, 1  # between the next elements, in the small tensor and in x
-    for d in sorted(range(len(shape)), key=lambda d: (x.stride(d), x.shape[d])):
-        if x.stride(d):
+    for d in sorted(range(len(shape)), key=x.stride):
+        if x.stride(d) and x.shape[d] != 1:
             step = step if x.stride(d) == end else 2 * step  # a gap
             strides[d] = step
             step, end = step * shape[d], x.stride(d) * x.shape[d]
