@@ -231,7 +231,7 @@ def test_a_spelling_has_torchs_values_strides_and_gradients(spelling, device, bl
 def is_fused(fused: Any, xs: list[Tensor]) -> bool:
     """Return whether kernels or blocks compute a call, where it is large enough."""
     behind = fused_behind(fused)
-    return why_not_fused(behind.trace(xs, tuple(xs), {}), xs) is None
+    return why_not_fused(*behind.trace(xs, (), tuple(xs), {})) is None
 
 
 @pytest.mark.sample(kernels="layer, layout", compiled="layer")
