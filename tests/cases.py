@@ -185,6 +185,8 @@ PARTS = (  # operators that only compositions are made of
 EXTREMA = ("amax", "amin")
 REDUCTIONS = ("mean", "sum", "prod", *EXTREMA)
 CALLS = tuple((row, call) for row in ROWS for call in row.calls)
+BY_METHODS = ("where(x, y)", "where(x, 2)", "clamp(x, y, 1.125)")  # those that call a method of x, too
+BY_FUNCTIONS = tuple((row, call) for row, call in CALLS if call.name not in BY_METHODS)
 
 ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]
 EDGES = (0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e30, -1e30)  # numbers that are special

@@ -68,7 +68,7 @@ def draw(varies: tuple[bool, ...], dtype: torch.dtype, seed: int) -> torch.Tenso
 
 def options(name: str) -> list:
     """Return what a parameter of a formula may be: axes along which a tensor varies, or a number."""
-    if name in ("alpha", "count"):
+    if name in ("alpha", "count", "beta", "threshold"):
         return list(NUMBERS)
     return [FULL] if name in ("g", "z", "ties") else [FULL, COLUMN, ROW, 0.3]
 

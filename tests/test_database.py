@@ -76,7 +76,12 @@ def test_samples_have_torchs_gradients(name, dtype, full, tally):
         if not inputs or not z.requires_grad:
             continue
         g = cotangent(z)
-        want = _reference(name, s, inputs, g)
+        try:
+            want = _reference(name, s, inputs, g)
+        except RuntimeError as error:  # torch sums no gradient of clamp's over the dimensions that another bound adds
+            if name != "clamp" or "doesn't match the broadcast shape" not in str(error):
+                raise
+            continue
         z = OURS[name](s.input, *s.args, **s.kwargs)
         got = torch.autograd.grad(z, inputs, g, allow_unused=True)
         for mine, theirs in zip(got, want, strict=True):

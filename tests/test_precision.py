@@ -65,6 +65,8 @@ def test_default_device_moves_nothing(row, call, device, replan):
 @pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
 def test_complex_gradients_are_torchs(row, call, dtypes, view, device, tally):
     """A real operand beside a complex one has them too; operands and cotangents are lazily conjugated, and negated."""
+    if row.name == "where" and len({dtypes[i].is_complex for i in range(call.arity)}) > 1:
+        pytest.skip("torch's own gradient of where fails with an internal error there")
 
     def run(library):
         xs = [_complex(row, dtypes[i], i, device) for i in range(call.arity)]

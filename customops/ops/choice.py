@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import formulas as f
+from ..runtime.paths import CLASSES
 from .call import call, call_
 from .function import Operator
 
@@ -125,7 +126,8 @@ def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number, *, 
     tensor([1., 0.])
     """
     if not isinstance(condition, Tensor) or getattr(condition, "dtype", torch.bool) is not torch.bool:
-        return torch.where(condition, input, other, out=out)  # type: ignore[arg-type]  # raises, or warns of uint8
+        options = {} if out is None else {"out": out}
+        return torch.where(condition, input, other, **options)  # type: ignore[call-overload]  # raises, or a tracer sees it
     return call(Where, (input, other, condition), out)
 
 
@@ -154,8 +156,8 @@ def clamp(
     >>> clamp(torch.tensor([-3.0, 0.5, 2.0]), -1, 1)
     tensor([-1.0000,  0.5000,  1.0000])
     """
-    if min is None and max is None:
-        return torch.clamp(input, min, max, out=out)  # type: ignore[call-overload]  # raises
+    if (min is None and max is None) or (out is not None and type(input) not in CLASSES):
+        return torch.clamp(input, min, max, out=out)  # type: ignore[arg-type]  # raises, or is a subclass's
     if min is None or max is None:
         return call(ClampMax, (input, max), out) if min is None else call(ClampMin, (input, min), out)
     return call(Clamp, (input, min, max), out)
@@ -204,9 +206,9 @@ def clamp_(input: Tensor, min: Tensor | Number | None = None, max: Tensor | Numb
     if min is None and max is None:
         return torch.Tensor.clamp_(input, min, max)  # type: ignore[call-overload]  # raises
     if min is None:
-        return call_(ClampMax, torch.Tensor.clamp_max_, input, max)
+        return call_(ClampMax, lambda x, high: torch.Tensor.clamp_(x, max=high), input, max)
     if max is None:
-        return call_(ClampMin, torch.Tensor.clamp_min_, input, min)
+        return call_(ClampMin, torch.Tensor.clamp_, input, min)
     return call_(Clamp, torch.Tensor.clamp_, input, min, max)
 
 
