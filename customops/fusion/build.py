@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..compiler.axes import NO_AXES, AxisUnion, Dims
-from ..compiler.graph import Constant, Graph, Input, Op, Renamed
+from ..compiler.graph import Constant, Graph, Input, Op, Position, Renamed
 from ..runtime.reduction import reduced_axes
-from .operators import Cast, Detach, Fill, Ref, TraceOperator, is_elementwise, rounding
+from .operators import Cast, Detach, Fill, PositionsAlong, Ref, TraceOperator, Unsqueeze, is_elementwise, rounding
 from .trace import Node, Trace
 
 
@@ -33,7 +33,10 @@ def _build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) 
     detached: set[int] = set()  # values of the trace
     for i, (operator, inputs) in enumerate(trace.nodes, len(shapes)):
         positions = frozenset(k for k, x in enumerate(inputs) if isinstance(x, Ref) and x.value in detached)
-        if issubclass(operator, TraceOperator):
+        if operator is PositionsAlong:
+            axis = axes.dims[i][inputs[1]]
+            index.append(graph.add(Constant(0) if axis is None else Position(axis)))
+        elif issubclass(operator, TraceOperator):
             index.append(_own(graph, trace, index[inputs[0].value], i, positions))
             if operator in (Detach, Fill) or positions:
                 detached.add(i)
@@ -81,10 +84,21 @@ class _Axes:
         self.reduced: dict[int, Dims] = {}  # by value, the axes that a reduction reduces
         self.renamed: dict[tuple[int, int], Dims] = {}  # by value and position, the new axes of an input
         for i, node in enumerate(trace.nodes, len(shapes)):
-            self.dims.append(self._broadcast(i, node) if is_elementwise(node.operator) else self._reduce(i, node))
+            self.dims.append(self._dims_of(i, node))
         self.dims = [self._union.roots(each) for each in self.dims]
         self.reduced = {i: self._union.roots(each) for i, each in self.reduced.items()}
         self.renamed = {key: self._union.roots(each) for key, each in self.renamed.items()}
+
+    def _dims_of(self, i: int, node: Node) -> Dims:
+        """Return the axes of what a node computes."""
+        if node.operator in (PositionsAlong, Unsqueeze):
+            x, dim = node.inputs
+            own = self.dims[x.value]
+            if node.operator is PositionsAlong:
+                return tuple(a if d == dim else None for d, a in enumerate(own))
+            at = dim % (len(own) + 1)
+            return *own[:at], None, *own[at:]
+        return self._broadcast(i, node) if is_elementwise(node.operator) else self._reduce(i, node)
 
     def sizes(self) -> dict[int, int]:
         """Return the number of elements along each axis."""

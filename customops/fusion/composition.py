@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from .. import config
@@ -20,6 +21,8 @@ from .signature import FusedCallable, P, R
 from .trace import Trace
 
 __all__ = ["composition"]
+
+INDICES = torch.int64, torch.uint8  # the dtypes that torch takes class indices in
 
 
 def composition(function: Callable[..., Any]) -> Callable[[Callable[P, R]], FusedCallable[P, R]]:
@@ -77,7 +80,7 @@ class Composition(Fused[P, R]):
     def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
         """Return the fusion, False where the composition cannot be traced for these arguments, the trace, tensors."""
         try:
-            if all([x.dtype in COMPUTE for x in tensors]):
+            if _are_of_floats(tensors):
                 return super()._find_fusion(tensors, key, layout, args, kwargs)
             if blocker := kernel_blocker(list(tensors), None, set(), by_blocks=True):
                 refuse_if_required(self.one_by_one.__name__, blocker)
@@ -87,12 +90,17 @@ class Composition(Fused[P, R]):
 
     def _call_by_formula(self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]):
         """Let torch compute, but under hooks: what a checkpoint computes twice has to save the same both times."""
-        if not saved_tensor_hooks() or not all([x.dtype in COMPUTE for x in tensors]):
+        if not saved_tensor_hooks() or not _are_of_floats(tensors):
             return self.one_by_one(*args, **kwargs)
         try:
             return super()._call_by_formula(tensors, key, args, kwargs)
         except FusionError:
             return self.one_by_one(*args, **kwargs)
+
+
+def _are_of_floats(tensors: Sequence[Tensor]) -> bool:
+    """Return whether kernels compute in the dtype of the first, and the others are such floats, or indices."""
+    return tensors[0].dtype in COMPUTE and all([x.dtype in COMPUTE or x.dtype in INDICES for x in tensors])
 
 
 def _is_small(x: Any) -> bool:

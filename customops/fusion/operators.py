@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import formulas as f
+from ..compiler.executable import COMPUTE
 from ..ops.comparison import Predicate
 from ..ops.function import Operator
 
@@ -46,6 +47,27 @@ class Contiguous(TraceOperator):
 
     by_formula = staticmethod(Tensor.contiguous)
     may_alias = True
+
+
+class Unsqueeze(TraceOperator):
+    """The operator of ``x.unsqueeze(dim)``: x with one more dimension, of size 1."""
+
+    by_formula = staticmethod(Tensor.unsqueeze)
+    may_alias = True
+
+
+class PositionsAlong(TraceOperator):
+    """The numbers of the elements along a dimension of x, from 0: what class indices are compared with.
+
+    They have the dimensions of x, all others with size 1, and the dtype that kernels compute x in, which no half type
+    would do for. There is no derivative.
+    """
+
+    @staticmethod
+    def by_formula(x: Tensor, dim: int) -> Tensor:
+        """Return them."""
+        shape = [n if d == dim else 1 for d, n in enumerate(x.shape)]
+        return torch.arange(x.shape[dim], dtype=COMPUTE[x.dtype], device=x.device).view(shape)
 
 
 class Cast(TraceOperator):

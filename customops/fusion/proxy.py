@@ -12,7 +12,7 @@ from .._compat import transforms_active
 from ..ops import binary, unary
 from .casts import Casts
 from .errors import untraceable
-from .operators import Ref
+from .operators import Ref, Unsqueeze
 
 COMPARISONS = "lt", "le", "gt", "ge", "eq", "ne"
 LOGICAL = {  # Python's signs, and what they mean for masks
@@ -95,6 +95,10 @@ class Traced(Casts):
         """The dtype, under the modes around the call."""
         self._tracing.check_modes()
         return self._tracing.value_specs[self.ref.value].dtype
+
+    def unsqueeze(self, dim: int) -> Any:
+        """Return the value with one more dimension, of size 1."""
+        return self._tracing.apply(Unsqueeze, (self, dim))
 
     device = property(lambda self: self._tracing.device)
     is_cuda = property(lambda self: self._tracing.device.type == "cuda")

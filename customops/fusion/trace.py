@@ -349,8 +349,8 @@ class Tracing:
         """Return what torch's function makes of single elements."""
         with torch.no_grad(), without_modes() if is_intercepted() else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ones = {name: self._one(x) for name, x in kwargs.items()}
-            results = function(*map(self._one, args), **ones)
+            ones = {name: self._one_or_index(x) for name, x in kwargs.items()}
+            results = function(*map(self._one_or_index, args), **ones)
         return results if isinstance(results, tuple) else (results,)
 
     def _one(self, x: Any) -> Any:
@@ -359,6 +359,11 @@ class Tracing:
             return x
         spec = self.value_specs[x.ref.value]
         return torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
+
+    def _one_or_index(self, x: Any) -> Any:
+        """Return the same, but 0 for an integer: the only index along a dimension of one element."""
+        one = self._one(x)
+        return torch.zeros_like(one) if type(x) is Traced and is_index(one) else one
 
     def _grow(self, operator: Any, inputs: Sequence, key: tuple) -> Branch:
         """Return a new branch; it is forgotten after this run if an input has no key."""
@@ -427,9 +432,16 @@ def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor], composed: Sequence[
     It is None of what is computed inside a function of torch.
     """
     miniatures = Miniatures(tensors, CPU)
-    with torch.no_grad():
-        values = Replay(len(tensors), nodes, composed)([miniatures.of(x) for x in tensors])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's functions warn where their results are computed
+        small = [miniatures.of(x, 0 if is_index(x) else 1) for x in tensors]
+        values = Replay(len(tensors), nodes, composed)(small)
     return [None if x is None else miniatures.spec(x) for x in values[: len(tensors) + len(nodes)]]
+
+
+def is_index(x: Tensor) -> bool:
+    """Return whether a tensor may have indices, which have to be in range: 0 is."""
+    return not (x.is_floating_point() or x.is_complex())
 
 
 def name_of(function: Callable) -> str:

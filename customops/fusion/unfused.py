@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
 from ..tools.dry_run import dry_run
 from ..tools.report import total
-from .operators import Cast, Fill, Ref, TraceOperator
+from .operators import Cast, Fill, PositionsAlong, Ref, TraceOperator, Unsqueeze
 from .trace import Trace
 
 
@@ -79,11 +79,18 @@ def _apply(
             values.append(unbacked(like.shape, like.stride(), trace.dtypes[i]))
             copies.append(filled(values[-1]) + (filled(args[0]) if operator is Cast else 0))
         else:
-            values.append(args[0].detach() if issubclass(operator, TraceOperator) else operator.apply(*args))
+            values.append(_applied(operator, args))
         if dependent and (operator is Cast or not issubclass(operator, TraceOperator)):
             depends_on_needed.add(i)
             applied.append(_Applied(i, dependent, operator is Cast))
     return values, applied, copies
+
+
+def _applied(operator: Any, args: Sequence) -> Tensor:
+    """Return what an operator makes of these, at no cost if it only views them."""
+    if operator in (PositionsAlong, Unsqueeze):
+        return operator.by_formula(*args)
+    return args[0].detach() if issubclass(operator, TraceOperator) else operator.apply(*args)
 
 
 def _differentiate(values: Sequence[Tensor], applied: Sequence[_Applied], outputs: set[int]) -> list[int]:

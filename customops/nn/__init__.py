@@ -1,0 +1,1 @@
+"""Layers of torch.nn that are computed by fused compositions of operators."""
