@@ -59,7 +59,7 @@ def _own(graph: Graph, trace: Trace, x: int, i: int, positions: frozenset[int]) 
     operator, inputs = trace.nodes[i - trace.arity]
     if operator is Fill:
         return graph.add(Op("full_like", (x, graph.add(Constant(inputs[1]))), detached=frozenset({0})))
-    rounds = rounding(trace.dtypes[inputs[0].value], trace.dtypes[i]) if operator is Cast else None
+    rounds = rounding(trace.dtypes[inputs[0].value], trace.dtypes[i]) if issubclass(operator, Cast) else None
     return graph.add(Op(rounds.formula.__name__, (x,), NO_AXES, rounds, positions)) if rounds else x
 
 

@@ -26,6 +26,7 @@ from ..compiler.saving import NOTHING_SAVED, ItemSizes, Saved, choose_saved
 from ..runtime.paths import kernel_blocker, plan_key, refuse_if_required
 from ..runtime.rules import tuple_getter
 from ..runtime.specs import TensorSpec, contiguous
+from .indices import check_indices, indices_of
 from .trace import Trace
 
 InputIndex = int  # of a tensor that the fused function is called with; in the graph it is the same value
@@ -80,6 +81,7 @@ class Fusion:
         "executables",
         "gradient_specs",
         "graph",
+        "indices",
         "itemsizes",
         "pays",
         "recorded_by_torch",
@@ -91,6 +93,7 @@ class Fusion:
     def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
         self.trace = trace
         self.graph = graph  # of the trace, for tensors of these shapes
+        self.indices = indices_of(trace)  # the inputs that are checked
         self.common = reduce(torch.promote_types, trace.computed_dtypes())  # the dtype that kernels round to
         self.result_specs = _result_specs(trace, graph, tensors)  # of each result
         self.gradient_specs = [gradient_spec(x) for x in tensors]  # of each input
@@ -107,6 +110,8 @@ class Fusion:
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the function returns."""
+        if self.indices:
+            check_indices(self.indices, tensors)
         return self.trace.pack(self.executable(tensors)(tensors))
 
     def executable(self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...] = ()) -> Executable:
@@ -292,6 +297,8 @@ class FusedCall(NamedTuple):
     def compute(self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...]) -> tuple[Tensor, ...]:
         """Return the results, each once; and after them the statistics."""
         if self.trace is None:
+            if self.fusion.indices:
+                check_indices(self.fusion.indices, tensors)
             executables = self.fusion.executables  # asked without a call: it is there but the first time
             return tuple((executables.get(statistics) or self.fusion.executable(tensors, statistics))(tensors))
         return tuple(self.trace.replay(tensors))

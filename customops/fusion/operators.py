@@ -79,6 +79,19 @@ class Cast(TraceOperator):
         return x.to(dtype, copy=True)
 
 
+class ClassIndex(Cast):
+    """The operator that casts indices of classes to floats, which are exact for fewer than 2**24.
+
+    Its inputs are the indices, how many classes there are, and the index of none. On a CPU a fused function raises what
+    torch raises for an index that is neither, before it computes anything.
+    """
+
+    @staticmethod
+    def by_formula(x: Tensor, _classes: int, _ignored: int) -> Tensor:  # type: ignore[override]
+        """Return the indices as floats."""
+        return x.to(torch.float32)
+
+
 class Fill(TraceOperator):
     """The operator of ``torch.full_like(x, number, dtype)``: the number for each element of x."""
 

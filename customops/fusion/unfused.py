@@ -74,10 +74,10 @@ def _apply(
             for k, x in zip(numbers, inputs, strict=True)
         ]
         dependent = [(x, k) for k, x in zip(numbers, args, strict=True) if k is not None and k in depends_on_needed]
-        if operator in (Cast, Fill):
+        if issubclass(operator, Cast | Fill):
             like = unbacked_like(args[0])
             values.append(unbacked(like.shape, like.stride(), trace.dtypes[i]))
-            copies.append(filled(values[-1]) + (filled(args[0]) if operator is Cast else 0))
+            copies.append(filled(values[-1]) + (filled(args[0]) if issubclass(operator, Cast) else 0))
         else:
             values.append(_applied(operator, args))
         if dependent and (operator is Cast or not issubclass(operator, TraceOperator)):

@@ -5,13 +5,14 @@ Classes lie along dimension 1 of logits, or the only one; an index is compared w
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..fusion.errors import untraceable
-from ..fusion.operators import PositionsAlong
+from ..fusion.operators import ClassIndex, PositionsAlong
 from ..ops.binary import mul
 from ..ops.call import tracing_hook
 from ..ops.choice import where
@@ -46,8 +47,8 @@ def class_losses(
     """Return the losses of indices, where ``logs`` are logarithms of probabilities, of the shape of ``x``."""
     dim = class_dim(x)
     classes = _count_classes(x, target, weight, ignore_index)
-    index = target.to(torch.float32)  # exact for what is compared
-    number = tracing_hook((x,))(PositionsAlong, (x, dim))  # type: ignore[misc]  # these are traced, never called alone
+    apply = cast("Callable[..., Tensor]", tracing_hook((x,)))  # these are traced, never called alone
+    index, number = apply(ClassIndex, (target, classes, ignore_index)), apply(PositionsAlong, (x, dim))
     is_class, ignored = eq(index.unsqueeze(dim), number), eq(index, ignore_index)
     along = None if weight is None else along_classes(weight, x)
     ones = is_class.to(logs.dtype) if along is None else where(is_class, along, 0)

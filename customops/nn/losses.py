@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..fusion.composition import composition
 from ..fusion.errors import untraceable
-from ..ops.choice import where
+from ..ops.choice import clamp, where
 from ..ops.comparison import eq
 from ..ops.reductions import mean, sum
 from ..ops.unary import abs, exp, log, softplus
@@ -131,11 +131,9 @@ def smooth_l1_loss(
     """
     _refuse_deprecated(size_average, reduce)
     difference = _difference(input, target)
-    distance = abs(difference)
     if beta == 0:
-        return _reduced(distance, reduction)
-    quadratic = difference * difference * (0.5 / beta)
-    return _reduced(where(distance < beta, quadratic, distance - 0.5 * beta), reduction)
+        return _reduced(abs(difference), reduction)
+    return _reduced(_huber(difference, beta) / beta, reduction)
 
 
 @composition(F.huber_loss)
@@ -166,9 +164,7 @@ def huber_loss(
     >>> huber_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 4.0]), reduction="none")
     tensor([0.1250, 1.5000])
     """
-    difference = _difference(input, target, weight)
-    distance = abs(difference)
-    loss = where(distance < delta, difference * difference * 0.5, (distance - 0.5 * delta) * delta)
+    loss = _huber(_difference(input, target, weight), delta)
     return _reduced(loss if weight is None else loss * weight, reduction)
 
 
@@ -352,6 +348,15 @@ def _difference(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     if x.shape != y.shape:
         F.mse_loss(torch.empty(x.shape, device="meta"), torch.empty(y.shape, device="meta"), reduction="none")
     return x - y
+
+
+def _huber(d: Tensor, delta: float) -> Tensor:
+    """Return d²/2 where |d| < δ, else δ·(|d| - δ/2): with c = min(max(d, -δ), δ) it is c·(d - c/2).
+
+    So no square overflows, and no product of inf and a slope of 0 is in the gradient.
+    """
+    c = clamp(d, -delta, delta)
+    return c * (d - c * 0.5)
 
 
 def _reduced(losses: Tensor, reduction: str) -> Tensor:
