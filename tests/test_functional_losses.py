@@ -272,6 +272,26 @@ def test_an_index_of_no_class_raises_torchs_error_on_a_cpu(index, fused):
                 function(each, labels)
 
 
+ODD = {
+    "one index for one distribution": lambda lib, x: lib.cross_entropy(x[0], torch.tensor([2])),
+    "no classes": lambda lib, x: lib.cross_entropy(x[:, :0], x[:, :0]),
+    "a byte that -1 is": lambda lib, x: lib.cross_entropy(x, torch.tensor([1, 255]).byte(), ignore_index=-1),
+    "a large index of none": lambda lib, x: lib.cross_entropy(x, torch.tensor([1, 1 << 40]), ignore_index=1 << 40),
+    "names": lambda lib, x: lib.cross_entropy(target=torch.tensor([1, 0]), input=x),
+    "another layout": lambda lib, x: lib.cross_entropy(x.t().contiguous().t(), torch.tensor([1, 0])),
+    "two dtypes": lambda lib, x: lib.mse_loss(x, x.double() * 2),
+    "integers": lambda lib, x: lib.mse_loss(x.long(), x),
+    "a large beta": lambda lib, x: lib.smooth_l1_loss(x, x * 2, beta=1e30),
+}
+
+
+@pytest.mark.sample(kernels="")
+@pytest.mark.parametrize("name", ODD)
+def test_odd_calls_are_torchs(name):
+    x = drawn(2, 3).float()
+    assert_same_outcome(outcome(ODD[name], ours, x), outcome(ODD[name], functional, x))
+
+
 @pytest.mark.sample(kernels="", compiled="once")
 def test_an_index_of_no_class_is_nan_in_a_kernel():
     x = torch.zeros(3, 3, requires_grad=True)

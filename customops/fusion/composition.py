@@ -77,6 +77,20 @@ class Composition(Fused[P, R]):
             lambda: self._traces.trace(traced, args, kwargs, tensors, key is not None), args, kwargs
         )
 
+    def _or_raise_as_torch(self, make: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Return what ``make`` returns, or raise torch's error; FusionError where torch computes all the same.
+
+        Torch may take for one thing tensors of one element each, and for another those of the call.
+        """
+        try:
+            return make()
+        except FusionError:
+            raise
+        except Exception as error:
+            self.one_by_one(*args, **kwargs)
+            what = f"{self.one_by_one.__name__} of these cannot be traced, as of single elements torch says: {error}"
+            raise untraceable(what, "call it outside the function") from error
+
     def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
         """Return the fusion, False where the composition cannot be traced for these arguments, the trace, tensors."""
         try:

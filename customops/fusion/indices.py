@@ -39,6 +39,7 @@ def check_indices(every: Sequence[Indices], tensors: Sequence[Tensor]) -> None:
         x = tensors[i].detach()
         low, high = torch.aminmax(x)
         if low < 0 or high >= classes:
+            x = x.long()  # a byte is compared as one: 255 would be -1
             wrong = x[((x < 0) | (x >= classes)) & (x != ignored)]
             if wrong.numel():
-                nll_loss(torch.zeros(1, device="cpu").expand(1, classes), wrong[:1].long())  # raises
+                nll_loss(torch.zeros(1, device="cpu").expand(1, classes), wrong[:1])  # raises

@@ -64,12 +64,11 @@ def class_losses(
 
 def probability_losses(x: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
     """Return the losses of probabilities ``target``, where ``x`` are logits."""
-    classes = x.shape[class_dim(x)]
+    classes = _count(x, weight)
     if smoothing:
         target = target * (1 - smoothing) + smoothing / classes
     logs = log_softmax(x)
     if weight is not None:
-        _check_weight(weight, classes)
         logs = logs * along_classes(weight, x)
     return neg(sum(logs * target, class_dim(x)))
 
@@ -94,14 +93,16 @@ def _count_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_inde
     dim, shape = class_dim(x), x.shape
     if target.shape != shape[:dim] + shape[dim + 1 :]:
         raise untraceable("indices of another shape than the logits have cannot be traced", "call it outside")
-    if weight is not None:
-        _check_weight(weight, shape[dim])
     if max(shape[dim], abs(ignore_index)) >= MOST:
         raise untraceable(f"indices of {MOST} and more cannot be traced", "call it outside the function")
-    return shape[dim]
+    return _count(x, weight)
 
 
-def _check_weight(weight: Tensor, classes: int) -> None:
-    """Raise where torch will: kernels would broadcast."""
-    if weight.shape != (classes,):
+def _count(x: Tensor, weight: Tensor | None) -> int:
+    """Return how many classes there are; raise where there are none, or weights of others, which would broadcast."""
+    classes = x.shape[class_dim(x)]
+    if weight is not None and weight.shape != (classes,):
         raise untraceable(f"weights of {tuple(weight.shape)} for {classes} classes cannot be traced", "pass one each")
+    if not classes:
+        raise untraceable("losses of no classes cannot be traced", "call it outside the function")
+    return classes
