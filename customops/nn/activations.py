@@ -254,12 +254,11 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     tensor([-0.0000, 0.6667, 4.0000])
     """
     _refuse(inplace)
-    below = where(lt(input, 3), input, 3)  # so that a nan has no slope there
-    z = below * clamp(below + 3, 0, 6) / 6
+    z = input * clamp(input + 3, 0, 6) / 6
     return where(le(input, -3), z.detach(), where(lt(input, 3), z, input))
 
 
-@composition(torchs.glu)
+@composition(torchs.glu, lambda input, dim=-1: torchs.softmax(input, dim))
 def glu(input: Tensor, dim: int = -1) -> Tensor:
     """Return a·s, as :func:`torch.nn.functional.glu`: a is one half along ``dim``, s the sigmoid of the other, b.
 
@@ -275,6 +274,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     >>> glu(torch.tensor([[1.0, 2.0, 0.0, 0.0]]))
     tensor([[0.5000, 1.0000]])
     """
+    if input.shape[dim] % 2:
+        raise ValueError(f"glu: expected an even size of dimension {dim}, got {input.shape[dim]}")
     a, b = input.chunk(2, dim)
     return a * sigmoid(b)
 

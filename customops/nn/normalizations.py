@@ -89,7 +89,19 @@ def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     return e / sum(e, dim, True)
 
 
-@composition(torchs.layer_norm)
+def _layer_norm_of_one(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    return torchs.layer_norm(input, [1] * len(normalized_shape), weight, bias, eps)
+
+
+def _rms_norm_of_one(input, normalized_shape, weight=None, eps=None):
+    return torchs.rms_norm(input, [1] * len(normalized_shape), weight, eps)
+
+
+def _group_norm_of_one(input, num_groups, weight=None, bias=None, eps=1e-5):
+    return torch.group_norm(input, 1, weight, bias, eps)
+
+
+@composition(torchs.layer_norm, _layer_norm_of_one)
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -118,11 +130,11 @@ def layer_norm(
     tensor([[-1.0000,  1.0000],
             [ 0.0000,  0.0000]])
     """
-    y = _standardized(input, _last_axes(normalized_shape), eps)
-    return _scaled(y, weight, bias).to(input.dtype)
+    y = _standardized(input, _rows(input, normalized_shape, weight, bias), eps)
+    return _scaled(y, weight, bias).to(input.dtype).contiguous()
 
 
-@composition(torchs.rms_norm)
+@composition(torchs.rms_norm, _rms_norm_of_one)
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
@@ -147,11 +159,11 @@ def rms_norm(
     """
     if eps is None:
         eps = torch.finfo(torch.promote_types(input.dtype, torch.float32)).eps
-    scale = rsqrt(mean(input * input, _last_axes(normalized_shape), True) + eps)
-    return _scaled(input * scale, weight, None).to(input.dtype)
+    scale = rsqrt(mean(input * input, _rows(input, normalized_shape, weight), True) + eps)
+    return _scaled(input * scale, weight, None).to(input.dtype).contiguous()
 
 
-@composition(torchs.group_norm)
+@composition(torchs.group_norm, _group_norm_of_one)
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -173,11 +185,14 @@ def group_norm(
     >>> group_norm(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 2)
     tensor([[-1.0000,  1.0000,  0.0000,  0.0000]])
     """
+    channels = input.shape[1]
+    if input.numel() == num_groups or any(x is not None and x.shape != (channels,) for x in (weight, bias)):
+        raise ValueError(f"group_norm: expected several elements in a group, and weights of shape ({channels},)")
     grouped = input.unflatten(1, (num_groups, -1))
     y = _standardized(grouped, tuple(range(2, grouped.dim())), eps).flatten(1, 2)
     shape = (-1, *[1] * (input.dim() - 2))
     weight, bias = (x if x is None else x.view(shape) for x in (weight, bias))
-    return _scaled(y, weight, bias).to(input.dtype)
+    return _scaled(y, weight, bias).to(input.dtype).contiguous()
 
 
 @composition(torchs.normalize)
@@ -242,7 +257,11 @@ def _from_greatest(x: Tensor, dim: int | None, _stacklevel: Any, dtype: torch.dt
     return x - amax(x, dim, True).detach()
 
 
-def _last_axes(shape: Sequence[int]) -> tuple[int, ...]:
+def _rows(x: Tensor, shape: Sequence[int], *of_columns: Tensor | None) -> tuple[int, ...]:
+    """Return the axes of a row, or raise where x has no rows of this shape, or what scales columns another one."""
+    for each in (x.shape[-len(shape) :], *[w.shape for w in of_columns if w is not None]):
+        if tuple(each) != tuple(shape):
+            raise ValueError(f"expected rows of shape {tuple(shape)}, got {tuple(each)}")
     return tuple(range(-len(shape), 0))
 
 
