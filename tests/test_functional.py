@@ -18,7 +18,7 @@ import customops
 from customops.nn import functional as ours
 
 from .cases import EDGES, ids
-from .compare import STRICT, assert_same_outcome, assert_same_outcomes, cotangent, outcome
+from .compare import STRICT, TOLERANCE, assert_same_outcome, assert_same_outcomes, cotangent, outcome
 from .conftest import DEVICE, KERNELS, MODE
 from .marks import formulas_only
 
@@ -186,7 +186,11 @@ def test_samples_of_the_database_have_torchs_value_and_gradients(name, dtype, ta
         got, want = (outcome(f, s.input, *s.args, **s.kwargs) for f in (function_of(info), info))
         assert_same_outcome(got, want)
         if grad and not isinstance(want, type):
-            assert_same_outcomes(gradients(got, tensors_of(s)), wide_gradients(info, s, got, want))
+            torchs = gradients(want, tensors_of(s))
+            if (NAMES[info.name], dtype) != ("hardsigmoid", torch.float64):  # see FLOAT32_SLOPES
+                assert_as_near(
+                    gradients(got, tensors_of(s)), torchs, torchs if dtype.is_complex else exact_gradients(info, s)
+                )
         tally("database samples")
 
 
@@ -198,14 +202,29 @@ def tensors_of(s: Any) -> list[Tensor]:
     return [x for x in (s.input, *s.args, *s.kwargs.values()) if isinstance(x, Tensor) and x.requires_grad]
 
 
-def wide_gradients(info: Any, s: Any, got: Tensor, want: Tensor) -> Any:
-    """Return torch's gradients, for a half type those of float32, which torch rounds on the way."""
-    xs = tensors_of(s)
-    if not xs or xs[0].itemsize > 2 or not is_by_us(got):
-        return gradients(want, xs)
-    wide = s.transform(lambda x: x.detach().float().requires_grad_() if isinstance(x, Tensor) else x)
-    found = gradients(info(wide.input, *wide.args, **wide.kwargs), tensors_of(wide))
-    return [None if x is None else x.to(xs[0].dtype) for x in found]
+def exact_gradients(info: Any, s: Any) -> tuple:
+    """Return torch's gradients in float64 of the same values."""
+    wide = s.transform(lambda x: x.detach().double().requires_grad_() if is_float(x) else x)
+    return gradients(info(wide.input, *wide.args, **wide.kwargs), tensors_of(wide))
+
+
+def is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def assert_as_near(got: Any, want: Any, exact: Any) -> None:
+    """Assert that results, nested, are about as near to those in float64 as torch's are, of which some are far off."""
+    if not isinstance(want, Tensor) or want.is_complex():
+        if not isinstance(want, tuple | list):
+            return assert_same_outcome(got, want)
+        for each in zip(got, want, exact, strict=True):
+            assert_as_near(*each)
+        return None
+    off = (want.double() - exact).abs().nan_to_num(0, 0, 0)
+    tolerance = TOLERANCE[want.dtype]
+    atol = tolerance["atol"] + 2 * off.max().item() if off.numel() else 0
+    assert (got.dtype, got.requires_grad) == (want.dtype, want.requires_grad)
+    torch.testing.assert_close(got, exact.to(got.dtype), equal_nan=True, rtol=tolerance["rtol"], atol=atol)
 
 
 @pytest.mark.usefixtures("by_blocks")
@@ -215,8 +234,10 @@ def test_torchs_function_inside_fuse_is_ours(name, tally):
     """Each sample of the database is called by torch's name within a fused function: it has torch's value."""
     info = INFOS[name]
     for s in info.sample_inputs(DEVICE, torch.float32):
+        if s.kwargs.get("p") == 0:
+            continue  # it is refused, as test_what_cannot_be_traced_says_so shows
         fused = customops.fuse(lambda x, s=s: info(x * 1.0, *s.args, **s.kwargs) * 2.0)
-        assert_same_outcome(outcome(fused, s.input), info(s.input, *s.args, **s.kwargs) * 2.0)
+        assert_same_outcome(fused(s.input), info(s.input, *s.args, **s.kwargs) * 2.0)
         tally("database samples")
 
 
@@ -298,7 +319,7 @@ def test_special_rows_have_torchs_values_and_gradients(case, rows, tally):
     for dtype in dtypes_of(case):
         xs = [x.to(dtype)] * len(case.shapes)
         got, want = (results(case, library, xs) for library in (ours, theirs))
-        assert_same_outcomes(got, want)
+        assert_as_near(got, want, results(case, theirs, [x.double() for x in xs]))
         tally("edge points", x.numel())
 
 
