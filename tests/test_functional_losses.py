@@ -359,3 +359,27 @@ def test_sizes_that_broadcast_warn_as_torch_does():
     with pytest.warns(UserWarning, match="target size .*4.* different to the input size .*3, 1"):
         got = customops.fuse(lambda x, y: ours.mse_loss(x * 1.0, y))(x, y)
     torch.testing.assert_close(got, functional.mse_loss(x, y))
+
+
+MODULES = {
+    "BCEWithLogitsLoss": {"pos_weight": W, "reduction": "sum"},
+    "CrossEntropyLoss": {"weight": W, "ignore_index": 3, "label_smoothing": 0.1},
+    "HuberLoss": {"delta": 0.3},
+    "KLDivLoss": {"reduction": "batchmean", "log_target": True},
+    "L1Loss": {"reduction": "none"},
+    "MSELoss": {},
+    "NLLLoss": {"weight": W, "reduction": "sum"},
+    "SmoothL1Loss": {"beta": 0.2},
+}
+
+
+@pytest.mark.sample(kernels="")
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_torchs_with_these_losses(name):
+    mine, theirs = (getattr(library, name)(**MODULES[name]) for library in (customops.nn, torch.nn))
+    assert repr(mine) == repr(theirs)
+    assert mine.state_dict().keys() == theirs.state_dict().keys()
+    target = torch.tensor([0, 4, 3, 1]) if name in ("CrossEntropyLoss", "NLLLoss") else Y
+    got, want = (results(lambda _, x, m=m: m(x, target), None, [X]) for m in (mine, theirs))
+    torch.testing.assert_close(got, want, **TOLERANCE[torch.float64])
+    assert "Fused" in type(mine(X.clone().requires_grad_(), target).grad_fn).__name__

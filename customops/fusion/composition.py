@@ -25,18 +25,21 @@ __all__ = ["composition"]
 INDICES = torch.int64, torch.uint8  # the dtypes that torch takes class indices in
 
 
-def composition(function: Callable[..., Any]) -> Callable[[Callable[P, R]], FusedCallable[P, R]]:
+def composition(
+    function: Callable[..., Any], of_one: Callable[..., Any] | None = None
+) -> Callable[[Callable[P, R]], FusedCallable[P, R]]:
     """Return a decorator for a composition of customops' operators that computes what ``function`` of torch does.
 
     The composition takes what ``function`` takes. It decides how kernels, and blocks on a CPU, compute: within a
     function that is fused it is traced as its operators, by itself it is a fused function. Where operators of a fused
     function would be applied one by one, ``function`` computes instead, with its own gradient: so no value between
     them is rounded there, and what they do not take, as integers, complex numbers and ``out=``, is torch's. Arguments
-    are checked by ``function`` too, on tensors of one element.
+    are checked by ``function`` too, on tensors of one element: by ``of_one`` where it refuses these, as those who take
+    a shape do. Then the composition checks shapes, and raises an error, whatever it says, for which torch's is raised.
     """
 
     def decorate(body: Callable[P, R]) -> FusedCallable[P, R]:
-        return cast("FusedCallable[P, R]", Composition(body, function).as_function())
+        return cast("FusedCallable[P, R]", Composition(body, function, of_one or function).as_function())
 
     return decorate
 
@@ -44,13 +47,14 @@ def composition(function: Callable[..., Any]) -> Callable[[Callable[P, R]], Fuse
 class Composition(Fused[P, R]):
     """A fused function that computes what a function of torch does."""
 
-    def __init__(self, body: Callable[P, R], function: Callable[..., Any]):
+    def __init__(self, body: Callable[P, R], function: Callable[..., Any], of_one: Callable[..., Any]):
         super().__init__(body)
         self.one_by_one = function
+        self.of_one = of_one
 
     def anew(self) -> Composition[P, R]:
         """Return a copy of which no call is known."""
-        return Composition(self.function, self.one_by_one)
+        return Composition(self.function, self.one_by_one, self.of_one)
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the function: as operators of what is traced; by kernels or blocks; or by torch."""
@@ -62,7 +66,7 @@ class Composition(Fused[P, R]):
             if type(x) is Traced:
                 if kwargs.get("out") is not None:
                     raise untraceable("out= cannot be traced, as it writes to a tensor", "leave it out")
-                return x.compose(self.function, self.one_by_one, args, kwargs)
+                return x.compose(self.function, self.one_by_one, self.of_one, args, kwargs)
         return self.one_by_one(*args, **kwargs) if kwargs.get("out") is not None else super().call(args, kwargs)
 
     def trace(

@@ -78,7 +78,7 @@ class Trace:
 
     def infer(self, tensors: Sequence[Tensor]) -> list[TensorSpec]:
         """Return what torch would compute from these tensors for every value, but on the CPU."""
-        return _infer(self.nodes, tensors, self.composed)
+        return _infer(self.nodes, tensors, [each for each in self.composed if each.takes_any_size])
 
     def apply(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the function returns for these tensors, by the pack's operators, one by one."""
@@ -311,15 +311,17 @@ class Tracing:
             return x, dtype, *dim
         return x.to(dtype), None, *dim
 
-    def compose(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+    def compose(
+        self, body: Callable, function: Callable, of_one: Callable, args: Sequence, kwargs: dict[str, Any]
+    ) -> Any:
         """Run ``body`` on stand-ins: a composition of operators that computes what ``function`` of torch does.
 
-        Torch refuses what it would. Raises FusionError where the operators return another dtype, as under autocast or
-        of complex numbers.
+        Torch refuses what it would, asked by ``of_one`` of single elements. Raises FusionError where the operators
+        return another dtype, as under autocast or of complex numbers.
         """
         args = [self.lift(x) if _is_tensor(x) else x for x in args]
         kwargs = {name: self.lift(x) if _is_tensor(x) else x for name, x in kwargs.items()}
-        wanted = self._ask(function, args, kwargs)
+        wanted = self._ask(of_one, args, kwargs)
         start = len(self.tensors) + len(self.path)
         returned = self._compute(body, function, args, kwargs)
         results = returned if isinstance(returned, tuple) else (returned,)
@@ -332,7 +334,8 @@ class Tracing:
         outputs = tuple([z.ref if type(z) is Traced else None for z in results])
         self.composed = [each for each in self.composed if each.end <= start]  # what it is made of is part of it
         end = len(self.tensors) + len(self.path)
-        self.composed.append(Composed(start, end, function, tuple(given), tuple(named), outputs))
+        is_general = of_one is function
+        self.composed.append(Composed(start, end, function, tuple(given), tuple(named), outputs, is_general))
         return returned
 
     def _compute(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:

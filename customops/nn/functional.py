@@ -1,7 +1,17 @@
-"""Functions of torch.nn.functional as compositions of operators: torch's names, arguments, defaults and errors."""
+"""Functions of ``torch.nn.functional`` as compositions of operators: one kernel each way, alone and inside others.
 
-from . import losses
-from .losses import *  # noqa: F403
+Names, arguments, defaults and errors are torch's. A few that layers use have no name there.
+"""
 
-__all__: list[str] = []
+from . import activations, losses, normalizations, transformers
+from .activations import *
+from .losses import *
+from .normalizations import *
+from .transformers import *
+
+__all__ = []
+__all__ += activations.__all__
 __all__ += losses.__all__
+__all__ += normalizations.__all__
+__all__ += transformers.__all__
+__all__.sort()
