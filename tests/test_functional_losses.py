@@ -244,17 +244,28 @@ def test_losses_of_classes_at_extremes_are_torchs(rows, reduction, tally):
             tally("edge points", x.numel())
 
 
-@pytest.mark.sample(kernels="reduction", compiled="reduction")
+@pytest.mark.sample(kernels="loss", compiled="loss")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=ids)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("loss", sorted({*INFOS, "nll_loss"} - {"cross_entropy", "nll_loss"}))
-def test_losses_of_elements_at_extremes_are_torchs(loss, reduction, tally):
-    numbers = torch.tensor([0.0, -0.0, 1, -1, 0.5, 2, 1e4, -1e4, 89, -104, INF, -INF, NAN], device=DEVICE)
-    ys = torch.tensor([1.0, 0.5, 2, -1]) if loss == "kl_div" else torch.tensor([0.0, 1, 0.5, 1e4, -3])
-    x, y = (each.reshape(-1).contiguous() for each in torch.meshgrid(numbers, ys.to(DEVICE), indexing="ij"))
+@pytest.mark.parametrize("loss", sorted({*INFOS} - {"cross_entropy", "nll_loss"}))
+def test_losses_of_elements_at_extremes_are_torchs(loss, reduction, dtype, tally):
+    numbers = torch.tensor([0.0, -0.0, 1, -1, 0.5, 2, 1e4, -1e4, 89, -104, 19, -21, -37, INF, -INF, NAN], dtype=dtype)
+    ys = torch.tensor([0.0, 1, 0.5, 2, -1] if loss == "kl_div" else [0.0, 1, 0.5, 1e4, -3], dtype=dtype)
+    x, y = (each.reshape(-1).to(DEVICE) for each in torch.meshgrid(numbers, ys, indexing="ij"))
     function = lambda lib, x, y: getattr(lib, loss)(x, y, reduction=reduction)
     got, want = (results(function, library, [x, y]) for library in (ours, functional))
-    torch.testing.assert_close(got, want, equal_nan=True, **TOLERANCE[torch.float32])
+    torch.testing.assert_close(got, want, equal_nan=True, **TOLERANCE[dtype])
     tally("edge points", x.numel())
+
+
+@pytest.mark.sample(kernels="all", compiled="dtype")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=ids)
+def test_half_types_tell_all_classes_apart(dtype):
+    x, target = drawn(7, 2100).to(DEVICE, dtype), torch.tensor([0, 255, 257, 1023, 2047, 2049, 2099], device=DEVICE)
+    function = lambda lib, x: lib.cross_entropy(x, target, reduction="none")
+    want = results(function, functional, [x.float()])
+    for mine, wide in zip(results(function, ours, [x]), want, strict=True):
+        torch.testing.assert_close(mine, wide.to(dtype), **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["alone", "inside"])
