@@ -394,3 +394,17 @@ def test_modules_are_torchs_with_these_losses(name):
     got, want = (results(lambda _, x, m=m: m(x, target), None, [X]) for m in (mine, theirs))
     torch.testing.assert_close(got, want, **TOLERANCE[torch.float64])
     assert "Fused" in type(mine(X.clone().requires_grad_(), target).grad_fn).__name__
+
+
+@pytest.mark.sample(kernels="")
+def test_programs_have_no_arguments_that_torch_refuses():
+    x, target = torch.ones(2, 3), torch.tensor([0, 1])
+    for call, message in (
+        (lambda: ours.cross_entropy.program(x, target, x[0, :1]), "weights of .1,. for 3 classes"),
+        (lambda: ours.cross_entropy.program(x, target[:1]), "indices of another shape"),
+        (lambda: ours.cross_entropy.program(x, target, ignore_index=1 << 24), "indices of 16777216 and more"),
+        (lambda: ours.huber_loss.program(x, x, weight=x[:1]), "weights of another shape"),
+        (lambda: ours.mse_loss.program(x, x, False), "size_average"),
+    ):
+        with pytest.raises(customops.FusionError, match=message):
+            call()
