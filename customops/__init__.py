@@ -1,6 +1,7 @@
 """PyTorch operators with hand-derived gradients, on Triton kernels or torch formulas, alone or fused."""
 
 from . import compositions
+from . import nn as nn
 from .compiler.graph import Graph
 from .compositions import *
 from .config import backend

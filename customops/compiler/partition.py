@@ -225,7 +225,7 @@ class _Partitioner:
         row_axes = self._reduced(reductions[0]) if reductions else NO_AXES
         for i in reductions:
             if self._reduced(i) != row_axes:
-                return SubPartition((i,), "it reduces other axes than the one before it")
+                return self._before_reductions(i, reductions, targets)
         if row_axes:
             if self.graph.count(row_axes) > MAX_ROW_LENGTH:
                 why = f"one kernel walks rows of {MAX_ROW_LENGTH} elements at most"
@@ -233,6 +233,17 @@ class _Partitioner:
             epilogues = {target: i for target, i in epilogues.items() if self._reduced(i) != row_axes}
             return self._row_stage(outputs, values, epilogues, row_axes)
         return self._map_stage(outputs, values, epilogues)
+
+    def _before_reductions(self, i: int, reductions: Sequence[int], targets: Sequence[int]) -> SubPartition:
+        """Return what to compute before reduction ``i``, the first over other axes than the row's, is read.
+
+        The same kernel computes those over the same domain and axes, and the targets, that read no such reduction.
+        """
+        others = {j for j in reductions if self._reduced(j) != self._reduced(reductions[0])}
+        like = {j for j in others if self._reduced(j) == self._reduced(i) and self._domain(j) == self._domain(i)}
+        spilled = [j for j in like if others.isdisjoint(self.graph.ancestors(self._inputs(j), self.bindings))]
+        finished = [j for j in targets if others.isdisjoint(self.graph.ancestors([j], self.bindings))]
+        return SubPartition(tuple(sorted(spilled)), "it reduces other axes than the one before it", frozenset(finished))
 
     def _row_stage(
         self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int], row_axes: Axes

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..compiler.axes import NO_AXES
 from ..compiler.axis_union import NotNested, Shape
-from ..compiler.graph import Constant, Graph, Input, Op, Renamed
+from ..compiler.graph import Constant, Graph, Input, Op, Position, Renamed
 from ..compiler.views import Part, Piece, Presentation, parts
 from ..ops.binary import Add, Div, Mul
 from ..ops.reductions import Amax, Amin, Mean, Sum
 from .errors import FusionError
 from .miniature import SmallTrace, small_trace
-from .operators import Cast, Detach, Fill, Ref, is_elementwise, rounding
+from .operators import Cast, Detach, Fill, PositionsAlong, Ref, is_elementwise, rounding
 from .shapes import Cat, Contiguous, Expand, Narrow, Permute, Regroup, is_shape_operator
 from .trace import Node, Trace
 from .value_axes import ValueAxes
@@ -117,11 +117,20 @@ class _Builder:
             return self.values[node.inputs[0].value][first]._replace(is_detached=True)
         if is_shape_operator(node.operator):
             return self._operand(i, node, *self._moved_from(i, node, first))
-        if node.operator in (Cast, Fill):
+        if node.operator is PositionsAlong:
+            return self._positions(self.parts[i])
+        if issubclass(node.operator, Cast | Fill):
             return self._rounded_or_filled(i, node, self._operand(i, node, 0, first))
         if is_elementwise(node.operator):
             return self._elementwise(i, node, first)
         return self._reduced(i, node, first)
+
+    def _positions(self, parts: dict[First, Part]) -> _Value:
+        """Add the numbers of the elements along a dimension, all others of which have size 1."""
+        axes = [a for part in parts.values() for a in part.dims if a is not None]
+        if len(axes) > 1:
+            raise NotNested("the classes are along a dimension that is divided, sliced or concatenated")
+        return _Value(self.graph.add(Position(axes[0]) if axes else Constant(0)), False)
 
     def _rounded_or_filled(self, i: int, node: Node, x: _Value) -> _Value:
         """Return the part ``x`` rounded to another dtype, or a number in place of its elements."""

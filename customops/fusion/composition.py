@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from .. import config
@@ -21,19 +22,24 @@ from .trace import Trace
 
 __all__ = ["composition"]
 
+INDICES = torch.int64, torch.uint8  # the dtypes that torch takes class indices in
 
-def composition(function: Callable[..., Any]) -> Callable[[Callable[P, R]], FusedCallable[P, R]]:
+
+def composition(
+    function: Callable[..., Any], of_one: Callable[..., Any] | None = None
+) -> Callable[[Callable[P, R]], FusedCallable[P, R]]:
     """Return a decorator for a composition of customops' operators that computes what ``function`` of torch does.
 
     The composition takes what ``function`` takes. It decides how kernels, and blocks on a CPU, compute: within a
     function that is fused it is traced as its operators, by itself it is a fused function. Where operators of a fused
     function would be applied one by one, ``function`` computes instead, with its own gradient: so no value between
     them is rounded there, and what they do not take, as integers, complex numbers and ``out=``, is torch's. Arguments
-    are checked by ``function`` too, on tensors of one element.
+    are checked by ``function`` too, on tensors of one element: by ``of_one`` where it refuses these, as those who take
+    a shape do. Then the composition checks shapes, and raises an error, whatever it says, for which torch's is raised.
     """
 
     def decorate(body: Callable[P, R]) -> FusedCallable[P, R]:
-        return cast("FusedCallable[P, R]", Composition(body, function).as_function())
+        return cast("FusedCallable[P, R]", Composition(body, function, of_one or function).as_function())
 
     return decorate
 
@@ -41,13 +47,14 @@ def composition(function: Callable[..., Any]) -> Callable[[Callable[P, R]], Fuse
 class Composition(Fused[P, R]):
     """A fused function that computes what a function of torch does."""
 
-    def __init__(self, body: Callable[P, R], function: Callable[..., Any]):
+    def __init__(self, body: Callable[P, R], function: Callable[..., Any], of_one: Callable[..., Any]):
         super().__init__(body)
         self.one_by_one = function
+        self.of_one = of_one
 
     def anew(self) -> Composition[P, R]:
         """Return a copy of which no call is known."""
-        return Composition(self.function, self.one_by_one)
+        return Composition(self.function, self.one_by_one, self.of_one)
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the function: as operators of what is traced; by kernels or blocks; or by torch."""
@@ -59,7 +66,7 @@ class Composition(Fused[P, R]):
             if type(x) is Traced:
                 if kwargs.get("out") is not None:
                     raise untraceable("out= cannot be traced, as it writes to a tensor", "leave it out")
-                return x.compose(self.function, self.one_by_one, args, kwargs)
+                return x.compose(self.function, self.one_by_one, self.of_one, args, kwargs)
         return self.one_by_one(*args, **kwargs) if kwargs.get("out") is not None else super().call(args, kwargs)
 
     def trace(
@@ -74,10 +81,24 @@ class Composition(Fused[P, R]):
             lambda: self._traces.trace(traced, args, kwargs, tensors, key is not None), args, kwargs
         )
 
+    def _or_raise_as_torch(self, make: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Return what ``make`` returns, or raise torch's error; FusionError where torch computes all the same.
+
+        Torch may take for one thing tensors of one element each, and for another those of the call.
+        """
+        try:
+            return make()
+        except FusionError:
+            raise
+        except Exception as error:
+            self.one_by_one(*args, **kwargs)
+            what = f"{self.one_by_one.__name__} of these cannot be traced, as of single elements torch says: {error}"
+            raise untraceable(what, "call it outside the function") from error
+
     def _find_fusion(self, tensors: Sequence[Tensor], key: tuple | None, layout: tuple, args, kwargs):
         """Return the fusion, False where the composition cannot be traced for these arguments, the trace, tensors."""
         try:
-            if all([x.dtype in COMPUTE for x in tensors]):
+            if _are_of_floats(tensors):
                 return super()._find_fusion(tensors, key, layout, args, kwargs)
             if blocker := kernel_blocker(list(tensors), None, set(), by_blocks=True):
                 refuse_if_required(self.one_by_one.__name__, blocker)
@@ -87,12 +108,17 @@ class Composition(Fused[P, R]):
 
     def _call_by_formula(self, tensors: Sequence[Tensor], key: tuple | None, args: tuple, kwargs: dict[str, Any]):
         """Let torch compute, but under hooks: what a checkpoint computes twice has to save the same both times."""
-        if not saved_tensor_hooks() or not all([x.dtype in COMPUTE for x in tensors]):
+        if not saved_tensor_hooks() or not _are_of_floats(tensors):
             return self.one_by_one(*args, **kwargs)
         try:
             return super()._call_by_formula(tensors, key, args, kwargs)
         except FusionError:
             return self.one_by_one(*args, **kwargs)
+
+
+def _are_of_floats(tensors: Sequence[Tensor]) -> bool:
+    """Return whether kernels compute in the dtype of the first, and the others are such floats, or indices."""
+    return tensors[0].dtype in COMPUTE and all([x.dtype in COMPUTE or x.dtype in INDICES for x in tensors])
 
 
 def _is_small(x: Any) -> bool:

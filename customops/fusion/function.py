@@ -24,6 +24,7 @@ from ..runtime.rules import tuple_getter
 from ..runtime.specs import TensorSpec, contiguous
 from .build import Built
 from .gradient import Gradient, InputIndex, ResultIndex, ValueIndex
+from .indices import check_indices, indices_of
 from .miniature import strides_of_results
 from .trace import Trace
 
@@ -76,6 +77,7 @@ class Fusion:
         "executables",
         "gradient_specs",
         "graph",
+        "indices",
         "is_plain",
         "itemsizes",
         "pays",
@@ -91,6 +93,7 @@ class Fusion:
         self.graph = graph = built.graph  # of the trace, for tensors of these shapes
         self.presentation = built.presentation  # how the graph sees tensors
         self.is_plain = built.presentation.is_plain  # whether each of its inputs and results is a tensor as it is
+        self.indices = indices_of(trace)  # the inputs that are checked
         self.common = reduce(torch.promote_types, trace.computed_dtypes())  # the dtype that kernels round to
         self.result_specs = _result_specs(trace, built, tensors)  # of each result
         self.gradient_specs = [gradient_spec(x) for x in tensors]  # of each input
@@ -110,6 +113,8 @@ class Fusion:
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the function returns."""
+        if self.indices:
+            check_indices(self.indices, tensors)
         return self.trace.pack(self.executable(tensors)(tensors))
 
     def executable(self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...] = ()) -> Executable:
@@ -267,6 +272,8 @@ class FusedCall(NamedTuple):
     def compute(self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...]) -> tuple[Tensor, ...]:
         """Return the results, each once; and after them the statistics."""
         if self.trace is None:
+            if self.fusion.indices:
+                check_indices(self.fusion.indices, tensors)
             executables = self.fusion.executables  # asked without a call: it is there but the first time
             return tuple((executables.get(statistics) or self.fusion.executable(tensors, statistics))(tensors))
         return tuple(self.trace.replay(tensors))

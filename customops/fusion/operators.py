@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import formulas as f
+from ..compiler.executable import COMPUTE
 from ..ops.comparison import Predicate
 from ..ops.function import Operator
 
@@ -42,6 +43,22 @@ class Detach(TraceOperator):
     may_alias = True
 
 
+class PositionsAlong(TraceOperator):
+    """The numbers of the elements along a dimension of x, from 0: what class indices are compared with.
+
+    They have the dimensions of x, all others with size 1, and the dtype that kernels compute x in, which no half type
+    would do for. There is no derivative.
+    """
+
+    is_elementwise = False
+
+    @staticmethod
+    def by_formula(x: Tensor, dim: int) -> Tensor:
+        """Return them."""
+        shape = [n if d == dim else 1 for d, n in enumerate(x.shape)]
+        return torch.arange(x.shape[dim], dtype=COMPUTE[x.dtype], device=x.device).view(shape)
+
+
 class Cast(TraceOperator):
     """The operator of ``x.to(dtype)``: a copy of x in another dtype, or in the same one."""
 
@@ -49,6 +66,19 @@ class Cast(TraceOperator):
     def by_formula(x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the copy."""
         return x.to(dtype, copy=True)
+
+
+class ClassIndex(Cast):
+    """The operator that casts indices of classes to floats, which are exact for fewer than 2**24.
+
+    Its inputs are the indices, how many classes there are, and the index of none. On a CPU a fused function raises what
+    torch raises for an index that is neither, before it computes anything.
+    """
+
+    @staticmethod
+    def by_formula(x: Tensor, _classes: int, _ignored: int) -> Tensor:  # type: ignore[override]
+        """Return the indices as floats."""
+        return x.to(torch.float32)
 
 
 class Fill(TraceOperator):

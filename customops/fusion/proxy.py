@@ -76,9 +76,11 @@ class Traced(Casts):
         """Return what customops' operators call instead of computing, as an argument is no torch.Tensor."""
         return self._tracing.apply
 
-    def compose(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+    def compose(
+        self, body: Callable, function: Callable, of_one: Callable, args: Sequence, kwargs: dict[str, Any]
+    ) -> Any:
         """Return what ``body``, a composition of operators, returns; it computes what ``function`` of torch does."""
-        return self._tracing.compose(body, function, args, kwargs)
+        return self._tracing.compose(body, function, of_one, args, kwargs)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

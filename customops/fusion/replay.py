@@ -30,6 +30,7 @@ class Composed(NamedTuple):
     args: tuple  # a Ref for each value of the trace; otherwise what was written there
     kwargs: tuple[tuple[str, Any], ...]  # likewise, by name
     outputs: tuple[Ref | None, ...]  # the value that each of its results is; None for one that the operators leave out
+    takes_any_size: bool  # whether it takes smaller tensors, too, as one that is given a shape does not
 
     def numbered(self, number: Callable[[Ref], Ref]) -> Composed:
         """Return it with its values numbered otherwise."""
@@ -38,7 +39,8 @@ class Composed(NamedTuple):
         start = number(Ref(self.start)).value
         kwargs = tuple([(name, number(x) if type(x) is Ref else x) for name, x in self.kwargs])
         args, outputs = new[: len(self.args)], new[len(self.args) :]
-        return Composed(start, start + length, self.function, tuple(args), kwargs, tuple(outputs))
+        end = start + length
+        return Composed(start, end, self.function, tuple(args), kwargs, tuple(outputs), self.takes_any_size)
 
 
 class _Call(NamedTuple):

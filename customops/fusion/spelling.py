@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from inspect import signature
 from threading import local
 from types import FunctionType
@@ -150,12 +149,10 @@ def table() -> dict[Any, Callable]:
 
 @cache
 def operators() -> dict[str, Callable]:
-    """Return the package's public functions, by name: those of ``customops.nn.functional`` too, if there are any."""
+    """Return the public functions of the package and of its ``nn.functional``, by name."""
     package = __name__.partition(".")[0]
-    modules = [import_module(package)]
-    if find_spec(f"{package}.nn"):
-        modules.append(import_module(f"{package}.nn.functional"))
-    public = {name: getattr(module, name) for module in modules for name in getattr(module, "__all__", ())}
+    modules = import_module(package), import_module(f"{package}.nn.functional")
+    public = {name: getattr(module, name) for module in modules for name in module.__all__}
     return {name: x for name, x in public.items() if isinstance(x, FunctionType) and not name.endswith("_")}
 
 

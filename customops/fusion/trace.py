@@ -85,7 +85,7 @@ class Trace:
 
     def infer(self, tensors: Sequence[Tensor]) -> list[TensorSpec]:
         """Return what torch would compute from these tensors for every value, but on the CPU."""
-        return _infer(self.nodes, tensors, self.composed)
+        return _infer(self.nodes, tensors, [each for each in self.composed if each.takes_any_size])
 
     def apply(self, tensors: Sequence[Tensor]) -> Any:
         """Return what the function returns for these tensors, by the pack's operators, one by one."""
@@ -330,15 +330,17 @@ class Tracing:
             return x, dtype, *dim
         return x.to(dtype), None, *dim
 
-    def compose(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
+    def compose(
+        self, body: Callable, function: Callable, of_one: Callable, args: Sequence, kwargs: dict[str, Any]
+    ) -> Any:
         """Run ``body`` on stand-ins: a composition of operators that computes what ``function`` of torch does.
 
-        Torch refuses what it would. Raises FusionError where the operators return another dtype, as under autocast or
-        of complex numbers.
+        Torch refuses what it would, asked by ``of_one`` of single elements. Raises FusionError where the operators
+        return another dtype, as under autocast or of complex numbers.
         """
         args = [self.lift(x) if _is_tensor(x) else x for x in args]
         kwargs = {name: self.lift(x) if _is_tensor(x) else x for name, x in kwargs.items()}
-        wanted = self._ask(function, args, kwargs)
+        wanted = self._ask(of_one, args, kwargs)
         start = len(self.tensors) + len(self.path)
         returned = self._compute(body, function, args, kwargs)
         results = returned if isinstance(returned, tuple) else (returned,)
@@ -351,7 +353,8 @@ class Tracing:
         outputs = tuple([z.ref if type(z) is Traced else None for z in results])
         self.composed = [each for each in self.composed if each.end <= start]  # what it is made of is part of it
         end = len(self.tensors) + len(self.path)
-        self.composed.append(Composed(start, end, function, tuple(given), tuple(named), outputs))
+        is_general = of_one is function
+        self.composed.append(Composed(start, end, function, tuple(given), tuple(named), outputs, is_general))
         return returned
 
     def _compute(self, body: Callable, function: Callable, args: Sequence, kwargs: dict[str, Any]) -> Any:
@@ -368,8 +371,8 @@ class Tracing:
         """Return what torch's function makes of single elements."""
         with torch.no_grad(), without_modes() if is_intercepted() else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ones = {name: self._one(x) for name, x in kwargs.items()}
-            results = function(*map(self._one, args), **ones)
+            ones = {name: self._one_or_index(x) for name, x in kwargs.items()}
+            results = function(*map(self._one_or_index, args), **ones)
         return results if isinstance(results, tuple) else (results,)
 
     def _one(self, x: Any) -> Any:
@@ -378,6 +381,11 @@ class Tracing:
             return x
         spec = self.value_specs[x.ref.value]
         return torch.ones([1] * spec.ndim, dtype=spec.dtype, device=self.device)
+
+    def _one_or_index(self, x: Any) -> Any:
+        """Return the same, but 0 for an integer: the only index along a dimension of one element."""
+        one = self._one(x)
+        return torch.zeros_like(one) if type(x) is Traced and is_index(one) else one
 
     def _grow(self, operator: Any, inputs: Sequence, key: tuple) -> Branch:
         """Return a new branch; it is forgotten after this run if an input has no key."""
@@ -472,9 +480,16 @@ def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor], composed: Sequence[
     It is None of what is computed inside a function of torch.
     """
     miniatures = Miniatures(tensors, CPU)
-    with torch.no_grad():
-        values = Replay(len(tensors), nodes, composed)([miniatures.of(x) for x in tensors])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's functions warn where their results are computed
+        small = [miniatures.of(x, 0 if is_index(x) else 1) for x in tensors]
+        values = Replay(len(tensors), nodes, composed)(small)
     return [None if x is None else miniatures.spec(x) for x in values[: len(tensors) + len(nodes)]]
+
+
+def is_index(x: Tensor) -> bool:
+    """Return whether a tensor may have indices, which have to be in range: 0 is."""
+    return not (x.is_floating_point() or x.is_complex())
 
 
 def name_of(function: Callable) -> str:

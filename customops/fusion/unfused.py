@@ -17,7 +17,7 @@ from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
 from ..tools.dry_run import dry_run
 from ..tools.report import total
-from .operators import Cast, Detach, Fill, Ref, TraceOperator
+from .operators import Cast, ClassIndex, Detach, Fill, PositionsAlong, Ref, TraceOperator
 from .shapes import Expand, Narrow
 from .trace import Trace
 
@@ -82,7 +82,7 @@ def _apply(
         else:
             value = operator.apply(*args)
         values.append(value)
-        if dependent and operator not in (Detach, Fill):
+        if dependent and operator not in (Detach, Fill, PositionsAlong, ClassIndex):
             depends_on_needed.add(i)
             applied.append(_Applied(i, dependent, operator))
     return values, applied, copies
@@ -92,10 +92,12 @@ def _copied(operator: Any, args: Sequence, dtype: torch.dtype) -> tuple[Tensor, 
     """Return the value of an operator that only traces have, and the bytes that are moved if it is no view."""
     if operator is Detach:
         return args[0].detach(), 0
-    if operator in (Cast, Fill):
+    if operator is PositionsAlong:
+        return operator.by_formula(*args), 0
+    if issubclass(operator, Cast | Fill):
         like = unbacked_like(args[0])
         value = unbacked(like.shape, like.stride(), dtype)
-        return value, filled(value) + (filled(args[0]) if operator is Cast else 0)
+        return value, filled(value) + (filled(args[0]) if issubclass(operator, Cast) else 0)
     z = operator.view(*args)
     if z is not None:
         return z, 0

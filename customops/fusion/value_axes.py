@@ -9,7 +9,7 @@ from typing import Any
 from ..compiler.axis_union import AxisUnion, Dim, NotNested, Shape
 from ..compiler.views import parts
 from ..runtime.reduction import reduced_axes
-from .operators import Detach, Ref, is_elementwise
+from .operators import Detach, PositionsAlong, Ref, is_elementwise
 from .replay import Node
 from .shapes import Cat, Contiguous, Expand, Narrow, Permute, Regroup
 from .trace import Trace
@@ -144,6 +144,10 @@ def _cat(union: AxisUnion, operands: Operands, inputs: Sequence) -> Shape:
     return (*others[:d], union.join([shape[d] for shape in shapes]), *others[d + 1 :])
 
 
+def _along(_union: AxisUnion, operands: Operands, inputs: Sequence) -> Shape:
+    return tuple(dim if d == inputs[1] else () for d, dim in enumerate(operands[0]))
+
+
 _RULES: dict[Any, Callable[[AxisUnion, Operands, Sequence], Shape]] = {
     Contiguous: _same,
     Regroup: _regroup,
@@ -151,4 +155,5 @@ _RULES: dict[Any, Callable[[AxisUnion, Operands, Sequence], Shape]] = {
     Expand: _expand,
     Narrow: _narrow,
     Cat: _cat,
+    PositionsAlong: _along,
 }

@@ -66,16 +66,16 @@ class Miniatures:
         self._sizes = (0, 1, *sorted(sizes - {0, 1}))  # the size that each size of a miniature stands for
         self._small = {n: i for i, n in enumerate(self._sizes)}
 
-    def of(self, x: Tensor) -> Tensor:
-        """Return the miniature of one of the tensors; its elements are ones."""
+    def of(self, x: Tensor, element: int = 1) -> Tensor:
+        """Return the miniature of one of the tensors; its elements are all this one."""
         shape, strides = [self._small[n] for n in x.shape], x.stride()
         if _is_dense(x.shape, strides):
             strides = packed(shape, strides)
         else:
             order = sorted({0, *strides})
             strides = tuple([2 * order.index(stride) for stride in strides])  # even, so it is not dense either
-        ones = torch.ones(_span(shape, strides), dtype=x.dtype, device=self._device or x.device)
-        return ones.as_strided(shape, strides)
+        flat = torch.full((_span(shape, strides),), element, dtype=x.dtype, device=self._device or x.device)
+        return flat.as_strided(shape, strides)
 
     def spec(self, z: Tensor) -> TensorSpec:
         """Return what the result is that ``z``, torch's result for miniatures, stands for."""

@@ -1,0 +1,108 @@
+"""What losses of classes are made of: log-probabilities, the one of an index, and sums of these.
+
+Classes lie along dimension 1 of logits, or the only one; an index is compared with the number of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ..fusion.errors import untraceable
+from ..fusion.operators import ClassIndex, PositionsAlong
+from ..ops.binary import mul
+from ..ops.call import tracing_hook
+from ..ops.choice import where
+from ..ops.comparison import eq, ge, logical_and, lt
+from ..ops.reductions import amax, sum
+from ..ops.unary import exp, log, neg
+
+MOST = 1 << 24  # classes whose numbers a float32 tells apart
+
+
+class ClassLosses(NamedTuple):
+    """The losses of class indices."""
+
+    losses: Tensor  # of each index
+    weights: Tensor  # of each, by which a mean divides; 0 for the index that is ignored
+
+
+def class_dim(x: Tensor) -> int:
+    """Return the dimension of classes."""
+    return 0 if x.dim() == 1 else 1
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Return the logarithms of the probabilities of classes."""
+    shifted = x - amax(x, class_dim(x), True).detach()
+    return shifted - log(sum(exp(shifted), class_dim(x), True))
+
+
+def class_losses(
+    x: Tensor, logs: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float = 0.0
+) -> ClassLosses:
+    """Return the losses of indices, where ``logs`` are logarithms of probabilities, of the shape of ``x``."""
+    dim = class_dim(x)
+    classes = _count_classes(x, target, weight, ignore_index)
+    apply = cast("Callable[..., Tensor]", tracing_hook((x,)))  # these are traced, never called alone
+    index, number = apply(ClassIndex, (target, classes, ignore_index)), apply(PositionsAlong, (x, dim))
+    is_class, ignored = eq(index.unsqueeze(dim), number), eq(index, ignore_index)
+    along = None if weight is None else along_classes(weight, x)
+    ones = is_class.to(logs.dtype) if along is None else where(is_class, along, 0)
+    own = sum(ones, dim)
+    losses = neg(sum(where(is_class, logs, 0), dim))
+    losses = losses if along is None else losses * own
+    if smoothing:
+        every = sum(logs if along is None else mul(logs, along), dim)
+        losses = losses * (1 - smoothing) - every * (smoothing / classes)
+    in_range = logical_and(ge(index, 0), lt(index, classes))
+    return ClassLosses(where(ignored, 0, where(in_range, losses, torch.nan)), where(ignored, 0, own))
+
+
+def probability_losses(x: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
+    """Return the losses of probabilities ``target``, where ``x`` are logits."""
+    classes = _count(x, weight)
+    if smoothing:
+        target = target * (1 - smoothing) + smoothing / classes
+    logs = log_softmax(x)
+    if weight is not None:
+        logs = logs * along_classes(weight, x)
+    return neg(sum(logs * target, class_dim(x)))
+
+
+def along_classes(weight: Tensor, x: Tensor) -> Tensor:
+    """Return the weights of classes with dimensions that broadcast with ``x``."""
+    for _ in range(x.dim() - 2):
+        weight = weight.unsqueeze(-1)
+    return weight
+
+
+def reduced(each: ClassLosses, reduction: str) -> Tensor:
+    """Return the losses, or their mean or sum."""
+    if reduction == "none":
+        return each.losses
+    total = sum(each.losses)
+    return total if reduction == "sum" else total / sum(each.weights)
+
+
+def _count_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> int:
+    """Return how many classes there are; raise where torch will, and where a float is no index."""
+    dim, shape = class_dim(x), x.shape
+    if target.shape != shape[:dim] + shape[dim + 1 :]:
+        raise untraceable("indices of another shape than the logits have cannot be traced", "call it outside")
+    if max(shape[dim], abs(ignore_index)) >= MOST:
+        raise untraceable(f"indices of {MOST} and more cannot be traced", "call it outside the function")
+    return _count(x, weight)
+
+
+def _count(x: Tensor, weight: Tensor | None) -> int:
+    """Return how many classes there are; raise where there are none, or weights of others, which would broadcast."""
+    classes = x.shape[class_dim(x)]
+    if weight is not None and weight.shape != (classes,):
+        raise untraceable(f"weights of {tuple(weight.shape)} for {classes} classes cannot be traced", "pass one each")
+    if not classes:
+        raise untraceable("losses of no classes cannot be traced", "call it outside the function")
+    return classes
