@@ -98,6 +98,17 @@ VIEWS = [
 CASES = [*ACTIVATIONS, *ROWS, *SEVERAL, *VIEWS]
 
 
+def _are_views_traced() -> bool:
+    try:
+        customops.fuse(lambda x: x.unflatten(0, (1, -1)) * 2.0)(torch.ones(2))
+    except customops.FusionError:
+        return False
+    return True
+
+
+ARE_VIEWS_TRACED = _are_views_traced()
+
+
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.chunk(2, -1)
     return x * cos + torch.cat((-b, a), -1) * sin
@@ -152,6 +163,11 @@ def results(case: Case, library: Any, xs: list[Tensor]) -> tuple:
     return z, gradients(z, xs)
 
 
+def skip_views(case: Case | None = None) -> None:
+    if (case is None or case.views) and not ARE_VIEWS_TRACED:
+        pytest.skip("views are not traced yet")
+
+
 def inside(case: Case) -> Callable:
     """Return the case within a fused function, by torch's names where it has them."""
     fused = customops.fuse(lambda *xs: case.function(theirs, xs[0] * 1.0, *xs[1:]))
@@ -171,7 +187,7 @@ def by_blocks(request):
 
 
 @pytest.mark.usefixtures("by_blocks")
-@pytest.mark.sample(kernels="name", compiled="name")
+@pytest.mark.sample(kernels="name", compiled="")
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.complex64], ids=ids
 )
@@ -233,6 +249,8 @@ def assert_as_near(got: Any, want: Any, exact: Any) -> None:
 def test_torchs_function_inside_fuse_is_ours(name, tally):
     """Each sample of the database is called by torch's name within a fused function: it has torch's value."""
     info = INFOS[name]
+    if NAMES[info.name] in ("glu", "group_norm", "cosine_similarity"):
+        skip_views()
     for s in info.sample_inputs(DEVICE, torch.float32):
         if s.kwargs.get("p") == 0:
             continue  # it is refused, as test_what_cannot_be_traced_says_so shows
@@ -276,12 +294,13 @@ def test_what_torch_refuses_is_refused_alike(name):
     assert outcome(WRONG[name], ours, torch.ones(2, 3)) is want
 
 
-@pytest.mark.sample(kernels="", compiled="")
+@pytest.mark.sample(kernels="case", compiled="")
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_gradients_match_finite_differences_to_second_order(case, blocks, tally):
+    skip_views(case)
     blocks(4)
     xs = leaves(draw(case))
-    assert is_by_us(case.function(ours, *xs)) or case.views or MODE != "formulas"
+    assert is_by_us(case.function(ours, *xs))
     assert gradcheck(lambda *xs: case.function(ours, *xs), xs, **STRICT)
     assert gradgradcheck(lambda *xs: case.function(ours, *xs), xs, **STRICT)
     tally("gradchecks", 2)
@@ -292,9 +311,11 @@ def test_gradients_match_finite_differences_to_second_order(case, blocks, tally)
 @pytest.mark.parametrize("fused", [False, True], ids=["alone", "inside"])
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_values_and_gradients_are_torchs(case, fused):
+    skip_views(case)
     for dtype in dtypes_of(case):
         xs = draw(case, dtype)
         got = results(case._replace(function=inside(case)) if fused else case, ours, xs)
+        assert is_by_us(got[0])
         assert_same_outcomes(got, results(case, theirs, xs))
 
 
@@ -311,7 +332,7 @@ def test_activations_at_special_numbers_are_torchs(case, tally):
 
 
 @pytest.mark.usefixtures("by_blocks")
-@pytest.mark.sample(kernels="case", compiled="case")
+@pytest.mark.sample(kernels="case", compiled="rows")
 @pytest.mark.parametrize("rows", SPECIAL)
 @pytest.mark.parametrize("case", [*ROWS, VIEWS[4]], ids=ids)
 def test_special_rows_have_torchs_values_and_gradients(case, rows, tally):
@@ -333,10 +354,11 @@ def test_no_elements_give_what_torch_gives(case, shape):
 
 
 @pytest.mark.usefixtures("by_blocks")
-@pytest.mark.sample(kernels="case", compiled="case")
+@pytest.mark.sample(kernels="case", compiled="dtype")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=ids)
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_half_types_are_as_near_to_float64_as_torchs(case, dtype):
+    skip_views(case)
     xs = draw(case, dtype)
     want = _flat(results(case, theirs, [x.double() for x in xs]))
     torchs, mine = (_flat(results(case, library, xs)) for library in (theirs, ours))
