@@ -142,7 +142,7 @@ def in_float64(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Te
     given, saved = {x.data_ptr() for x in wide}, got[0].double()
 
     def unpack(x):
-        return saved if x.shape == saved.shape and x.data_ptr() not in given else x
+        return saved if x.shape == saved.shape and x.dtype == saved.dtype and x.data_ptr() not in given else x
 
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
         value = call(torch, *wide)

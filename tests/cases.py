@@ -89,12 +89,12 @@ def _pair(name: str) -> tuple[Call, ...]:
 
 
 def _bound(name: str) -> Call:
-    return Call(f"{name}(x, 0.7)", lambda lib, x: getattr(lib, name)(x, 0.7))
+    return Call(f"{name}(x, 0.75)", lambda lib, x: getattr(lib, name)(x, 0.75))
 
 
-def _of(lib: Any) -> Any:
-    """Return where a library has the functions that torch has in ``nn.functional`` alone."""
-    return torch.nn.functional if lib is torch else lib
+def functions_of(lib: Any, name: str) -> Any:
+    """Return where a library has a function, which torch may have in ``nn.functional`` alone."""
+    return lib if hasattr(lib, name) else torch.nn.functional
 
 
 _ABOVE, _EITHER = ("p",), ("p", "-p")
@@ -143,8 +143,8 @@ ROWS = (
         -2,
         2,
         (
-            Call("clamp(x, y, y + 1)", lambda lib, x, y: lib.clamp(x, y, y + 1), 2),
-            Call("clamp(x, -0.6, 1.1)", lambda lib, x: lib.clamp(x, -0.6, 1.1)),
+            Call("clamp(x, y, 1.125)", lambda lib, x, y: lib.clamp(x, y, x.new_tensor(1.125)), 2),
+            Call("clamp(x, -0.625, 1.125)", lambda lib, x: lib.clamp(x, -0.625, 1.125)),
         ),
         "Min(Max(x, low), high)",
         ("low - p", "(low + high)/2", "high + p"),
@@ -156,8 +156,8 @@ ROWS = (
         -3,
         3,
         (
-            Call("softplus(x)", lambda lib, x: _of(lib).softplus(x)),
-            Call("softplus(x, 2, 5)", lambda lib, x: _of(lib).softplus(x, 2, 5)),
+            Call("softplus(x)", lambda lib, x: functions_of(lib, "softplus").softplus(x)),
+            Call("softplus(x, 2, 5)", lambda lib, x: functions_of(lib, "softplus").softplus(x, 2, 5)),
         ),
         "Piecewise((x, beta*x > threshold), (log(1 + exp(beta*x))/beta, True))",
         ("-p", "threshold/(2*beta)", "(threshold + p)/beta"),

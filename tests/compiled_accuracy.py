@@ -170,7 +170,7 @@ def main(operators: Sequence[str]) -> None:
     names = {call.name for _, call in wanted}
     errors = [m for m in recorded().values() if m["operator"] not in names] + measured if operators else measured
     order = {call.name: k for k, (_, call) in enumerate(CALLS)}
-    errors.sort(key=lambda m: order[m["operator"]])
+    errors = sorted((m for m in errors if m["operator"] in order), key=lambda m: order[m["operator"]])
     lines = ",\n".join(f"  {json.dumps(m)}" for m in errors)
     RESULTS.write_text(f'{{\n "target": "{TARGET}",\n "errors": [\n{lines}\n ]\n}}\n')
     PAGE.write_text(page(errors))

@@ -44,7 +44,7 @@ class Spoken:
     def __gt__(self, other):
         return Spoken()
 
-    def __add__(self, other):
+    def new_tensor(self, number):
         return Spoken()
 
     def __customops__(self):
@@ -206,7 +206,8 @@ LIBRARIES = {
     "customops.triton_kernels.formulas": {
         "tl": TRITON,
         **CONSTANTS,
-        "_or_tiny": lambda x, z: z,
+        "_or_tiny": lambda x, tangent, z: z,
+        "_exp2": lifted(lambda x: 2**x),
         "libdevice": TRITON,
         "INTERPRETED": False,
         "division": SimpleNamespace(divide=lifted(python.truediv), divide_by_small=lifted(python.truediv)),

@@ -35,11 +35,7 @@ def _float(x):
 
 
 def _index(x):
-    return x[0] * 2
-
-
-def _loop(x):
-    return [row * 2 for row in x]
+    return x[[0, 1]] * 2
 
 
 def _scan(x):
@@ -129,8 +125,10 @@ REFUSED = {
     _truth: ("while customops.sum(x)", "branch on shapes"),
     _item: (".item()", "argument"),
     _float: ("float(customops.sum(x))", "argument"),
-    _index: ("x[0] * 2", "indexing a traced tensor is not supported; index before calling the fused function"),
-    _loop: ("for row in x", "take it apart before calling the fused function"),
+    _index: (
+        "x[[0, 1]] * 2",
+        "an index of type list cannot be traced, only ints, slices, None and ...; do that outside",
+    ),
     _scan: ("torch.cumsum(x, 0)", "torch.cumsum cannot be traced, as it adds up along an axis"),
     _random: ("dropout(x, 0.5)", "dropout cannot be traced, as it takes random numbers; do that outside the function"),
     _gather: ("x.gather(0, x)", "Tensor.gather() cannot be traced, as it reads or writes elements by index"),

@@ -66,7 +66,7 @@ def test_another_shape_derives_nothing(monkeypatch, replan):
         return {back.number(i) for i in numbers}
 
     assert counts(5, 5) == {5}
-    monkeypatch.setattr(build, "_build", None)
+    monkeypatch.setattr(build, "_Builder", None)
     assert counts(3, 7) == {3, 7}
     with pytest.raises(RuntimeError, match="size"):
         center.program(torch.ones(3, 7), torch.ones(6))

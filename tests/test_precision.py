@@ -84,7 +84,10 @@ def test_complex_derivatives_follow_the_conjugate_convention(row, call, device):
 
     Torch's gradients are the same.
     """
-    if row.name in ("relu", "maximum", "minimum", "amax", "amin"):
+    if (
+        row.name in ("relu", "maximum", "minimum", "amax", "amin", "sign", "erf", "where", "softplus")
+        or "clamp" in row.name
+    ):
         pytest.skip(f"{row.name} takes no complex numbers")
     xs = [_complex(row, torch.complex128, i, device).detach() for i in range(call.arity)]
     directions = tuple(x.roll(1) * 1j for x in xs)

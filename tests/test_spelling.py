@@ -36,6 +36,7 @@ SPELLINGS = {  # what is written, and the same in the package's spelling
     "torch.divide(x, 2, rounding_mode=None)": "x / 2",
     "x.pow(2) + torch.pow(2.5, x)": "x**2 + 2.5**x",
     "torch.pow(x, exponent=y)": "x**y",
+    "torch.pow(x, 2) * torch.pow(x, 1.7)": "x**2 * x**1.7",
     "torch.maximum(x, y)": "ops.maximum(x, y)",
     "torch.max(x, y) + x.min(y)": "ops.maximum(x, y) + ops.minimum(x, y)",
     "torch.max(x) - x.min()": "ops.amax(x) - ops.amin(x)",
@@ -154,6 +155,28 @@ def test_random_numbers_are_drawn_at_every_call(draw, device, blocks):
     fused = fuse(lambda x: x * draw())
     x = torch.ones(3, device=device)
     assert len({float(fused(x)[0]) for _ in range(4)}) == 4
+
+
+def test_only_isinstance_is_told_that_a_stand_in_is_a_tensor(device):
+    """Torch's C++ would read the memory of a tensor where a stand-in stands in the place of a number."""
+    seen = []
+
+    def function(x):
+        seen.extend(
+            [
+                isinstance(x, torch.Tensor),
+                torch.is_tensor(x),
+                isinstance(
+                    x,
+                    torch.Tensor | int,
+                ),
+                x.__class__ is not torch.Tensor,
+            ]
+        )
+        return torch.pow(x, 2)
+
+    fuse(function).program(torch.ones(3, device=device))
+    assert seen == [True] * 4
 
 
 def test_under_a_default_dtype_a_number_has_it(device):

@@ -45,7 +45,7 @@ def log1p(x):
     if INTERPRETED:
         return _portable_log1p(x)
     else:
-        return _or_tiny(x, libdevice.log1p(x))
+        return _or_tiny(x, x, libdevice.log1p(x))
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def exp2(x):
     if INTERPRETED:
         return tl.exp2(x)
     else:
-        return libdevice.exp2(x)
+        return _exp2(x)
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def expm1(x):
     if INTERPRETED:
         return _portable_expm1(x)
     else:
-        return _or_tiny(x, libdevice.expm1(x))
+        return _or_tiny(x, x, libdevice.expm1(x))
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def sin(x):
     if INTERPRETED:
         return tl.sin(x)
     else:
-        return _or_tiny(x, libdevice.sin(x))
+        return _or_tiny(x, x, libdevice.sin(x))
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def cos_dx(g, x):
 
 @triton.jit
 def erf(x):
-    return tl.erf(x)
+    return _or_tiny(x, x * ERF_SLOPE, tl.erf(x))
 
 
 @triton.jit
@@ -419,8 +419,7 @@ def clamp_dhigh(g, x, low, high):
 
 @triton.jit
 def clamp_min(x, y):
-    x, y = tl.broadcast(x, y)
-    return tl.where(x < y, y, tl.where(y != y, y, x))  # noqa: PLR0124 - a nan
+    return maximum(x, y)
 
 
 @triton.jit
@@ -435,8 +434,7 @@ def clamp_min_dy(g, x, y):
 
 @triton.jit
 def clamp_max(x, y):
-    x, y = tl.broadcast(x, y)
-    return tl.where(x > y, y, tl.where(y != y, y, x))  # noqa: PLR0124 - a nan
+    return minimum(x, y)
 
 
 @triton.jit
@@ -623,9 +621,16 @@ def _root(x):
 
 
 @triton.jit
-def _or_tiny(x, z):
-    """Return ``z``, a function of slope 1 at 0, but x where it is tiny: libdevice takes subnormal numbers for 0."""
-    return tl.where(tl.abs(x) < 2.0**-60, x, z)
+def _or_tiny(x, tangent, z):
+    """Return ``z``, a function of x, but its tangent at 0 where x is tiny: libdevice takes subnormal numbers for 0."""
+    return tl.where(tl.abs(x) < 2.0**-60, tangent, z)
+
+
+@triton.jit
+def _exp2(x):
+    """Return 2^x by libdevice, which gives 0 for what is subnormal in float32: by 2^(x + 64) there."""
+    z = libdevice.exp2(tl.where(x < -125, x + 64, x))
+    return tl.where(x < -125, z * 2.0**-64, z)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..runtime.memory import allocate, like_argument, positions
+from ..runtime.memory import allocate, like_argument, positions, write_zeros
 from ..runtime.paths import has_kernel
 from ..runtime.plans import planner, recall, remember
 from ..runtime.specs import TensorSpec, contiguous, like_strides, spec_of
@@ -19,6 +19,7 @@ from .axes import NOTHING, Dims
 from .graph import Constant, Graph, Input, Position
 from .partition import partition
 from .stages import Binding, scratch_binding
+from .views import WHOLE, Seen, Share, View, is_whole
 
 COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32} | {
     dtype: dtype for dtype in (torch.float32, torch.float64)
@@ -53,7 +54,18 @@ class Executable:
     gradient's memory for its own, to accumulate in.
     """
 
-    __slots__ = ("_like", "_results", "buffers", "numbers", "plan", "spills", "stage_count")
+    __slots__ = (
+        "_like",
+        "_results",
+        "_seen",
+        "_targets",
+        "_zeros",
+        "buffers",
+        "numbers",
+        "plan",
+        "spills",
+        "stage_count",
+    )
 
     def __init__(
         self,
@@ -65,12 +77,14 @@ class Executable:
         statistics: Sequence[int] = (),
         known: Mapping[int, Dims] = NOTHING,
         plans: Any = None,
+        seen: Seen | None = None,
     ):
         """Make the kernels.
 
         Args:
             graph: what to compute.
-            tensors: by value, what it will be called with, in order: inputs, and values that were computed before.
+            tensors: by value, what it will be called with, in order: inputs, and values that were computed before;
+                where parts are ``seen``, the tensors that these are parts of, in their order.
             specs: what each result is to be.
             common: the dtype that values are rounded to as they are loaded.
             distinct: whether no two results, and no result and input, may share memory.
@@ -78,8 +92,14 @@ class Executable:
             known: the values among ``tensors`` that were results, with the axis of each dimension; others that are no
                 inputs were statistics.
             plans: the module that makes plans; by default that of the tensors' device.
+            seen: the parts of tensors that the values are, None if each is a tensor as it is. ``specs`` are those of
+                the tensors.
         """
         device = next(iter(tensors.values())).device
+        aligned = {i: x.data_ptr() % VECTOR_BYTES == 0 for i, x in tensors.items()}
+        if seen:  # a part of a tensor that is not aligned may be, but then not that of every such tensor
+            tensors = {i: view.of(tensors[i]) for i, _, view in seen.operands}
+            aligned = {i: aligned[i] and x.data_ptr() % VECTOR_BYTES == 0 for i, x in tensors.items()}
         results = [*graph.results, *((i, tuple(sorted(graph.axes[i]))) for i in statistics)]
         specs = [*specs, *(_statistic_spec(graph, i, COMPUTE[common], device) for i in statistics)]
         ancestors = graph.ancestors([value for value, _ in results], tensors)
@@ -88,13 +108,18 @@ class Executable:
         ranges = [positions(graph.sizes[graph.values[i].axis], COMPUTE[common], device) for i in counted]
         self.numbers = (*ranges, *(graph.number(i) for i in constants))  # arguments of the plan, after the tensors
         self.buffers: list[TensorSpec] = []  # the tensors that kernels write: the last arguments
+        self._seen = seen and tuple(seen.operands)
         self._results: list[Result] = []
-        outputs = self._place_results(graph, tensors, results, specs, distinct)
+        self._zeros: list[tuple[int, View]] = []  # the parts of buffers that no kernel writes
+        self._targets: list[tuple[int, View]] = []  # what kernels write: the buffer, and which part of it
+        whole = [(Share(k, WHOLE),) for k in range(len(results))]
+        shares = whole if seen is None else [*seen.shares, *whole[len(graph.results) :]]
+        outputs = self._place_results(graph, tensors, results, specs, shares, distinct)
         self._like = like_argument(self.buffers, list(tensors.values()))
         unrounded = {i for i in tensors if i not in known and not isinstance(graph.values[i], Input)}
-        arguments = [Argument(x.dtype, x.data_ptr() % VECTOR_BYTES == 0, i in unrounded) for i, x in tensors.items()]
+        arguments = [Argument(x.dtype, aligned[i], i in unrounded) for i, x in tensors.items()]
         arguments += [Argument(x.dtype, is_scratch=True) for x in ranges]  # no half type would hold them
-        arguments += [None] * len(constants) + [Argument(spec.dtype) for spec in self.buffers]
+        arguments += [None] * len(constants) + [self._argument(*target) for target in self._targets]
         plans = plans or planner(device)
         read = {**tensors, **dict(zip(counted, ranges, strict=True))}
         pieces = partition(
@@ -117,33 +142,81 @@ class Executable:
         tensors: dict[int, Tensor],
         results: Sequence[tuple[int, Dims]],
         specs: Sequence[TensorSpec],
+        shares: Sequence[Sequence[Share]],
         distinct: bool,
     ) -> list[tuple[int, Binding]]:
-        """Find ``buffers`` and ``_results``; return the value of each buffer, and its binding."""
+        """Find ``buffers``, what is written of them, and ``_results``; return the value of each, and its binding."""
         order, first = list(tensors), len(tensors) + len(self.numbers)
         outputs: list[tuple[int, Binding]] = []
         position: dict[Any, int] = {}  # of the buffers
-        for k, ((value, dims), spec) in enumerate(zip(results, specs, strict=True)):
-            varying = tuple(a if a in graph.axes[value] else None for a in dims)
+        for k, (pieces, spec) in enumerate(zip(shares, specs, strict=True)):
+            if not is_whole(pieces):
+                self._results.append(_itself(False, len(self.buffers)))
+                outputs += self._place_parts(results, pieces, spec, first + len(outputs))
+                continue
+            result = pieces[0].result
+            assert result is not None  # what is zero as a whole is no result
+            value, dims = results[result]
+            own = graph.axes[value]  # along other axes it is the same
+            is_written = [a in own or (distinct and stride) for a, stride in zip(dims, spec.strides, strict=True)]
+            varying = tuple(a if written else None for a, written in zip(dims, is_written, strict=True))
             if not distinct and _is_view_of_input(graph.values[value], dims, varying, tensors.get(value), spec):
                 self._results.append(_view_of_input(graph, order.index(value), graph.values[value].dims, dims))
                 continue
             shape = torch.Size(1 if a is None else n for a, n in zip(varying, spec.shape, strict=True))
             key = k if distinct else (value, spec)
             if key not in position:
-                position[key] = len(outputs)
+                position[key] = len(self.buffers)
                 strides = spec.strides if shape == spec.shape else contiguous(shape)
                 outputs.append((value, Binding(first + len(outputs), varying, strides)))
+                self._targets.append((len(self.buffers), WHOLE))
                 self.buffers.append(spec._replace(shape=shape, strides=strides))
             at = position[key]
             self._results.append(_itself(False, at) if shape == spec.shape else Result(False, at, spec.shape))
         return outputs
 
+    def _place_parts(
+        self, results: Sequence[tuple[int, Dims]], pieces: Sequence[Share], spec: TensorSpec, first: int
+    ) -> list[tuple[int, Binding]]:
+        """Make a buffer of which results are parts; return the value of each part that kernels write, and its binding.
+
+        ``first`` is the argument that the first of them is.
+        """
+        outputs: list[tuple[int, Binding]] = []
+        for result, view in pieces:
+            target = len(self.buffers), view
+            if result is None:
+                self._zeros.append(target)
+                continue
+            value, dims = results[result]
+            strides = view.of(_without_memory(spec)).stride()
+            dims = tuple(a if stride else None for a, stride in zip(dims, strides, strict=True))
+            outputs.append((value, Binding(first + len(outputs), dims, strides)))
+            self._targets.append(target)
+        self.buffers.append(spec)
+        return outputs
+
+    def _argument(self, buffer: int, view: View) -> Argument:
+        """Return what a plan knows of a part of a buffer."""
+        spec = self.buffers[buffer]
+        offset = view.of(_without_memory(spec)).storage_offset() if view.steps else 0
+        return Argument(spec.dtype, offset * spec.dtype.itemsize % VECTOR_BYTES == 0)
+
+    def operands(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what kernels load of the tensors that it is called with."""
+        return [view.of(tensors[k]) for _, k, view in self._seen] if self._seen else tensors
+
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the results for tensors in the same order, and after them the statistics."""
-        buffers = allocate(self.buffers, self._like, tensors)
+        if self._seen:
+            tensors = self.operands(tensors)
+        buffers = targets = allocate(self.buffers, self._like, tensors)
+        if self._seen:
+            targets = [view.of(buffers[k]) for k, view in self._targets]
+            for k, view in self._zeros:
+                write_zeros(view.of(buffers[k]))
         if self.plan:
-            self.plan([*tensors, *self.numbers], buffers)
+            self.plan([*tensors, *self.numbers], targets)
         results = []
         for result in self._results:
             is_buffer = result.shape is None and not result.is_input  # most are: without a call
@@ -159,6 +232,10 @@ def _input_bindings(graph: Graph, tensors: dict[int, Tensor], known: Mapping[int
         dims = (node.axis,) if isinstance(node, Position) else known.get(i, getattr(node, "dims", None))
         bindings[i] = scratch_binding(graph, i, k) if dims is None else Binding(k, dims, x.stride())
     return bindings
+
+
+def _without_memory(spec: TensorSpec) -> Tensor:
+    return torch.empty_strided(spec.shape, spec.strides, device="meta")
 
 
 def _statistic_spec(graph: Graph, value: int, dtype: torch.dtype, device: torch.device) -> TensorSpec:

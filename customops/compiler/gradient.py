@@ -95,7 +95,8 @@ class _Differentiation:
     def backpropagate(self) -> None:
         """Go through the values from the last to the first, and give each input its share of the cotangents."""
         for g, output in enumerate(self.outputs):
-            self.accumulate(self.offset + self.forward.results[output][0], Pending(), g)
+            value = self.offset + self.forward.results[output][0]
+            self.accumulate(value, Pending(self.graph.axes[g] - self.graph.axes[value]), g)
         for value in reversed(range(self.offset, self.offset + len(self.forward.values))):
             node = self.graph.values[value]
             self._divide_where_due(value, node)

@@ -23,7 +23,7 @@ from ..triton_kernels.tiling import MAX_THREAD_VALUES
 from .axes import NO_AXES, Axes
 from .graph import Constant, Graph, Op, Renamed
 from .schedule import InputsOf, best_spill_point, kernel_order, live_values
-from .stages import Binding, Bound, ConstexprParameter, describe_stage, scratch_binding
+from .stages import Binding, Bound, ConstexprParameter, axes_of, describe_stage, scratch_binding
 
 MAX_OPS = 1024  # values that a kernel computes: it takes about a second to compile
 MAX_LIVE = 160  # values that a thread holds of each element where it holds no row, fewer if they are doubles
@@ -126,9 +126,11 @@ class _Partitioner:
         """Add the stages that write ``outputs``: those computed over the same domain share one."""
         while True:
             self._bind_renamed([value for value, _ in outputs])
+            self._bind_repeated(outputs)
             by_domain: dict[Axes, list[Bound]] = {}
             for value, binding in outputs:
-                by_domain.setdefault(self._domain(value), []).append((value, binding))
+                domain = self._domain(value) | axes_of(binding)
+                by_domain.setdefault(domain, []).append((value, binding))
             kernels_or_sub = [one for group in by_domain.values() for one in self._split(group)]
             sub = next((one for one in kernels_or_sub if isinstance(one, SubPartition)), None)
             if sub is None:
@@ -146,6 +148,14 @@ class _Partitioner:
                     self._spill(SubPartition((source,), "it meets itself along another axis"))
                 binding, renamed = self.bindings[source], dict(zip(node.old, node.new, strict=True))
                 self.bindings[i] = binding._replace(dims=tuple(renamed.get(a) for a in binding.dims))
+
+    def _bind_repeated(self, outputs: Sequence[Bound]) -> None:
+        """Bind what is written along more axes than it varies along, if it is reduced: a kernel writes that once."""
+        for value, binding in outputs:
+            if axes_of(binding) <= self.graph.axes[value] or value in self.bindings:
+                continue
+            if any(map(self._reduced, self.graph.ancestors([value], self.bindings))):
+                self._spill(SubPartition((value,), "it is repeated along another axis"))
 
     def _spill(self, sub: SubPartition, outputs: Sequence[Bound] = ()) -> list[Bound]:
         """Add the stages of ``sub``, which write its values to scratch buffers. Return the outputs that are left."""

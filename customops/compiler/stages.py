@@ -23,6 +23,11 @@ ConstexprParameter = Callable[[str], str | None]  # the parameter of a formula t
 Bound = tuple[int, Binding]  # a value, and where it is to be written
 
 
+def axes_of(binding: Binding) -> Axes:
+    """Return the axes that a tensor has."""
+    return frozenset(a for a in binding.dims if a is not None)
+
+
 def scratch_binding(graph: Graph, value: int, argument: int) -> Binding:
     """Return where ``value`` lies in a scratch buffer, which is this argument: dense, its axes in order."""
     axes = tuple(sorted(graph.axes[value]))
@@ -53,7 +58,8 @@ def describe_stage(
     """
     computed = [i for i in values if isinstance(graph.values[i], Op) and i not in bindings]
     reduced_axes = (graph.values[i].reduced for i in computed)
-    axes = sorted(NO_AXES.union(*(graph.axes[i] for i in values), *reduced_axes))
+    written = (axes_of(binding) for _, binding in outputs)
+    axes = sorted(NO_AXES.union(*(graph.axes[i] for i in values), *reduced_axes, *written))
     reduced = {i: graph.values[i].inputs[0] for i in epilogues.values()}
     ops = [i for i in computed if i not in reduced]
     constants = {i: _constant(graph, i, constexpr_parameter) for i in ops}

@@ -3,114 +3,239 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..compiler.axes import NO_AXES, AxisUnion, Dims
+from ..compiler.axes import NO_AXES
+from ..compiler.axis_union import NotNested, Shape
 from ..compiler.graph import Constant, Graph, Input, Op, Renamed
-from ..runtime.reduction import reduced_axes
-from .operators import Cast, Detach, Fill, Ref, TraceOperator, is_elementwise, rounding
+from ..compiler.views import Part, Piece, Presentation, parts
+from ..ops.binary import Add, Div, Mul
+from ..ops.reductions import Amax, Amin, Mean, Sum
+from .errors import FusionError
+from .miniature import SmallTrace, small_trace
+from .operators import Cast, Detach, Fill, Ref, is_elementwise, rounding
+from .shapes import Cat, Contiguous, Expand, Narrow, Permute, Regroup, is_shape_operator
 from .trace import Node, Trace
+from .value_axes import ValueAxes
+
+_REPEATED = Sum, Mean, Amax, Amin  # the reductions of equal elements that are known: the element, or for Sum a product
+First = tuple[int, ...]  # the position of the first element of a part of a value, along each of its dimensions
 
 
-def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Graph:
+class Built(NamedTuple):
+    """What is built of a trace for tensors of some shapes."""
+
+    graph: Graph
+    presentation: Presentation  # how the graph sees the tensors
+    shapes: tuple[tuple[int, ...], ...]  # of the results, if it has views; none otherwise, as they depend on the sizes
+    small: SmallTrace | None  # the trace as it is for small tensors, if it has views
+
+
+def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Built:
     """Return the graph of ``trace`` for tensors of these names and shapes.
 
-    It is built once for all shapes that have size 1 in the same places. Raises ValueError if the shapes do not
-    broadcast.
+    Without views it is built once for all shapes that have size 1 in the same places. Raises ValueError if the shapes
+    do not broadcast, FusionError where views divide a dimension in ways that do not nest.
     """
+    if trace.has_views:
+        try:
+            return _Builder(trace, names, shapes).built()
+        except NotNested as error:
+            raise FusionError(f"fuse: {error}; do that outside the function") from None
     key = tuple(names), tuple([tuple([n == 1 for n in shape]) for shape in shapes])
     known = trace.graphs.get(key)
     if known is None:
-        known = trace.graphs[key] = _build(trace, names, shapes)
-    return known.resized(known.sizes_for(shapes))
+        known = trace.graphs[key] = _Builder(trace, names, shapes).built()
+    return known._replace(graph=known.graph.resized(known.graph.sizes_for(shapes)))
 
 
-def _build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Graph:
-    axes = _Axes(trace, shapes)
-    graph = Graph(axes.sizes())
-    index = [graph.add(Input(name, dims)) for name, dims in zip(names, axes.dims, strict=False)]  # of each value
-    detached: set[int] = set()  # values of the trace
-    for i, (operator, inputs) in enumerate(trace.nodes, len(shapes)):
-        positions = frozenset(k for k, x in enumerate(inputs) if isinstance(x, Ref) and x.value in detached)
-        if issubclass(operator, TraceOperator):
-            index.append(_own(graph, trace, index[inputs[0].value], i, positions))
-            if operator in (Detach, Fill) or positions:
-                detached.add(i)
-        elif i in axes.reduced:
-            reduced = frozenset(a for a in axes.reduced[i] if a is not None)
-            if not reduced and positions:
-                detached.add(i)
-            x = index[inputs[0].value]
-            index.append(graph.reduce(operator.formula.__name__, x, reduced, operator, bool(positions)))
-        else:
-            operands = _operands(graph, axes, index, i, inputs)
-            index.append(graph.add(Op(operator.formula.__name__, operands, NO_AXES, operator, positions)))
-    graph.results = [(index[ref.value], axes.dims[ref.value]) for ref in trace.outputs]
-    graph.detached_results = frozenset(k for k, ref in enumerate(trace.outputs) if ref.value in detached)
-    return graph
+class _Value(NamedTuple):
+    """A part of a value of the trace, in the graph."""
+
+    at: int  # which value of the graph
+    is_detached: bool  # whether its derivative is zero
 
 
-def _own(graph: Graph, trace: Trace, x: int, i: int, positions: frozenset[int]) -> int:
-    """Return what value ``i`` of the trace, of an operator that only traces have, is in the graph: ``x``, or of it."""
-    operator, inputs = trace.nodes[i - trace.arity]
-    if operator is Fill:
-        return graph.add(Op("full_like", (x, graph.add(Constant(inputs[1]))), detached=frozenset({0})))
-    rounds = rounding(trace.dtypes[inputs[0].value], trace.dtypes[i]) if operator is Cast else None
-    return graph.add(Op(rounds.formula.__name__, (x,), NO_AXES, rounds, positions)) if rounds else x
+class _Builder:
+    """Makes the graph of a trace: for each part of a value of the trace, a value of the graph."""
+
+    def __init__(self, trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]):
+        self.trace, self.names = trace, names
+        self.axes = ValueAxes(trace, shapes)
+        union = self.axes.union
+        self.sizes = [tuple(map(union.size, shape)) for shape in self.axes.shapes]  # of each value
+        self.parts = [self._parts(shape) for shape in self.axes.shapes]
+        self.renamed = {key: self._parts(shape) for key, shape in self.axes.renamed.items()}
+        found = [part.dims for each in (*self.parts, *self.renamed.values()) for part in each.values()]
+        self.graph = Graph({a: union.sizes[a] for a in sorted({a for dims in found for a in dims if a is not None})})
+        self.values: list[dict[First, _Value]] = []
+
+    def _parts(self, shape: Shape) -> dict[First, Part]:
+        return {part.first: part for part in parts(self.axes.union, shape)}
+
+    def built(self) -> Built:
+        """Return the graph, and how it sees tensors."""
+        arity = self.trace.arity
+        inputs = [self._input(name, parts) for name, parts in zip(self.names, self.parts[:arity], strict=True)]
+        for i, node in enumerate(self.trace.nodes, arity):
+            try:
+                is_read = not self.trace.is_unread[i - arity]
+                self.values.append({first: self._value(i, node, first) for first in self.parts[i] if is_read})
+            except NotNested as error:
+                raise NotNested(f"{self.trace.places[i - arity]}: {error}") from None
+        results = tuple(self._result(ref.value) for ref in self.trace.outputs)
+        presentation = Presentation(tuple(self.names), tuple(inputs), results)
+        if not self.trace.has_views:
+            return Built(self.graph, presentation, (), None)
+        shapes = tuple(self.sizes[ref.value] for ref in self.trace.outputs)
+        return Built(self.graph, presentation, shapes, small_trace(self.trace, self.axes))
+
+    def _input(self, name: str, parts: dict[First, Part]) -> tuple[Piece, ...]:
+        """Add an input of the graph for each part of a tensor."""
+        indices = [self.graph.add(Input(part.view.text(name), part.dims)) for part in parts.values()]
+        self.values.append({first: _Value(index, False) for first, index in zip(parts, indices, strict=True)})
+        return tuple(Piece(index, part.view) for index, part in zip(indices, parts.values(), strict=True))
+
+    def _result(self, value: int) -> tuple[Piece, ...]:
+        """Make each part of a value a result of the graph."""
+        pieces = []
+        for first, part in self.parts[value].items():
+            index, is_detached = self.values[value][first]
+            pieces.append(Piece(len(self.graph.results), part.view))
+            if is_detached:
+                self.graph.detached_results |= {len(self.graph.results)}
+            self.graph.results.append((index, part.dims))
+        return tuple(pieces)
+
+    def _value(self, i: int, node: Node, first: First) -> _Value:
+        """Add the part of value ``i`` that starts at ``first``."""
+        if node.operator is Detach:
+            return self.values[node.inputs[0].value][first]._replace(is_detached=True)
+        if is_shape_operator(node.operator):
+            return self._operand(i, node, *self._moved_from(i, node, first))
+        if node.operator in (Cast, Fill):
+            return self._rounded_or_filled(i, node, self._operand(i, node, 0, first))
+        if is_elementwise(node.operator):
+            return self._elementwise(i, node, first)
+        return self._reduced(i, node, first)
+
+    def _rounded_or_filled(self, i: int, node: Node, x: _Value) -> _Value:
+        """Return the part ``x`` rounded to another dtype, or a number in place of its elements."""
+        detached = {0} if x.is_detached else set()
+        if node.operator is Fill:
+            number = self.graph.add(Constant(node.inputs[1]))
+            return _Value(self.graph.add(Op("full_like", (x.at, number), detached=frozenset({0}))), True)
+        rounds = rounding(self.trace.dtypes[node.inputs[0].value], self.trace.dtypes[i])
+        return x._replace(at=self._op(rounds, [x.at], detached)) if rounds else x
+
+    def _operand(self, i: int, node: Node, k: int, first: First) -> _Value:
+        """Return the part of input ``k`` of a node that starts at ``first``, with the axes that the node sees."""
+        x = node.inputs[k].value
+        value = self.values[x][first]
+        renamed = self.renamed.get((i, k))
+        if renamed is None:
+            return value
+        alias = Renamed((value.at,), self.parts[x][first].dims, renamed[first].dims)
+        return value._replace(at=self.graph.add(alias))
+
+    def _moved_from(self, i: int, node: Node, first: First) -> tuple[int, First]:
+        """Return from which input, and where in it, a part of the value of a shape operator comes."""
+        operator, inputs = node
+        if operator is Cat:
+            d, *tensors = inputs
+            ends = list(accumulate(self.sizes[x.value][d] for x in tensors))
+            k = next(k for k, end in enumerate(ends) if first[d] < end)
+            start = ends[k] - self.sizes[tensors[k].value][d]
+            return k + 1, (*first[:d], first[d] - start, *first[d + 1 :])
+        own = self.sizes[inputs[0].value]
+        if operator is Contiguous:
+            return 0, first
+        if operator is Regroup:
+            return 0, _unraveled(_raveled(first, self.sizes[i]), own)
+        if operator is Permute:
+            return 0, tuple(first[inputs[1].index(d)] for d in range(len(own)))
+        if operator is Narrow:
+            _, d, start, _ = inputs
+            return 0, (*first[:d], first[d] + start, *first[d + 1 :])
+        assert operator is Expand
+        return 0, _without_repetition(first, own)
+
+    def _elementwise(self, i: int, node: Node, first: First) -> _Value:
+        operands, detached = [], set()
+        for k, x in enumerate(node.inputs):
+            if not isinstance(x, Ref):
+                operands.append(self.graph.add(Constant(x.item() if isinstance(x, Tensor) else x)))
+                continue
+            value = self._operand(i, node, k, _without_repetition(first, self.sizes[x.value]))
+            operands.append(value.at)
+            if value.is_detached:
+                detached.add(k)
+        return _Value(self._op(node.operator, operands, detached), False)
+
+    def _op(self, operator: Any, operands: Sequence[int], detached: Sequence[int] | set[int] = ()) -> int:
+        name = operator.formula.__name__
+        return self.graph.add(Op(name, tuple(operands), NO_AXES, operator, frozenset(detached)))
+
+    def _reduced(self, i: int, node: Node, first: First) -> _Value:
+        """Reduce each of the parts of the input that the value is reduced of, and add these up."""
+        x, positions = node.inputs[0].value, self.axes.reduced[i]
+        keeps = len(first) == len(self.sizes[x])
+        kept = [n for d, n in enumerate(first) if not keeps or d not in positions]
+        apart = [p for p in self.parts[x].values() if [n for d, n in enumerate(p.first) if d not in positions] == kept]
+        if len(apart) == 1:
+            return self._reduce(i, node.operator, apart[0])
+        if node.operator not in (Sum, Mean):
+            raise NotNested(f"{node.operator.__name__.lower()} reduces a dimension that is sliced or concatenated")
+        terms = [self._reduce(i, Sum, part) for part in apart]
+        total = terms[0]
+        for term in terms[1:]:
+            operands = total.at, term.at, self.graph.add(Constant(1))
+            detached = {k for k, each in enumerate((total, term)) if each.is_detached}
+            total = _Value(self._op(Add, operands, detached), False)
+        if node.operator is Mean:
+            count = self.graph.add(Constant(prod(self.sizes[x][d] for d in positions)))
+            total = _Value(self._op(Div, (total.at, count), {0} if total.is_detached else ()), False)
+        return total
+
+    def _reduce(self, i: int, operator: Any, part: Part) -> _Value:
+        """Reduce one part of the input of value ``i``; along axes that it is repeated along, that is a product."""
+        x = self.trace.nodes[i - self.trace.arity].inputs[0].value
+        index, is_detached = self.values[x][part.first]
+        dims = zip(part.dims, part.origin, strict=True)
+        axes = frozenset(a for a, d in dims if a is not None and d in self.axes.reduced[i])
+        varying = axes & self.graph.axes[index]
+        if varying != axes and operator not in _REPEATED:
+            raise NotNested(f"{operator.__name__.lower()} reduces a dimension along which a value is repeated")
+        reduced = self.graph.reduce(operator.formula.__name__, index, varying, operator, is_detached)
+        is_detached = is_detached and not varying
+        if varying != axes and operator is Sum:
+            count = self.graph.add(Constant(self.graph.count(axes - varying)))
+            return _Value(self._op(Mul, (reduced, count), {0} if is_detached else ()), False)
+        return _Value(reduced, is_detached)
 
 
-def _operands(graph: Graph, axes: _Axes, index: Sequence[int], i: int, inputs: Sequence) -> tuple[int, ...]:
-    """Return the values of the graph that elementwise operator ``i`` of the trace is applied to."""
-    operands = []
-    for k, x in enumerate(inputs):
-        number = x.item() if isinstance(x, Tensor) else x
-        operand = index[x.value] if isinstance(x, Ref) else graph.add(Constant(number))
-        if (i, k) in axes.renamed:
-            operand = graph.add(Renamed((operand,), axes.dims[x.value], axes.renamed[i, k]))
-        operands.append(operand)
-    return tuple(operands)
+def _without_repetition(first: First, own: Sequence[int]) -> First:
+    """Return where a part of a value starts in what was broadcast to it, of these sizes."""
+    aligned = first[len(first) - len(own) :]
+    return tuple(at if n != 1 else 0 for at, n in zip(aligned, own, strict=True))
 
 
-class _Axes:
-    """The axes of each value of a trace. Raises ValueError if the shapes do not broadcast."""
+def _raveled(first: First, sizes: Sequence[int]) -> int:
+    """Return the position of an element among all, in order."""
+    at = 0
+    for position, n in zip(first, sizes, strict=True):
+        at = at * n + position
+    return at
 
-    def __init__(self, trace: Trace, shapes: Sequence[Sequence[int]]):
-        self._union = AxisUnion()
-        self.dims: list[Dims] = [self._union.new(shape) for shape in shapes]  # of each value
-        self.reduced: dict[int, Dims] = {}  # by value, the axes that a reduction reduces
-        self.renamed: dict[tuple[int, int], Dims] = {}  # by value and position, the new axes of an input
-        for i, node in enumerate(trace.nodes, len(shapes)):
-            self.dims.append(self._broadcast(i, node) if is_elementwise(node.operator) else self._reduce(i, node))
-        self.dims = [self._union.roots(each) for each in self.dims]
-        self.reduced = {i: self._union.roots(each) for i, each in self.reduced.items()}
-        self.renamed = {key: self._union.roots(each) for key, each in self.renamed.items()}
 
-    def sizes(self) -> dict[int, int]:
-        """Return the number of elements along each axis."""
-        return {self._union.root(a): n for a, n in enumerate(self._union.sizes)}
-
-    def _broadcast(self, i: int, node: Node) -> Dims:
-        """Return the axes of an elementwise operator's value.
-
-        If two axes of one tensor would become one, as a value meets itself along another axis, all but the input of
-        most dimensions are renamed.
-        """
-        tensors = {k: self.dims[x.value] for k, x in enumerate(node.inputs) if isinstance(x, Ref)}
-        dims = self._union.broadcast(list(tensors.values()), self.dims)
-        if dims is None:
-            largest = max(tensors, key=lambda k: len(tensors[k]))
-            renamed = {k: self._union.renew(tensors[k]) for k in tensors if k != largest}
-            self.renamed |= {(i, k): new for k, new in renamed.items()}
-            dims = self._union.broadcast([tensors[largest], *renamed.values()], [])
-        assert dims is not None  # new axes are no tensor's other ones
-        return dims
-
-    def _reduce(self, i: int, node: Node) -> Dims:
-        """Return the axes of a reduction's value."""
-        x, _, *dim = node.inputs
-        dims = self.dims[x.value]
-        positions = reduced_axes(len(dims), *dim)
-        self.reduced[i] = tuple(a for d, a in enumerate(dims) if d in positions)
-        keepdim = len(dim) > 1 and dim[1]
-        return tuple(None if d in positions else a for d, a in enumerate(dims) if keepdim or d not in positions)
+def _unraveled(at: int, sizes: Sequence[int]) -> First:
+    """Return the position of element ``at`` along each dimension."""
+    found = []
+    for n in reversed(sizes):
+        at, position = divmod(at, n)
+        found.append(position)
+    return tuple(reversed(found))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .errors import untraceable
-from .operators import Cast, Contiguous, Detach, Ref
+from .operators import Cast, Detach, Ref
+from .shapes import Contiguous
 
 _KEEPS_LAYOUT = None, torch.preserve_format
 

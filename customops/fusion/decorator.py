@@ -21,7 +21,7 @@ from ..compiler.graph import Graph
 from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, plan_key, tensors_key
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
-from .build import build
+from .build import Built, build
 from .cache_key import NO_KEY, Surroundings, is_constant, random_state, static_key
 from .errors import FusionError
 from .explain import explain
@@ -45,13 +45,13 @@ def fuse(function: Any) -> Any:
 
     ``function`` takes tensors and other Python values, and returns a tensor or a tuple of them, made by the operators
     of customops, in their spelling or as torch's functions and tensors' methods, by Python's arithmetic operators,
-    numbers and casts, which round as torch's. It is traced once for each set of dtypes, ranks, devices,
-    dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is given anything but
-    tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example, or reads such a
-    thing in its module or where it was defined, it runs at every call, on stand-ins: so all it reads may change at any
-    time. What functions and modules that it uses read themselves is taken for constant otherwise. A tensor that an
-    operator meets and that is no argument, a parameter, a buffer or one around the function, is an input like those
-    that are: it is found at each call, and gets its gradient.
+    numbers, casts, which round as torch's, views, slices, ``cat`` and ``stack``. It is traced once for each set of
+    dtypes, ranks, devices, dimensions of size 1 and other values, so it may branch on those, and on shapes. Where it is
+    given anything but tensors, numbers, strings, dtypes and tuples of these, an object whose method it is for example,
+    or reads such a thing in its module or where it was defined, it runs at every call, on stand-ins: so all it reads
+    may change at any time. What functions and modules that it uses read themselves is taken for constant otherwise. A
+    tensor that an operator meets and that is no argument, a parameter, a buffer or one around the function, is an input
+    like those that are: it is found at each call, and gets its gradient.
 
     Values between the operators stay in registers, in float32 for half types, unrounded. Reductions along rows are
     done there too, longer ones in several walks along the row; between reductions over different axes values pass
@@ -60,9 +60,10 @@ def fuse(function: Any) -> Any:
     checkpoint or other hooks get what is saved.
 
     The operators are applied one by one for small tensors on a CPU; under ``torch.compile``, forward mode and
-    ``torch.func``; for complex numbers and subclasses of tensors; and where an operator returns integers or an argument
-    is returned. Gradients of gradients are those of the formulas. Of small tensors on a CPU torch's autograd records
-    torch's operators, but for half types and under hooks: nodes in Python would take half as long again.
+    ``torch.func``; for complex numbers and subclasses of tensors; and where an operator returns integers, or a view of
+    an argument is returned. Gradients of gradients are those of the formulas. Of small tensors on a CPU torch's
+    autograd records torch's operators, but for half types and under hooks: nodes in Python would take half as long
+    again.
 
     The result is a function, with two more as attributes: ``fused.program(...)`` returns what is computed for these
     arguments, a graph of formulas over named axes; ``fused.explain(...)`` prints it, what a call would launch and move
@@ -73,8 +74,8 @@ def fuse(function: Any) -> Any:
 
     Raises:
         FusionError: a TypeError; ``function`` cannot be traced: it branches on a value, calls what the operators of
-            customops do not compute, writes to a tensor that it has read, or switches grad mode, autocast or another
-            mode. The message names the line.
+            customops do not compute, divides a dimension in ways that do not nest, writes to a tensor that it has read,
+            or switches grad mode, autocast or another mode. The message names the line.
         RuntimeError: the backend is ``triton`` and no kernel can run.
         Exception: what torch raises for the operators.
 
@@ -177,7 +178,7 @@ class Fused(Generic[P, R]):
         tensors, key = self.read(arguments, named)
         if is_intercepted() or not self.is_traceable(tensors):
             raise ValueError(f"fuse: there is no program: {self.NOT_TRACED}")
-        return self.graph(*self.trace(tensors, key, arguments, named), arguments, named)
+        return self.build(*self.trace(tensors, key, arguments, named), arguments, named).graph
 
     def explain(self, *args: Any, **kwargs: Any) -> None:
         """Print what a call would compute, launch and move on a GPU by kernels, and on a CPU by blocks.
@@ -245,9 +246,10 @@ class Fused(Generic[P, R]):
 
     def fuse(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Fusion:
         """Return the fusion of a trace for tensors in this layout."""
-        return Fusion(trace, self.graph(trace, tensors, args, kwargs), tensors)
+        built = self.build(trace, tensors, args, kwargs)
+        return self._or_raise_as_torch(lambda: Fusion(trace, built, tensors), args, kwargs)
 
-    def graph(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Graph:
+    def build(self, trace: Trace, tensors: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]) -> Built:
         """Return the graph for tensors of these shapes, its inputs named as parameters of the function or a module."""
         bound = self._signature.bind(*args, **kwargs).arguments
         known = {id(x): name for name, x in bound.items()}
@@ -309,6 +311,8 @@ class Fused(Generic[P, R]):
         if ((intercepted or is_known) and not hooked) or not self.is_traceable(tensors):
             return self.one_by_one(*args, **kwargs)
         trace, tensors = self.trace(tensors, key, args, kwargs)
+        if trace.has_views and not why_not_fused(trace, tensors):
+            self.build(trace, tensors, args, kwargs)  # raises where views do not nest
         fusion = None
         if hooked and any([x.requires_grad for x in tensors]):
             with without_modes() if intercepted else nullcontext():

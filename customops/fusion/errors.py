@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from textwrap import shorten
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,11 +20,27 @@ class FusionError(TypeError):
     """The error of a function that does what cannot be traced."""
 
 
-def untraceable(what: str, instead: str) -> FusionError:
-    """Return an error that names the line of the traced function that did ``what``, and says what would work."""
+class Place(NamedTuple):
+    """A line of the traced function."""
+
+    function: str  # its name
+    file: str
+    line: int
+    names: dict[str, Any]  # those of its module, by which its source is found
+
+    def __str__(self):
+        source = linecache.getline(self.file, self.line, self.names).strip()
+        return f"{self.function}, {self.file}:{self.line}: `{shorten(source, 80)}`"
+
+
+def place() -> Place:
+    """Return the line of the traced function that is executed."""
     frame = sys._getframe(1)
     while frame.f_back and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
-    file, line = frame.f_code.co_filename, frame.f_lineno
-    source = linecache.getline(file, line, frame.f_globals).strip()
-    return FusionError(f"fuse: {frame.f_code.co_name}, {file}:{line}: `{shorten(source, 80)}`: {what}; {instead}")
+    return Place(frame.f_code.co_name, frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
+
+
+def untraceable(what: str, instead: str) -> FusionError:
+    """Return an error that names the line of the traced function that did ``what``, and says what would work."""
+    return FusionError(f"fuse: {place()}: {what}; {instead}")

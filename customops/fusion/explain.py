@@ -19,8 +19,10 @@ from ..tools.estimate import total_seconds
 from ..tools.record import LaunchRecord
 from ..tools.report import amount, describe, duration, label, total, traffic
 from ..triton_kernels.layout import VECTOR_BYTES
+from .build import Built
 from .explain_cpu import on_cpu
-from .function import Fusion, Gradient, Recording, why_not_fused
+from .function import Fusion, Recording, why_not_fused
+from .gradient import Gradient
 from .trace import Trace
 from .unfused import Cost, filled, unfused
 
@@ -118,10 +120,10 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
         _needed(given)  # refuses what has no stand-in
         args, kwargs = tuple(map(_stand_in, args)), {name: _stand_in(x) for name, x in kwargs.items()}
         with dry_run(target) as records:
-            trace, tensors, graph = _traced(fused, args, kwargs)
+            trace, tensors, built = _traced(fused, args, kwargs)
             needed = _needed([*given, *tensors[len(given) :]])
             tensors = [*tensors[: len(given)], *map(_stand_in, tensors[len(given) :])]
-            fusion = _fusion(trace, graph, tensors)
+            fusion = _fusion(trace, built, tensors)
             recording = fusion.recording((False, *(i in needed for i in range(len(tensors)))), True)
             executable = fusion.executable(tensors, recording.values.statistics if needed else ())
             outputs = executable(tensors)
@@ -130,13 +132,13 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
             values = _backward_inputs(recording, outputs, saved) if needed else []
             if needed:
                 phases.append(_backward(fusion, recording, values, records))
-        names = [value_label(fusion.graph, i) for i in recording.gradient.saved]
+        names = _names_of_saved(fusion, recording.gradient)
         sizes = dict(zip(names, map(filled, saved), strict=True)) if needed else {}
         cpu = [*on_cpu(fusion, recording, tensors, values)]
         return Findings(phases, sizes, unfused(trace, tensors, needed, target), cpu)
 
 
-def _traced(fused: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Sequence[Tensor], Graph]:
+def _traced(fused: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Sequence[Tensor], Built]:
     """Return the trace of a call, the tensors that it is of, and its graph; of a copy: nothing of it is remembered."""
     fused = fused.anew()
     tensors, key = fused.read(args, kwargs)
@@ -144,14 +146,14 @@ def _traced(fused: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Seq
         raise NotFused(fused.NOT_TRACED)
     with torch.enable_grad():  # what the function computes of its parameters requires a gradient as they do
         trace, tensors = fused.trace(tensors, key, args, kwargs)
-    return trace, tensors, fused.graph(trace, tensors, args, kwargs)
+    return trace, tensors, fused.build(trace, tensors, args, kwargs)
 
 
-def _fusion(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> Fusion:
+def _fusion(trace: Trace, built: Built, tensors: Sequence[Tensor]) -> Fusion:
     """Return the fusion of a call in a dry run."""
     if reason := why_not_fused(trace, tensors):
         raise NotFused(reason)
-    return Fusion(trace, graph, tensors)
+    return Fusion(trace, built, tensors)
 
 
 def _forward(
@@ -163,7 +165,7 @@ def _forward(
 ) -> Phase:
     program = text_of(fusion.graph).splitlines()
     results = outputs[: len(fusion.result_specs)]
-    return Phase("forward", fusion.graph, program, executable, records, tensors, results)
+    return Phase("forward", fusion.graph, program, executable, records, executable.operands(tensors), results)
 
 
 def _backward_inputs(recording: Recording, outputs: Sequence[Tensor], saved: Sequence[Tensor]) -> list[Tensor]:
@@ -176,7 +178,8 @@ def _backward(fusion: Fusion, recording: Recording, values: Sequence[Tensor], re
     executable = gradient.compile(values)
     grads = executable(values)
     program = list(_gradient_lines(fusion, gradient, recording.needed))
-    inputs = values[: len(values) - len(recording.values.statistics)]
+    inputs = executable.operands(values)
+    inputs = inputs[: len(inputs) - len(recording.values.statistics)]
     return Phase("backward", gradient.graph, program, executable, records[before:], inputs, grads)
 
 
@@ -186,8 +189,15 @@ def _gradient_lines(fusion: Fusion, gradient: Gradient, needed: tuple[int, ...])
     yield from (f"{value_label(gradient.graph, i)} = {name} of the program, saved" for i, name in saved.items())
     yield from lines_of(gradient.graph, fusion.graph, saved)
     for i, at in zip(needed, gradient.result_index, strict=True):
-        value = "0" if at is None else value_label(gradient.graph, gradient.graph.results[at][0])
-        yield f"return d{value_label(fusion.graph, i)} = {value}"
+        results = [None] if at is None else [share.result for share in gradient.shares[at]]
+        values = ["0" if k is None else value_label(gradient.graph, gradient.graph.results[k][0]) for k in results]
+        yield f"return d{fusion.presentation.names[i]} = {', '.join(values)}"
+
+
+def _names_of_saved(fusion: Fusion, gradient: Gradient) -> list[str]:
+    """Return what explanations call the tensors and values that are saved."""
+    names = [fusion.presentation.names[k] for k in gradient.saved_tensors]
+    return [*names, *(value_label(fusion.graph, i) for i in gradient.saved_values)]
 
 
 def _needed(tensors: Sequence[Tensor]) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def on_cpu(
 
 
 def _walks(name: str, executable: Executable, tensors: Sequence[Tensor]) -> Iterator[str]:
-    numbers = dict(enumerate(executable.numbers, len(tensors)))
+    numbers = dict(enumerate(executable.numbers, len(executable.operands(tensors))))
     walks = executable.plan.walks(numbers) if executable.plan else []
     for walk in walks:
         shape = "one element" if walk.shape == (1,) else " x ".join(map(str, walk.shape))

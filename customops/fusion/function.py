@@ -1,12 +1,8 @@
-"""The ``autograd.Function`` of a fused call: what it computes, what it saves, and its gradients.
-
-Four kinds of indices occur here, all of them counted from 0. In a gradient's graph the value i of the fusion's graph is
-value ``offset + i``, as cotangents come first.
-"""
+"""The ``autograd.Function`` of a fused call: what it computes, and what it saves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -18,19 +14,19 @@ from torch.compiler import is_dynamo_compiling
 from .. import config
 from .._compat import apply_without_binding, give_nodes_to, saved_tensor_hooks
 from ..blocks import plan as blocks
-from ..compiler.evaluate import evaluate
-from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
+from ..compiler.executable import COMPUTE, Executable, gradient_spec
 from ..compiler.gradient import dependent_results, differentiate
 from ..compiler.graph import Graph, Op
 from ..compiler.saving import NOTHING_SAVED, ItemSizes, Saved, choose_saved
-from ..runtime.paths import kernel_blocker, plan_key, refuse_if_required
+from ..compiler.views import Operand, Pieces, Seen, Share, is_whole
+from ..runtime.paths import kernel_blocker, refuse_if_required
 from ..runtime.rules import tuple_getter
 from ..runtime.specs import TensorSpec, contiguous
+from .build import Built
+from .gradient import Gradient, InputIndex, ResultIndex, ValueIndex
+from .miniature import strides_of_results
 from .trace import Trace
 
-InputIndex = int  # of a tensor that the fused function is called with; in the graph it is the same value
-ValueIndex = int  # of a value of the fusion's graph: inputs first
-ResultIndex = int  # of a result, each counted once, and of its cotangent
 OutputIndex = int  # of an output of the autograd.Function: results first, then statistics
 
 
@@ -39,7 +35,7 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
 
     Raises RuntimeError if it is ``strict``, the backend is ``triton`` and a dtype or device is in the way.
     """
-    if any(x.numel() == 0 for x in tensors):
+    if any(x.numel() == 0 for x in tensors) or trace.has_empty_views:
         return "a tensor has no elements"
     numbers = {complex for node in trace.nodes for x in node.inputs if isinstance(x, complex)}
     if blocker := kernel_blocker(list(tensors), None, numbers, by_blocks=True):
@@ -52,7 +48,7 @@ def why_not_fused(trace: Trace, tensors: Sequence[Tensor], strict: bool = False)
         return unsuitable
     dtypes = set(trace.computed_dtypes())
     if not dtypes <= set(COMPUTE):
-        return f"an operator returns {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
+        return f"an operator computes in {(dtypes - set(COMPUTE)).pop()}, and kernels of several compute in floats"
     return None
 
 
@@ -80,25 +76,32 @@ class Fusion:
         "executables",
         "gradient_specs",
         "graph",
+        "is_plain",
         "itemsizes",
         "pays",
+        "presentation",
         "recorded_by_torch",
         "result_specs",
         "savable_results",
         "trace",
     )
 
-    def __init__(self, trace: Trace, graph: Graph, tensors: Sequence[Tensor]):
+    def __init__(self, trace: Trace, built: Built, tensors: Sequence[Tensor]):
         self.trace = trace
-        self.graph = graph  # of the trace, for tensors of these shapes
+        self.graph = graph = built.graph  # of the trace, for tensors of these shapes
+        self.presentation = built.presentation  # how the graph sees tensors
+        self.is_plain = built.presentation.is_plain  # whether each of its inputs and results is a tensor as it is
         self.common = reduce(torch.promote_types, trace.computed_dtypes())  # the dtype that kernels round to
-        self.result_specs = _result_specs(trace, graph, tensors)  # of each result
+        self.result_specs = _result_specs(trace, built, tensors)  # of each result
         self.gradient_specs = [gradient_spec(x) for x in tensors]  # of each input
         self.executables: dict[tuple[ValueIndex, ...], Executable] = {}  # the kernels of forward, by statistics
-        self.savable_results = _savable_results(graph)
+        self.savable_results = _savable_results(built)
         itemsizes = {value: self.result_specs[k].dtype.itemsize for value, k in self.savable_results.items()}
-        self.itemsizes = ItemSizes([x.itemsize for x in tensors], itemsizes, COMPUTE[self.common].itemsize)
-        self.pays = _pays(graph, trace.device)  # whether a call gains by it: one that is not recorded, one that is
+        input_sizes = [x.itemsize for x, pieces in self._inputs_of(tensors) for _ in pieces]
+        self.itemsizes = ItemSizes(input_sizes, itemsizes, COMPUTE[self.common].itemsize)
+        sizes = [x.shape.numel() for x in tensors] + [x.shape.numel() for x in self.result_specs]
+        largest = max([*map(graph.count, graph.axes), *sizes])
+        self.pays = _pays(largest, trace.device)  # whether a call gains by it: one that is not recorded, one that is
         # Whether torch's autograd may record a call that gains nothing: in half types it counts ties no further than
         # they hold.
         self.recorded_by_torch = all(COMPUTE[dtype] == dtype for dtype in trace.computed_dtypes())
@@ -120,8 +123,20 @@ class Fusion:
         self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...] = (), plans: Any = None
     ) -> Executable:
         """Return the same, made anew, by ``plans``, as :class:`Executable` has it."""
+        by_value = {piece.at: x for x, pieces in self._inputs_of(tensors) for piece in pieces}
+        seen = None if self.is_plain else self._seen()
         specs, distinct = self.result_specs, True
-        return Executable(self.graph, dict(enumerate(tensors)), specs, self.common, distinct, statistics, plans=plans)
+        return Executable(self.graph, by_value, specs, self.common, distinct, statistics, plans=plans, seen=seen)
+
+    def _inputs_of(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Pieces]]:
+        """Yield each tensor with the inputs of the graph that are parts of it."""
+        return zip(tensors, self.presentation.inputs, strict=True)
+
+    def _seen(self) -> Seen:
+        """Return how the kernels of forward see tensors."""
+        inputs = enumerate(self.presentation.inputs)
+        operands = [Operand(piece.at, k, piece.view) for k, pieces in inputs for piece in pieces]
+        return Seen(operands, [[Share(*piece) for piece in pieces] for pieces in self.presentation.results])
 
     def gradient(
         self, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saved: Saved = NOTHING_SAVED
@@ -131,6 +146,10 @@ class Fusion:
         if key not in self._gradients:
             self._gradients[key] = Gradient(self, needed, outputs, saved)
         return self._gradients[key]
+
+    def inputs_needed(self, needed: Iterable[InputIndex]) -> tuple[ValueIndex, ...]:
+        """Return the inputs of the graph that are parts of the tensors ``needed``."""
+        return tuple(piece.at for i in needed for piece in self.presentation.inputs[i])
 
     def recording(self, needs_grad: tuple[bool, ...], saves_statistics: bool) -> Recording:
         """Return what a call saves.
@@ -146,15 +165,21 @@ class Fusion:
         return self._recordings[key]
 
     def _record(self, needed: tuple[InputIndex, ...], saves_statistics: bool) -> Recording:
-        differentiable = tuple(dependent_results(self.graph, needed))
-        graph, _ = differentiate(self.graph, needed, differentiable)
+        inputs = self.inputs_needed(needed)
+        dependent = dependent_results(self.graph, inputs)
+        results = enumerate(self.presentation.results)
+        differentiable = tuple(k for k, pieces in results if any(piece.at in dependent for piece in pieces))
+        graph, _ = differentiate(self.graph, inputs, tuple(dependent))
         saved = choose_saved(self.graph, graph, self.itemsizes, saves_statistics)
         gradient = self.gradient(needed, differentiable, saved)
-        results, inputs = len(self.result_specs), len(self.gradient_specs)
+        count = len(self.result_specs)
         outputs: dict[ValueIndex, OutputIndex] = dict(self.savable_results)
-        outputs |= {value: results + k for k, value in enumerate(saved.statistics)}
-        constant = set(range(results + len(saved.statistics))).difference(differentiable)
-        positions = [*gradient.saved_inputs, *(inputs + outputs[i] for i in gradient.saved_values)]
+        outputs |= {value: count + k for k, value in enumerate(saved.statistics)}
+        constant = set(range(count + len(saved.statistics))).difference(differentiable)
+        positions = [
+            *gradient.saved_tensors,
+            *(len(self.gradient_specs) + outputs[i] for i in gradient.saved_values),
+        ]
         return Recording(
             needed,
             gradient,
@@ -164,15 +189,16 @@ class Fusion:
         )
 
 
-def _pays(graph: Graph, device: torch.device) -> tuple[bool, bool]:
-    """Return whether a fused call is faster than operators one by one: not recorded, and recorded.
+def _pays(elements: int, device: torch.device) -> tuple[bool, bool]:
+    """Return whether a fused call whose largest value has so many elements is faster than operators one by one.
+
+    The first is of a call that is not recorded, the second of one that is.
 
     It always is by kernels, wherever they may run, whatever the backend is now: a checkpoint, which may compute the
     call again by another, has to save the same both times. On a CPU it takes large tensors.
     """
     if device.type != "cpu" or config.is_interpreted() or config.dry_run_target is not None:
         return True, True
-    elements = max(map(graph.count, graph.axes))
     return elements >= blocks.LEAST_ELEMENTS[False], elements >= blocks.LEAST_ELEMENTS[True]
 
 
@@ -186,100 +212,49 @@ class Recording(NamedTuple):
     saved: Callable[[Sequence], Sequence[Tensor]]  # pick the tensors that are saved out of (*inputs, *outputs)
 
 
-def _result_specs(trace: Trace, graph: Graph, tensors: Sequence[Tensor]) -> list[TensorSpec]:
+def _result_specs(trace: Trace, built: Built, tensors: Sequence[Tensor]) -> list[TensorSpec]:
     """Return what torch's results are.
 
     Where they are contiguous for contiguous tensors, they are for others that have size 1 in the same places.
     """
-    shapes = [torch.Size(1 if a is None else graph.sizes[a] for a in dims) for _, dims in graph.results]
-    dense = [contiguous(shape) for shape in shapes]
-    inputs_are_dense = all(x.stride() == contiguous(x.shape) for x in tensors)
-    strides = dense
-    if not (inputs_are_dense and trace.is_dense_if_inputs_are):
-        values = trace.infer(tensors)
-        strides = [values[ref.value].strides for ref in trace.outputs]
-        trace.is_dense_if_inputs_are = inputs_are_dense and strides == dense
+    if built.small:
+        shapes = list(map(torch.Size, built.shapes))
+        strides = strides_of_results(built.small, tensors, shapes)
+    else:
+        shapes, strides = _shapes_and_strides(trace, built.graph, tensors)
     return [
         TensorSpec(shape, each, trace.dtypes[ref.value], trace.device)
         for shape, each, ref in zip(shapes, strides, trace.outputs, strict=True)
     ]
 
 
-def _savable_results(graph: Graph) -> dict[ValueIndex, ResultIndex]:
+def _shapes_and_strides(
+    trace: Trace, graph: Graph, tensors: Sequence[Tensor]
+) -> tuple[list[torch.Size], list[tuple[int, ...]]]:
+    """Return those of the results of a trace without views."""
+    shapes = [torch.Size(1 if a is None else graph.sizes[a] for a in dims) for _, dims in graph.results]
+    dense = [contiguous(shape) for shape in shapes]
+    inputs_are_dense = all(x.stride() == contiguous(x.shape) for x in tensors)
+    if inputs_are_dense and trace.is_dense_if_inputs_are:
+        return shapes, dense
+    values = trace.infer(tensors)
+    strides = [values[ref.value].strides for ref in trace.outputs]
+    trace.is_dense_if_inputs_are = inputs_are_dense and strides == dense
+    return shapes, strides
+
+
+def _savable_results(built: Built) -> dict[ValueIndex, ResultIndex]:
     """Return the results that may be saved, as the values that they are; gradients of gradients pass them.
 
-    None is detached, and none is an input or of an axis along which the value is the same.
+    None is detached, none is an input or of an axis along which the value is the same, and none is made of parts.
     """
-    results = {}
-    for k, (value, dims) in reversed(list(enumerate(graph.results))):
-        is_whole = graph.axes[value] == {a for a in dims if a is not None}
-        if k not in graph.detached_results and is_whole and isinstance(graph.values[value], Op):
+    results, graph = {}, built.graph
+    for k, pieces in reversed(list(enumerate(built.presentation.results))):
+        value, dims = graph.results[pieces[0].at]
+        is_same = graph.axes[value] == {a for a in dims if a is not None} and is_whole(pieces)
+        if is_same and pieces[0].at not in graph.detached_results and isinstance(graph.values[value], Op):
             results[value] = k
     return results
-
-
-class Gradient:
-    """The gradients of a fusion for one set of inputs that need them, and of results that cotangents arrive from.
-
-    It is called with the cotangents, then the inputs ``saved_inputs``, then the values ``saved_values``.
-    """
-
-    __slots__ = (
-        "common",
-        "graph",
-        "known",
-        "offset",
-        "outputs",
-        "result_index",
-        "saved_inputs",
-        "saved_values",
-        "specs",
-    )
-
-    def __init__(self, fusion: Fusion, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saved: Saved):
-        """Differentiate; the values ``saved`` need not be computed again."""
-        self.graph, self.result_index = differentiate(fusion.graph, needed, outputs)  # the latter for each needed input
-        self.outputs = outputs  # the results that cotangents are given of
-        self.offset = len(outputs)  # from the fusion's graph to this one
-        self.common = fusion.common
-        values = (*saved.results, *saved.statistics)
-        # Without the statistics, when they are differentiated again, gradients may read results that else they do not.
-        read = {*self._read(values, values), *self._read(saved.results, saved.results)}
-        self.saved_values = [i for i in values if i in read]
-        results = {i: k for i, k in fusion.savable_results.items() if i in saved.results and i in self.saved_values}
-        # The axis of each dimension of the results among these, by value of this graph.
-        self.known = {self.offset + i: fusion.graph.results[k][1] for i, k in results.items()}
-        self.saved_inputs = self._read(range(len(fusion.gradient_specs)), results)
-        self.specs = [  # of each result of this graph
-            fusion.gradient_specs[i] for i, at in zip(needed, self.result_index, strict=True) if at is not None
-        ]
-
-    @property
-    def saved(self) -> tuple[ValueIndex, ...]:
-        """All values that it is called with after the cotangents, in order."""
-        return *self.saved_inputs, *self.saved_values
-
-    def _read(self, values: Iterable[ValueIndex], saved: Iterable[ValueIndex]) -> list[ValueIndex]:
-        """Return those of ``values`` that the gradients are computed from, where these are ``saved``."""
-        stop = [self.offset + i for i in saved]
-        ancestors = set(self.graph.ancestors([value for value, _ in self.graph.results], stop))
-        return [i for i in values if self.offset + i in ancestors]
-
-    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return the gradient of each input that needs one, None if it is zero."""
-        grads = by_kernel("fuse", self, plan_key(tensors, by_blocks=True), tensors, self.compile)
-        if grads is None:
-            grads = evaluate(self.graph, self._by_value(tensors), COMPUTE[self.common], self.known)
-            grads = [grad.to(spec.dtype, copy=True) for grad, spec in zip(grads, self.specs, strict=True)]
-        return [None if at is None else grads[at] for at in self.result_index]
-
-    def compile(self, tensors: Sequence[Tensor], plans: Any = None) -> Executable:
-        """Return the kernels for tensors in this layout, made by ``plans``, as :class:`Executable` has it."""
-        return Executable(self.graph, self._by_value(tensors), self.specs, self.common, known=self.known, plans=plans)
-
-    def _by_value(self, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
-        saved = [self.offset + i for i in self.saved]
-        return dict(zip([*range(self.offset), *saved], tensors, strict=True))
 
 
 class FusedCall(NamedTuple):
@@ -328,7 +303,7 @@ class FusedFunction(Function):
         """Return the gradients that are needed, None for all else; results without a cotangent are left out."""
         call, recording = ctx.saved_meta
         gradient, needed = recording.gradient, recording.needed
-        saved = ctx.saved_tensors if gradient.saved_inputs or gradient.saved_values else ()
+        saved = ctx.saved_tensors if gradient.saved_tensors or gradient.saved_values else ()
         gs = tuple([gs[i] for i in gradient.outputs])
         if any([g is None for g in gs]):
             if is_dynamo_compiling():  # it traces no derivation

@@ -27,6 +27,7 @@ class TraceOperator:
 
     by_formula: ClassVar[Callable[..., Tensor]]
     may_alias: ClassVar[bool] = False  # whether its value may be its input itself, or share its memory
+    is_elementwise: ClassVar[bool] = True  # whether each element of its value is made of the one in its place
 
     @classmethod
     def eager_call(cls, inputs: Sequence) -> tuple[Callable[..., Tensor], Sequence]:
@@ -38,13 +39,6 @@ class Detach(TraceOperator):
     """The operator of ``x.detach()``: x, with a derivative of zero."""
 
     by_formula = staticmethod(Tensor.detach)
-    may_alias = True
-
-
-class Contiguous(TraceOperator):
-    """The operator of ``x.contiguous()``: x, laid out row by row."""
-
-    by_formula = staticmethod(Tensor.contiguous)
     may_alias = True
 
 
@@ -91,5 +85,5 @@ def rounding(source: torch.dtype, target: torch.dtype) -> Rounding | None:
 
 
 def is_elementwise(operator: Any) -> bool:
-    """Return whether an operator of a trace is no reduction."""
-    return issubclass(operator, TraceOperator | Operator | Predicate)
+    """Return whether an operator of a trace computes each element of its value from one of each input."""
+    return issubclass(operator, Operator | Predicate) or getattr(operator, "is_elementwise", False)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dis
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from ..ops import binary, unary
 from .casts import Casts
 from .errors import untraceable
 from .operators import Ref
+from .reshaping import METHODS, PROPERTIES, NotAView, get_item, iterate
 
 COMPARISONS = "lt", "le", "gt", "ge", "eq", "ne"
 LOGICAL = {  # Python's signs, and what they mean for masks
@@ -34,6 +39,21 @@ REFUSED_SIGNS = {
 ELSEWHERE = "do that outside the function"
 
 
+@cache
+def calls_isinstance(code: CodeType, at: int) -> bool:
+    """Return whether the instruction ``at`` of a function calls ``isinstance``, and not torch.
+
+    Torch's C++ asks for the class of what stands where a number may stand, and reads the memory of what says that it is
+    a tensor. The callee is what is loaded first where the call's source begins.
+    """
+    positions = [(line, column) for line, _, column, _ in getattr(code, "co_positions", list)()]
+    if not positions or positions[at // 2] == (None, None):
+        return True
+    first = positions.index(positions[at // 2]) * 2
+    loaded = (x for x in dis.get_instructions(code) if x.offset >= first and x.opname.startswith("LOAD_"))
+    return next(loaded).argval == "isinstance"
+
+
 class Traced(Casts):
     """A stand-in for a tensor while a function is traced."""
 
@@ -45,7 +65,8 @@ class Traced(Casts):
         """Be a tensor for isinstance; a transform would go on in C++, where nothing can stand for a tensor."""
         if transforms_active():
             raise untraceable("a transform of torch.func cannot be traced", "transform the fused function instead")
-        return Tensor
+        frame = sys._getframe(1)
+        return Tensor if calls_isinstance(frame.f_code, frame.f_lasti) else Traced
 
     def __init__(self, tracing: Any, ref: Ref):
         self._tracing = tracing  # the run of the function that it belongs to
@@ -170,6 +191,21 @@ def _logical(sign: str, name: str):
     return method
 
 
+def reshape(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Return what one of torch's functions makes of traced tensors, which computes nothing."""
+    try:
+        return function(*args, **{"x" if name == "input" else name: x for name, x in kwargs.items()})
+    except NotAView as error:
+        raise untraceable(str(error), ELSEWHERE) from None
+
+
+def _reshaping(function: Callable):
+    def method(self, *args, **kwargs):
+        return reshape(function, (self, *args), kwargs)
+
+    return method
+
+
 def _refused(what: str, instead: str):
     def method(self, *_):
         raise untraceable(what, instead)
@@ -201,10 +237,10 @@ for _name, _sign in REFUSED_SIGNS.items():
         setattr(
             Traced, f"__{_spelling}__", _refused(f"{_sign} of a traced tensor is not supported{_reason}", ELSEWHERE)
         )
-for _name, _what, _instead in (
-    ("getitem", "indexing a traced tensor", "index before calling the fused function"),
-    ("setitem", "writing to elements of a traced tensor", "write before calling the fused function"),
-    ("iter", "iterating over a traced tensor", "take it apart before calling the fused function"),
-):
-    setattr(Traced, f"__{_name}__", _refused(f"{_what} is not supported", _instead))
+_what = "writing to elements of a traced tensor is not supported"
+setattr(Traced, "__setitem__", _refused(_what, "write before calling the fused function"))  # noqa: B010 - mypy
+_INDEXING: dict[str, Callable] = {"__getitem__": get_item, "__iter__": iterate}
+for _name, _reshaped in {**METHODS, **_INDEXING}.items():
+    _method = _reshaping(_reshaped)
+    setattr(Traced, _name, property(_method) if _name in PROPERTIES else _method)
 Traced.__hash__ = object.__hash__  # type: ignore[method-assign]  # lost with __eq__

@@ -19,7 +19,8 @@ from torch.overrides import resolve_name
 from .casts import example_of
 from .constants import LIKE, NEW, factory
 from .errors import FusionError, untraceable
-from .proxy import COMPARISONS, ELSEWHERE, LOGICAL, REFUSED_SIGNS, Traced
+from .proxy import COMPARISONS, ELSEWHERE, LOGICAL, REFUSED_SIGNS, Traced, reshape
+from .reshaping import FUNCTIONS
 
 PLACES = torch, Tensor, torch.special, functional  # where torch has functions
 ALIASES = {  # other names that torch has for an operator
@@ -77,6 +78,8 @@ _asked = _Asked()
 
 def call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Return what torch's ``function`` of stand-ins means; raises FusionError where it means nothing."""
+    if function in FUNCTIONS and kwargs.get("out") is None:
+        return reshape(FUNCTIONS[function], args, kwargs)
     meaning = table().get(function)
     if meaning is None or (kwargs and not OPTIONS.isdisjoint(kwargs)):
         _refuse_options(function, kwargs)
@@ -133,12 +136,15 @@ def refusal(path: str, name: str) -> FusionError:
 @cache
 def table() -> dict[Any, Callable]:
     """Return the meaning of each of torch's functions and methods that has one."""
-    return {
+    found = {
         function: meaning
         for name, meaning in {**_named(), **_methods()}.items()
         for place in PLACES
         if callable(function := getattr(place, name, None))
     }
+    if "where" in operators():  # the method has its condition second
+        found[Tensor.where] = _where
+    return found
 
 
 @cache
@@ -157,7 +163,7 @@ def _named() -> dict[str, Callable]:
     found |= {name: known[alias] for name, alias in ALIASES.items() if alias in known}
     if "where" in known:
         found |= {"masked_fill": _masked_fill}
-    return found | {"rsub": _rsub, "max": _greatest, "min": _least} | known
+    return found | {"rsub": _rsub} | known
 
 
 def _methods() -> dict[str, Callable]:
@@ -187,12 +193,8 @@ def _rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     return operators()["sub"](other, input, alpha=alpha)
 
 
-def _greatest(input: Any, other: Any = None) -> Any:
-    return operators()["amax"](input) if other is None else operators()["maximum"](input, other)
-
-
-def _least(input: Any, other: Any = None) -> Any:
-    return operators()["amin"](input) if other is None else operators()["minimum"](input, other)
+def _where(input: Any, condition: Any, other: Any) -> Any:
+    return operators()["where"](condition, input, other)
 
 
 def _masked_fill(input: Any, mask: Any, value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +17,15 @@ from ..ops.comparison import Predicate
 from ..ops.function import CustomFunction
 from ..runtime.paths import CLASSES, MODES, is_intercepted, modes
 from ..runtime.plans import MAX_PLANS
-from ..runtime.specs import CPU, Miniatures, TensorSpec
+from ..runtime.specs import CPU, Miniatures, TensorSpec, infer
 from . import spelling
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
 from .constants import is_number, key_of
-from .errors import FusionError, untraceable
-from .operators import Cast, Ref, TraceOperator
+from .errors import FusionError, Place, place, untraceable
+from .operators import Cast, Ref, TraceOperator, is_elementwise
 from .proxy import Traced
 from .replay import Composed, Node, Replay
+from .shapes import is_shape_operator
 
 EXACT = dict.fromkeys((torch.uint8, torch.int8, torch.int16), torch.float32)  # the floats that integers are exact in
 
@@ -60,6 +62,7 @@ class Trace:
         self.lifted = len(tracing.lifted)  # how many tensors are no arguments
         self.arity = len(tracing.tensors) + self.lifted  # how many tensors there are
         self.nodes = tuple(tracing.nodes())  # in the order in which they were applied
+        self.places = [branch.place for branch in tracing.path]  # of each, the line that applied it first
         self.dtypes = [spec.dtype for spec in tracing.specs()]  # of each value, under the modes that there were
         self.device = tracing.device  # of all values
         self.outputs = tuple(map(tracing.number, outputs))  # the values that are returned, each once
@@ -68,6 +71,10 @@ class Trace:
         # The runs of ``nodes`` that are functions of torch, in order.
         self.composed = tuple([each.numbered(tracing.number) for each in composed])
         self.graphs: dict[tuple, Any] = {}  # a cache of build.py
+        self.is_unread = self._find_unread()  # of each node
+        views = [node for node in self.nodes if is_shape_operator(node.operator)]
+        self.has_views = bool(views)  # whether operators move elements
+        self.has_empty_views = any(node.operator.is_empty(*node.inputs) for node in views)  # whatever the tensors are
         self._replay = Replay(self.arity, self.nodes, self.composed, [ref.value for ref in self.outputs])
         self.is_dense_if_inputs_are = False  # whether results are known to be contiguous where inputs are
 
@@ -92,6 +99,16 @@ class Trace:
             value = self.nodes[value - self.arity].inputs[0].value
         return value
 
+    def _find_unread(self) -> list[bool]:
+        """Return which nodes are views that nothing is computed of: ``x.unbind()[0]`` makes as many as x has rows."""
+        read = {ref.value for ref in self.outputs}
+        is_unread = []
+        for value, (operator, inputs) in reversed(list(enumerate(self.nodes, self.arity))):
+            is_unread.append(is_shape_operator(operator) and value not in read)
+            if not is_unread[-1]:
+                read.update(x.value for x in inputs if type(x) is Ref)
+        return is_unread[::-1]
+
     def computed_dtypes(self) -> list[torch.dtype]:
         """Return the dtype in which each operator computes that computes: that of its value, of a mask its inputs'."""
         dtypes = []
@@ -115,12 +132,13 @@ class Branch:
     another branch.
     """
 
-    __slots__ = ("next", "node", "ref", "spec", "traces")
+    __slots__ = ("next", "node", "place", "ref", "spec", "traces")
 
-    def __init__(self, ref: Ref, node: Node | None = None, spec: ValueSpec | None = None):
+    def __init__(self, ref: Ref, node: Node | None = None, spec: ValueSpec | None = None, place: Place | None = None):
         self.ref = ref  # the value made last
         self.node = node  # the operator that made it; None where it is a tensor given or lifted
         self.spec = spec  # what is known of that value; None at a root
+        self.place = place  # the line that applied that operator first; None at a root
         self.next: dict[tuple, Branch] = {}  # by operator and the keys of its inputs, or by a lifted tensor's structure
         self.traces: dict[tuple, Trace] = {}  # those that end here, by what was returned
 
@@ -188,6 +206,7 @@ class Tracing:
         self.device = tensors[0].device
         self.value_specs = {i: ValueSpec(x.dtype, x.dim()) for i, x in enumerate(tensors)}  # of each value so far
         self.path: list[Branch] = []  # the branches since the root, of operators
+        self._shapes: list[torch.Size] = []  # of the values of the first operators: those that were asked for so far
         self.composed: list[Composed] = []  # the functions of torch so far that operators compute
         self.grown = 0  # how many branches and traces were new
 
@@ -367,7 +386,7 @@ class Tracing:
         """Return a new branch; it is forgotten after this run if an input has no key."""
         self._refuse(operator, inputs)
         node = Node(operator, tuple(map(_recorded, inputs)))
-        branch = Branch(Ref(len(self.tensors) + len(self.path)), node, self._spec_of_result(operator, inputs))
+        branch = Branch(Ref(len(self.tensors) + len(self.path)), node, self._spec_of_result(operator, inputs), place())
         if NO_KEY in key:
             return branch
         self.grown += 1
@@ -383,7 +402,7 @@ class Tracing:
                 continue
             if x._tracing is not self:
                 raise untraceable("a value of another call cannot be used", "compute it again, or make it an argument")
-            if k >= getattr(operator, "tensors", 2):
+            if k >= getattr(operator, "tensors", 2) and not is_shape_operator(operator):
                 raise untraceable(
                     "a tensor cannot be traced where torch expects a number", "pass a number, or multiply by the tensor"
                 )
@@ -393,6 +412,10 @@ class Tracing:
 
     def _spec_of_result(self, operator: Any, inputs: Sequence) -> ValueSpec:
         """Ask torch what it makes of single elements, on their device, unseen by modes that see calls."""
+        if is_shape_operator(operator):
+            values = [x.ref for x in inputs if type(x) is Traced]
+            shape = self._shape_of(operator, [x.ref if type(x) is Traced else x for x in inputs])
+            return ValueSpec(reduce(torch.promote_types, [self.value_specs[x.value].dtype for x in values]), len(shape))
         with torch.no_grad(), without_modes() if is_intercepted() else nullcontext():
             one = operator.by_formula(*map(self._one, inputs))
         return ValueSpec(one.dtype, one.dim())
@@ -410,11 +433,33 @@ class Tracing:
 
     def shape(self, ref: Ref) -> torch.Size:
         """Return the shape of a value for the tensors of this call."""
-        if 0 <= ref.value < len(self.tensors):
+        if ref.value < 0:
+            return self.lifted[~ref.value].tensor.shape
+        if ref.value < len(self.tensors):
             return self.tensors[ref.value].shape
-        tensors = [*self.tensors, *[x.tensor for x in self.lifted]]
         with without_modes() if is_intercepted() else nullcontext():
-            return _infer(self.nodes(), tensors)[self.number(ref).value].shape
+            while len(self._shapes) <= ref.value - len(self.tensors):
+                node = self.path[len(self._shapes)].node
+                assert node  # only a root has none
+                self._shapes.append(self._shape_of(*node))
+        return self._shapes[ref.value - len(self.tensors)]
+
+    def _shape_of(self, operator: Any, inputs: Sequence) -> torch.Size:
+        """Return the shape of an operator's value."""
+        shapes = [self.shape(x) if type(x) is Ref else x for x in inputs]
+        if is_shape_operator(operator):
+            return operator.shape(*shapes)
+        own = [shape for x, shape in zip(inputs, shapes, strict=True) if type(x) is Ref]
+        if is_elementwise(operator):
+            return own[0] if all(shape == own[0] for shape in own) else torch.broadcast_shapes(*own)
+        values = [
+            torch.empty(shape, dtype=self.value_specs[x.value].dtype, device="meta") if type(x) is Ref else x
+            for x, shape in zip(inputs, shapes, strict=True)
+        ]
+        spec = infer(operator.by_formula, tuple(values), {})
+        if spec is None:
+            raise ValueError(f"{operator.__name__} has no value of these shapes")  # torch says why, about the tensors
+        return spec.shape
 
 
 def _recorded(x: Any) -> Any:

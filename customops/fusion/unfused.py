@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.specs import contiguous
 from ..tools.dry_run import dry_run
 from ..tools.report import total
-from .operators import Cast, Fill, Ref, TraceOperator
+from .operators import Cast, Detach, Fill, Ref, TraceOperator
+from .shapes import Expand, Narrow
 from .trace import Trace
 
 
@@ -36,13 +37,12 @@ def unfused(trace: Trace, tensors: Sequence[Tensor], needed: Sequence[int], targ
     """
     with dry_run(target) as records, backend("triton"), torch.enable_grad(), _no_plans_kept():
         values, applied, copies = _apply(trace, tensors, needed)
-        moved = total([*(record.bytes_moved for record in records), *copies])
-        forward = Cost(len(records) + len(copies), moved)
-        forward_launches = len(records)
+        launches = len(records)
+        forward = Cost(launches + len(copies), total([*(record.bytes_moved for record in records), *copies]))
         if not needed:
             return [forward]
         sums = _differentiate(values, applied, {ref.value for ref in trace.outputs})
-        launched = records[forward_launches:]
+        launched = records[launches:]
     moved = total([*(record.bytes_moved for record in launched), *sums])
     return [forward, Cost(len(launched) + len(sums), moved)]
 
@@ -52,7 +52,7 @@ class _Applied(NamedTuple):
 
     value: int  # what it returned, by number in the trace
     inputs: list[tuple[Tensor, int]]  # those that depend on a needed input, each with its number
-    is_cast: bool  # whether it is a cast
+    operator: Any  # its class
 
 
 def _apply(
@@ -60,9 +60,11 @@ def _apply(
 ) -> tuple[list[Tensor], list[_Applied], list[int]]:
     """Apply each operator by itself.
 
-    Returns all values, the operators that gradients pass through, and the bytes that each cast or fill moves.
+    Returns all values, the operators that gradients pass through, and the bytes of each copy, cast or fill, which is
+    torch's kernel.
     """
-    values, depends_on_needed, applied, copies = list(tensors), set(needed), [], []
+    values, depends_on_needed, applied = list(tensors), set(needed), []
+    copies: list[int] = []
     for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
         if issubclass(operator, Predicate):  # torch's own, which the count leaves out
             shape = torch.broadcast_shapes(*(values[x.value].shape for x in inputs if isinstance(x, Ref)))
@@ -74,31 +76,61 @@ def _apply(
             for k, x in zip(numbers, inputs, strict=True)
         ]
         dependent = [(x, k) for k, x in zip(numbers, args, strict=True) if k is not None and k in depends_on_needed]
-        if operator in (Cast, Fill):
-            like = unbacked_like(args[0])
-            values.append(unbacked(like.shape, like.stride(), trace.dtypes[i]))
-            copies.append(filled(values[-1]) + (filled(args[0]) if operator is Cast else 0))
+        if issubclass(operator, TraceOperator):
+            value, copied = _copied(operator, args, trace.dtypes[i])
+            copies += [copied] if copied else []
         else:
-            values.append(args[0].detach() if issubclass(operator, TraceOperator) else operator.apply(*args))
-        if dependent and (operator is Cast or not issubclass(operator, TraceOperator)):
+            value = operator.apply(*args)
+        values.append(value)
+        if dependent and operator not in (Detach, Fill):
             depends_on_needed.add(i)
-            applied.append(_Applied(i, dependent, operator is Cast))
+            applied.append(_Applied(i, dependent, operator))
     return values, applied, copies
 
 
+def _copied(operator: Any, args: Sequence, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """Return the value of an operator that only traces have, and the bytes that are moved if it is no view."""
+    if operator is Detach:
+        return args[0].detach(), 0
+    if operator in (Cast, Fill):
+        like = unbacked_like(args[0])
+        value = unbacked(like.shape, like.stride(), dtype)
+        return value, filled(value) + (filled(args[0]) if operator is Cast else 0)
+    z = operator.view(*args)
+    if z is not None:
+        return z, 0
+    shape = operator.shape(*[x.shape if isinstance(x, Tensor) else x for x in args])
+    value = unbacked(shape, contiguous(shape), dtype)
+    return value, 2 * filled(value)
+
+
+def _copied_back(operator: Any, inputs: Sequence[Tensor], g: Tensor) -> tuple[list[Tensor], list[int]]:
+    """Return the cotangents of the inputs of such an operator, and the bytes of each kernel of torch's for them.
+
+    A range is written into zeros, what was repeated is summed, a cast is undone, all else is a view.
+    """
+    if operator is Cast:
+        grad = unbacked_like(inputs[0])
+        return [grad], [filled(g) + filled(grad)]
+    grads = [unbacked(x.shape, contiguous(x.shape), g.dtype) for x in inputs]
+    if operator is Narrow:
+        return grads, [filled(grads[0]), 2 * filled(g)]
+    return grads, [filled(g) + filled(grads[0])] if operator is Expand else []
+
+
 def _differentiate(values: Sequence[Tensor], applied: Sequence[_Applied], outputs: set[int]) -> list[int]:
-    """Take the gradients of operators one by one; return the bytes of each cast and sum of cotangents."""
+    """Take the gradients of operators one by one; return the bytes of each sum of two cotangents, and of each copy."""
     cotangents = {i: unbacked_like(values[i]) for i in outputs}
     sums = []
-    for value, inputs, is_cast in reversed(applied):
+    for value, inputs, operator in reversed(applied):
         if value not in cotangents:
             continue
-        g = cotangents.pop(value)
-        if is_cast:
-            grads: Sequence[Tensor] = [unbacked_like(inputs[0][0])]
-            sums.append(filled(g) + filled(grads[0]))
+        own, g = [x for x, _ in inputs], cotangents.pop(value)
+        if issubclass(operator, TraceOperator):
+            grads, moved = _copied_back(operator, own, g)
+            sums += moved
         else:
-            grads = torch.autograd.grad(values[value], [x for x, _ in inputs], g)
+            grads = [*torch.autograd.grad(values[value], own, g)]
         for (_, k), grad in zip(inputs, grads, strict=True):
             if k in cotangents:
                 total = unbacked(grad.shape, contiguous(grad.shape), grad.dtype)

@@ -30,6 +30,11 @@ class Where(Operator):
     tensors = 3
 
     @classmethod
+    def jvp(cls, ctx, dx, dy, _):
+        """Return the tangent of whichever was chosen."""
+        return _chosen(ctx, f.where, dx, dy, **_read(ctx))
+
+    @classmethod
     def by_formula(cls, x, y, condition):
         """Return torch's value; it takes no condition but of bool."""
         return torch.where(condition, x, y)
@@ -51,6 +56,16 @@ class Clamp(Operator):
     formula = staticmethod(f.clamp)
     derivatives = (f.clamp_dx, f.clamp_dlow, f.clamp_dhigh)
 
+    @classmethod
+    def jvp(cls, ctx, dx, dlow, dhigh):
+        """Return the tangent of whichever is the output; between numbers as a gradient, as torch does."""
+        x, low, high = (_read(ctx)[name] for name in ("x", "low", "high"))
+        if not isinstance(low, Tensor):
+            return super().jvp(ctx, dx, dlow, dhigh)
+        dx, dlow, dhigh = (0 if tangent is None else tangent for tangent in (dx, dlow, dhigh))
+        above = torch.where(x > high, dhigh, dx)
+        return _fitted(ctx, torch.where(low > high, dhigh, torch.where(x < low, dlow, above)))
+
 
 class ClampMin(Operator):
     """z = max(x, y), where y is a bound.
@@ -66,6 +81,11 @@ class ClampMin(Operator):
     formula = staticmethod(f.clamp_min)
     derivatives = (f.clamp_min_dx, f.clamp_min_dy)
 
+    @classmethod
+    def jvp(cls, ctx, dx, dy):
+        """Return the tangent of x where x >= y, else that of y: of a nan too, as torch does."""
+        return _chosen(ctx, lambda dx, dy, x, y: torch.where(x >= y, dx, dy), dx, dy, **_read(ctx))
+
 
 class ClampMax(Operator):
     """z = min(x, y), where y is a bound.
@@ -80,6 +100,11 @@ class ClampMax(Operator):
 
     formula = staticmethod(f.clamp_max)
     derivatives = (f.clamp_max_dx, f.clamp_max_dy)
+
+    @classmethod
+    def jvp(cls, ctx, dx, dy):
+        """Return the tangent of x where x <= y, else that of y: of a nan too, as torch does."""
+        return _chosen(ctx, lambda dx, dy, x, y: torch.where(x <= y, dx, dy), dx, dy, **_read(ctx))
 
 
 def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = None) -> Tensor:
@@ -100,7 +125,7 @@ def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number, *, 
     tensor([1., 0.])
     """
     if not isinstance(condition, Tensor) or getattr(condition, "dtype", torch.bool) is not torch.bool:
-        return torch.where(condition, input, other, out=out)  # type: ignore[call-overload]  # raises, or warns of uint8
+        return torch.where(condition, input, other, out=out)  # type: ignore[arg-type]  # raises, or warns of uint8
     return call(Where, (input, other, condition), out)
 
 
@@ -178,8 +203,10 @@ def clamp_(input: Tensor, min: Tensor | Number | None = None, max: Tensor | Numb
     """Write ``clamp(input, min, max)`` into ``input``; raises what :meth:`torch.Tensor.clamp_` raises."""
     if min is None and max is None:
         return torch.Tensor.clamp_(input, min, max)  # type: ignore[call-overload]  # raises
-    if min is None or max is None:
-        return clamp_max_(input, max) if min is None else clamp_min_(input, min)
+    if min is None:
+        return call_(ClampMax, torch.Tensor.clamp_max_, input, max)
+    if max is None:
+        return call_(ClampMin, torch.Tensor.clamp_min_, input, min)
     return call_(Clamp, torch.Tensor.clamp_, input, min, max)
 
 
@@ -191,3 +218,19 @@ def clamp_min_(input: Tensor, min: Tensor | Number) -> Tensor:
 def clamp_max_(input: Tensor, max: Tensor | Number) -> Tensor:
     """Write ``clamp_max(input, max)`` into ``input``; raises what :meth:`torch.Tensor.clamp_max_` raises."""
     return call_(ClampMax, torch.Tensor.clamp_max_, input, max)
+
+
+def _read(ctx) -> dict:
+    """Return what the derivatives read, by name, inside ``jvp``."""
+    needed, numbers, _ = ctx.tangent_meta
+    return dict(zip(needed.rule.names[1:], (*ctx.saved_tensors, *numbers), strict=True))
+
+
+def _chosen(ctx, choose, dx, dy, **read) -> Tensor:
+    """Return the tangent that ``choose`` takes of two, 0 in place of one that does not move."""
+    return _fitted(ctx, choose(0 if dx is None else dx, 0 if dy is None else dy, **read))
+
+
+def _fitted(ctx, tangent: Tensor) -> Tensor:
+    *_, (shape, dtype) = ctx.tangent_meta
+    return tangent.expand(shape).to(dtype)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from .module import Function, Instruction
+from .module import Function, Instruction, Variable
 
+VARIABLE = -1  # the origin of an address in a variable of the module, a table of constants for example
 _NAME = re.compile(r"%?[\w$.]+")
 
 
-def origins_of(function: Function) -> dict[str, frozenset[int]]:
+def origins_of(function: Function, variables: Iterable[Variable] = ()) -> dict[str, frozenset[int]]:
     """Return for registers the positions of the pointer parameters that they are computed from.
 
-    The order of instructions does not count; a load from memory gives a value of no parameter.
+    The order of instructions does not count; a load from memory gives a value of no parameter. What is computed from
+    the address of one of the module's ``variables`` has the origin VARIABLE.
     """
     found = {p.name: frozenset({i}) for i, p in enumerate(function.parameters) if p.is_pointer}
+    found |= {variable.name: frozenset({VARIABLE}) for variable in variables}
     definitions = [definition for x in function.instructions if (definition := _definition(x))]
     grows = True
     while grows:  # again while a loop carries an origin back

@@ -25,6 +25,12 @@ def empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, devi
     return unbacked(shape, strides, dtype)
 
 
+def write_zeros(x: Tensor) -> None:
+    """Write zeros to a tensor that was allocated, or a part of it; the memory of a large one in a dry run is zero."""
+    if config.dry_run_target is None or x.untyped_storage().nbytes() < LARGE_BYTES:
+        x.zero_()
+
+
 def allocate(specs: Iterable[TensorSpec], like: int | None, args: Sequence) -> list[Tensor]:
     """Return a tensor for each of ``specs``, as :func:`empty` does, which is called only where it has a choice.
 

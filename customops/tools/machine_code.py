@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from .. import config
 from .._compat import kernel_files, triton
 from ..ptx.frame import address_of
-from ..ptx.module import Function, Instruction, parse
-from ..ptx.origins import origins_of
+from ..ptx.module import Function, Instruction, Variable, parse
+from ..ptx.origins import VARIABLE, origins_of
 
 Leaf = tuple[str | int, ...]  # where an argument stands: ("x",), or ("operands", 1) inside a tuple
 
@@ -80,15 +80,17 @@ def binary_stack(cubin: bytes) -> int:
 def accesses(compiled: Any) -> tuple[Access, ...]:
     """Return the loads and stores of global memory in a kernel's PTX or AMD assembly, in order.
 
-    Atomics and TMA are left out. The binary has the same widths, but not as many of each: ptxas unrolls loops and drops
-    repeated loads. An address that several pointers lead to, as by ``tl.where``, counts for each of them. Where a
-    pointer passed through memory or into a function that is not inlined, and everywhere on AMD, the parameter is None.
+    Atomics, TMA and tables of constants are left out. The binary has the same widths, but not as many of each: ptxas
+    unrolls loops and drops repeated loads. An address that several pointers lead to, as by ``tl.where``, counts for
+    each of them. Where a pointer passed through memory or into a function that is not inlined, and everywhere on AMD,
+    the parameter is None.
     """
     if compiled.metadata.target.backend == "hip":
         instructions = AMD_ACCESS.findall(compiled.asm["amdgcn"])
         return tuple(Access(kind, amd_bits(width), None) for kind, width in instructions)
-    functions, leaves = parse(compiled.asm["ptx"]).functions.values(), [leaf for leaf, _ in parameters(compiled)]
-    return tuple(access for f in functions for access in _ptx_accesses(f, leaves if f.is_kernel else ()))
+    module, leaves = parse(compiled.asm["ptx"]), [leaf for leaf, _ in parameters(compiled)]
+    functions = module.functions.values()
+    return tuple(a for f in functions for a in _ptx_accesses(f, leaves if f.is_kernel else (), module.variables))
 
 
 def widest(compiled: Any) -> dict[Leaf | None, int]:
@@ -221,14 +223,19 @@ def _amd_resources(compiled: Any) -> Resources:
     return Resources(counts["vgpr_count"], 4 * counts["vgpr_spill_count"])
 
 
-def _ptx_accesses(function: Function, leaves: Sequence[Leaf]) -> Iterator[Access]:
-    """Yield the accesses of one function in PTX; ``leaves`` are those of its parameters, as far as known."""
-    origins = origins_of(function)
+def _ptx_accesses(function: Function, leaves: Sequence[Leaf], variables: Sequence[Variable]) -> Iterator[Access]:
+    """Yield the accesses of one function in PTX; ``leaves`` are those of its parameters, as far as known.
+
+    Tables of constants among the module's ``variables`` are left out.
+    """
+    origins = origins_of(function, variables)
     for instruction in function.instructions:
         name, *modifiers = instruction.opcode.split(".")
         if name in ("ld", "st", "cp") and "global" in modifiers and "bulk" not in modifiers:
             addresses = [operand for operand in instruction.operands if operand.startswith("[")]
             base, _ = address_of(addresses[-1])  # of the two of cp.async, the first is shared memory
+            if VARIABLE in origins.get(base, ()):
+                continue
             known: list[Leaf | None] = [leaves[i] for i in sorted(origins.get(base, ())) if i < len(leaves)]
             for leaf in known or [None]:
                 yield Access("store" if name == "st" else "load", _ptx_bits(instruction), leaf)
