@@ -35,7 +35,6 @@ class Case(NamedTuple):
     name: str
     function: Callable[..., Any]
     shapes: tuple[tuple[int, ...], ...] = ((4, 6),)
-    views: bool = False  # whether its operators are views, too
 
     def __str__(self):
         return self.name
@@ -77,36 +76,24 @@ SEVERAL = [
     Case("add_rms_norm", lambda lib, x, y, w: lib.add_rms_norm(x, y, (6,), w, 1e-6), ((4, 6), (4, 6), ROW)),
 ]
 VIEWS = [
-    Case("glu(x)", lambda lib, x: lib.glu(x), views=True),
-    Case("glu(x, 0)", lambda lib, x: lib.glu(x, 0), views=True),
-    Case("group_norm(x)", lambda lib, x: lib.group_norm(x, 2), views=True),
+    Case("glu(x)", lambda lib, x: lib.glu(x)),
+    Case("glu(x, 0)", lambda lib, x: lib.glu(x, 0)),
+    Case("group_norm(x)", lambda lib, x: lib.group_norm(x, 2)),
     Case(
         "group_norm(x, w, b)",
         lambda lib, x, w, b: lib.group_norm(x, 3, w, b),
         ((2, 6, 2, 3), ROW, ROW),
-        views=True,
     ),
-    Case("cosine_similarity", lambda lib, x, y: lib.cosine_similarity(x, y), ((4, 6), (4, 6)), views=True),
-    Case("cosine_similarity(-2)", lambda lib, x, y: lib.cosine_similarity(x, y, -2), ((4, 6), (6,)), views=True),
+    Case("cosine_similarity", lambda lib, x, y: lib.cosine_similarity(x, y), ((4, 6), (4, 6))),
+    Case("cosine_similarity(-2)", lambda lib, x, y: lib.cosine_similarity(x, y, -2), ((4, 6), (6,))),
     Case(
         "rotary_embedding",
         lambda lib, x, c, s: lib.rotary_embedding(x, torch.cat((c, c), -1), torch.cat((s, s), -1)),
         ((2, 4, 6), (4, 3), (4, 3)),
-        views=True,
     ),
 ]
 CASES = [*ACTIVATIONS, *ROWS, *SEVERAL, *VIEWS]
-
-
-def _are_views_traced() -> bool:
-    try:
-        customops.fuse(lambda x: x.unflatten(0, (1, -1)) * 2.0)(torch.ones(2))
-    except customops.FusionError:
-        return False
-    return True
-
-
-ARE_VIEWS_TRACED = _are_views_traced()
+ROTARY = Case("rotary(x)", lambda lib, x: lib.rotary_embedding(x, x.detach(), x.detach()))
 
 
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -161,11 +148,6 @@ def results(case: Case, library: Any, xs: list[Tensor]) -> tuple:
     xs = leaves(xs)
     z = case.function(library, *xs)
     return z, gradients(z, xs)
-
-
-def skip_views(case: Case | None = None) -> None:
-    if (case is None or case.views) and not ARE_VIEWS_TRACED:
-        pytest.skip("views are not traced yet")
 
 
 def inside(case: Case) -> Callable:
@@ -249,8 +231,6 @@ def assert_as_near(got: Any, want: Any, exact: Any) -> None:
 def test_torchs_function_inside_fuse_is_ours(name, tally):
     """Each sample of the database is called by torch's name within a fused function: it has torch's value."""
     info = INFOS[name]
-    if NAMES[info.name] in ("glu", "group_norm", "cosine_similarity"):
-        skip_views()
     for s in info.sample_inputs(DEVICE, torch.float32):
         if s.kwargs.get("p") == 0:
             continue  # it is refused, as test_what_cannot_be_traced_says_so shows
@@ -297,7 +277,6 @@ def test_what_torch_refuses_is_refused_alike(name):
 @pytest.mark.sample(kernels="case", compiled="")
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_gradients_match_finite_differences_to_second_order(case, blocks, tally):
-    skip_views(case)
     blocks(4)
     xs = leaves(draw(case))
     assert is_by_us(case.function(ours, *xs))
@@ -311,7 +290,6 @@ def test_gradients_match_finite_differences_to_second_order(case, blocks, tally)
 @pytest.mark.parametrize("fused", [False, True], ids=["alone", "inside"])
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_values_and_gradients_are_torchs(case, fused):
-    skip_views(case)
     for dtype in dtypes_of(case):
         xs = draw(case, dtype)
         got = results(case._replace(function=inside(case)) if fused else case, ours, xs)
@@ -358,7 +336,6 @@ def test_no_elements_give_what_torch_gives(case, shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=ids)
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_half_types_are_as_near_to_float64_as_torchs(case, dtype):
-    skip_views(case)
     xs = draw(case, dtype)
     want = _flat(results(case, theirs, [x.double() for x in xs]))
     torchs, mine = (_flat(results(case, library, xs)) for library in (theirs, ours))
@@ -426,10 +403,11 @@ def test_all_spellings_of_torch_mean_the_same():
 
 TWO_LAUNCHES = {"layer_norm(x, w, b)", "rms_norm(x, w)", "add_rms_norm"}  # the gradients of weights are added up
 LARGE = {"layer_norm(x, w, b)", "rms_norm(x, w)", "add_rms_norm", "softmax(x, 1)", "gelu(x)", "swiglu", "rms_norm(x)"}
+LARGE |= {"glu(x)", "group_norm(x)", "cosine_similarity"}
 
 
 @pytest.mark.sample(kernels="", compiled="")
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in LARGE], ids=ids)
+@pytest.mark.parametrize("case", [ROTARY, *(case for case in CASES if case.name in LARGE)], ids=ids)
 def test_a_call_takes_one_launch_each_way(case):
     if MODE != "formulas":
         pytest.skip("a dry run compiles")

@@ -115,10 +115,6 @@ def test_every_function_of_torchs_modules_has_its_module():
 @pytest.mark.parametrize("name", TORCHS, ids=ids)
 def test_torchs_module_is_fused_as_ours(name, blocks):
     """Torch's module inside a fused function means the same function as ours does."""
-    if name in ("GLU", "GroupNorm", "CosineSimilarity"):
-        from .test_functional import skip_views  # noqa: PLC0415 - which needs a package that may be missing
-
-        skip_views()
     blocks(8)
     torchs, module = made(nn, name), made(customops.nn, name)
     fused = [customops.fuse(lambda *xs, m=each: m(*[x * 2.0 for x in xs])) for each in (torchs, module)]
