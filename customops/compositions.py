@@ -138,8 +138,8 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False, *, out: Tensor | N
     Raises:
         IndexError: ``dim`` is out of range. TypeError: there is no ``dim``.
 
-    >>> logsumexp(torch.tensor([[1000.0, 1000.0], [-math.inf, -math.inf]]), 1)
-    tensor([1000.6931,      -inf])
+    >>> logsumexp(torch.tensor([[1000.0, 0.0], [-math.inf, -math.inf]]), 1)
+    tensor([1000.,  -inf])
     """
     most = finite(amax(input, dim, True).detach())
     z = log(sum(exp(input - most), dim, keepdim))

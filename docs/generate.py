@@ -43,9 +43,9 @@ beta/alpha: the mean of 12 elements along an axis of 4 has 3 outputs, each is a 
 API = """\
 # API
 
-This page is generated from the source by `python docs/generate.py`. It lists everything in `customops.__all__`, with
-its signature and the first line of its docstring; `help(customops.exp)` prints the rest. **Anything that is not in
-`customops.__all__` is private** and may change in any release, submodules included.
+This page is generated from the source by `python docs/generate.py`. It lists everything in `customops.__all__` and in
+that of `customops.nn` and `customops.nn.functional`, with its signature and the first line of its docstring;
+`help(customops.exp)` prints the rest. **Anything else is private** and may change in any release, submodules included.
 
 In the signatures `Number` is `bool | int | float | complex`, `Axes` is `int | Sequence[int] | None`, and `...` stands
 for an argument that was not given, which torch tells from None.
@@ -88,6 +88,9 @@ def api() -> str:
         if name.endswith("_"):
             kind = "Operators that write over their first argument"
         sections[kind].append(_entry(name))
+    for place in customops.nn.functional, customops.nn:
+        names = [name for name in sorted(place.__all__) if callable(getattr(place, name))]
+        sections[f"`{place.__name__}`"] = [_entry(name, place) for name in names]
     return "\n".join([API, *(f"## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in sections.items())])
 
 
@@ -175,9 +178,9 @@ class _Written:
         return self.text
 
 
-def _entry(name: str) -> str:
-    """Return the line of a public name: its signature, and the first line of its docstring."""
-    value = getattr(customops, name)
+def _entry(name: str, place: ModuleType = customops) -> str:
+    """Return the line of a public name of ``place``: its signature, and the first line of its docstring."""
+    value = getattr(place, name)
     first = (inspect.getdoc(value) or "").partition("\n")[0]
     return f"- `{name}{_signature(value)}`<br>\n  {_markdown(first).strip()}"
 

@@ -38,7 +38,8 @@ by_formula = pytest.mark.skipif(KERNELS or INTERPRETED, reason="the pages show w
 page_by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-MODULES = "ops.unary", "ops.binary", "ops.reductions", "config", "fusion.decorator", "tools.dry_run", "nn.losses"
+MODULES = "ops.unary", "ops.binary", "ops.reductions", "config", "fusion.decorator", "tools.dry_run", "compositions"
+MODULES += "nn.activations", "nn.normalizations", "nn.transformers", "nn.losses"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional as torchs
 
 from ..fusion.composition import composition
 from ..fusion.errors import untraceable
@@ -38,6 +38,7 @@ __all__ = [
     "tanh",
 ]
 
+torchs = torch.nn.functional
 SQRT_HALF = 0.5**0.5
 GELU_SLOPE, GELU_CUBIC = 0.7978845608028654, 0.044715  # √(2/π), and the factor of x³, in the tanh form
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
