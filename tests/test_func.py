@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import customops
 
-from .cases import CALLS, ids, shapes_for
+from .cases import BY_FUNCTIONS, CALLS, ids, shapes_for
 from .compare import assert_same_outcome, assert_same_outcomes, outcome
 from .conftest import DEVICE
 
@@ -99,7 +99,7 @@ def test_transform_matches_torch(row, call, name, tally):
 @pytest.mark.sample(kernels="outermost, innermost")
 @pytest.mark.parametrize("names", TWICE + THRICE, ids="-".join)
 def test_transform_of_transforms_matches_torch(names, full, tally):
-    calls = CALLS if full else Random("-".join(names)).sample(CALLS, 6 if len(names) == 2 else 2)
+    calls = CALLS if full else Random("-".join(names)).sample(BY_FUNCTIONS, 6 if len(names) == 2 else 2)
     for row, call in calls:
         _check(names, row, call)
     tally("transforms", len(calls))
