@@ -10,9 +10,10 @@ import pytest
 
 from . import compatibility, recorder
 from .cases import ROWS
+from .compatibility import OPERATORS
 from .features import CHECKS, FEATURES, INAPPLICABLE, LIMITED
 from .marks import formulas_only
-from .recorder import OPERATORS, RESULTS
+from .recorder import RESULTS
 from .test_recorder import document
 
 pytestmark = formulas_only
