@@ -18,7 +18,7 @@ from .. import formulas as f
 from .._compat import forward_level, transforms_active
 from ..compiler.executable import COMPUTE, Executable, by_kernel, gradient_spec
 from ..compiler.graph import Graph, Input, Op
-from ..compiler.vjp import add_steps, reads_position
+from ..compiler.vjp import add_steps
 from ..runtime.elementwise import HALVES, cast, pointwise
 from ..runtime.memory import positions
 from ..runtime.paths import CLASSES, is_by_formula, is_private_cpu, is_recorded, is_strided, plan_key
@@ -127,6 +127,12 @@ class Selective(Reduction):
     """An operator over axes whose derivative reads x and z, and what its ``steps`` make of them. Saves both."""
 
     derivative: ClassVar[Callable]
+    reads: ClassVar[tuple[str, ...]]  # what the derivative reads, by name, in its order
+
+    def __init_subclass__(cls):
+        """Ask once what the derivative reads: a compiler that sees backward cannot."""
+        super().__init_subclass__()
+        cls.reads = tuple(parameters(cls.derivative)) if getattr(cls, "derivative", None) else ()
 
     @classmethod
     def prepare(cls, ctx, inputs):
@@ -351,7 +357,7 @@ def slope_by_formula(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor,
     out = {"out": torch.empty_like(x)} if is_private_cpu((x, z)) else {}
     wide = {"dtype": COMPUTE.get(x.dtype)}  # a half type counts no further than 256 or 2048
     named, axes = {"g": g, "x": x, "z": z}, sorted(reduced_axes(x.dim(), *dim))
-    if reads_position(operator):
+    if "position" in operator.reads:
         named["position"] = positions(x.shape[axes[0]] if axes else 1, COMPUTE[x.dtype], x.device).view(_along(x, axes))
     for name, formula, inputs, reduces in operator.steps:
         function, args = getattr(f, formula), [named[each] for each in inputs]
@@ -359,7 +365,7 @@ def slope_by_formula(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor,
             named[name] = function(*args, axes, True, **(wide if formula in ("sum", "prod") else {}))
         else:
             named[name] = function(*args, **(out if formula == "equal" else {}))
-    return operator.derivative(**{each: named[each] for each in parameters(operator.derivative)})
+    return operator.derivative(**{each: named[each] for each in operator.reads})
 
 
 def _along(x: Tensor, axes: Sequence[int]) -> list[int]:
