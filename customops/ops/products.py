@@ -58,7 +58,7 @@ class Prod(Selective):
         x, z = ctx.saved_tensors
         if dtype is not None:
             dx, x = dx.to(dtype), x.to(dtype)
-        return f.sum(slope_by_formula(cls, dx, x, z.view(keepdim_shape(shape, *dim)), *dim[:1]), *dim)
+        return f.sum(slope_by_formula(cls.slope, dx, x, z.view(keepdim_shape(shape, *dim)), *dim[:1]), *dim)
 
 
 def prod(

@@ -53,6 +53,15 @@ class Step(NamedTuple):
     reduces: bool = False  # whether it is a reduction over the same axes
 
 
+class Slope(NamedTuple):
+    """The derivative of a reduction, and how it is found: what a compiler sees of the operator in backward."""
+
+    name: str  # of the operator's formula
+    derivative: Callable
+    steps: tuple[Step, ...]
+    reads: tuple[str, ...]  # what the derivative reads, by name, in its order
+
+
 class Reduction(CustomFunction):
     """An operator over axes: its ``formula``, and its ``derivative``, None where each slope is 1.
 
@@ -127,18 +136,21 @@ class Selective(Reduction):
     """An operator over axes whose derivative reads x and z, and what its ``steps`` make of them. Saves both."""
 
     derivative: ClassVar[Callable]
-    reads: ClassVar[tuple[str, ...]]  # what the derivative reads, by name, in its order
+    steps: ClassVar[tuple[Step, ...]]
+    slope: ClassVar[Slope]
 
     def __init_subclass__(cls):
-        """Ask once what the derivative reads: a compiler that sees backward cannot."""
+        """Give each operator its slope."""
         super().__init_subclass__()
-        cls.reads = tuple(parameters(cls.derivative)) if getattr(cls, "derivative", None) else ()
+        if hasattr(cls, "formula") and hasattr(cls, "steps"):
+            reads = tuple(parameters(cls.derivative))
+            cls.slope = Slope(cls.formula.__name__, cls.derivative, cls.steps, reads)
 
     @classmethod
     def prepare(cls, ctx, inputs):
         """Save x and z, too."""
         super().prepare(ctx, inputs)
-        ctx.saved_meta = cls, *ctx.saved_meta[1:]
+        ctx.saved_meta = cls.slope, *ctx.saved_meta[1:]
         return _FIRST_AND_LAST
 
     @classmethod
@@ -150,7 +162,7 @@ class Selective(Reduction):
     @staticmethod
     def backward(ctx, g):
         """Return ``g`` times the slope of each element."""
-        cls, _, shape, _, (dtype, *dim) = ctx.saved_meta
+        slope, _, shape, _, (dtype, *dim) = ctx.saved_meta
         others = [None] * (1 + len(dim))
         if g is None:
             return None, *others
@@ -160,7 +172,7 @@ class Selective(Reduction):
         y = x if dtype is None else x.to(dtype)
         if y.is_complex():
             y, z = y.conj(), z.conj()
-        return times_slope(cls, g, y, z, *dim[:1]).to(x.dtype), *others
+        return times_slope(slope, g, y, z, *dim[:1]).to(x.dtype), *others
 
 
 class Extremum(Selective):
@@ -339,33 +351,33 @@ def _or_all(dim: Any, keepdim: Any) -> Any:
     return () if dim is UNSET and keepdim is not UNSET else dim
 
 
-def times_slope(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
+def times_slope(slope: Slope, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
     """Return ``g`` times the slope of each element of x; one kernel does it, but for very long rows."""
     tensors = g, x, z
     if layout := plan_key(tensors):
         reduced = reduced_axes(x.dim(), *dim)
-        name, key = operator.formula.__name__, (operator, *reduced)
-        grads = by_kernel(name, key, layout, tensors, lambda _: _compile_slope(operator, g, x, z, reduced))
+        key = slope, *reduced
+        grads = by_kernel(slope.name, key, layout, tensors, lambda _: _compile_slope(slope, g, x, z, reduced))
         if grads is not None:
             return grads[0]
-    return slope_by_formula(operator, g, x, z, *dim)
+    return slope_by_formula(slope, g, x, z, *dim)
 
 
-def slope_by_formula(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
+def slope_by_formula(slope: Slope, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
     """Return the same, by torch's formulas; ``g`` may have the shape of x, as a tangent has."""
     # A mask in the dtype of x at once: one of bool takes a pass more, and torch sums and multiplies it in several.
     out = {"out": torch.empty_like(x)} if is_private_cpu((x, z)) else {}
     wide = {"dtype": COMPUTE.get(x.dtype)}  # a half type counts no further than 256 or 2048
     named, axes = {"g": g, "x": x, "z": z}, sorted(reduced_axes(x.dim(), *dim))
-    if "position" in operator.reads:
+    if "position" in slope.reads:
         named["position"] = positions(x.shape[axes[0]] if axes else 1, COMPUTE[x.dtype], x.device).view(_along(x, axes))
-    for name, formula, inputs, reduces in operator.steps:
+    for name, formula, inputs, reduces in slope.steps:
         function, args = getattr(f, formula), [named[each] for each in inputs]
         if reduces:
             named[name] = function(*args, axes, True, **(wide if formula in ("sum", "prod") else {}))
         else:
             named[name] = function(*args, **(out if formula == "equal" else {}))
-    return operator.derivative(**{each: named[each] for each in operator.reads})
+    return slope.derivative(**{each: named[each] for each in slope.reads})
 
 
 def _along(x: Tensor, axes: Sequence[int]) -> list[int]:
@@ -373,7 +385,7 @@ def _along(x: Tensor, axes: Sequence[int]) -> list[int]:
     return [n if a in axes else 1 for a, n in enumerate(x.shape)]
 
 
-def _compile_slope(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Executable:
+def _compile_slope(slope: Slope, g: Tensor, x: Tensor, z: Tensor, reduced: set[int]) -> Executable:
     """Return the kernels of :func:`times_slope` for this layout; ``g`` and ``z`` have size 1 where x is reduced."""
     dims = tuple(None if n == 1 else a for a, n in enumerate(x.shape))
     keepdim = tuple(None if a in reduced else axis for a, axis in enumerate(dims))
@@ -381,8 +393,8 @@ def _compile_slope(operator: type[Selective], g: Tensor, x: Tensor, z: Tensor, r
     inputs = {"g": keepdim, "x": dims, "z": keepdim}
     named = {name: graph.add(Input(name, each)) for name, each in inputs.items()}
     tensors = dict(zip(named.values(), (g, x, z), strict=True))
-    add_steps(graph, operator, named, frozenset(reduced & set(dims)))
-    derivative = operator.derivative
+    add_steps(graph, slope, named, frozenset(reduced & set(dims)))
+    derivative = slope.derivative
     graph.results = [(graph.add(Op(derivative.__name__, tuple(named[each] for each in parameters(derivative)))), dims)]
     common = torch.promote_types(x.dtype, z.dtype)  # z may be wider, under autocast
     return Executable(graph, tensors, [gradient_spec(x)], common)
