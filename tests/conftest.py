@@ -47,7 +47,8 @@ torch.set_num_threads(1)  # tests run side by side
 if LIBRARY == "torch":  # set here, so in the processes that tests start too
     for name in customops.__all__:
         if name.rstrip("_") in recorder.OPERATORS:
-            setattr(customops, name, getattr(torch.Tensor if name.endswith("_") else torch, name))
+            places = [torch.Tensor] if name.endswith("_") else [torch, torch.nn.functional]
+            setattr(customops, name, next(getattr(place, name) for place in places if hasattr(place, name)))
 
 
 def pytest_addoption(parser):

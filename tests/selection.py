@@ -15,6 +15,7 @@ from random import Random
 import pytest
 
 from .cases import PATH_OF
+from .recorder import operator_of
 
 Term = tuple[Hashable, ...]
 OF_FORMULAS = frozenset(  # the files whose tests ask what formulas compute, not what is done to a call
@@ -105,18 +106,21 @@ def sample(items: Sequence[pytest.Item], mode: str, later: Collection[str] = ())
         if asked is None or (asked and not hasattr(cases[0], "callspec")):
             taken.update(cases)
         elif asked:
-            parameters = {item: parameters_of(item) for item in cases}
-            are_later = {item: _operator_of(parameters[item]) in later for item in cases}
-            groups = [[item for item in cases if are_later[item] is which] for which in (False, True)]
-            for group in groups if cases[0].path.stem in OF_FORMULAS else groups[:1]:
-                terms = [terms_of(parameters[item], asked) for item in group]
+            groups = [[item for item in cases if (_operator_of(item) in later) is which] for which in (False, True)]
+            for group in groups if _asks_of_formulas(cases[0]) else groups[:1]:
+                terms = [terms_of(parameters_of(item), asked) for item in group]
                 taken.update(group[i] for i in covering(terms))
     return [item for item in items if item in taken]
 
 
-def _operator_of(parameters: dict[str, Hashable]) -> Hashable:
-    """Return the operator of a case, if its parameters name one."""
-    return parameters.get("operator", parameters.get("name"))
+def _operator_of(item: pytest.Item) -> str | None:
+    """Return the operator that the id of a case names."""
+    return operator_of(getattr(item.callspec, "id", ""))
+
+
+def _asks_of_formulas(item: pytest.Item) -> bool:
+    """Return whether a test asks what formulas compute, not what is done to a call."""
+    return getattr(getattr(item, "path", None), "stem", None) in OF_FORMULAS
 
 
 def rest(items: Sequence[pytest.Item], mode: str, later: Collection[str] = ()) -> list[pytest.Item]:

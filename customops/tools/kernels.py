@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import backend
-from ..ops import binary, reductions, unary
+from ..ops import binary, choice, products, reductions, unary
 from .dry_run import dry_run
 from .estimate import total_seconds
 from .record import LaunchRecord
@@ -22,9 +22,10 @@ from .targets import TARGETS
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     name: getattr(module, name)
-    for module in (unary, binary, reductions)
+    for module in (unary, binary, choice, reductions, products)
     for name in module.__all__
-    if not name.endswith("_")  # in-place variants
+    if not name.endswith("_")
+    and name != "where"  # no in-place variants, and nothing whose first operand is a condition
 }
 
 
