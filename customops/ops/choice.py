@@ -125,10 +125,11 @@ def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number, *, 
     >>> where(torch.tensor([True, False]), torch.tensor([1.0, 2.0]), 0)
     tensor([1., 0.])
     """
-    if not isinstance(condition, Tensor) or getattr(condition, "dtype", torch.bool) is not torch.bool:
-        options = {} if out is None else {"out": out}
+    is_mask = isinstance(condition, Tensor) and getattr(condition, "dtype", torch.bool) is torch.bool
+    if not is_mask or out is not None:
+        options = {} if out is None else {"out": out}  # of the result's dtype: torch casts nothing
         return torch.where(condition, input, other, **options)  # type: ignore[call-overload]  # raises, or a tracer sees it
-    return call(Where, (input, other, condition), out)
+    return call(Where, (input, other, condition))
 
 
 def clamp(

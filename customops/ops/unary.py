@@ -570,12 +570,14 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20, *, out: Tens
     Raises:
         TypeError: ``input`` is not a tensor.
         NotImplementedError: the dtype of ``input`` is not floating.
-        RuntimeError: the result cannot be cast to the dtype of ``out``.
+        RuntimeError: ``out`` has another dtype than ``input``.
 
     >>> softplus(torch.tensor([0.0, -50.0]))
     tensor([6.9315e-01, 1.9287e-22])
     """
-    return call(Softplus, (input, beta, threshold), out)
+    if out is not None:  # of the dtype of ``input``: torch casts nothing
+        return torch.nn.functional.softplus(input, beta, threshold, out=out)  # type: ignore[call-arg]
+    return call(Softplus, (input, beta, threshold))
 
 
 def sqrt(input: Tensor, *, out: Tensor | None = None) -> Tensor:
