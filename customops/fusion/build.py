@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..compiler.axes import NO_AXES
 from ..compiler.axis_union import NotNested, Shape
 from ..compiler.graph import Constant, Graph, Input, Op, Position, Renamed
 from ..compiler.views import Part, Piece, Presentation, parts
+from ..compiler.vjp import reads_position
 from ..ops.binary import Add, Div, Mul
+from ..ops.comparison import Predicate
 from ..ops.reductions import Amax, Amin, Mean, Sum
 from .errors import FusionError
 from .miniature import SmallTrace, small_trace
@@ -175,9 +179,14 @@ class _Builder:
 
     def _elementwise(self, i: int, node: Node, first: First) -> _Value:
         operands, detached = [], set()
+        dtypes = [self.trace.dtypes[x.value] for x in node.inputs if isinstance(x, Ref)]
         for k, x in enumerate(node.inputs):
             if not isinstance(x, Ref):
-                operands.append(self.graph.add(Constant(x.item() if isinstance(x, Tensor) else x)))
+                number = x.item() if isinstance(x, Tensor) else x
+                common = reduce(torch.promote_types, dtypes)
+                if issubclass(node.operator, Predicate) and common.is_floating_point:  # as torch compares
+                    number = torch.tensor(number, dtype=common, device="cpu").item()
+                operands.append(self.graph.add(Constant(number)))
                 continue
             value = self._operand(i, node, k, _without_repetition(first, self.sizes[x.value]))
             operands.append(value.at)
@@ -217,6 +226,8 @@ class _Builder:
         dims = zip(part.dims, part.origin, strict=True)
         axes = frozenset(a for a, d in dims if a is not None and d in self.axes.reduced[i])
         varying = axes & self.graph.axes[index]
+        if len(varying) > 1 and hasattr(operator, "steps") and reads_position(operator):
+            raise NotNested("max or min over a dimension that is divided elsewhere")
         if varying != axes and operator not in _REPEATED:
             raise NotNested(f"{operator.__name__.lower()} reduces a dimension along which a value is repeated")
         reduced = self.graph.reduce(operator.formula.__name__, index, varying, operator, is_detached)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..compiler.evaluate import evaluate
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 InputIndex = int  # of a tensor that the fused function is called with
 ValueIndex = int  # of a value of the fusion's graph: inputs first, which are the tensors, or parts of them
 ResultIndex = int  # of a result, each counted once, and of its cotangent
+
+
+def _dependent(fusion: Fusion, i: InputIndex) -> list[int]:
+    """Return the results of a fusion's graph that depend on a tensor."""
+    return dependent_results(fusion.graph, fusion.inputs_needed((i,)))
 
 
 class Gradient:
@@ -47,6 +53,7 @@ class Gradient:
         "seen",
         "shares",
         "specs",
+        "zeros",
     )
 
     def __init__(self, fusion: Fusion, needed: tuple[InputIndex, ...], outputs: tuple[ResultIndex, ...], saved: Saved):
@@ -74,6 +81,12 @@ class Gradient:
         self.saved = [*(inputs[k][0].at for k in self.saved_tensors), *self.saved_values]
         self.operands = tuple(self._operands(arriving, inputs, read))
         self._share_out(fusion, needed, at)
+        reached = {piece.at for _, piece in arriving}
+        # Of each needed tensor without a gradient: that of zeros, if results depend on it all the same.
+        self.zeros = [
+            fusion.gradient_specs[i] if index is None and reached & set(_dependent(fusion, i)) else None
+            for i, index in zip(needed, self.result_index, strict=True)
+        ]
         self.seen = None if fusion.is_plain else Seen(self.operands, self.shares)
 
     def _operands(self, arriving: Iterable[tuple[int, Piece]], inputs: Sequence[Pieces], read) -> Iterator[Operand]:
@@ -106,14 +119,17 @@ class Gradient:
         return [i for i in values if self.offset + i in ancestors]
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return the gradient of each tensor that needs one, None if it is zero."""
+        """Return the gradient of each tensor that needs one, None if no result depends on it."""
         grads = by_kernel("fuse", self, plan_key(tensors, by_blocks=True), tensors, self.compile)
         if grads is None:
             by_value = {i: view.of(tensors[k]) for i, k, view in self.operands}
             parts = evaluate(self.graph, by_value, COMPUTE[self.common], self.known)
             grads = [joined(shares, parts) for shares in self.shares]
             grads = [grad.to(spec.dtype, copy=True) for grad, spec in zip(grads, self.specs, strict=True)]
-        return [None if at is None else grads[at] for at in self.result_index]
+        return [
+            grads[at] if at is not None else zero and torch.zeros(zero.shape, dtype=zero.dtype, device=zero.device)
+            for at, zero in zip(self.result_index, self.zeros, strict=True)
+        ]
 
     def compile(self, tensors: Sequence[Tensor], plans: Any = None) -> Executable:
         """Return the kernels for tensors in this layout, made by ``plans``, as :class:`Executable` has it."""

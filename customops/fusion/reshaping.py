@@ -39,6 +39,8 @@ def _regroups(name: str, copies: bool = False) -> Callable:
     method = getattr(Tensor, name)
 
     def regrouped(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not tracing_hook((x,)):  # a tensor seen as a stand-in is
+            return method(x, *map(ghost, args), **{name: ghost(each) for name, each in kwargs.items()})
         if torch.dtype in map(type, (*args, *kwargs.values())):
             raise NotAView("the bits of a traced tensor cannot be seen as another dtype")
         return _regroup(x, method(ghost(x), *map(ghost, args), **kwargs).shape, copies)
@@ -64,6 +66,8 @@ def _expands(name: str) -> Callable:
     method = getattr(Tensor, name)
 
     def expanded(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not tracing_hook((x,)):  # likewise
+            return method(x, *map(ghost, args), **{name: ghost(each) for name, each in kwargs.items()})
         shape = method(ghost(x), *map(ghost, args), **kwargs).shape
         return x if shape == x.shape else _apply(Expand, x, tuple(shape))
 

@@ -1,0 +1,48 @@
+"""Parts of ``fuse`` where they meet: views beside compositions, tensors around a function, masks of half types."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import customops
+
+from .marks import formulas_only
+
+pytestmark = formulas_only
+
+
+@pytest.fixture(autouse=True)
+def _by_blocks(blocks):
+    blocks(8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_half_tensor_is_compared_with_the_number_in_its_dtype(dtype):
+    x = torch.tensor([0.1, 0.2, 0.3], dtype=dtype)
+    for compare in (torch.ge, torch.gt, torch.eq, torch.lt):
+        choose = lambda x, compare=compare: torch.where(compare(x, 0.1), x, -x)
+        torch.testing.assert_close(customops.fuse(choose)(x), choose(x), rtol=0, atol=0)
+
+
+def test_a_tensor_around_the_function_is_seen_in_the_shape_of_a_stand_in():
+    p, x = torch.randn(6), torch.randn(4, 6)
+    for function in (
+        lambda x: p.expand_as(x) * x,
+        lambda x: p.reshape_as(x[0].unflatten(0, (2, 3))) * x.unflatten(1, (2, 3)),
+        lambda x: p.view_as(x[0].unflatten(0, (3, 2))) + x.unflatten(1, (3, 2)),
+    ):
+        torch.testing.assert_close(customops.fuse(function)(x), function(x))
+
+
+def test_max_over_a_dimension_that_is_divided_elsewhere_is_refused():
+    y = torch.randn(4, 6, requires_grad=True)
+    with pytest.raises(customops.FusionError, match="divided elsewhere"):
+        customops.fuse(lambda y: y.flatten().max(-1).values * y.sum(1))(y)
+
+
+def test_a_gradient_that_is_zero_by_derivation_is_there():
+    x, p = torch.randn(4, 6, requires_grad=True), torch.randn(6, requires_grad=True)
+    z = customops.fuse(lambda x, p: (x + p).var(0))(x, p)
+    _, gradient = torch.autograd.grad(z.sum(), [x, p])
+    assert torch.equal(gradient, torch.zeros(6))
