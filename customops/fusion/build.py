@@ -226,7 +226,7 @@ class _Builder:
         dims = zip(part.dims, part.origin, strict=True)
         axes = frozenset(a for a, d in dims if a is not None and d in self.axes.reduced[i])
         varying = axes & self.graph.axes[index]
-        if len(varying) > 1 and hasattr(operator, "steps") and reads_position(operator):
+        if len(varying) > 1 and operator.derivative and reads_position(operator):
             raise NotNested("max or min over a dimension that is divided elsewhere")
         if varying != axes and operator not in _REPEATED:
             raise NotNested(f"{operator.__name__.lower()} reduces a dimension along which a value is repeated")
