@@ -17,6 +17,7 @@ DTENSOR = "customops/runtime/dtensor.py"
 RULES = "customops/runtime/rules.py"
 PATHS = "customops/runtime/paths.py"
 AXES = "customops/compiler/axes.py"
+VALUE_AXES = "customops/fusion/value_axes.py"
 AXIS_UNION = "customops/compiler/axis_union.py"
 VIEWS = "customops/compiler/views.py"
 BUILD = "customops/fusion/build.py"
@@ -1391,7 +1392,7 @@ FAULTS = (
     Fault(
         "a value may meet itself along another axis",
         "axes",
-        AXES,
+        VALUE_AXES,
         "if len(set(axes)) < len(axes):",
         "if False:",
         "A fused x + x.T of one vector is its diagonal.",
@@ -1400,8 +1401,8 @@ FAULTS = (
     Fault(
         "axes that must not be one stay half joined",
         "axes",
-        AXES,
-        "                self.parents = before\n",
+        VALUE_AXES,
+        "        self.union.restore(before)\n",
         "",
         "A fused function that is refused as one axis mixes up axes afterwards.",
         by_kernels=("test_fuse.py::test_a_value_meets_itself_along_another_axis", *FUSED, "test_fuse_structure.py"),
