@@ -67,12 +67,13 @@ def addresses(sizes, tensors, rows, ranges) -> Counter:
 
 
 @settings(max_examples=150)
-@given(stages(), st.integers(1, 90), st.sampled_from((1, 3, space.LINE_ELEMENTS)))
-def test_each_element_of_a_stage_is_in_one_block(stage, elements, line):
+@given(stages(), st.integers(1, 90), st.sampled_from((1, 3, space.LINE_ELEMENTS)), st.integers(1, 3))
+def test_each_element_of_a_stage_is_in_one_block(stage, elements, line, threads):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(space, "LINE_ELEMENTS", line)
-        found = space.lay_out(stage, elements)
-        steps = space.cut(found, elements)
+        whole = space.lay_out(stage, elements)
+        found = space.share(whole, threads) if threads > 1 else whole
+        steps = space.cut(found, elements, whole=found.rank - whole.rank)
     tensors = [*found.operand_strides, *found.output_strides]
     blocks: Counter = Counter()
     starts = [range(0, n, step) for n, step in zip(found.sizes, steps, strict=True)]
@@ -82,7 +83,7 @@ def test_each_element_of_a_stage_is_in_one_block(stage, elements, line):
         blocks += addresses(found.sizes, tensors, found.row_axes, ranges)
     given = [*(x.strides for x in stage.operands), stage.outputs[0].strides]
     assert blocks == addresses(stage.shape, given, stage.row_axes, map(range, stage.shape))
-    assert max(map(prod, shapes)) <= elements
+    assert max(map(prod, shapes)) <= max(elements, threads)
     assert prod(found.sizes[a] for a in found.reduced_axes[0]) == prod(
         stage.shape[a] for a in stage.outputs[0].reduced_axes
     )
@@ -101,6 +102,16 @@ def test_axes_that_every_tensor_walks_as_one_are_one_in_a_space_of_several_block
     assert space.lay_out(stage_of((4, 6, 8), (48, 8, 1), (0, 8, 1)), 100).sizes == (4, 48)
     assert space.lay_out(stage_of((4, 6, 8), (48, 8, 1), rows=(2,)), 100).sizes == (24, 8)
     assert space.lay_out(stage_of((4, 1, 8), (8, 7, 1), (8, 0, 1)), 10).sizes == (32,)
+
+
+def test_threads_share_the_outermost_axis_where_it_divides_and_is_not_reduced_over():
+    rows = space.lay_out(stage_of((64, 32), (32, 1), rows=(1,)), 100)
+    shared = space.share(rows, 2)
+    assert (shared.sizes, shared.operand_strides, shared.row_axes) == ((2, 32, 32), ((1024, 32, 1),), {2})
+    assert space.cut(shared, 200, whole=1) == (2, 3, 32), "each block has a part of each half"
+    over = space.lay_out(stage_of((64, 32), (32, 1), rows=(0,)), 100)
+    for kept, threads in ((rows, 3), (rows, 64), (over, 2)):
+        assert space.share(kept, threads) is kept
 
 
 def test_axes_go_as_the_largest_tensor_lies():

@@ -13,7 +13,7 @@ from ..triton_kernels.stage import ACCUMULATE, Argument, Output, Stage
 from .loop import BlockLoop, Walk
 from .pages import LARGE_BYTES, advise
 from .passes import Passes
-from .space import cut, lay_out
+from .space import cut, lay_out, share
 from .steps import Dtypes, build_pass
 
 # Bytes of one value of a block, for each thread of torch, and for all. A call takes a microsecond or two, so larger
@@ -91,8 +91,10 @@ class _StageBlocks:
 
     def _make(self, numbers: dict[int, Any], threads: int) -> list[BlockLoop]:
         elements = max(1, min(BLOCK_BYTES * threads, MOST_BYTES) // self.dtypes.compute.itemsize)
-        space = lay_out(self.stage, elements)
-        steps = cut(space, elements)
+        space = whole = lay_out(self.stage, elements)
+        if threads > 1 and prod(space.sizes) > elements:
+            space = share(space, threads)
+        steps = cut(space, elements, whole=space.rank - whole.rank)
         is_cut = frozenset(a for a, n in enumerate(space.sizes) if steps[a] < n)
         passes = Passes(self.stage, space, is_cut, self.dtypes.compute)
         walks = [build_pass(passes, each, numbers, self.arguments, self.dtypes) for each in passes.targets()]

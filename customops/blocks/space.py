@@ -108,15 +108,43 @@ def shape_of(shape: Sequence[int], varies: Axes) -> list[int]:
     return [n if is_along else 1 for n, is_along in zip(shape, varies, strict=True)]
 
 
-def cut(space: Space, elements: int) -> tuple[int, ...]:
+def share(space: Space, threads: int) -> Space:
+    """Return the space with its outermost axis as two, the first of which has one element for each thread.
+
+    Torch gives each thread a contiguous share of an operator's elements, outermost axis first. Left whole, that axis
+    makes it the same part of every tensor in all blocks, whose pages a thread then brings while others bring theirs:
+    in blocks of neighbouring rows threads wait for each other's pages. A space whose outermost axis does not divide,
+    or is reduced over, stays as it is: torch's sums over two axes that are not neighbours are slow.
+    """
+    n = space.sizes[0]
+    if any(0 in axes for axes in (space.row_axes, *space.reduced_axes)) or n % threads or n == threads:
+        return space
+
+    def strides(s: Strides) -> Strides:
+        return s[0] * (n // threads), *s
+
+    def positions(axes: frozenset[int]) -> frozenset[int]:
+        return frozenset(a + 1 for a in axes)
+
+    return Space(
+        (threads, n // threads, *space.sizes[1:]),
+        tuple(None if s is None else strides(s) for s in space.operand_strides),
+        tuple(map(strides, space.output_strides)),
+        positions(space.row_axes),
+        tuple(map(positions, space.reduced_axes)),
+    )
+
+
+def cut(space: Space, elements: int, whole: int = 0) -> tuple[int, ...]:
     """Return the length of blocks along each axis, so that a block has about this many elements at most.
 
     Axes are cut from the outermost on, those of rows last: a reduction over an axis that is cut takes one more pass. An
-    axis along which a tensor lies in order is left a cache line long, if others can be cut.
+    axis along which a tensor lies in order is left a cache line long, if others can be cut. The outermost ``whole``
+    axes are not cut.
     """
     steps = list(space.sizes)
     in_order = space.in_order
-    outermost = [a for a in range(space.rank) if a not in space.row_axes]
+    outermost = [a for a in range(whole, space.rank) if a not in space.row_axes]
     candidates = [(a, LINE_ELEMENTS if a in in_order else 1) for a in (*outermost, *sorted(space.row_axes))]
     for a, least in (*candidates, *((a, 1) for a, _ in candidates)):
         others = prod(steps) // steps[a]
