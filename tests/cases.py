@@ -171,6 +171,13 @@ ROWS = (
     OperatorCase("amin", -2, 2, _reduction("amin")[3:5]),
 )
 ROW = {row.name: row for row in ROWS}
+# The operators whose every feature `make test` samples and docs/compatibility.md has a column for: of each path that a
+# call takes, each number of operands and each kind of what is saved. Another differs from these by its formula, which
+# all tests of formulas cover in every run; the rest of its cases are in the shares.
+REPRESENTATIVES = (
+    *("log", "exp", "relu", "sigmoid", "tanh", "sqrt", "rsqrt", "abs", "neg", "add", "sub", "mul", "div"),
+    *("maximum", "minimum", "pow", "mean", "sum", "amax", "amin"),
+)
 
 
 def _norm_power(y: float) -> Call:

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from .cases import REPRESENTATIVES as OPERATORS
 from .features import FEATURES, INAPPLICABLE, LIMITED, NEEDS_GPU
-from .recorder import OPERATORS as EVERY
-from .recorder import RESULTS, Check, later
+from .recorder import RESULTS, Check
 
-OPERATORS = [operator for operator in EVERY if operator not in later()]  # those that have been recorded
 RUNS = {
     "formulas": "ours, by torch formulas on the CPU",
     "kernels": "ours, by Triton kernels in the interpreter",
@@ -27,7 +26,8 @@ SUMMARY = """\
 
 Every operator is held to what torch's own operator does in the same place: value, gradient or type of error. A cell
 counts the features of a section that a test showed for the operator, of those that it could have: ✓ is all, 6/8 is six
-of eight, and nothing is claimed that no test ran. A section has a page with a table of its features, what torch's
+of eight, and nothing is claimed that no test ran. The other operators take the same paths and differ by their formulas,
+which every run tests; they have no columns here. A section has a page with a table of its features, what torch's
 operators do under the same tests, and links to these."""
 RUNS_INTRO = """\
 Counts of cases: a run takes a sample of them, see [testing](testing.md). `make compatibility` runs the tests behind

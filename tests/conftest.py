@@ -111,15 +111,14 @@ def pytest_itemcollected(item):
 
 def pytest_collection_modifyitems(config, items):
     """Take a sample of the cases, or a share of those that are not in it; a case that is named runs in any event."""
-    later = () if config.option.record else recorder.later()
     if config.option.share:
-        chosen = selection.share(selection.rest(items, MODE, later), *selection.parse_share(config.option.share))
+        chosen = selection.share(selection.rest(items, MODE), *selection.parse_share(config.option.share))
     elif any("[" in argument for argument in config.args):
         return
     elif config.option.full:
         chosen = selection.taking_part(items, MODE)
     else:
-        chosen = selection.sample(items, MODE, later)
+        chosen = selection.sample(items, MODE)
         if config.option.part:
             chosen = selection.share(chosen, *selection.parse_share(config.option.part))
     taken = set(chosen)

@@ -9,15 +9,16 @@ mark says ``compiled``. What is taken depends on the parameters alone, not on na
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from random import Random
 
 import pytest
 
-from .cases import PATH_OF
-from .recorder import operator_of
+from .cases import PATH_OF, REPRESENTATIVES
+from .recorder import OPERATORS, operator_of
 
 Term = tuple[Hashable, ...]
+OTHERS = frozenset(OPERATORS) - {*REPRESENTATIVES}
 OF_FORMULAS = frozenset(  # the files whose tests ask what formulas compute, not what is done to a call
     {"test_accuracy", "test_audit", "test_blocks", "test_blocks_steps", "test_compiled", "test_database", "test_edges"}
     | {"test_gradients", "test_inplace", "test_kernels", "test_offline", "test_precision", "test_symbolic"}
@@ -94,11 +95,11 @@ def taking_part(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
     return [item for item in items if mode != "compiled" or asked_of(item, mode) != ""]
 
 
-def sample(items: Sequence[pytest.Item], mode: str, later: Collection[str] = ()) -> list[pytest.Item]:
+def sample(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
     """Return the cases that a run without ``--full`` takes, in their order.
 
-    The operators ``later``, which docs/compatibility has not recorded, are covered by themselves, so that what is taken
-    of others stays as recorded; and only where formulas are tested. All else that is asked of them is in the shares.
+    Operators that are no ``REPRESENTATIVES`` are covered by themselves, so that what is taken of these does not change
+    with another; and only where formulas are tested.
     """
     taken: set[pytest.Item] = set()
     for cases in _by_test(items):
@@ -106,7 +107,7 @@ def sample(items: Sequence[pytest.Item], mode: str, later: Collection[str] = ())
         if asked is None or (asked and not hasattr(cases[0], "callspec")):
             taken.update(cases)
         elif asked:
-            groups = [[item for item in cases if (_operator_of(item) in later) is which] for which in (False, True)]
+            groups = [[item for item in cases if (_operator_of(item) in OTHERS) is which] for which in (False, True)]
             for group in groups if _asks_of_formulas(cases[0]) else groups[:1]:
                 terms = [terms_of(parameters_of(item), asked) for item in group]
                 taken.update(group[i] for i in covering(terms))
@@ -123,9 +124,9 @@ def _asks_of_formulas(item: pytest.Item) -> bool:
     return getattr(getattr(item, "path", None), "stem", None) in OF_FORMULAS
 
 
-def rest(items: Sequence[pytest.Item], mode: str, later: Collection[str] = ()) -> list[pytest.Item]:
+def rest(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
     """Return the cases that only ``--full`` runs, or runs at full length, as the fixture ``full`` asks."""
-    sampled = set(sample(items, mode, later))
+    sampled = set(sample(items, mode))
     return [
         item for item in taking_part(items, mode) if item not in sampled or "full" in getattr(item, "fixturenames", ())
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,6 +24,8 @@ class Item(NamedTuple):
     fixturenames: tuple[str, ...] = ()
     parent: str = "test_it.py"
     compiled: str | None = None  # of compiled code; None is a mark that does not say
+    id: str = ""
+    path: Path = Path("test_it.py")
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
@@ -86,6 +89,19 @@ def test_sample_and_rest_are_all():
     rest = selection.rest(ALL, "kernels")
     assert {*selection.sample(ALL, "kernels")} | {*rest} == {*ALL}
     assert {*selection.sample(ALL, "kernels")} & {*rest} == {*OF_TWO_LENGTHS}, "which are longer in the rest"
+
+
+@pytest.mark.parametrize(("file", "others"), [("test_gradients.py", 2), ("test_autograd.py", 0)])
+def test_operators_that_stand_for_no_others_are_sampled_by_themselves_and_where_formulas_are_tested(file, others):
+    calls = [f"{name}(x)" for name in ("log", "exp", "log1p", "expm1")]
+    items = [
+        Item("test_calls", {"call": call, "a": a}, "call, a", id=f"{call}-{a}", path=Path(file))
+        for call, a in product(calls, range(2))
+    ]
+    taken = selection.sample(items, "kernels")
+    assert [item.id for item in taken if "1" not in item.id.partition("-")[0]] == ["log(x)-0", "exp(x)-1"]
+    assert len({item.params["call"] for item in taken}) == 2 + others
+    assert {*taken} | {*selection.rest(items, "kernels")} == {*items}
 
 
 def test_shares_are_disjoint_and_all_and_have_their_part_of_each_test():
