@@ -111,11 +111,10 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
 
 @ops.fuse
 def huber_loss(x: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
-    """Return the mean of d²/2 where d = |x - target| is below ``delta``, of delta·(d - delta/2) elsewhere."""
-    d = ops.abs(x - target)
-    beyond = ops.relu(d - delta)
-    below = d - beyond
-    return ops.mean(0.5 * below * below + delta * beyond)
+    """Return the mean of d²/2 where d = x - target is within ``delta``, of delta·(|d| - delta/2) elsewhere."""
+    d = x - target
+    within = ops.clamp(d, -delta, delta)
+    return ops.mean(within * (d - 0.5 * within))
 
 
 @ops.fuse
