@@ -33,7 +33,7 @@ def vector_norm(library):
     return library.linalg.vector_norm if library is torch else library.vector_norm
 
 
-ORDERS = (0.5, 1, 1.5, 2, 3, -1, INF, -INF)
+ORDERS = (0, 0.5, 1, 1.5, 2, 3, -1, INF, -INF)
 CALLS = [
     Call("var()", lambda lib, x: lib.var(x)),
     Call("var(1)", lambda lib, x: lib.var(x, 1)),
@@ -48,6 +48,7 @@ CALLS = [
     Call("logsumexp(0, 1)", lambda lib, x: lib.logsumexp(x, (0, 1), True)),
     Call("norm()", lambda lib, x: lib.norm(x)),
     *_norms(ORDERS),
+    Call("norm(dtype)", lambda lib, x: lib.norm(x, 3, 1, dtype=torch.float64)),
     Call("max()", lambda lib, x: lib.max(x)),
     Call("min()", lambda lib, x: lib.min(x)),
     Call("max(1)", lambda lib, x: lib.max(x, 1).values),
@@ -77,9 +78,9 @@ def _by_blocks(monkeypatch, replan):
 
 
 def gradients(z, *xs):
-    """Return the gradients of all results that have one."""
+    """Return the gradients of all results that have one; zeros where torch has none, of norms of order 0."""
     zs = [each for each in (z if isinstance(z, tuple) else (z,)) if each.requires_grad]
-    return torch.autograd.grad(zs, xs, [cotangent(each) for each in zs], allow_unused=True) if zs else ()
+    return torch.autograd.grad(zs, xs, list(map(cotangent, zs)), materialize_grads=True) if zs else ()
 
 
 def results(call, library, x):
@@ -255,7 +256,8 @@ def test_what_cannot_be_traced_says_so():
         (lambda x: x * customops.max(x, 1, True).indices, "the indices of max and min cannot be traced"),
         (lambda x: customops.max(x, 1).indices.float() * x, "the indices of max and min cannot be traced"),
         (lambda x: customops.var(x, out=x) * x, "out= cannot be traced"),
-        (lambda x: customops.norm(x, 0) * x, "a norm of order 0"),
+        (lambda x: customops.norm(x, "nuc") * x, "a norm of order 'nuc' cannot be traced, as it is one of matrices"),
+        (lambda x: torch.linalg.norm(x, 2) * x, "a norm of matrices cannot be traced"),
     ):
         with pytest.raises(TypeError, match=message):
             customops.fuse(function)(x)

@@ -29,7 +29,7 @@ from .trace import Node, Trace
 from .value_axes import ValueAxes
 
 _REPEATED = Sum, Mean, Amax, Amin  # the reductions of equal elements that are known: the element, or for Sum a product
-_JOINS = {  # what joins those of two parts
+_JOINS: dict[Any, Any] = {  # what joins those of two parts
     **{Sum: Add, Prod: Mul, Amax: Maximum, Amin: Minimum, Greatest: Maximum, Least: Minimum},
     **{FirstGreatest: Maximum, FirstLeast: Minimum},
 }
