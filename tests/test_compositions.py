@@ -234,6 +234,23 @@ def test_gradients_of_gradients_of_products_are_torchs(dim, fused):
     torch.testing.assert_close(*found, **TOLERANCE[torch.float64])
 
 
+@pytest.mark.sample(kernels="all", compiled="")
+@pytest.mark.parametrize("p", [None, 0.5, 2, 3], ids=["std", "norm 0.5", "norm 2", "norm 3"])
+def test_gradients_of_gradients_where_all_are_equal_are_torchs_where_those_are_finite(p):
+    x = torch.tensor([[2.0, 2, 2], [0, 0, 0], [1, 2, 0]], dtype=torch.float64, device=DEVICE)
+    call = lambda x: x.std(1) if p is None else x.norm(p, 1)
+    found = []
+    for function in (customops.fuse(lambda x: call(x) * 1.0), call):
+        leaf = x.clone().requires_grad_()
+        z = function(leaf)
+        g = torch.ones_like(z).requires_grad_()
+        (grad,) = torch.autograd.grad(z, leaf, g, create_graph=True)
+        found.append(torch.autograd.grad(grad, (leaf, g), cotangent(grad)))
+    for mine, theirs in zip(*found, strict=True):
+        assert theirs.isfinite().any()
+        torch.testing.assert_close(torch.where(theirs.isfinite(), mine, theirs), theirs, equal_nan=True)
+
+
 @pytest.mark.sample(kernels="", compiled="")
 @pytest.mark.parametrize("call", [call for call in CALLS if call.name in ONE_LAUNCH], ids=ids)
 def test_rows_take_one_launch_each_way(call):

@@ -300,6 +300,16 @@ def test_values_and_gradients_are_torchs(case, fused):
 
 
 @pytest.mark.usefixtures("by_blocks")
+@pytest.mark.parametrize("name", ["leaky_relu", "hardtanh", "relu6", "relu"])
+def test_a_constant_gradient_has_a_gradient_of_zeros_as_torchs(name):
+    for library in (ours, theirs):
+        x = torch.tensor([-2.0, 0.5, 9.0], device=DEVICE, requires_grad=True)
+        (dx,) = torch.autograd.grad(getattr(library, name)(x).sum(), x, create_graph=True)
+        (again,) = torch.autograd.grad(dx.sum(), x)
+        assert_same_outcome(again, torch.zeros_like(x))
+
+
+@pytest.mark.usefixtures("by_blocks")
 @pytest.mark.sample(kernels="case", compiled="case")
 @pytest.mark.parametrize("case", ACTIVATIONS, ids=ids)
 def test_activations_at_special_numbers_are_torchs(case, tally):
