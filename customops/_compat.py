@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import _C, Tensor, compiler, overrides
 from torch._C import _autograd, _functorch
+from torch._functorch import utils as functorch_utils
 from torch.autograd import Function, forward_ad
 from torch.utils import _device, _python_dispatch
 
@@ -49,6 +50,9 @@ is_forward_grad_enabled: Callable[[], bool] = _C._is_fwd_grad_enabled
 # compute the call again.
 saved_tensor_hooks: Callable[[], Any] = partial(_autograd._top_saved_tensors_default_hooks, True)
 
+
+# The file whose functions look at the arguments of ``autograd.Function.apply``, and at nothing else.
+FILE_OF_APPLY: str = functorch_utils.__file__
 
 # Return how deep the open ``forward_ad.dual_level`` is nested, -1 where there is none.
 forward_level: Callable[[], int] = partial(getattr, forward_ad, "_current_level")

@@ -16,9 +16,11 @@ from torch import Tensor
 from .fusion.composition import composition
 from .fusion.errors import untraceable
 from .ops.binary import maximum, minimum, pow
+from .ops.choice import where
+from .ops.comparison import ne
 from .ops.parts import finite, first_greatest, first_least, greatest, least, norm_power
 from .ops.reductions import amax, mean, sum
-from .ops.unary import abs, exp, log
+from .ops.unary import abs, exp, log, sign
 from .runtime.reduction import reduced_axes
 
 __all__ = ["logsumexp", "max", "min", "norm", "std", "std_mean", "var", "var_mean", "vector_norm"]
@@ -168,7 +170,7 @@ def vector_norm(
         ord: p, any number.
         dim: the axes, negative ones counted from the end; all axes for None.
         keepdim: whether to keep each of these axes, with size 1.
-        dtype: a dtype to cast ``x`` to first; torch computes it, unless it is that of ``x``.
+        dtype: a dtype to cast ``x`` to first.
         out: a tensor to write the result to, resized; torch computes it.
 
     Raises:
@@ -271,9 +273,13 @@ def _moments(x: Tensor, dim: Any, unbiased: Any, keepdim: bool, correction: floa
 
 def _norm(x: Tensor, p: Any, dim: Axes, keepdim: bool, dtype: torch.dtype | None) -> Tensor:
     """Return the norm of order ``p``, or raise where operators do not compute it."""
-    if isinstance(p, str) or p == 0 or dtype not in (None, x.dtype):
-        raise untraceable(f"a norm of order {p!r} in {dtype or x.dtype} cannot be traced", "call it outside")
+    if isinstance(p, str):
+        raise untraceable(f"a norm of order {p!r} cannot be traced, as it is one of matrices", "call it outside")
+    if dtype is not None:
+        x = x.to(dtype)
     axes = () if dim is None else dim
+    if p == 0:
+        return sum(where(ne(x, 0), 1.0, sign(x)), axes, keepdim)  # the sign, for a gradient of 0 everywhere
     if math.isinf(p):
         return (greatest if p > 0 else least)(abs(x), axes, keepdim)
     if p == 1:

@@ -292,7 +292,8 @@ def norm_power(x, y):
 
 
 def norm_power_dx(g, x, y):
-    return torch.where(x == 0, 0, pow_number_dx(g, x, y))
+    is_zero = x == 0
+    return torch.where(is_zero, 0, pow_number_dx(g, torch.where(is_zero, 1, x), y))  # whose slope is not 0·inf at 0
 
 
 def where(x, y, condition, **out):

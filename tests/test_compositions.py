@@ -33,7 +33,7 @@ def vector_norm(library):
     return library.linalg.vector_norm if library is torch else library.vector_norm
 
 
-ORDERS = (0.5, 1, 1.5, 2, 3, -1, INF, -INF)
+ORDERS = (0, 0.5, 1, 1.5, 2, 3, -1, INF, -INF)
 CALLS = [
     Call("var()", lambda lib, x: lib.var(x)),
     Call("var(1)", lambda lib, x: lib.var(x, 1)),
@@ -48,6 +48,7 @@ CALLS = [
     Call("logsumexp(0, 1)", lambda lib, x: lib.logsumexp(x, (0, 1), True)),
     Call("norm()", lambda lib, x: lib.norm(x)),
     *_norms(ORDERS),
+    Call("norm(dtype)", lambda lib, x: lib.norm(x, 3, 1, dtype=torch.float64)),
     Call("max()", lambda lib, x: lib.max(x)),
     Call("min()", lambda lib, x: lib.min(x)),
     Call("max(1)", lambda lib, x: lib.max(x, 1).values),
@@ -77,9 +78,9 @@ def _by_blocks(monkeypatch, replan):
 
 
 def gradients(z, *xs):
-    """Return the gradients of all results that have one."""
+    """Return the gradients of all results that have one; zeros where torch has none, of norms of order 0."""
     zs = [each for each in (z if isinstance(z, tuple) else (z,)) if each.requires_grad]
-    return torch.autograd.grad(zs, xs, [cotangent(each) for each in zs], allow_unused=True) if zs else ()
+    return torch.autograd.grad(zs, xs, list(map(cotangent, zs)), materialize_grads=True) if zs else ()
 
 
 def results(call, library, x):
@@ -233,6 +234,23 @@ def test_gradients_of_gradients_of_products_are_torchs(dim, fused):
     torch.testing.assert_close(*found, **TOLERANCE[torch.float64])
 
 
+@pytest.mark.sample(kernels="all", compiled="")
+@pytest.mark.parametrize("p", [None, 0.5, 2, 3], ids=["std", "norm 0.5", "norm 2", "norm 3"])
+def test_gradients_of_gradients_where_all_are_equal_are_torchs_where_those_are_finite(p):
+    x = torch.tensor([[2.0, 2, 2], [0, 0, 0], [1, 2, 0]], dtype=torch.float64, device=DEVICE)
+    call = lambda x: x.std(1) if p is None else x.norm(p, 1)
+    found = []
+    for function in (customops.fuse(lambda x: call(x) * 1.0), call):
+        leaf = x.clone().requires_grad_()
+        z = function(leaf)
+        g = torch.ones_like(z).requires_grad_()
+        (grad,) = torch.autograd.grad(z, leaf, g, create_graph=True)
+        found.append(torch.autograd.grad(grad, (leaf, g), cotangent(grad)))
+    for mine, theirs in zip(*found, strict=True):
+        assert theirs.isfinite().any()
+        torch.testing.assert_close(torch.where(theirs.isfinite(), mine, theirs), theirs, equal_nan=True)
+
+
 @pytest.mark.sample(kernels="", compiled="")
 @pytest.mark.parametrize("call", [call for call in CALLS if call.name in ONE_LAUNCH], ids=ids)
 def test_rows_take_one_launch_each_way(call):
@@ -255,7 +273,8 @@ def test_what_cannot_be_traced_says_so():
         (lambda x: x * customops.max(x, 1, True).indices, "the indices of max and min cannot be traced"),
         (lambda x: customops.max(x, 1).indices.float() * x, "the indices of max and min cannot be traced"),
         (lambda x: customops.var(x, out=x) * x, "out= cannot be traced"),
-        (lambda x: customops.norm(x, 0) * x, "a norm of order 0"),
+        (lambda x: customops.norm(x, "nuc") * x, "a norm of order 'nuc' cannot be traced, as it is one of matrices"),
+        (lambda x: torch.linalg.norm(x, 2) * x, "a norm of matrices cannot be traced"),
     ):
         with pytest.raises(TypeError, match=message):
             customops.fuse(function)(x)

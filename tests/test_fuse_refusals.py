@@ -112,6 +112,19 @@ def _alpha(x):
     return customops.add(x, x, alpha=customops.sum(x))
 
 
+class Cubed(torch.autograd.Function):
+    """The operator of x³, with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        """Return the cube."""
+        return x**3
+
+
+def _own_gradient(x):
+    return Cubed.apply(x) * 2
+
+
 def _number(x):
     return 3
 
@@ -149,6 +162,7 @@ REFUSED = {
     _floor: ("2 // x", "outside the function"),
     _alpha: ("alpha=customops.sum(x)", "pass a number"),
     _no_grad: ("customops.exp(x)", "split the function"),
+    _own_gradient: ("Cubed.apply(x)", "an autograd.Function cannot be traced, as its gradient is its own"),
     _none: ("_none", "got ()"),
     _number: ("_number", "got 3"),
     _nothing: ("_nothing", "got None"),

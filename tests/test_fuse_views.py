@@ -179,6 +179,19 @@ SPELLINGS: dict[str, tuple[int, ...]] = {
     "torch.concatenate((x, -x), dim=-1)": (2, 3),
     "torch.stack((x, 2 * x))": (2, 3),
     "torch.stack((x, -x, x), dim=-2)": (2, 3),
+    "x.repeat(2, 3)": (2, 3),
+    "x.repeat((2, 1, 3))": (2, 3),
+    "x.repeat(repeats=(3, 1))": (2, 3),
+    "x.repeat(1, 1)": (2, 3),
+    "x.tile(2)": (2, 3),
+    "torch.tile(x, (2, 1, 3))": (2, 3),
+    "torch.tile(input=x, dims=(2,))": (2, 3),
+    "x.repeat_interleave(2, -1)": (2, 3),
+    "torch.repeat_interleave(x, 3, dim=0)": (2, 3),
+    "torch.repeat_interleave(x, repeats=2)": (2, 3),
+    "torch.stack((x, -x, 2 * x, x), -1).view(2, 3, 2, 2)": (2, 3),
+    "torch.cat((x, x[:, :3]), 1).view(2, 4, 2).mT.flatten(1)": (2, 5),
+    "x.view(2, 3, 4)[:, 1:].flatten(1)[:, 2:7]": (2, 12),
 }
 
 
@@ -365,6 +378,32 @@ def test_a_mean_over_unequal_parts_counts_all_elements(device, blocks):
     compare(results(fuse(of(f, customops)), xs), results(of(f, torch), xs))
 
 
+ALONG_PARTS: dict[str, tuple[int, ...]] = {  # reductions over a dimension that is sliced, joined or divided elsewhere
+    "torch.softmax(torch.cat((x, x.sum(-1, keepdim=True)), -1), -1)[..., :-1]": (3, 6),
+    "torch.log_softmax(x, 1)[:, 2:]": (3, 6),
+    "torch.logsumexp(x, -1) + x[:, 1:].sum(-1)": (3, 6),
+    "x.prod(-1) + x[:, 1:].sum(-1)": (3, 6),
+    "x.var(-1) + x.norm(dim=-1) * x[:, 4:].mean(-1)": (3, 6),
+    "x.max(-1).values + x.view(3, 3, 2).exp().sum((1, 2))": (3, 6),
+    "x.view(3, 3, 2).mT.flatten(1).min(-1, keepdim=True).values + x": (3, 6),
+    "F.cross_entropy(x, index) + x.view(3, 3, 2).exp().sum()": (3, 6),
+    "F.cross_entropy(x, index, reduction='none') + x[:, 2:].exp().sum(-1)": (3, 6),
+}
+
+
+@pytest.mark.sample(kernels="all", compiled="all")
+@pytest.mark.parametrize("spelling", ALONG_PARTS)
+def test_reductions_know_where_elements_of_a_divided_dimension_lie(spelling, device, blocks):
+    blocks(7)
+    names = {"torch": torch, "F": torch.nn.functional, "index": torch.tensor([1, 0, 5], device=device)}
+    function = eval(f"lambda x: {spelling}", names)
+    (x,) = drawn([ALONG_PARTS[spelling]], device)
+    with torch.no_grad():
+        x[0] = x[0, 3]  # of equal elements it matters which is the first
+    compare(results(fuse(function), [x]), results(function, [x]))
+    assert is_fused(fuse(function), [x])
+
+
 def test_what_is_repeated_is_summed_as_often(device, blocks):
     blocks(7)
 
@@ -463,7 +502,7 @@ def _nested(x):
 
 
 def _cut(x):
-    return x.view(2, 2, 6).flatten(1)[:, 5:] * 2 + x.view(2, 12)[:, :7] * customops.sum(x)
+    return (x * 2).repeat(1, 40)[:, 5:] * 2
 
 
 def _steps(x):
@@ -478,17 +517,22 @@ def _bits(x):
     return x.view(torch.int64) * 2
 
 
+def _repeats(x):
+    return x.repeat_interleave(torch.tensor([1, 2, 0, 1], device=x.device), 0) * 2
+
+
 def _joined_extremum(x):
     return customops.amax(torch.cat((x, x * 2), 1), 1) * 2
 
 
 REFUSED = {
     _nested: ("x.reshape(6, 4) * 2", "in ways that do not nest"),
-    _cut: ("x.view(2, 2, 6)", "views divide it in groups of 6"),
+    _cut: ("repeat(1, 40)[:, 5:]", "views divide it in groups of 6"),
     _steps: ("x[:, ::4] * 2", "its last group is not whole"),
     _mask: ("x[[True", "an index of type list"),
     _bits: ("x.view(torch.int64)", "as another dtype"),
-    _joined_extremum: ("customops.amax", "a dimension that is sliced or concatenated"),
+    _repeats: ("x.repeat_interleave", "only by a number"),
+    _joined_extremum: ("customops.amax", "reduce each part and join them by maximum, or detach it"),
 }
 
 
@@ -640,6 +684,8 @@ def test_divisions_that_do_not_nest_are_refused():
     with pytest.raises(NotNested, match="do not nest"):
         union.unify(one, union.new(6) + union.new(4))
     with pytest.raises(NotNested, match="groups of 6"):
-        union.cut(one, 7)
+        union.cut(union.new(40) + union.new(6), 7)
+    union.cut(one, 7)
+    assert [part.first for part in parts(union, (one,))] == [(6 * k + at,) for k in range(4) for at in (0, 1)]
     with pytest.raises(ValueError, match="broadcast"):
         union.unify(one, union.new(12))

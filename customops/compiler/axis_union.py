@@ -126,14 +126,34 @@ class AxisUnion:
         """Make an axis a product whose inner factor has ``inner`` elements; its segments are made such products."""
         outer, rest = divmod(self.sizes[axis], inner) if inner else (0, 1)  # without elements anything goes
         pieces = self.pieces((axis,)) if axis in self.segments else []
-        if rest or any(self.size(piece) % inner for piece in pieces):
+        offsets = {at % inner for at in self._starts((axis,))} if pieces and not rest else {0}
+        if rest or (len(offsets) > 1 and outer * len(offsets) > MAX_PIECES):
             raise NotNested(f"views divide {self.sizes[axis]} elements in ways that do not nest, once by {inner}")
         shared = self.new(inner)
+        if len(offsets) > 1:
+            self._split_in_each(axis, shared, sorted(offsets))
+            return
         outers = [self.new(self.size(piece) // inner) for piece in pieces]
         for piece, own in zip(pieces, outers, strict=True):
             self.unify(piece, own + shared)
         self.factors[axis] = (*(self.join(outers) if pieces else self.new(outer)), *shared)
         self.segments.pop(axis, None)
+
+    def _split_in_each(self, axis: int, shared: Dim, offsets: Sequence[int]) -> None:
+        """Make an axis a product whose inner factor is ``shared``, cut at ``offsets`` in each of its repetitions.
+
+        The outer factor is then one segment for each of its elements, as a piece of a dimension lies in one place.
+        """
+        outer = self.sizes[axis] // self.size(shared)
+        for k in range(outer):
+            for at in offsets:
+                self.cut((axis,), k * self.size(shared) + at)
+        for at in offsets:
+            self.cut(shared, at)
+        for piece, own in zip(self.pieces((axis,)), self.pieces(shared) * outer, strict=True):
+            self.unify(piece, own)
+        self.factors[axis] = (*self.join([()] * outer), *shared)
+        self.segments.pop(axis)
 
     def cut(self, dim: Dim, at: int) -> None:
         """Cut a dimension before element ``at``."""
@@ -142,7 +162,13 @@ class AxisUnion:
         outer, *inner = self.expand(dim)
         position, rest = divmod(at, self.size(tuple(inner)))
         if rest:
-            raise NotNested(f"a dimension is cut at {at}, and views divide it in groups of {self.size(tuple(inner))}")
+            if self.sizes[outer] * (len(self.pieces(tuple(inner))) + 1) > MAX_PIECES:
+                size = self.size(tuple(inner))
+                raise NotNested(f"a dimension is cut at {at}, and views divide it in groups of {size}")
+            for k in range(1, self.sizes[outer]):
+                self.cut((outer,), k)
+            self.cut(tuple(inner), rest)
+            return
         if outer not in self.segments:
             self.segments[outer] = self.new(position), self.new(self.sizes[outer] - position)
             return

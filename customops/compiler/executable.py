@@ -105,7 +105,8 @@ class Executable:
         ancestors = graph.ancestors([value for value, _ in results], tensors)
         constants = [i for i in ancestors if isinstance(graph.values[i], Constant)]
         counted = [i for i in ancestors if isinstance(graph.values[i], Position)]
-        ranges = [positions(graph.sizes[graph.values[i].axis], COMPUTE[common], device) for i in counted]
+        shapes = [tuple([graph.sizes[a] for a in graph.values[i].axes]) for i in counted]
+        ranges = [positions(shape, COMPUTE[common], device) for shape in shapes]
         self.numbers = (*ranges, *(graph.number(i) for i in constants))  # arguments of the plan, after the tensors
         self.buffers: list[TensorSpec] = []  # the tensors that kernels write: the last arguments
         self._seen = seen and tuple(seen.operands)
@@ -229,7 +230,7 @@ def _input_bindings(graph: Graph, tensors: dict[int, Tensor], known: Mapping[int
     bindings = {}
     for k, (i, x) in enumerate(tensors.items()):
         node = graph.values[i]
-        dims = (node.axis,) if isinstance(node, Position) else known.get(i, getattr(node, "dims", None))
+        dims = node.axes if isinstance(node, Position) else known.get(i, getattr(node, "dims", None))
         bindings[i] = scratch_binding(graph, i, k) if dims is None else Binding(k, dims, x.stride())
     return bindings
 

@@ -75,10 +75,18 @@ class Graph:
             self.axes.append(self._axes_of(node))
         return self._index[key]
 
-    def reduce(self, formula: str, value: int, reduced: Axes, operator: Any = None, detached: bool = False) -> int:
-        """Return the index of a value reduced over axes; without axes it is the value."""
+    def reduce(
+        self,
+        formula: str,
+        value: int,
+        reduced: Axes,
+        operator: Any = None,
+        detached: bool = False,
+        order: tuple[int, ...] = (),
+    ) -> int:
+        """Return the index of a value reduced over axes, as ``Op`` has it; without axes it is the value."""
         positions = frozenset({0} if detached else ())
-        return self.add(Op(formula, (value,), reduced, operator, positions)) if reduced else value
+        return self.add(Op(formula, (value,), reduced, operator, positions, order)) if reduced else value
 
     def count(self, axes: Iterable[int]) -> int:
         """Return how many elements lie along ``axes``."""
@@ -129,7 +137,7 @@ class Graph:
         if isinstance(node, Constant):
             return NO_AXES
         if isinstance(node, Position):
-            return frozenset({node.axis})
+            return frozenset(node.axes)
         axes = NO_AXES.union(*(self.axes[i] for i in node.inputs))
         if isinstance(node, Renamed):
             pairs = zip(node.old, node.new, strict=True)

@@ -22,9 +22,12 @@ class Constant(NamedTuple):
 
 
 class Position(NamedTuple):
-    """The number of each element along an axis, from 0: a tensor that goes with the kernels which read it."""
+    """The number of each element along an axis, from 0: a tensor that goes with the kernels which read it.
 
-    axis: int
+    Along several axes it is that of their product, as that of a dimension that is divided.
+    """
+
+    axes: tuple[int, ...]  # outermost first
 
     @property
     def name(self) -> str:
@@ -40,6 +43,7 @@ class Op(NamedTuple):
     reduced: Axes = NO_AXES  # the axes that it reduces
     operator: Any = None  # the class whose formula it is, with the rule of its gradient; None in a gradient's graph
     detached: frozenset[int] = frozenset()  # the positions of inputs that count as constants where it is differentiated
+    order: tuple[int, ...] = ()  # ``reduced``, outermost first, where the derivative reads positions along them
 
 
 class Renamed(NamedTuple):

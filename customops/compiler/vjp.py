@@ -99,7 +99,7 @@ class Rules:
         if derivative is None:
             return named["g"]
         named["count"] = self.graph.add(Constant(None, op.reduced))
-        add_steps(self.graph, op.operator, named, op.reduced)
+        add_steps(self.graph, op.operator, named, op.reduced, op.order)
         return self._apply(derivative, named, op)
 
     def _apply(self, derivative: Callable, named: dict[str, int], op: Op) -> int:
@@ -115,10 +115,13 @@ class Rules:
         return self.graph.add(Op(name, inputs, detached=_positions(names, op)))
 
 
-def add_steps(graph: Graph, operator: Any, named: dict[str, int], reduced: Axes) -> None:
-    """Add the values that the derivative of a reduction over these axes reads, to the graph and to those named."""
+def add_steps(graph: Graph, operator: Any, named: dict[str, int], reduced: Axes, order: tuple[int, ...] = ()) -> None:
+    """Add the values that the derivative of a reduction over these axes reads, to the graph and to those named.
+
+    ``order`` has the axes outermost first, where there are several and the derivative reads positions.
+    """
     if reads_position(operator):
-        named["position"] = graph.add(Position(*reduced)) if reduced else graph.add(Constant(0))
+        named["position"] = graph.add(Position(order or tuple(reduced))) if reduced else graph.add(Constant(0))
     for name, formula, inputs, reduces in operator.steps:
         operands = [named[each] for each in inputs]
         named[name] = (

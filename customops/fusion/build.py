@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
@@ -16,8 +16,10 @@ from ..compiler.axis_union import NotNested, Shape
 from ..compiler.graph import Constant, Graph, Input, Op, Position, Renamed
 from ..compiler.views import Part, Piece, Presentation, parts
 from ..compiler.vjp import reads_position
-from ..ops.binary import Add, Div, Mul
+from ..ops.binary import Add, Div, Maximum, Minimum, Mul
 from ..ops.comparison import Predicate
+from ..ops.parts import FirstGreatest, FirstLeast, Greatest, Least
+from ..ops.products import Prod
 from ..ops.reductions import Amax, Amin, Mean, Sum
 from .errors import FusionError
 from .miniature import SmallTrace, small_trace
@@ -27,6 +29,10 @@ from .trace import Node, Trace
 from .value_axes import ValueAxes
 
 _REPEATED = Sum, Mean, Amax, Amin  # the reductions of equal elements that are known: the element, or for Sum a product
+_JOINS: dict[Any, Any] = {  # what joins those of two parts
+    **{Sum: Add, Prod: Mul, Amax: Maximum, Amin: Minimum, Greatest: Maximum, Least: Minimum},
+    **{FirstGreatest: Maximum, FirstLeast: Minimum},
+}
 First = tuple[int, ...]  # the position of the first element of a part of a value, along each of its dimensions
 
 
@@ -77,6 +83,8 @@ class _Builder:
         found = [part.dims for each in (*self.parts, *self.renamed.values()) for part in each.values()]
         self.graph = Graph({a: union.sizes[a] for a in sorted({a for dims in found for a in dims if a is not None})})
         self.values: list[dict[First, _Value]] = []
+        read = [x for node in trace.nodes if node.operator is not Detach for x in node.inputs if isinstance(x, Ref)]
+        self.differentiated = {ref.value for ref in (*read, *trace.outputs)}  # the values that are not just detached
 
     def _parts(self, shape: Shape) -> dict[First, Part]:
         return {part.first: part for part in parts(self.axes.union, shape)}
@@ -122,19 +130,21 @@ class _Builder:
         if is_shape_operator(node.operator):
             return self._operand(i, node, *self._moved_from(i, node, first))
         if node.operator is PositionsAlong:
-            return self._positions(self.parts[i])
+            return self._positions(self.parts[i][first], node.inputs[1])
         if issubclass(node.operator, Cast | Fill):
             return self._rounded_or_filled(i, node, self._operand(i, node, 0, first))
         if is_elementwise(node.operator):
             return self._elementwise(i, node, first)
         return self._reduced(i, node, first)
 
-    def _positions(self, parts: dict[First, Part]) -> _Value:
-        """Add the numbers of the elements along a dimension, all others of which have size 1."""
-        axes = [a for part in parts.values() for a in part.dims if a is not None]
-        if len(axes) > 1:
-            raise NotNested("the classes are along a dimension that is divided, sliced or concatenated")
-        return _Value(self.graph.add(Position(axes[0]) if axes else Constant(0)), False)
+    def _positions(self, part: Part, dim: int) -> _Value:
+        """Add the numbers of the elements of a part along dimension ``dim``, all others of which have size 1."""
+        axes = tuple(a for a in part.dims if a is not None)
+        start = self.graph.add(Constant(part.first[dim]))
+        if not axes:
+            return _Value(start, False)
+        along = self.graph.add(Position(axes))
+        return _Value(self._op(Add, (along, start, self.graph.add(Constant(1)))) if part.first[dim] else along, False)
 
     def _rounded_or_filled(self, i: int, node: Node, x: _Value) -> _Value:
         """Return the part ``x`` rounded to another dtype, or a number in place of its elements."""
@@ -206,36 +216,42 @@ class _Builder:
         apart = [p for p in self.parts[x].values() if [n for d, n in enumerate(p.first) if d not in positions] == kept]
         if len(apart) == 1:
             return self._reduce(i, node.operator, apart[0])
-        if node.operator not in (Sum, Mean):
-            raise NotNested(f"{node.operator.__name__.lower()} reduces a dimension that is sliced or concatenated")
-        terms = [self._reduce(i, Sum, part) for part in apart]
-        total = terms[0]
-        for term in terms[1:]:
-            operands = total.at, term.at, self.graph.add(Constant(1))
-            detached = {k for k, each in enumerate((total, term)) if each.is_detached}
-            total = _Value(self._op(Add, operands, detached), False)
+        operator = Sum if node.operator is Mean else node.operator
+        joins = _JOINS[operator]
+        if joins in (Maximum, Minimum) and i in self.differentiated:
+            raise NotNested(
+                f"{operator.formula.__name__} reduces a dimension that is sliced or concatenated; reduce each part and "
+                f"join them by {joins.formula.__name__}, or detach it"
+            )
+        total = reduce(partial(self._joined, joins), [self._reduce(i, operator, part) for part in apart])
         if node.operator is Mean:
             count = self.graph.add(Constant(prod(self.sizes[x][d] for d in positions)))
             total = _Value(self._op(Div, (total.at, count), {0} if total.is_detached else ()), False)
         return total
+
+    def _joined(self, operator: Any, x: _Value, y: _Value) -> _Value:
+        """Return ``operator`` of what two parts were reduced to."""
+        numbers = (self.graph.add(Constant(1)),) if operator is Add else ()  # alpha
+        detached = {k for k, each in enumerate((x, y)) if each.is_detached}
+        return _Value(self._op(operator, (x.at, y.at, *numbers), detached), False)
 
     def _reduce(self, i: int, operator: Any, part: Part) -> _Value:
         """Reduce one part of the input of value ``i``; along axes that it is repeated along, that is a product."""
         x = self.trace.nodes[i - self.trace.arity].inputs[0].value
         index, is_detached = self.values[x][part.first]
         dims = zip(part.dims, part.origin, strict=True)
-        axes = frozenset(a for a, d in dims if a is not None and d in self.axes.reduced[i])
+        reduced = tuple(a for a, d in dims if a is not None and d in self.axes.reduced[i])
+        axes = frozenset(reduced)
         varying = axes & self.graph.axes[index]
-        if len(varying) > 1 and operator.derivative and reads_position(operator):
-            raise NotNested("max or min over a dimension that is divided elsewhere")
+        order = tuple(a for a in reduced if a in varying) if operator.derivative and reads_position(operator) else ()
         if varying != axes and operator not in _REPEATED:
             raise NotNested(f"{operator.__name__.lower()} reduces a dimension along which a value is repeated")
-        reduced = self.graph.reduce(operator.formula.__name__, index, varying, operator, is_detached)
+        value = self.graph.reduce(operator.formula.__name__, index, varying, operator, is_detached, order)
         is_detached = is_detached and not varying
         if varying != axes and operator is Sum:
             count = self.graph.add(Constant(self.graph.count(axes - varying)))
-            return _Value(self._op(Mul, (reduced, count), {0} if is_detached else ()), False)
-        return _Value(reduced, is_detached)
+            return _Value(self._op(Mul, (value, count), {0} if is_detached else ()), False)
+        return _Value(value, is_detached)
 
 
 def _without_repetition(first: First, own: Sequence[int]) -> First:

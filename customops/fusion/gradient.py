@@ -33,6 +33,16 @@ def _dependent(fusion: Fusion, i: InputIndex) -> list[int]:
     return dependent_results(fusion.graph, fusion.inputs_needed((i,)))
 
 
+def _depending_on(x: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient of ``x`` that can be differentiated by x, with a slope of 0 where it is constant.
+
+    So torch has that of ``leaky_relu``, whose operators here compare x with 0: what is compared has no derivative.
+    """
+    if grad.requires_grad or not x.requires_grad:
+        return grad
+    return torch.where(torch.ones_like(x, dtype=torch.bool), grad, torch.sign(x))
+
+
 class Gradient:
     """The gradients of a fusion for one set of tensors that need them, and of results that cotangents arrive from.
 
@@ -41,6 +51,7 @@ class Gradient:
 
     __slots__ = (
         "common",
+        "constant",
         "graph",
         "known",
         "offset",
@@ -87,6 +98,11 @@ class Gradient:
             fusion.gradient_specs[i] if index is None and reached & set(_dependent(fusion, i)) else None
             for i, index in zip(needed, self.result_index, strict=True)
         ]
+        # Which gradients torch has as functions of a tensor, and which tensor, though they may be constant.
+        positions = {k: position for position, k in enumerate(self.saved_tensors, len(outputs))}
+        at_of = {i: index for i, index in zip(needed, self.result_index, strict=True) if index is not None}
+        composed = bool(fusion.trace.composed)
+        self.constant = {index: positions[i] for i, index in at_of.items() if i in positions} if composed else {}
         self.seen = None if fusion.is_plain else Seen(self.operands, self.shares)
 
     def _operands(self, arriving: Iterable[tuple[int, Piece]], inputs: Sequence[Pieces], read) -> Iterator[Operand]:
@@ -126,6 +142,9 @@ class Gradient:
             parts = evaluate(self.graph, by_value, COMPUTE[self.common], self.known)
             grads = [joined(shares, parts) for shares in self.shares]
             grads = [grad.to(spec.dtype, copy=True) for grad, spec in zip(grads, self.specs, strict=True)]
+            if self.constant and torch.is_grad_enabled():
+                for at, k in self.constant.items():
+                    grads[at] = _depending_on(tensors[k], grads[at])
         return [
             grads[at] if at is not None else zero and torch.zeros(zero.shape, dtype=zero.dtype, device=zero.device)
             for at, zero in zip(self.result_index, self.zeros, strict=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._compat import transforms_active
+from .._compat import FILE_OF_APPLY, transforms_active
 from ..ops import binary, unary
 from .casts import Casts
 from .errors import untraceable
@@ -66,6 +66,9 @@ class Traced(Casts):
         if transforms_active():
             raise untraceable("a transform of torch.func cannot be traced", "transform the fused function instead")
         frame = sys._getframe(1)
+        if frame.f_code.co_filename == FILE_OF_APPLY:
+            what = "an autograd.Function cannot be traced, as its gradient is its own"
+            raise untraceable(what, "call it outside the function, or fuse the formula that it computes")
         return Tensor if calls_isinstance(frame.f_code, frame.f_lasti) else Traced
 
     def __init__(self, tracing: Any, ref: Ref):

@@ -7,6 +7,7 @@ raises an error does not matter: the caller runs the function on the tensors, so
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from operator import index
 from typing import Any
 
@@ -112,6 +113,31 @@ def iterate(x: Any) -> Iterator:
     return iter(unbind(x))
 
 
+def repeat(x: Any, *each: Any, repeats: Sequence[int] = ()) -> Any:
+    """Return ``x.repeat(...)``."""
+    times = repeats or (each if each and type(each[0]) is int else each[0])
+    shape = ghost(x).repeat(times).shape
+    x = _regroup(x, torch.Size([*[1] * (len(shape) - x.dim()), *x.shape]))
+    return _repeat(x, times, lambda n, times: (times, n))
+
+
+def tile(x: Any, *each: Any, dims: Sequence[int] = ()) -> Any:
+    """Return ``x.tile(...)``: as ``repeat``, of fewer numbers than x has dimensions, too."""
+    times = dims or (each if each and type(each[0]) is int else each[0])
+    return repeat(x, *[1] * (x.dim() - len(times)), *times)
+
+
+def repeat_interleave(x: Any, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Any:
+    """Return ``x.repeat_interleave(...)`` of one number of times."""
+    if type(repeats) is not int:
+        raise NotAView("repeat_interleave by a tensor, or of one, cannot be traced, only by a number")
+    ghost(x).repeat_interleave(repeats, dim, output_size=output_size)
+    if dim is None:
+        x, dim = _regroup(x, torch.Size([x.numel()]), copies=True), 0
+    times = [repeats if d == dim % x.dim() else 1 for d in range(x.dim())]
+    return _repeat(x, times, lambda n, times: (n, times))
+
+
 def cat(tensors: Sequence, dim: int = 0) -> Any:
     """Return ``torch.cat(...)``."""
     ranks = {x.dim() for x in tensors if x.shape != (0,)}
@@ -175,6 +201,16 @@ def _regroup(x: Any, sizes: torch.Size, copies: bool = False) -> Any:
     return x if sizes == x.shape else _apply(Regroup, x, copies, tuple(sizes))
 
 
+def _repeat(x: Any, times: Sequence[int], order: Callable[[int, int], tuple[int, int]]) -> Any:
+    """Return a copy of ``x`` that is repeated so many times along each dimension, which is ``order(size, times)``."""
+    if all(each == 1 for each in times):
+        return x.clone()
+    pairs = list(zip(x.shape, times, strict=True))
+    x = _regroup(x, torch.Size(chain.from_iterable(order(n, 1) for n, _ in pairs)))
+    x = _apply(Expand, x, tuple(chain.from_iterable(order(n, each) for n, each in pairs)))
+    return _regroup(x, torch.Size([n * each for n, each in pairs]), copies=True)
+
+
 _COPY = frozenset({"reshape", "reshape_as", "flatten", "ravel"})
 _REGROUP = ("view", "view_as", "unflatten", "unsqueeze", "squeeze", *_COPY)
 _PERMUTE = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT")
@@ -185,6 +221,7 @@ METHODS: dict[str, Callable] = {
     **{name: _expands(name) for name in ("expand", "expand_as", "broadcast_to")},
     **{name: _takes_apart(name) for name in ("chunk", "split", "tensor_split")},
     **{"narrow": narrow, "select": select, "unbind": unbind},
+    **{"repeat": repeat, "repeat_interleave": repeat_interleave, "tile": tile},
 }
 PROPERTIES = ("T", "mT")
 _JOINS = {"cat": cat, "concat": cat, "concatenate": cat, "stack": stack}

@@ -38,7 +38,18 @@ ALIASES = {  # other names that torch has for an operator
     "subtract": "sub",
     "true_divide": "div",
 }
-PARAMETERS = {"axis": "dim", "keepdims": "keepdim", "a": "input", "x": "input", "x1": "input", "x2": "other"}
+DROPOUTS = (  # of torch, or of its functional
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),
+)
+PARAMETERS = {
+    "train": "training",
+    "axis": "dim",
+    "keepdims": "keepdim",
+    "a": "input",
+    "x": "input",
+    "x1": "input",
+    "x2": "other",
+}
 OPTIONS = frozenset({"inplace", "out", "rounding_mode", "_stacklevel"})  # that may be left out where they say nothing
 WRITING = {"out": ", as it writes to a tensor", "inplace": ", as it writes over a tensor"}
 FACTS = frozenset(  # what a tensor's dtype and device alone answer
@@ -144,6 +155,8 @@ def table() -> dict[Any, Callable]:
     }
     if "where" in operators():  # the method has its condition second
         found[Tensor.where] = _where
+    if "vector_norm" in operators():  # which has the name of torch.norm, too
+        found |= {torch.linalg.vector_norm: operators()["vector_norm"], torch.linalg.norm: _norm}
     return found
 
 
@@ -163,6 +176,7 @@ def _named() -> dict[str, Callable]:
     found |= {name: known[alias] for name, alias in ALIASES.items() if alias in known}
     if "where" in known:
         found |= {"masked_fill": _masked_fill}
+    found |= {name: _dropout(name) for name in DROPOUTS}
     return found | {"rsub": _rsub} | known
 
 
@@ -189,12 +203,33 @@ def _parameters(meaning: Callable) -> frozenset[str] | None:
     return None if takes_all else frozenset(parameters)
 
 
+def _dropout(name: str) -> Callable:
+    """Return what torch's function of this name means: nothing, outside of training."""
+    trains = "alpha" not in name  # by default
+
+    def dropped(input: Any, p: float = 0.5, training: bool = trains) -> Any:
+        if training and p:
+            raise refusal(f"torch.nn.functional.{name}", name)
+        return input
+
+    return dropped
+
+
 def _rsub(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     return operators()["sub"](other, input, alpha=alpha)
 
 
 def _where(input: Any, condition: Any, other: Any) -> Any:
     return operators()["where"](condition, input, other)
+
+
+def _norm(
+    input: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, out: Any = None, dtype: Any = None
+) -> Any:
+    """Return ``torch.linalg.norm(...)`` of vectors: of all elements, where there is no order."""
+    if ord is not None and not isinstance(dim, int) and (input.dim() if dim is None else len(dim)) != 1:
+        raise untraceable("a norm of matrices cannot be traced, as it is no formula of elements", ELSEWHERE)
+    return operators()["vector_norm"](input, 2 if ord is None else ord, dim, keepdim, out=out, dtype=dtype)
 
 
 def _masked_fill(input: Any, mask: Any, value: Any) -> Any:

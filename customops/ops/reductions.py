@@ -370,7 +370,7 @@ def slope_by_formula(slope: Slope, g: Tensor, x: Tensor, z: Tensor, *dim) -> Ten
     wide = {"dtype": COMPUTE.get(x.dtype)}  # a half type counts no further than 256 or 2048
     named, axes = {"g": g, "x": x, "z": z}, sorted(reduced_axes(x.dim(), *dim))
     if "position" in slope.reads:
-        named["position"] = positions(x.shape[axes[0]] if axes else 1, COMPUTE[x.dtype], x.device).view(_along(x, axes))
+        named["position"] = positions(tuple(_along(x, axes)), COMPUTE[x.dtype], x.device)
     for name, formula, inputs, reduces in slope.steps:
         function, args = getattr(f, formula), [named[each] for each in inputs]
         if reduces:

@@ -60,10 +60,10 @@ def like_argument(specs: Sequence[TensorSpec], args: Sequence) -> int | None:
 
 
 @lru_cache(maxsize=64)
-def positions(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the numbers from 0 to n - 1. They are one tensor for all that reads them, and are not written."""
+def positions(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the numbers from 0 on in this shape. They are one tensor for all that reads them, and are not written."""
     with torch.inference_mode(False):
-        return torch.arange(n, dtype=dtype, device=device)
+        return torch.arange(prod(sizes), dtype=dtype, device=device).view(sizes)
 
 
 def unbacked(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, shift: int = 0) -> Tensor:
