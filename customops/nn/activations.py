@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..fusion.composition import composition
 from ..fusion.errors import untraceable
+from ..ops.binary import square
 from ..ops.choice import clamp, clamp_max, where
 from ..ops.comparison import ge, gt, le, lt
 from ..ops.unary import erf, expm1, relu_, sigmoid, softplus, tanh
@@ -99,9 +100,10 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
 
         dx = g·(Φ(x) + x·φ(x))
 
-    With ``approximate="tanh"`` Φ(x) is (1 + tanh u) / 2, where u = √(2/π)·(x + 0.044715·x³):
+    With ``approximate="tanh"`` Φ(x) is (1 + tanh u) / 2, where u = √(2/π)·(x + 0.044715·x³). That is s, the sigmoid of
+    2·u, which takes fewer instructions, and keeps its digits where tanh u is near -1:
 
-        dx = g·((1 + tanh u)/2 + x·(1 - tanh² u)/2·√(2/π)·(1 + 3·0.044715·x²))
+        dx = g·(s + x·s·(1 - s)·2·√(2/π)·(1 + 3·0.044715·x²))
 
     Args:
         input: a tensor of any shape and floating dtype.
@@ -114,8 +116,7 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     tensor([-0.1587,  0.0000,  0.8413])
     """
     if approximate == "tanh":
-        inner = GELU_SLOPE * (input + GELU_CUBIC * (input * input * input))
-        return 0.5 * input * (1 + tanh(inner))
+        return input * sigmoid(input * (2 * GELU_SLOPE + 2 * GELU_SLOPE * GELU_CUBIC * square(input)))
     return 0.5 * input * (1 + erf(input * SQRT_HALF))
 
 
