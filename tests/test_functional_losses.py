@@ -92,8 +92,8 @@ CASES = [
     case("gaussian", "gaussian_nll_loss", {**PAIR, "var": W[:4, None] + 0.5}, full=True),
     case("gaussian of rows", "gaussian_nll_loss", {**PAIR, "var": W[:4] + 0.2}, reduction="none"),
     case("poisson", "poisson_nll_loss", PAIR),
-    case("poisson of means", "poisson_nll_loss", {"input": X.abs() + 0.5, "target": 3 * Y.abs()}, log_input=False, full=True,
-         reduction="sum"),
+    case("poisson of means", "poisson_nll_loss", {"input": X.abs() + 0.5, "target": 3 * Y.abs()}, reduction="sum",
+         log_input=False, full=True),
     case("nll", "nll_loss", {"input": X}, target=T1),
     case("nll weighted", "nll_loss", {"input": X3}, {"weight": W}, target=T3, reduction="none"),
 ]  # fmt: skip
