@@ -1,7 +1,7 @@
 """``python -m benchmarks.report``: make the page and its plots, from the JSON of every machine and nothing else.
 
-Reads each ``results/<machine>/benchmark.json`` and ``fused.json``, and each ``results/compiled/<gpu>.json``, draws the
-plots beside it, and writes the page beside ``results``.
+Reads each ``results/<machine>/benchmark.json``, ``fused.json`` and ``gallery.json``, and each
+``results/compiled/<gpu>.json``, draws the plots beside it, and writes the page beside ``results``.
 """
 
 from __future__ import annotations

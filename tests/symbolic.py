@@ -6,6 +6,7 @@ Triton. A function of a library that has the name of an operator is that operato
 
 from __future__ import annotations
 
+import ast
 import builtins
 import functools
 import importlib
@@ -200,7 +201,11 @@ TRITON = Library(
     to_tensor=lambda x: Value(term(x)),
     full=lambda _shape, y, _dtype: Value(term(y)),
 )
-CONSTANTS = {"LN_2": sympy.log(2), "ERF_SLOPE": 2 / sympy.sqrt(sympy.pi)}
+CONSTANTS = {  # of formulas.py, each as the exact number that its expression says
+    each.targets[0].id: eval(compile(ast.Expression(each.value), formulas.__file__, "eval"), {"math": sympy})
+    for each in ast.parse(inspect.getsource(formulas)).body
+    if isinstance(each, ast.Assign)
+}
 LIBRARIES = {
     "customops.formulas": {"torch": TORCH, **CONSTANTS},
     "customops.triton_kernels.formulas": {

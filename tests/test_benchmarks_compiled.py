@@ -74,6 +74,32 @@ def test_liger_launches_what_it_launches_on_a_gpu(layer, dtype, of_torch):
     assert others[0].bytes_read == 132 * 256 * 4
 
 
+def test_a_loss_has_all_launches_of_torch_and_both_passes_in_one():
+    """Liger's checks of indices launch, too; the gradient of 1 that arrives is compared with 1, in two launches."""
+    layer = LAYERS["cross_entropy"]
+    (name, launches), *others = layer.passes(liger.launches(layer, torch.bfloat16, 256, GPU)).items()
+    assert (name, others) == ("forward + backward", [])
+    checks = ["ne", "sum", "mul", "max", "lt", "mul", "min", "ge"]
+    expected = ["liger_cross_entropy_kernel", "zeros", *checks, "sum", "equal", "equal"]
+    assert [launch.name for launch in launches] == expected
+    (name, launches), *others = layer.passes(ours.launches(layer, torch.bfloat16, 256, GPU)).items()
+    assert (name, others) == ("forward + backward", [])
+    assert 2 <= len(launches) <= 4
+
+
+def test_heads_lie_in_memory_as_projections_leave_them():
+    q, k, cos, sin = LAYERS["rotary_embedding"].operands(1024, torch.bfloat16)
+    assert (q.shape, q.stride()) == ((1, 8, ROWS, 128), (1024 * ROWS, 128, 1024, 1))
+    assert [x.requires_grad for x in (q, k, cos, sin)] == [True, True, False, False]
+    assert cos.shape == sin.shape == (ROWS, 128)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_row_has_its_length_whatever_the_shape(name):
+    first = LAYERS[name].operands(1024, torch.float32)[0]
+    assert first.numel() == ROWS * 1024
+
+
 def test_nothing_is_computed_and_no_memory_taken():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for library in (ours, liger):
@@ -148,7 +174,7 @@ def test_a_spill_is_missed_and_listed():
 
 
 def test_everything_is_compared_unless_a_part_is_named():
-    assert len([*cases()]) == len(LAYERS) * len(DTYPES) * len(LENGTHS) == 60
+    assert len([*cases()]) == len(LAYERS) * len(DTYPES) * len(LENGTHS) == 110
     assert set(cases(quick=True)) < set(cases())
     assert [*cases(names=["softmax"], lengths=[7])] == [Case("softmax", dtype, 7) for dtype in DTYPES]
 

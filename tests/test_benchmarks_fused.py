@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from benchmarks import __main__ as benchmark
 from benchmarks import machine, report, timing
 from benchmarks.fused import command, first
-from benchmarks.fused.contestants import composition
+from benchmarks.fused.contestants import composition, contestant
+from benchmarks.fused.gallery import EVERY, GALLERY
 from benchmarks.fused.layers import DTYPES, LAYERS, SIZES, Case, cases
 from benchmarks.fused.lines import line
 from benchmarks.fused.measure import PHASES, Layers, measure
@@ -39,7 +40,7 @@ def _in_short(monkeypatch):
 
 
 def values_and_gradients(function, layer, xs) -> list[torch.Tensor]:
-    leaves = [x.detach().requires_grad_() for x in (xs[:-1] if layer.target else xs)]
+    leaves = [x.detach().clone().requires_grad_() for x in (xs[:-1] if layer.target else xs)]
     z = function(*leaves, *xs[len(leaves) :])
     zs = z if isinstance(z, tuple) else (z,)
     return [*zs, *torch.autograd.grad(zs, leaves, [torch.cos(z) for z in zs])]
@@ -55,13 +56,28 @@ def test_layers_agree_with_torch_in_values_and_gradients(name):
         torch.testing.assert_close(values_and_gradients(function, layer, xs), want, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", GALLERY)
+def test_functions_of_the_gallery_agree_with_torchs_and_with_their_compositions(name, blocks):
+    blocks(64)
+    layer = GALLERY[name]
+    xs = layer.draw((32, 128), torch.float64)
+    want = values_and_gradients(layer.eager, layer, xs)
+    for who in ("ours", "own"):
+        function = contestant(layer, who)
+        assert function or not layer.has_own
+        if function:
+            torch.testing.assert_close(values_and_gradients(function, layer, xs), want, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_the_composition_calls_torchs_operators_alone(name, blocks):
     blocks(64)
-    layer = LAYERS[name]
-    xs = [x.requires_grad_() for x in layer.draw(TINY, torch.float32)]
-    assert nodes_in_python(layer.ours(*xs)), "that of ours is in Python"
-    assert not nodes_in_python(composition(layer.ours)(*xs))
+    layer = EVERY[name]
+    xs = layer.draw((32, 128), torch.float32)
+    leaves = [x.requires_grad_() for x in (xs[:-1] if layer.target else xs)]
+    xs = [*leaves, *xs[len(leaves) :]]
+    assert nodes_in_python(contestant(layer, "ours")(*xs)), "that of ours is in Python"
+    assert not nodes_in_python(contestant(layer, "eager")(*xs))
 
 
 def nodes_in_python(z) -> list:
@@ -100,7 +116,11 @@ def test_everything_is_timed_unless_a_part_is_named():
     assert len([*cases()]) == len(LAYERS) * len(SIZES) * len(DTYPES)
     assert set(cases(quick=True)) < set(cases())
     assert [*cases(names=["softmax"], sizes=[TINY])] == [Case("softmax", TINY, dtype) for dtype in DTYPES]
-    assert all((layer.own is not None) == layer.has_own for layer in LAYERS.values())
+    assert all((layer.own is not None) == layer.has_own for layer in EVERY.values())
+    assert not {*LAYERS} & {*GALLERY}
+    for layer in EVERY.values():
+        first = layer.draw((64, 256), torch.float32)[0]
+        assert first.numel() == 64 * 256, "as many elements as the size says"
 
 
 def test_contestants_compute_on_the_same_tensors():
@@ -166,7 +186,8 @@ def test_a_fault_of_ours_is_printed_and_makes_the_command_fail(broken, told, mon
     command_line = [*COMMAND, "--quick", "--sizes", "8x16", "--ops", "softmax"]
     assert benchmark.main(command_line) == 0
     broken.__name__ = "softmax"
-    monkeypatch.setitem(LAYERS, "softmax", LAYERS["softmax"]._replace(ours=broken, has_own=False))
+    right = LAYERS["softmax"]
+    monkeypatch.setitem(LAYERS, "softmax", right._replace(ours=broken, has_own=False, eager=composition(right.ours)))
     assert benchmark.main(command_line) == 1
     assert told in capsys.readouterr().out
 
@@ -195,7 +216,25 @@ def test_command_prints_and_writes_what_it_measured_of_everything(tmp_path, monk
     assert all(row["layer"] in page for row in document["rows"])
 
 
+def test_the_gallery_has_a_file_and_a_part_of_the_page_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(command, "_why_nothing_compiles", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(command, "in_processes", lambda name, who: {"wall": 15.0, "cpu": 14.0})
+    monkeypatch.setattr(
+        command, "cases", lambda _, names, __: [Case(name, (32, 64), "bfloat16") for name in names[-1:]]
+    )
+    assert benchmark.main([*COMMAND, "--gallery"]) == 0
+    (path,) = tmp_path.glob("results/*/*.json")
+    assert path.name == "gallery.json"
+    assert [row["layer"] for row in json.loads(path.read_text())["rows"]] == ["cross_entropy_of_indices"] * 4
+    page = report.page(tmp_path / "results")
+    assert "Functions of the gallery" in page
+    assert "Each layer of" not in page
+
+
 def test_arguments_are_checked():
+    with pytest.raises(SystemExit, match=r"expected some of elu, .*, got softmax"):
+        benchmark.main([*COMMAND, "--gallery", "--ops", "softmax"])
     with pytest.raises(SystemExit, match=r"expected some of softmax, .*, got exp"):
         benchmark.main([*COMMAND, "--ops", "exp"])
     with pytest.raises(SystemExit, match="add --device cpu"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -51,7 +53,10 @@ def _pointwise(name: str) -> Case:
 ROW = (6,)
 ACTIVATIONS = [
     *map(_pointwise, ("relu", "sigmoid", "tanh", "silu", "gelu", "softplus", "elu", "selu", "celu", "leaky_relu")),
-    *map(_pointwise, ("hardswish", "hardsigmoid", "mish", "relu6", "hardtanh", "logsigmoid")),
+    *map(_pointwise, ("hardswish", "hardsigmoid", "mish", "relu6", "hardtanh", "logsigmoid", "softsign")),
+    *map(_pointwise, ("tanhshrink", "hardshrink", "softshrink")),
+    Case("threshold(x, 0.4, -1)", lambda lib, x: lib.threshold(x, 0.4, -1.0)),
+    Case("softshrink(x, 1.5)", lambda lib, x: lib.softshrink(x, 1.5)),
     Case("gelu(tanh)", lambda lib, x: lib.gelu(x, approximate="tanh")),
     Case("elu(x, 0.5)", lambda lib, x: lib.elu(x, 0.5)),
     Case("celu(x, alpha=2)", lambda lib, x: lib.celu(x, alpha=2.0)),
@@ -74,6 +79,8 @@ SEVERAL = [
     Case("layer_norm(x, w, b)", lambda lib, x, w, b: lib.layer_norm(x, (6,), w, b, 1e-3), ((2, 6), ROW, ROW)),
     Case("layer_norm(2 axes)", lambda lib, x, w: lib.layer_norm(x, (4, 6), w), ((2, 4, 6), (4, 6))),
     Case("rms_norm(x, w)", lambda lib, x, w: lib.rms_norm(x, (6,), w, 1e-5), ((2, 6), ROW)),
+    Case("prelu(x, w)", lambda lib, x, w: lib.prelu(x, w), ((2, 6), ROW)),
+    Case("prelu(x, 1)", lambda lib, x, w: lib.prelu(x, w), ((2, 6), (1,))),
     Case("swiglu", lambda lib, x, y: lib.swiglu(x, y), ((2, 6), (2, 6))),
     Case("geglu", lambda lib, x, y: lib.geglu(x, y), ((2, 6), (2, 6))),
     Case("geglu(tanh)", lambda lib, x, y: lib.geglu(x, y, "tanh"), ((2, 6), (2, 6))),
@@ -119,7 +126,16 @@ theirs = SimpleNamespace(
 )
 
 FLOAT32_SLOPES = {"hardsigmoid(x)"}  # torch has 1/6 in float32, whatever the dtype
-NAN_SLOPES = ("elu", "selu", "celu", "relu6", "hardtanh", "hardswish")  # torch's scalar and vector code differ at nan
+NAN_SLOPES = (
+    "elu",
+    "selu",
+    "celu",
+    "relu6",
+    "hardtanh",
+    "hardswish",
+    "hardshrink",
+    "softshrink",
+)  # torch's scalar and vector code differ at nan
 SPECIAL = {
     "large": [[1e4, 1e4, -1e4], [-1e4, -1e4, -1e4], [1e4, 0, 1]],
     "equal": [[3.0, 3, 3], [-2, -2, -2], [0, 0, 0]],
@@ -206,7 +222,7 @@ def tensors_of(s: Any) -> list[Tensor]:
 
 def exact_gradients(info: Any, s: Any) -> tuple:
     """Return torch's gradients in float64 of the same values."""
-    wide = s.transform(lambda x: x.detach().double().requires_grad_() if is_float(x) else x)
+    wide = s.transform(lambda x: x.detach().double().requires_grad_(x.requires_grad) if is_float(x) else x)
     return gradients(info(wide.input, *wide.args, **wide.kwargs), tensors_of(wide))
 
 
@@ -264,6 +280,8 @@ WRONG = {
     "groups": lambda lib, x: lib.group_norm(x, 2),
     "no broadcast": lambda lib, x: lib.cosine_similarity(x, x[:, :2]),
     "no tensor": lambda lib, x: lib.mish(1.0),
+    "negative": lambda lib, x: lib.softshrink(x, -0.5),
+    "slopes": lambda lib, x: lib.prelu(x, x[0, :2]),
 }
 
 
@@ -316,8 +334,9 @@ def test_activations_at_special_numbers_are_torchs(case, tally):
     x = torch.tensor([*EDGES, 3.0, -3.0, 6.0, -20.5, 20.5, 1e4, -1e4], device=DEVICE)
     for dtype in dtypes_of(case):
         (z, (dx,)), (want, (want_dx,)) = (results(case, library, [x.to(dtype)]) for library in (ours, theirs))
-        smooth = ~x.isnan() if case.name.startswith(NAN_SLOPES) else slice(None)
-        assert_same_outcomes((z, dx[smooth]), (want, want_dx[smooth]))
+        known = x != INF if case.name == "gelu(x)" else torch.ones_like(x, dtype=torch.bool)  # some CPUs have nan there
+        smooth = known & ~x.isnan() if case.name.startswith(NAN_SLOPES) else known
+        assert_same_outcomes((z[known], dx[smooth]), (want[known], want_dx[smooth]))
         tally("edge points", x.numel())
 
 
@@ -410,6 +429,23 @@ def test_all_spellings_of_torch_mean_the_same():
     ):
         fused = customops.fuse(lambda x, f=function: f(x * 2.0) + 1.0)
         assert_same_outcome(fused(x), function(x * 2.0) + 1.0)
+
+
+def test_formulas_of_the_gallery_are_shorter_than_350_lines():
+    """Counted are the lines of all statements in functions, without docstrings, comments, signatures and imports."""
+    folder, counted = Path(ours.__file__).parent, 0
+    for path in folder.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        bodies = [node.body for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        statements = [each for body in bodies for each in body[isinstance(_value(body[0]), str) :]]
+        if "modules" not in path.stem:  # these call the functions
+            numbers = {n for each in statements for n in range(each.lineno, each.end_lineno + 1)}
+            counted += sum(bool(text.splitlines()[n - 1].partition("#")[0].strip()) for n in numbers)
+    assert 150 < counted < 350
+
+
+def _value(statement: ast.stmt) -> Any:
+    return getattr(getattr(statement, "value", None), "value", None)
 
 
 TWO_LAUNCHES = {"layer_norm(x, w, b)", "rms_norm(x, w)", "add_rms_norm"}  # the gradients of weights are added up

@@ -89,6 +89,11 @@ CASES = [
     case("ce of weighted probabilities", "cross_entropy", {"input": X3, "target": P3}, {"weight": W},
          label_smoothing=0.3),
     case("ce of a distribution", "cross_entropy", {"input": X[0], "target": Y[0].softmax(0)}, reduction="sum"),
+    case("gaussian", "gaussian_nll_loss", {**PAIR, "var": W[:4, None] + 0.5}, full=True),
+    case("gaussian of rows", "gaussian_nll_loss", {**PAIR, "var": W[:4] + 0.2}, reduction="none"),
+    case("poisson", "poisson_nll_loss", PAIR),
+    case("poisson of means", "poisson_nll_loss", {"input": X.abs() + 0.5, "target": 3 * Y.abs()}, reduction="sum",
+         log_input=False, full=True),
     case("nll", "nll_loss", {"input": X}, target=T1),
     case("nll weighted", "nll_loss", {"input": X3}, {"weight": W}, target=T3, reduction="none"),
 ]  # fmt: skip
@@ -170,6 +175,7 @@ WRONG = {
     "too many indices": lambda lib, x: lib.cross_entropy(x, torch.zeros(3, dtype=torch.int64, device=DEVICE)),
     "integer probabilities": lambda lib, x: lib.cross_entropy(x, x.long()),
     "smoothing": lambda lib, x: lib.cross_entropy(x, x, label_smoothing=1.5),
+    "a variance of another shape": lambda lib, x: lib.gaussian_nll_loss(x, x, x[:, :2]),
     "floats for nll": lambda lib, x: lib.nll_loss(x, x[:, 0]),
 }
 
@@ -247,7 +253,7 @@ def test_losses_of_classes_at_extremes_are_torchs(rows, reduction, tally):
 @pytest.mark.sample(kernels="loss", compiled="loss")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=ids)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("loss", sorted({*INFOS} - {"cross_entropy", "nll_loss"}))
+@pytest.mark.parametrize("loss", sorted({*INFOS} - {"cross_entropy", "gaussian_nll_loss", "nll_loss"}))
 def test_losses_of_elements_at_extremes_are_torchs(loss, reduction, dtype, tally):
     numbers = torch.tensor([0.0, -0.0, 1, -1, 0.5, 2, 1e4, -1e4, 89, -104, 19, -21, -37, INF, -INF, NAN], dtype=dtype)
     ys = torch.tensor([0.0, 1, 0.5, 2, -1] if loss == "kl_div" else [0.0, 1, 0.5, 1e4, -3], dtype=dtype)
@@ -301,6 +307,13 @@ ODD = {
 def test_odd_calls_are_torchs(name):
     x = drawn(2, 3).float()
     assert_same_outcome(outcome(ODD[name], ours, x), outcome(ODD[name], functional, x))
+
+
+@pytest.mark.sample(kernels="all", compiled="once")
+def test_a_negative_variance_has_the_loss_nan():
+    x, var = torch.zeros(3, device=DEVICE), torch.tensor([1.0, -1.0, 0.0], device=DEVICE)
+    losses = ours.gaussian_nll_loss(x, x, var, reduction="none", eps=1.0)
+    torch.testing.assert_close(losses, torch.tensor([0.0, NAN, 0.0], device=DEVICE), equal_nan=True)
 
 
 @pytest.mark.sample(kernels="", compiled="once")
@@ -375,11 +388,13 @@ def test_sizes_that_broadcast_warn_as_torch_does():
 MODULES = {
     "BCEWithLogitsLoss": {"pos_weight": W, "reduction": "sum"},
     "CrossEntropyLoss": {"weight": W, "ignore_index": 3, "label_smoothing": 0.1},
+    "GaussianNLLLoss": {"full": True, "eps": 0.1},
     "HuberLoss": {"delta": 0.3},
     "KLDivLoss": {"reduction": "batchmean", "log_target": True},
     "L1Loss": {"reduction": "none"},
     "MSELoss": {},
     "NLLLoss": {"weight": W, "reduction": "sum"},
+    "PoissonNLLLoss": {"full": True, "reduction": "sum"},
     "SmoothL1Loss": {"beta": 0.2},
 }
 
@@ -391,9 +406,10 @@ def test_modules_are_torchs_with_these_losses(name):
     assert repr(mine) == repr(theirs)
     assert mine.state_dict().keys() == theirs.state_dict().keys()
     target = torch.tensor([0, 4, 3, 1]) if name in ("CrossEntropyLoss", "NLLLoss") else Y
-    got, want = (results(lambda _, x, m=m: m(x, target), None, [X]) for m in (mine, theirs))
+    targets = [target, Y.square()] if name == "GaussianNLLLoss" else [target]
+    got, want = (results(lambda _, x, m=m: m(x, *targets), None, [X]) for m in (mine, theirs))
     torch.testing.assert_close(got, want, **TOLERANCE[torch.float64])
-    assert "Fused" in type(mine(X.clone().requires_grad_(), target).grad_fn).__name__
+    assert "Fused" in type(mine(X.clone().requires_grad_(), *targets).grad_fn).__name__
 
 
 @pytest.mark.sample(kernels="")

@@ -29,13 +29,17 @@ ARGUMENTS = {
     "GLU": (0,),
     "GroupNorm": (2, 4),
     "Hardtanh": (-0.5, 0.7),
+    "Hardshrink": (0.3,),
     "LayerNorm": ((4,), 1e-3),
     "LeakyReLU": (0.2,),
     "LogSoftmax": (1,),
+    "PReLU": (4,),
     "RMSNorm": (4, 1e-3),
     "Softmax": (1,),
     "Softmin": (0,),
     "Softplus": (2.0, 3.0),
+    "Softshrink": (0.3,),
+    "Threshold": (0.2, -1.0),
 }
 OWN = {
     "AddRMSNorm": ((4,), functional.add_rms_norm, 2),
@@ -90,8 +94,8 @@ def test_a_module_is_torchs_but_for_forward(name):
     "name", [name for name in TORCHS if "inplace" in inspect.signature(getattr(nn, name)).parameters]
 )
 def test_a_module_writes_in_place_where_it_is_told_to(name):
-    module, x = getattr(customops.nn, name)(inplace=True), torch.tensor([-2.0, 0.5])
-    want = getattr(nn, name)()(x)
+    x, arguments = torch.tensor([-2.0, 0.5]), ARGUMENTS.get(name, ())
+    module, want = getattr(customops.nn, name)(*arguments, inplace=True), getattr(nn, name)(*arguments)(x)
     assert module(x) is x
     torch.testing.assert_close(x, want)
 

@@ -61,7 +61,7 @@ def traffic(text: str) -> list[tuple[int, int]]:
 
 
 def test_operators_are_those_under_test():
-    assert set(kernels.OPERATORS) == {row.name for row in ROWS} - {"where"}  # whose first operand is a condition
+    assert set(kernels.OPERATORS) == {row.name for row in ROWS}
 
 
 @pytest.mark.sample(formulas="flags")
@@ -71,7 +71,7 @@ def test_every_operator_is_shown_and_added_up(name, flags, show):
     text = show(f"{name} --shape 8,64{flags}")
     *launches, total = blocks(text)
     launches = [launch for launch in launches if "launches nothing" not in launch]
-    assert text.startswith(f"{name}(float32[8, 64]")
+    assert text.startswith(f"{name}(bool[8, 64], float32[8, 64]" if name == "where" else f"{name}(float32[8, 64]")
     assert {block.split()[0] for block in blocks(text)} == {"forward", "total", *flags.split(" --")[1:]}
     assert total.split()[:3] == ["total", "launches", str(len(launches))]
     *each, whole = traffic(text)
@@ -125,6 +125,10 @@ def test_ratio_is_bytes_moved_over_the_floor(show):
         ("mean --shape 4,5,6 --dim=-1,0", "mean(float32[4, 5, 6], dim=(-1, 0))", 480 + 20),
         ("mean --shape 4,5,6 --dim 1", "mean(float32[4, 5, 6], dim=(1,))", 480 + 96),
         ("exp --shape ", "exp(float32[])", 8),
+        ("where --shape 8,64", "where(bool[8, 64], float32[8, 64], float32[8, 64])", 512 + 3 * 2048),
+        ("where --shape 8,64 --number 2", "where(bool[8, 64], float32[8, 64], 2)", 512 + 2 * 2048),
+        ("clamp --shape 8,64 --number 2", "clamp(float32[8, 64], 2, 2)", 2 * 2048),
+        ("clamp --shape 8,64 --other 64", "clamp(float32[8, 64], float32[64], float32[64])", 2 * 2048 + 512),
     ],
 )
 def test_arguments_are_those_of_the_call(line, call, floor, show):

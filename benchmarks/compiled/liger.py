@@ -22,18 +22,28 @@ import customops
 from customops.tools import targets
 from customops.tools.record import LaunchRecord
 
-from .layers import PASSES, Layer
+from .layers import PASSES, ROWS, Layer
 
 aten = torch.ops.aten
-NO_LAUNCH = {  # overloads are left out: views and allocations
+NO_LAUNCH = {  # overloads are left out: views, allocations and copies to the host or from it
     aten.empty,
     aten.empty_like,
     aten.empty_strided,
     aten.view,
+    aten.transpose,
+    aten.unsqueeze,
     aten.detach,
+    aten.lift_fresh,
+    aten._local_scalar_dense,
     torch.ops.prim.device,
 }
-ONE_LAUNCH = {aten.sum, aten._to_copy, aten.zeros_like}  # of one kernel each, on the sizes that occur here
+LAUNCHES = dict.fromkeys(  # kernels of each, on the sizes that occur here
+    (aten.sum, aten._to_copy, aten.zeros, aten.zeros_like, aten.ne, aten.mul, aten.max, aten.lt, aten.min, aten.ge), 1
+) | {aten.div: 1, aten.equal: 2}  # equal compares the elements, then reduces
+ANSWERS = {  # where Liger asks for a number, or a truth, that the tensors do not have here
+    aten._local_scalar_dense: ROWS,  # of all indices none is ignored, and all are in range
+    aten.equal: True,  # the gradient that arrives for a loss is 1
+}
 TARGETS = {  # the GPUs to compile for, and Liger's names of their architectures
     "cuda:80": "ampere_ada",
     "cuda:90": "hopper",
@@ -64,11 +74,13 @@ class TorchLaunches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Call the operator, and note it where it launches."""
-        result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket
-        if operator in ONE_LAUNCH:
+        result = ANSWERS[operator] if operator in ANSWERS else func(*args, **(kwargs or {}))
+        if operator is aten._to_copy and args[0].is_cpu:
+            return result  # a number goes to the GPU: a copy, no kernel
+        if operator in LAUNCHES:
             read = 0 if operator is aten.zeros_like else sum(map(nbytes, args))
-            self.launches.append(TorchLaunch(operator.__name__, read, nbytes(result)))
+            self.launches += [TorchLaunch(operator.__name__, read, nbytes(result))] * LAUNCHES[operator]
         elif operator not in NO_LAUNCH:
             raise NotImplementedError(f"{operator}: it is not known how many kernels torch launches for it")
         return result
@@ -80,15 +92,15 @@ def nbytes(x: Any) -> int:
 
 
 class Context:
-    """What autograd hands an ``autograd.Function``: it keeps what is saved, and all gradients are wanted.
+    """What autograd hands an ``autograd.Function``: it keeps what is saved, and says which gradients are wanted.
 
     Autograd itself would ask for a GPU that is not here; between the two passes of these functions it launches nothing.
     """
 
     saved_tensors: tuple[Tensor, ...] = ()
 
-    def __init__(self, inputs: int):
-        self.needs_input_grad = (True,) * inputs
+    def __init__(self, inputs: list[Tensor]):
+        self.needs_input_grad = tuple(x.requires_grad for x in inputs)
 
     def save_for_backward(self, *tensors: Tensor) -> None:
         """Keep what backward reads."""
@@ -99,14 +111,18 @@ def launches(layer: Layer, dtype: torch.dtype, length: int, target: str) -> dict
     """Return what each pass launches: Liger's kernels, then torch's."""
     module, _, function = layer.liger.partition(".")
     liger = getattr(import_module(f"liger_kernel.ops.{module}"), function)
-    passes = {}
-    with _on_gpu(target), customops.dry_run(target) as records, TorchLaunches() as torchs:
-        inputs = [torch.empty(shape, dtype=dtype, device="cuda") for shape in layer.shapes(length)]
-        context = Context(len(inputs))
+    operands, passes = layer.operands(length, dtype), {}
+    with _on_gpu(target), customops.dry_run(target) as records, TorchLaunches() as torchs, torch.no_grad():
+        inputs = [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").requires_grad_(x.requires_grad)
+            for x in operands
+        ]
+        context = Context(inputs)
         z = liger.forward(context, *inputs, *layer.options)
         for name in PASSES:
             if name == "backward":
-                liger.backward(context, torch.empty_like(z))
+                zs = z if isinstance(z, tuple) else (z,)
+                liger.backward(context, *[each if each is None else torch.empty_like(each) for each in zs])
             passes[name] = [*records, *torchs.launches]
             records.clear()
             torchs.launches.clear()
@@ -117,12 +133,12 @@ def launches(layer: Layer, dtype: torch.dtype, length: int, target: str) -> dict
 def _on_gpu(target: str) -> Iterator[None]:
     """Let tensors be made on a GPU that Liger may ask about, though there is none."""
     properties = SimpleNamespace(multi_processor_count=targets.TARGETS[target].multiprocessors)
-    swiglu = import_module("liger_kernel.ops.swiglu")
+    asking = [import_module(f"liger_kernel.ops.{name}") for name in ("swiglu", "cross_entropy")]
     with ExitStack() as stack:
         for owner, name, stand_in in (
             (torch.cuda, "device", mock.MagicMock()),
             (torch.cuda, "get_device_properties", lambda device=None: properties),
-            (swiglu, "infer_device_arch", lambda: TARGETS[target]),
+            *((module, "infer_device_arch", lambda: TARGETS[target]) for module in asking),
             (FakeTensor, "data_ptr", _address),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))

@@ -8,7 +8,7 @@ from itertools import product
 from .verdicts import TARGETS, mean_of, ratio_of
 
 WIDTHS = {  # of the columns of the terminal
-    "ours / Liger's": 38,
+    "ours / Liger's": 51,
     "launches": 9,
     "DRAM MB": 16,
     "SASS an element": 16,
@@ -55,7 +55,7 @@ def means(rows: Sequence[dict]) -> list[dict[str, str]]:
         f"{layer}, {name}": [row for row in rows if (row["layer"], row["pass"]) == (layer, name)]
         for layer, name in product(*(dict.fromkeys(row[key] for row in rows) for key in ("layer", "pass")))
     }
-    return [_means(title, chosen) for title, chosen in {**groups, "all": rows}.items()]
+    return [_means(title, chosen) for title, chosen in {**groups, "all": rows}.items() if chosen]
 
 
 def _means(title: str, rows: Sequence[dict]) -> dict[str, str]:

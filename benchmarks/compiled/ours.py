@@ -8,19 +8,16 @@ import customops
 from customops.runtime.memory import unbacked_like
 from customops.tools.record import LaunchRecord
 
-from .layers import PASSES, Layer
+from .layers import Layer
 
 
 def launches(layer: Layer, dtype: torch.dtype, length: int, target: str) -> dict[str, list[LaunchRecord]]:
     """Return what each pass launches."""
-    shapes = layer.shapes(length)
-    inputs = [unbacked_like(torch.empty(shape, dtype=dtype, device="meta")).requires_grad_() for shape in shapes]
-    passes = {}
+    operands = layer.operands(length, dtype)
+    inputs = [unbacked_like(x).requires_grad_(x.requires_grad) for x in operands]
     with customops.dry_run(target) as records, customops.backend("triton"):
         z = layer.ours(*inputs)
-        for name in PASSES:
-            if name == "backward":
-                torch.autograd.grad(z, inputs, unbacked_like(z))
-            passes[name] = [*records]
-            records.clear()
-    return passes
+        zs = z if isinstance(z, tuple) else (z,)
+        forward = len(records)
+        torch.autograd.grad(zs, [x for x in inputs if x.requires_grad], [*map(unbacked_like, zs)])
+    return {"forward": records[:forward], "backward": records[forward:]}

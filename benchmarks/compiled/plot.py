@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from ..plots import drawn
 from .verdicts import TARGETS, ratio_of
 
@@ -20,21 +22,24 @@ def save(document: dict) -> None:
 
 
 def draw(figure, rows: list[dict]) -> None:
-    """Draw a panel for each layer and pass, all on one pair of axes."""
+    """Draw a panel for each layer and pass, a column for each layer, all on one pair of axes."""
     layers, passes = ([*dict.fromkeys(row[key] for row in rows)] for key in ("layer", "pass"))
-    lengths = sorted({row["length"] for row in rows})
-    figure.set_size_inches(2 + 2 * len(layers), 2 + 2 * len(passes))
-    axes = figure.subplots(len(passes), len(layers), sharex=True, sharey=True, squeeze=False)
-    for i, name in enumerate(passes):
-        for ax, layer in zip(axes[i], layers, strict=True):
+    columns = {layer: [name for name in passes if _of(rows, layer, name)] for layer in layers}
+    high = max(map(len, columns.values()))
+    figure.set_size_inches(2 + 2 * len(layers), 2 + 2 * high)
+    axes = figure.subplots(high, len(layers), sharex=True, sharey=True, squeeze=False)
+    for column, (layer, names) in zip(axes.T, columns.items(), strict=True):
+        for ax, name in zip_longest(column, names):
+            ax.set_visible(name is not None)
             ax.axhline(1, color="0.3")
             ax.axhline(TARGETS["seconds"].mean, color="0.6", linestyle=":", label="the aim of the mean")
             for dtype, style in STYLES.items():
-                chosen = [row for row in rows if (row["layer"], row["pass"], row["dtype"]) == (layer, name, dtype)]
+                chosen = [row for row in _of(rows, layer, name) if row["dtype"] == dtype]
                 points = sorted((row["length"], ratio_of(row, "seconds")) for row in chosen)
                 if points:
                     ax.plot(*zip(*points, strict=True), **style, label=dtype)
             ax.set(title=f"{layer}, {name}", xscale="log", yscale="log")
+    lengths = sorted({row["length"] for row in rows})
     ticks = [x for x in (0.25, 0.5, 0.7, 1, 1.5, 2, 4, 8) if _between(x, axes[0, 0].get_ylim())]
     axes[0, 0].set_yticks(ticks, [f"{x:g}" for x in ticks])
     axes[0, 0].set_xticks(lengths, [f"{n}" if n < 1024 else f"{n // 1024} K" for n in lengths])
@@ -43,6 +48,10 @@ def draw(figure, rows: list[dict]) -> None:
         ax.set_xlabel("elements of a row")
     for ax in axes[:, 0]:
         ax.set_ylabel("ratio  (lower: better)")
+
+
+def _of(rows: list[dict], layer: str, name: str | None) -> list[dict]:
+    return [row for row in rows if (row["layer"], row["pass"]) == (layer, name)]
 
 
 def _between(x: float, ends: tuple[float, float]) -> bool:

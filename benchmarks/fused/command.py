@@ -3,7 +3,8 @@
 Each layer of the examples is called fused (ours), as the same composition of torch's operators (eager), by torch's own
 function where there is one (own), and as the composition under torch.compile (compile). They take turns at random
 within each round, on the same tensors; a ratio is the median of those within a round. A run of everything is written to
-``benchmarks/results/<machine>/fused.json``.
+``benchmarks/results/<machine>/fused.json``. With ``--gallery`` it is of the functions of ``customops.nn.functional``
+that are no layer of the examples, and written to ``gallery.json``.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ from ..text import table
 from ..timing import warm_memory
 from .contestants import CONTESTANTS
 from .first import contestants_of, in_processes
+from .gallery import GALLERY
 from .layers import LAYERS, Case, cases
 from .lines import HEADER, costs, line, means
 from .measure import measure
 from .verdicts import losses, verdicts
 
-FILE = "fused.json"  # in the folder of a machine
+FILES = {False: "fused.json", True: "gallery.json"}  # in the folder of a machine, by whether it is of the gallery
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that are this comparison's alone."""
     parser.add_argument("--fused", action="store_true", help="fused layers on the CPU, against torch's and compiled")
+    parser.add_argument(
+        "--gallery", action="store_true", help="of --fused: functions of customops.nn.functional that no layer has"
+    )
     parser.add_argument(
         "--sizes", nargs="+", type=_size, metavar="MxN", help="of --fused: rows and elements of a row, such as 64x256"
     )
@@ -45,9 +50,11 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print, and write a complete run; return 1 where a result of ours is wrong or ours failed."""
     if options.device != "cpu":
         raise SystemExit("--fused times layers on the CPU: add --device cpu")
-    unknown = set(options.ops or ()) - set(LAYERS)
+    layers = GALLERY if options.gallery else LAYERS
+    unknown = set(options.ops or ()) - set(layers)
     if unknown:
-        raise SystemExit(f"--ops: expected some of {', '.join(LAYERS)}, got {', '.join(unknown)}")
+        raise SystemExit(f"--ops: expected some of {', '.join(layers)}, got {', '.join(unknown)}")
+    names = options.ops or [*layers]
     threads = [1] if options.quick else [*range(1, min(2, os.cpu_count() or 1) + 1)]
     torch.set_num_threads(1)
     warm_memory()
@@ -56,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
     no_compiler = "" if options.quick else _why_nothing_compiles()
     if no_compiler:
         print(f"torch.compile is left out: {no_compiler}\n")
-    chosen = [*cases(options.quick, options.ops, options.sizes)]
+    chosen = [*cases(options.quick, names, options.sizes)]
     deadline = time.monotonic() + 60 * options.minutes
-    first, failed = _first_calls(options, not (options.quick or no_compiler))
+    first, failed = _first_calls([] if options.sizes else names, not (options.quick or no_compiler))
     rows, more, left_out = _measure(chosen, threads, options.quick, no_compiler, deadline)
     failed += more
     judged, lost = [*verdicts(rows, first)], [*losses(rows)]
@@ -71,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         }
         document = {"where": facts, "no_compiler": no_compiler, "verdicts": judged, "losses": lost, "failed": failed}
         document |= {"left_out": [str(case) for case in left_out], "first": first, "rows": rows}
-        publish(machine.RESULTS, machine.folder(facts) / FILE, document, 4, "layer")
+        publish(machine.RESULTS, machine.folder(facts) / FILES[options.gallery], document, 4, "layer")
     wrong = [fault for row in rows for fault in row["faults"] if fault.startswith("ours")]
     return int(bool(wrong) or any(failure.startswith("ours") for failure in failed))
 
@@ -100,12 +107,10 @@ def _measure(
     return rows, failed, left_out
 
 
-def _first_calls(options: argparse.Namespace, compiles: bool) -> tuple[list[dict], list[str]]:
-    """Return what first calls cost, and what failed; nothing where single sizes are asked for."""
-    if options.sizes:
-        return [], []
+def _first_calls(names: list[str], compiles: bool) -> tuple[list[dict], list[str]]:
+    """Return what first calls cost, and what failed."""
     calls, failed = [], []
-    for name, who in bar(contestants_of(options.ops or [*LAYERS], compiles), "first calls"):
+    for name, who in bar(contestants_of(names, compiles), "first calls"):
         try:
             calls.append({"layer": name, "who": who, **in_processes(name, who)})
         except RuntimeError as error:

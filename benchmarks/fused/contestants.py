@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import cache
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
-
-from examples import layers as examples
+from torch.nn import functional
 
 from .layers import Layer
 
@@ -23,21 +23,27 @@ def contestant(layer: Layer, who: str) -> Callable[..., Any] | None:
         return layer.ours
     if who == "own":
         return layer.own
-    eager = composition(layer.ours)
+    eager = layer.eager or composition(layer.ours)
     return torch.compile(eager, dynamic=False) if who == "compile" else eager
 
 
 def composition(layer: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a layer of the examples in torch's operators, not fused: the same code, where ``ops`` is torch."""
-    return _examples_in_torch()[inspect.unwrap(layer).__name__]
+    """Return a layer of the examples or of ours in torch's operators, not fused: the same code, of other names."""
+    function = inspect.unwrap(layer)
+    return _in_torch(sys.modules[function.__module__])[function.__name__]
 
 
 @cache
-def _examples_in_torch() -> dict[str, Any]:
-    """Return the names of the examples' module, as if it imported torch instead of customops."""
-    names = {**vars(examples), "ops": torch}
-    for name, value in vars(examples).items():
-        function = inspect.unwrap(value) if inspect.isfunction(value) else value
-        if function is not value:  # what is fused wraps what was written
+def _in_torch(module: ModuleType) -> dict[str, Any]:
+    """Return the names of a module, as if it imported torch's operators instead of ours."""
+    names = {**vars(module), "ops": torch}
+    for name, value in vars(module).items():
+        function = inspect.unwrap(value) if inspect.isfunction(value) else None  # what is fused wraps what was written
+        if function is None:
+            continue
+        if function.__module__ == module.__name__:
             names[name] = FunctionType(function.__code__, names, name, function.__defaults__)
+            names[name].__kwdefaults__ = function.__kwdefaults__
+        elif function.__module__.startswith("customops.") and hasattr(functional, name) | hasattr(torch, name):
+            names[name] = getattr(torch, name, None) or getattr(functional, name)
     return names

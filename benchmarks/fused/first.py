@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from .contestants import contestant
-from .layers import LAYERS
+from .gallery import EVERY
 
 PROCESSES = {"ours": 3, "eager": 1, "compile": 1}  # of which the median is told
 SIZE = (512, 256)
@@ -53,7 +53,7 @@ def _in_a_process(name: str, who: str) -> dict[str, float]:
 
 def first_call(name: str, who: str) -> dict[str, float]:
     """Call a layer and its gradients for the first time in this process; return what that takes, in milliseconds."""
-    layer = LAYERS[name]
+    layer = EVERY[name]
     *xs, last = layer.draw(SIZE, torch.float32)
     leaves = [x.requires_grad_() for x in (xs if layer.target else [*xs, last])]
     operands = [*leaves, last] if layer.target else leaves

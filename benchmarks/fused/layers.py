@@ -24,19 +24,29 @@ class Layer(NamedTuple):
     learned: int = 0  # operands of one row, which need gradients too
     target: Callable[[Tensor], Tensor] | None = None  # makes the last operand, which needs none, of random numbers
     has_own: bool = True  # torch has a function of its own for all of it
+    shapes: Callable[[tuple[int, int]], list] | None = None  # of the operands that need gradients, where others
+    torchs: Callable[..., Any] | None = None  # torch's own function, where it is not that of the examples
+    eager: Callable[..., Any] | None = None  # the composition of torch's operators, likewise
 
     @property
     def own(self) -> Callable[..., Any] | None:
         """Return torch's own function, which the examples compare the layer with; None where it has none."""
-        return next(row.torchs for row in examples.COMPARISONS if row.ours is self.ours) if self.has_own else None
+        if not self.has_own:
+            return None
+        return self.torchs or next(row.torchs for row in examples.COMPARISONS if row.ours is self.ours)
 
     def draw(self, size: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
         """Draw the operands that need gradients, then the target if there is one."""
         generator = torch.Generator().manual_seed(0)
-        shapes = [size] * self.matrices + [size[1:]] * self.learned
+        shapes = self.shapes(size) if self.shapes else [size] * self.matrices + [size[1:]] * self.learned
         xs = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-        targets = [self.target(torch.randn(size, generator=generator)).to(dtype)] if self.target else []
-        return [*xs, *targets]
+        targets = [self.target(torch.randn(size, generator=generator))] if self.target else []
+        return [*xs, *[cast(x, dtype) for x in targets]]
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in ``dtype``, but indices as they are."""
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 LAYERS = {

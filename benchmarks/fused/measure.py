@@ -11,7 +11,8 @@ from .. import memory
 from ..measure import cotangent, difference, is_as_exact, one_line, over, phases, quantiles, ratios, tensors_of
 from ..timing import in_turns, prepared
 from .contestants import CONTESTANTS, contestant
-from .layers import LAYERS, Case
+from .gallery import EVERY
+from .layers import Case, cast
 
 PHASES = ("forward", "both")
 COMPARED = ("forward", "recorded", "both")  # results, those of a call that is recorded, and gradients
@@ -21,7 +22,7 @@ class Layers:
     """What the contestants compute in one case, and the operands that all of them take."""
 
     def __init__(self, case: Case, contestants: Sequence[str]):
-        layer, self.dtype = LAYERS[case.layer], getattr(torch, case.dtype)
+        layer, self.dtype = EVERY[case.layer], getattr(torch, case.dtype)
         *xs, last = layer.draw(case.size, self.dtype)
         self.xs, self.target = (xs, [last]) if layer.target else ([*xs, last], [])
         found = {who: contestant(layer, who) for who in contestants}
@@ -33,7 +34,7 @@ class Layers:
 
     def phase(self, who: str, name: str, dtype: torch.dtype | None = None) -> Callable[[], Any]:
         """Return one phase of a contestant's layer, ready to be called, on operands in ``dtype``."""
-        xs, target = ([x.to(dtype or self.dtype) for x in tensors] for tensors in (self.xs, self.target))
+        xs, target = ([cast(x, dtype or self.dtype) for x in tensors] for tensors in (self.xs, self.target))
         g: Any = [x.to(dtype or self.dtype) for x in tensors_of(self.g)]
         function = self.functions[who]
         return phases(lambda *xs: function(*xs, *target), xs, g if isinstance(self.g, tuple) else g[0])[name]()

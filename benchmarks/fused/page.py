@@ -31,26 +31,42 @@ each round, on the same tensors; a ratio is time of ours over another's, the med
   ours and called nothing, by the clock. torch.compile's is timed for three layers, without code in its cache."""
 
 
+GALLERY = """\
+## Functions of the gallery on a CPU
+
+Functions of [customops.nn.functional](../docs/functional.md) that no layer above is, measured and compared in the same
+way: the composition is that of the function's own code, with torch's operators in place of ours, that of the cross
+entropy of indices by torch's `gather`. The operands are as large as a matrix of the size: samples of 64 channels of
+`group_norm`, which has 8 groups, heads of 64 of `rotary_embedding`."""
+PARTS = {"fused.json": ("Fused layers", INTRO), "gallery.json": ("Functions", GALLERY)}
+
+
 def load(results: Path) -> list[dict]:
-    """Return the comparison of each machine, the newest first."""
-    return documents.load(results, "*/fused.json")
+    """Return the comparisons, those of layers before those of the gallery, of each machine, the newest first."""
+    return [document for file in PARTS for document in documents.load(results, f"*/{file}")]
 
 
 def blocks(results: Path) -> Iterator[str]:
     """Yield the blocks of the page, nothing where nothing was measured."""
-    found = load(results)
-    if found:
-        yield INTRO
-    for document in found:
-        yield from documents.opening(f"Fused layers: {document['where']['device']}", document, results)
-        plot = documents.address(document, results).with_suffix(".png")
-        yield f"![times over the composition's]({plot})"
-        yield "Geometric means of the ratios:\n\n" + table([*means(document["rows"])])
-        yield "Memory and first calls:\n\n" + table([*costs(document["rows"], document["first"])])
-        yield from _troubles(document)
-        title = f"every row: {len(document['rows'])}, in {len(document['losses'])} ours is slower than another"
-        rows = table([*map(cells, document["rows"])])
-        yield f"<details><summary>{title}</summary>\n\n{rows}\n\n</details>"
+    for file, (title, intro) in PARTS.items():
+        found = documents.load(results, f"*/{file}")
+        if found:
+            yield intro
+        for document in found:
+            yield from _comparison(title, document, results)
+
+
+def _comparison(title: str, document: dict, results: Path) -> Iterator[str]:
+    """Yield the blocks of one comparison on one machine."""
+    yield from documents.opening(f"{title}: {document['where']['device']}", document, results)
+    plot = documents.address(document, results).with_suffix(".png")
+    yield f"![times over the composition's]({plot})"
+    yield "Geometric means of the ratios:\n\n" + table([*means(document["rows"])])
+    yield "Memory and first calls:\n\n" + table([*costs(document["rows"], document["first"])])
+    yield from _troubles(document)
+    title = f"every row: {len(document['rows'])}, in {len(document['losses'])} ours is slower than another"
+    rows = table([*map(cells, document["rows"])])
+    yield f"<details><summary>{title}</summary>\n\n{rows}\n\n</details>"
 
 
 def cells(row: dict) -> dict[str, str]:

@@ -17,8 +17,9 @@ from ..ops.binary import mul
 from ..ops.call import tracing_hook
 from ..ops.choice import where
 from ..ops.comparison import eq, ge, logical_and, lt
-from ..ops.reductions import amax, sum
-from ..ops.unary import exp, log, neg
+from ..ops.reductions import sum
+from ..ops.unary import neg
+from .normalizations import log_softmax
 
 MOST = 1 << 24  # classes whose numbers a float32 tells apart
 
@@ -33,12 +34,6 @@ class ClassLosses(NamedTuple):
 def class_dim(x: Tensor) -> int:
     """Return the dimension of classes."""
     return 0 if x.dim() == 1 else 1
-
-
-def log_softmax(x: Tensor) -> Tensor:
-    """Return the logarithms of the probabilities of classes."""
-    shifted = x - amax(x, class_dim(x), True).detach()
-    return shifted - log(sum(exp(shifted), class_dim(x), True))
 
 
 def class_losses(
@@ -67,7 +62,7 @@ def probability_losses(x: Tensor, target: Tensor, weight: Tensor | None, smoothi
     classes = _count(x, weight)
     if smoothing:
         target = target * (1 - smoothing) + smoothing / classes
-    logs = log_softmax(x)
+    logs = log_softmax(x, class_dim(x))
     if weight is not None:
         logs = logs * along_classes(weight, x)
     return neg(sum(logs * target, class_dim(x)))

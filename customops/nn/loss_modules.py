@@ -12,11 +12,13 @@ from . import functional as f
 __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
+    "GaussianNLLLoss",
     "HuberLoss",
     "KLDivLoss",
     "L1Loss",
     "MSELoss",
     "NLLLoss",
+    "PoissonNLLLoss",
     "SmoothL1Loss",
 ]
 
@@ -44,6 +46,14 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+class GaussianNLLLoss(nn.GaussianNLLLoss):
+    """:class:`torch.nn.GaussianNLLLoss` by :func:`~customops.nn.functional.gaussian_nll_loss`."""
+
+    def forward(self, input: Tensor, target: Tensor, var: Tensor | float) -> Tensor:
+        """Return the loss by the module's arguments."""
+        return f.gaussian_nll_loss(input, target, var, full=self.full, eps=self.eps, reduction=self.reduction)
 
 
 class HuberLoss(nn.HuberLoss):
@@ -84,6 +94,16 @@ class NLLLoss(nn.NLLLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss by the module's arguments."""
         return f.nll_loss(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+class PoissonNLLLoss(nn.PoissonNLLLoss):
+    """:class:`torch.nn.PoissonNLLLoss` by :func:`~customops.nn.functional.poisson_nll_loss`."""
+
+    def forward(self, log_input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss by the module's arguments."""
+        return f.poisson_nll_loss(
+            log_input, target, log_input=self.log_input, full=self.full, eps=self.eps, reduction=self.reduction
+        )
 
 
 class SmoothL1Loss(nn.SmoothL1Loss):

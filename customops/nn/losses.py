@@ -7,27 +7,32 @@ arguments ``size_average`` and ``reduce`` are torch's to compute with.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..fusion.composition import composition
 from ..fusion.errors import untraceable
-from ..ops.choice import clamp, where
-from ..ops.comparison import eq
+from ..ops.choice import clamp, clamp_min, where
+from ..ops.comparison import eq, le, lt
 from ..ops.reductions import mean, sum
 from ..ops.unary import abs, exp, log, softplus
-from .classes import class_dim, class_losses, log_softmax, probability_losses
+from .classes import class_dim, class_losses, probability_losses
 from .classes import reduced as reduced_classes
+from .normalizations import log_softmax
 
 __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "gaussian_nll_loss",
     "huber_loss",
     "kl_div",
     "l1_loss",
     "mse_loss",
     "nll_loss",
+    "poisson_nll_loss",
     "smooth_l1_loss",
 ]
 
@@ -66,10 +71,7 @@ def mse_loss(
     """
     _refuse_deprecated(size_average, reduce)
     difference = _difference(input, target, weight)
-    squares = difference * difference
-    if weight is None or reduction != "mean":
-        return _reduced(squares if weight is None else squares * weight, reduction)
-    return sum(squares * weight) / sum(weight)
+    return _reduced(difference * difference, reduction, weight)
 
 
 @composition(F.l1_loss)
@@ -93,10 +95,7 @@ def l1_loss(
     tensor(3.)
     """
     _refuse_deprecated(size_average, reduce)
-    distance = abs(_difference(input, target, weight))
-    if weight is None or reduction != "mean":
-        return _reduced(distance if weight is None else distance * weight, reduction)
-    return sum(distance * weight) / sum(weight)
+    return _reduced(abs(_difference(input, target, weight)), reduction, weight)
 
 
 @composition(F.smooth_l1_loss)
@@ -307,7 +306,8 @@ def cross_entropy(
         if reduction != "mean":
             return _reduced(losses, reduction)
         return sum(losses) / (input.numel() / input.shape[class_dim(input)])
-    each = class_losses(input, log_softmax(input), target, weight, ignore_index, label_smoothing)
+    logs = log_softmax(input, class_dim(input))
+    each = class_losses(input, logs, target, weight, ignore_index, label_smoothing)
     return reduced_classes(each, reduction)
 
 
@@ -336,6 +336,98 @@ def nll_loss(
     return reduced_classes(class_losses(input, input, target, weight, ignore_index), reduction)
 
 
+@composition(F.gaussian_nll_loss)
+def gaussian_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return the negative log-likelihood of normal distributions: :func:`torch.nn.functional.gaussian_nll_loss`.
+
+    With d = x_i - y_i and the variance v_i, or eps if that is more, z_i = (log v_i + d²/v_i) / 2, of which log(2π)/2,
+    which is constant, is left out unless ``full``. For the gradient the bound is not there, as in torch:
+
+        dx_i = g_i·d/v_i,   dy_i = -dx_i,   dv_i = g_i·(1 - d²/v_i) / 2v_i
+
+    Args:
+        input: x, a tensor of any shape and floating dtype: the means.
+        target: y, a tensor that broadcasts with it.
+        var: v, a tensor of the shape of ``input``, or of this with one dimension 1, or without the last; or a number,
+            with which torch computes.
+        full: whether to add the constant.
+        eps: the least variance.
+        reduction: "mean", "sum", or "none" for a loss of each element.
+
+    Raises:
+        ValueError: ``reduction`` is none of these, or ``var`` has another shape or a negative element: where a kernel
+            or blocks compute, the loss of a negative one is nan.
+        RuntimeError: the shapes do not broadcast.
+
+    >>> gaussian_nll_loss(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]), torch.tensor([1.0, 1.0]))
+    tensor(1.)
+    """
+    if not isinstance(var, Tensor):
+        raise untraceable("a variance that is a number cannot be traced", "pass a tensor")
+    if var.dim() < input.dim() and var.shape == input.shape[:-1]:
+        var = var.unsqueeze(-1)
+    if var.shape != input.shape:
+        pairs = zip(input.shape, var.shape, strict=True)
+        if var.dim() != input.dim() or [n for m, n in pairs if m != n] != [1]:
+            raise ValueError(f"gaussian_nll_loss: expected var of shape {tuple(input.shape)}, got {tuple(var.shape)}")
+    bounded = var + (clamp_min(var, eps) - var).detach()
+    variance = where(lt(var, 0), math.nan, bounded)
+    difference = input - target
+    losses = 0.5 * (log(variance) + difference * difference / variance)
+    return _reduced(losses + 0.5 * math.log(2 * math.pi) if full else losses, reduction)
+
+
+@composition(F.poisson_nll_loss)
+def poisson_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: bool | None = None,
+    eps: float = 1e-8,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Return the negative log-likelihood of Poisson distributions: :func:`torch.nn.functional.poisson_nll_loss`.
+
+    z_i = e^(x_i) - y_i·x_i, where x are the logarithms of the means, else x_i - y_i·log(x_i + eps). What depends on y
+    alone, log y!, is left out; with ``full`` it is added, where y > 1, as y·log y - y + log(2π·y)/2 by Stirling.
+
+        dx_i = g_i·(e^(x_i) - y_i),   dy_i = -g_i·x_i
+        dx_i = g_i·(1 - y_i/(x_i + eps)),   dy_i = -g_i·log(x_i + eps)   of means
+
+    Args:
+        input: x, a tensor of any shape and floating dtype.
+        target: y, a tensor that broadcasts with it, of counts.
+        log_input: whether ``input`` has logarithms.
+        full: whether to add the approximation of log y!.
+        size_average: deprecated.
+        eps: what is added to a mean before its logarithm is taken.
+        reduce: deprecated.
+        reduction: "mean", "sum", or "none" for a loss of each element.
+
+    Raises:
+        ValueError: ``reduction`` is none of these.
+        RuntimeError: the shapes do not broadcast.
+
+    >>> poisson_nll_loss(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]), reduction="sum")
+    tensor(2.)
+    """
+    _refuse_deprecated(size_average, reduce)
+    losses = exp(input) - target * input if log_input else input - target * log(input + eps)
+    if full:
+        stirling = target * log(target) - target + 0.5 * log(2 * math.pi * target)
+        losses = losses + where(le(target, 1), 0, stirling)
+    return _reduced(losses, reduction)
+
+
 def _refuse_deprecated(size_average: bool | None, reduce: bool | None) -> None:
     if size_average is not None or reduce is not None:
         raise untraceable("size_average and reduce cannot be traced", "use reduction")
@@ -359,6 +451,10 @@ def _huber(d: Tensor, delta: float) -> Tensor:
     return c * (d - c * 0.5)
 
 
-def _reduced(losses: Tensor, reduction: str) -> Tensor:
-    """Return the losses, or their mean or sum."""
+def _reduced(losses: Tensor, reduction: str, weight: Tensor | None = None) -> Tensor:
+    """Return the losses, each times its weight, or their sum, or their mean, for which weights are counted."""
+    if weight is not None:
+        losses = losses * weight
+        if reduction == "mean":
+            return sum(losses) / sum(weight)
     return losses if reduction == "none" else sum(losses) if reduction == "sum" else mean(losses)

@@ -19,6 +19,7 @@ __all__ = [
     "CosineSimilarity",
     "GeGLU",
     "GroupNorm",
+    "Hardshrink",
     "Hardsigmoid",
     "Hardswish",
     "Hardtanh",
@@ -27,6 +28,7 @@ __all__ = [
     "LogSigmoid",
     "LogSoftmax",
     "Mish",
+    "PReLU",
     "RMSNorm",
     "ReLU",
     "ReLU6",
@@ -36,8 +38,12 @@ __all__ = [
     "Softmax",
     "Softmin",
     "Softplus",
+    "Softshrink",
+    "Softsign",
     "SwiGLU",
     "Tanh",
+    "Tanhshrink",
+    "Threshold",
 ]
 
 
@@ -87,6 +93,14 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Return the function of the module's arguments."""
         return f.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class Hardshrink(nn.Hardshrink):
+    """:class:`torch.nn.Hardshrink` by :func:`~customops.nn.functional.hardshrink`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function of the module's arguments."""
+        return f.hardshrink(input, self.lambd)
 
 
 class Hardsigmoid(nn.Hardsigmoid):
@@ -151,6 +165,14 @@ class Mish(nn.Mish):
     def forward(self, input: Tensor) -> Tensor:
         """Return the function of the module's arguments."""
         return f.mish(input, self.inplace)
+
+
+class PReLU(nn.PReLU):
+    """:class:`torch.nn.PReLU` by :func:`~customops.nn.functional.prelu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function of the module's arguments."""
+        return f.prelu(input, self.weight)
 
 
 class ReLU(nn.ReLU):
@@ -225,12 +247,44 @@ class Softplus(nn.Softplus):
         return f.softplus(input, self.beta, self.threshold)
 
 
+class Softshrink(nn.Softshrink):
+    """:class:`torch.nn.Softshrink` by :func:`~customops.nn.functional.softshrink`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function of the module's arguments."""
+        return f.softshrink(input, self.lambd)
+
+
+class Softsign(nn.Softsign):
+    """:class:`torch.nn.Softsign` by :func:`~customops.nn.functional.softsign`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function of the module's arguments."""
+        return f.softsign(input)
+
+
 class Tanh(nn.Tanh):
     """:class:`torch.nn.Tanh` by :func:`~customops.nn.functional.tanh`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the function of the module's arguments."""
         return f.tanh(input)
+
+
+class Tanhshrink(nn.Tanhshrink):
+    """:class:`torch.nn.Tanhshrink` by :func:`~customops.nn.functional.tanhshrink`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function of the module's arguments."""
+        return f.tanhshrink(input)
+
+
+class Threshold(nn.Threshold):
+    """:class:`torch.nn.Threshold` by :func:`~customops.nn.functional.threshold`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the function of the module's arguments."""
+        return f.threshold(input, self.threshold, self.value, self.inplace)
 
 
 class AddRMSNorm(nn.RMSNorm):

@@ -85,8 +85,7 @@ def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     >>> softmin(torch.tensor([0.0, 1e4]), 0)
     tensor([1., 0.])
     """
-    e = exp(_from_greatest(-input, dim, _stacklevel, dtype))
-    return e / sum(e, dim, True)
+    return softmax(-input, dim, _stacklevel, dtype)
 
 
 def _layer_norm_of_one(input, normalized_shape, weight=None, bias=None, eps=1e-5):

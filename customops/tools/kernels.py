@@ -24,8 +24,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     name: getattr(module, name)
     for module in (unary, binary, choice, reductions, products)
     for name in module.__all__
-    if not name.endswith("_")
-    and name != "where"  # no in-place variants, and nothing whose first operand is a condition
+    if not name.endswith("_")  # in-place variants
 }
 
 
@@ -34,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("op", metavar="OP", choices=OPERATORS, help=", ".join(OPERATORS))
     parser.add_argument("--shape", required=True, help="of the input, as 4096,4096; '' has no axis")
     second = parser.add_mutually_exclusive_group()
-    second.add_argument("--other", metavar="SHAPE", help="of the second input; without it the same as --shape")
-    second.add_argument("--number", help="a number as second input")
+    second.add_argument("--other", metavar="SHAPE", help="of the other inputs; without it the same as --shape")
+    second.add_argument("--number", help="a number in place of the other inputs")
     parser.add_argument("--dim", help="axes to reduce, as 0,1 or --dim=-1,0; without it all")
     parser.add_argument("--dtype", default="float32", help=f"torch's name, or {', '.join(SHORT)}; default: %(default)s")
     parser.add_argument("--target", choices=TARGETS, default="cuda:90", help="the GPU; default: %(default)s")
@@ -80,17 +79,20 @@ def launches(
 def _arguments(args: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
     """Return the operands that ``args`` describe, whose memory is never touched, and the named arguments."""
     parameters = inspect.signature(OPERATORS[args.op]).parameters
-    takes_two = sum(p.default is p.empty for p in parameters.values()) == 2
-    for name, applies in {"other": takes_two, "number": takes_two, "dim": "dim" in parameters}.items():
+    tensors = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY and "Tensor" in p.annotation]
+    masks = [name for name in tensors if name == "condition"]
+    others = len(tensors) - len(masks) - 1
+    for name, applies in {"other": others, "number": others, "dim": "dim" in parameters}.items():
         if not applies and getattr(args, name) is not None:
             raise ValueError(f"--{name} is not for {args.op}({', '.join(parameters)})")
-    shapes = [integers("shape", args.shape)]
-    if takes_two and args.number is None:
-        shapes.append(shapes[0] if args.other is None else integers("other", args.other))
-    numbers = [] if args.number is None else [_number(args.number)]
+    shape = integers("shape", args.shape)
+    shapes = [shape, *[shape if args.other is None else integers("other", args.other)] * others]
     dtype = dtype_named(args.dtype)
-    operands = [torch.empty(shape, dtype=dtype, requires_grad=args.backward) for shape in shapes]
-    return [*operands, *numbers], {} if args.dim is None else {"dim": integers("dim", args.dim)}
+    operands: list[Any] = [torch.empty(shape, dtype=torch.bool) for _ in masks]
+    operands += [torch.empty(each, dtype=dtype, requires_grad=args.backward) for each in shapes]
+    if args.number is not None:
+        operands[-others:] = [_number(args.number)] * others
+    return operands, {} if args.dim is None else {"dim": integers("dim", args.dim)}
 
 
 def _number(text: str) -> int | float:
