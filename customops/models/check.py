@@ -95,7 +95,7 @@ def _derivatives(
         zs = list(flat(returned))
         recorded = [z for z in zs if z.requires_grad]
         if not recorded or not leaves:
-            return list[Tensor | None](zs)
+            return [*zs]
         gs = [torch.randn_like(z) for z in recorded]
         return [*zs, *run(lambda: torch.autograd.grad(recorded, leaves, gs, allow_unused=True))]
 
@@ -106,7 +106,7 @@ def _at_once(fused: Fused, module: Module, *args: Any, **kwargs: Any) -> Any:
     tensors, key = fused.read(arguments, named)
     if not fused.is_traceable(tensors):
         raise Left("it takes no dense tensor")
-    trace, tensors = fused.trace(tensors, key, arguments, named)
-    if why := why_not_fused(trace, tensors):
+    trace, inputs = fused.trace(tensors, key, arguments, named)
+    if why := why_not_fused(trace, inputs):
         raise Left(why)
-    return FusedFunction.of(fused.fuse(trace, tensors, arguments, named), tensors)
+    return FusedFunction.of(fused.fuse(trace, inputs, arguments, named), inputs)
