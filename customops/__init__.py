@@ -7,6 +7,8 @@ from .compositions import *
 from .config import backend
 from .fusion.decorator import fuse
 from .fusion.errors import FusionError
+from .models.apply import apply, restore
+from .models.enabled import enabled
 from .ops import binary, choice, comparison, products, reductions, unary
 from .ops.binary import *
 from .ops.choice import *
@@ -20,7 +22,18 @@ from .tools.record import LaunchRecord
 
 __version__ = "0.1.0"
 
-__all__ = ["FusionError", "Graph", "KernelFault", "LaunchRecord", "backend", "dry_run", "fuse"]
+__all__ = [
+    "FusionError",
+    "Graph",
+    "KernelFault",
+    "LaunchRecord",
+    "apply",
+    "backend",
+    "dry_run",
+    "enabled",
+    "fuse",
+    "restore",
+]
 __all__ += compositions.__all__
 __all__ += binary.__all__
 __all__ += choice.__all__

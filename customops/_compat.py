@@ -78,6 +78,10 @@ def without_modes() -> Iterator[None]:
         yield
 
 
+# Disable the innermost function mode inside the block.
+without_function_mode: Callable[[], Any] = overrides._pop_mode_temporarily
+
+
 def transform_count() -> int:
     """Return how many transforms of torch.func are open, also where they are excluded for the moment."""
     return _functorch.get_dynamic_layer_stack_depth()

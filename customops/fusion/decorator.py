@@ -16,9 +16,16 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Module
 
-from .._compat import forward_level, saved_tensor_hooks, transforms_active, without_modes
+from .._compat import (
+    forward_level,
+    function_mode_count,
+    saved_tensor_hooks,
+    transforms_active,
+    without_function_mode,
+    without_modes,
+)
 from ..compiler.graph import Graph
-from ..runtime.paths import CLASSES, is_dense_tensor, is_intercepted, modes, plan_key, tensors_key
+from ..runtime.paths import CLASSES, in_transparent_mode, is_dense_tensor, is_intercepted, modes, plan_key, tensors_key
 from ..runtime.plans import recall, remember
 from ..runtime.specs import spec_of
 from .build import Built, build
@@ -145,6 +152,9 @@ class Fused(Generic[P, R]):
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the function: by its kernels or blocks, or as it is."""
+        if function_mode_count() and in_transparent_mode():  # it need not see what kernels or blocks do
+            with without_function_mode():
+                return self.call(args, kwargs)
         if self._bound_args or self._bound_kwargs or self._applies_defaults:
             args, kwargs = self.all_arguments(args, kwargs)
         tensors, key = self.read(args, kwargs)

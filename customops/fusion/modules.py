@@ -46,9 +46,9 @@ def is_fused_class(cls: type) -> bool:
 
 
 def fused_class(cls: type[Module], forward: Callable, remake: Callable[..., Module]) -> type[Module]:
-    """Return a class of modules that are like those of ``cls``, but for their ``forward``; always the same one."""
+    """Return a class of modules that are like those of ``cls``, but for ``forward``; one for each ``remake``."""
     for known in cls.__subclasses__():
-        if is_fused_class(known):
+        if is_fused_class(known) and known._remake is remake:  # type: ignore[attr-defined]
             return known
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     names |= {"forward": forward, "_unfused": cls, "_remake": staticmethod(remake)}

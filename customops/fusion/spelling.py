@@ -102,7 +102,7 @@ def call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         raise refusal(_path(function), function.__name__)
     _asked.functions = *before, function
     try:
-        return meaning(*args, **(_arguments(meaning, kwargs) if kwargs else {}))
+        return meaning(*args, **(arguments(meaning, kwargs) if kwargs else {}))
     finally:
         _asked.functions = before
 
@@ -148,10 +148,7 @@ def refusal(path: str, name: str) -> FusionError:
 def table() -> dict[Any, Callable]:
     """Return the meaning of each of torch's functions and methods that has one."""
     found = {
-        function: meaning
-        for name, meaning in {**_named(), **_methods()}.items()
-        for place in PLACES
-        if callable(function := getattr(place, name, None))
+        function: meaning for name, meaning in {**_named(), **_methods()}.items() for function in functions_named(name)
     }
     if "where" in operators():  # the method has its condition second
         found[Tensor.where] = _where
@@ -160,13 +157,28 @@ def table() -> dict[Any, Callable]:
     return found
 
 
+def functions_named(name: str) -> list[Callable]:
+    """Return torch's functions and methods of a name."""
+    return [function for place in PLACES if callable(function := getattr(place, name, None))]
+
+
 @cache
 def operators() -> dict[str, Callable]:
-    """Return the public functions of the package and of its ``nn.functional``, by name."""
+    """Return the public functions of the package and of its ``nn.functional``, by name; none that writes."""
+    return {name: x for name, x in _public().items() if not name.endswith("_")}
+
+
+def in_place_operators() -> dict[str, Callable]:
+    """Return those that write over their first argument, by name, and by other names that torch has."""
+    found = {name: x for name, x in _public().items() if name.endswith("_")}
+    return found | {f"{name}_": found[f"{x}_"] for name, x in ALIASES.items() if f"{x}_" in found}
+
+
+def _public() -> dict[str, Callable]:
     package = __name__.partition(".")[0]
     modules = import_module(package), import_module(f"{package}.nn.functional")
     public = {name: getattr(module, name) for module in modules for name in module.__all__}
-    return {name: x for name, x in public.items() if isinstance(x, FunctionType) and not name.endswith("_")}
+    return {name: x for name, x in public.items() if isinstance(x, FunctionType)}
 
 
 def _named() -> dict[str, Callable]:
@@ -186,7 +198,7 @@ def _methods() -> dict[str, Callable]:
     return {name: x for name in names if isinstance(x := getattr(Traced, name), FunctionType)}
 
 
-def _arguments(meaning: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
+def arguments(meaning: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return keyword arguments by the names that ``meaning`` has for them, without options that it has not."""
     names = _parameters(meaning)
     if names is None:

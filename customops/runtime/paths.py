@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, get_default_dtype, is_autocast_enabled, is_grad_enabled, is_inference_mode_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
 
 from .. import config
 from .._compat import (
@@ -67,11 +68,24 @@ def plan_key(args: Sequence, recorded: bool = False, by_blocks: bool = False) ->
 def is_intercepted() -> bool:
     """Return whether something sees or replaces the calls to torch, ``torch.compile``, a tracer, a mode: rule 1.
 
-    A default device does not: it only cares where tensors are made.
+    A default device does not: it only cares where tensors are made. Neither does a :class:`TransparentMode`.
     """
     if is_dynamo_compiling() or dispatch_mode_count() > 0 or is_tracing():
         return True
-    return function_mode_count() > 0 and not all(map(is_default_device, function_modes()))
+    return function_mode_count() > 0 and not all(map(_is_transparent, function_modes()))
+
+
+class TransparentMode(TorchFunctionMode):
+    """A function mode that replaces torch's functions by those of the package, and sees nothing else."""
+
+
+def _is_transparent(mode: Any) -> bool:
+    return is_default_device(mode) or isinstance(mode, TransparentMode)
+
+
+def in_transparent_mode() -> bool:
+    """Return whether the innermost function mode is a :class:`TransparentMode`."""
+    return function_mode_count() > 0 and isinstance(function_modes()[-1], TransparentMode)
 
 
 def is_recorded() -> bool:

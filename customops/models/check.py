@@ -1,0 +1,112 @@
+"""Hold what a module would become against what it is: value and gradients, on a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..fusion.decorator import Fused
+from ..fusion.errors import FusionError
+from ..fusion.function import FusedFunction, why_not_fused
+from ..fusion.unfused import Cost
+from .cost import counted
+from .probe import Probe, flat, unchanged
+
+# How far a value or gradient may be from torch's, relative to the largest element: sums are added up in another order.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
+
+
+class Left(Exception):
+    """The reason why a module stays as it is."""
+
+
+class Checked(NamedTuple):
+    """What was found of a call that was fused on a probe."""
+
+    difference: float  # the largest of value and gradients from torch's, relative to the largest element of each
+    plain: list[Cost]  # what torch launches, forward and backward
+
+
+def check(fused: Fused, module: Module, probe: Probe) -> Checked:
+    """Return how the fused ``forward`` of ``module`` compares with its own. Raises Left where it cannot be, or differs.
+
+    Whatever their size, tensors are computed as large ones are: by kernels, or by blocks on a CPU.
+    """
+    costs: list[Cost] = []
+
+    def count(call: Callable) -> Any:
+        result, cost = counted(call)
+        costs.append(cost)
+        return result
+
+    own = _derivatives(partial(fused.function, module), module, probe, count)
+    try:
+        got = _derivatives(partial(_at_once, fused, module), module, probe)
+    except FusionError as error:
+        raise Left(reason(error)) from None
+    return Checked(difference(got, own), costs)
+
+
+def reason(error: FusionError) -> str:
+    """Return what cannot be traced, without the line that does it."""
+    return str(error).split("`: ", 1)[-1].removeprefix("fuse: ").split("; ")[0]
+
+
+def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> float:
+    """Return the largest difference, relative to the largest element of a tensor. Raises Left if one is too large."""
+    largest = 0.0
+    if [x is None for x in got] != [x is None for x in want]:
+        raise Left("another tensor gets a gradient than torch's")
+    for mine, theirs in zip(got, want, strict=True):
+        if mine is None or theirs is None:
+            continue
+        if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
+            raise Left("a result has another shape or dtype than torch's")
+        found = _difference(mine.detach(), theirs.detach())
+        if not found <= TOLERANCE.get(theirs.dtype, 0):
+            raise Left(f"value or gradient differ from torch's by {found:.1e}")
+        largest = max(largest, found)
+    return largest
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    if a.numel() == 0 or torch.equal(a, b):
+        return 0.0
+    a, b = a.double(), b.double()
+    is_same = (a == b) | (a.isnan() & b.isnan())
+    gap = torch.where(is_same, 0, a - b).abs().max()
+    return float(gap / b[b.isfinite()].abs().max().clamp(min=1e-30)) if b.isfinite().any() else float(gap)
+
+
+def _derivatives(
+    call: Callable, module: Module, probe: Probe, run: Callable[[Callable], Any] = lambda call: call()
+) -> list[Tensor | None]:
+    """Return values and gradients; each direction is called by ``run``."""
+    with unchanged(module), torch.enable_grad(), torch.inference_mode(mode=False):
+        args, kwargs = probe.fresh()
+        leaves = [x for x in (*Probe(args, kwargs).tensors(), *module.parameters()) if x.requires_grad]
+        torch.manual_seed(0)
+        returned = run(lambda: call(*args, **kwargs))
+        zs = list(flat(returned))
+        recorded = [z for z in zs if z.requires_grad]
+        if not recorded or not leaves:
+            return [*zs]
+        gs = [torch.randn_like(z) for z in recorded]
+        return [*zs, *run(lambda: torch.autograd.grad(recorded, leaves, gs, allow_unused=True))]
+
+
+def _at_once(fused: Fused, module: Module, *args: Any, **kwargs: Any) -> Any:
+    """Return what the fused function returns, by kernels or blocks. Raises Left where it never runs by these."""
+    arguments, named = fused.all_arguments((module, *args), kwargs)
+    tensors, key = fused.read(arguments, named)
+    if not fused.is_traceable(tensors):
+        raise Left("it takes no dense tensor")
+    trace, inputs = fused.trace(tensors, key, arguments, named)
+    if why := why_not_fused(trace, inputs):
+        raise Left(why)
+    return FusedFunction.of(fused.fuse(trace, inputs, arguments, named), inputs)

@@ -1,0 +1,138 @@
+"""Inputs to try a module on: those of one call of the model, or some that its parameters suggest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from inspect import Parameter as Argument
+from inspect import signature
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+ROWS = 2, 3  # the dimensions before those of a parameter, of an input that is drawn
+WIDTH = 8  # the last one where there is no parameter
+MOST_DRAWN = 16  # draws for one module
+
+
+class Probe(NamedTuple):
+    """The arguments of one call."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def fresh(self) -> Probe:
+        """Return copies: new tensors, of which all that can require a gradient do."""
+        copies: dict[int, Tensor] = {}
+        return Probe(mapped(lambda x: _fresh(x, copies), self.args), mapped(lambda x: _fresh(x, copies), self.kwargs))
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors in it, each once."""
+        return list({id(x): x for x in flat((self.args, self.kwargs))}.values())
+
+
+def flat(x: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and dictionaries, those that models return among them."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, tuple | list | dict):
+        for each in x.values() if isinstance(x, dict) else x:
+            yield from flat(each)
+
+
+def mapped(function: Callable, x: Any, kind: type = Tensor) -> Any:
+    """Return nested tuples, lists and dictionaries with ``function`` of each tensor; all else as it is."""
+    if isinstance(x, kind):
+        return function(x)
+    if type(x) in (tuple, list):
+        return type(x)(mapped(function, each, kind) for each in x)
+    return {name: mapped(function, each, kind) for name, each in x.items()} if type(x) is dict else x
+
+
+def _fresh(x: Tensor, copies: dict[int, Tensor]) -> Tensor:
+    if id(x) not in copies:
+        copies[id(x)] = x.detach().clone().requires_grad_(x.is_floating_point())
+    return copies[id(x)]
+
+
+def recorded(model: Module, example: Any) -> dict[Module, Probe]:
+    """Return the arguments of the first call of each module while ``model`` is called, once and without gradients.
+
+    ``example`` is a dictionary of keyword arguments, a tuple or list of others, or the only argument. Buffers and the
+    generators of random numbers are as before afterwards.
+    """
+    probes: dict[Module, Probe] = {}
+
+    def keep(module: Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        probes.setdefault(module, Probe(args, kwargs))
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(keep, with_kwargs=True, prepend=True).remove)
+        stack.enter_context(unchanged(model))
+        stack.enter_context(torch.no_grad())
+        if isinstance(example, dict):
+            model(**example)
+        else:
+            model(*example) if isinstance(example, tuple | list) else model(example)
+    return probes
+
+
+@contextmanager
+def unchanged(model: Module) -> Iterator[None]:
+    """Put back what calls inside may change without being asked: buffers, and generators of random numbers."""
+    buffers = [(x, x.clone()) for x in model.buffers()]
+    devices = {x.device.index for x in model.parameters() if x.is_cuda}
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for x, before in buffers:
+                if not torch.equal(x, before):
+                    x.copy_(before)
+
+
+def drawn(module: Module) -> Probe | None:
+    """Return inputs that ``module`` computes something of, None if none are found.
+
+    Each argument without a default is a random tensor, whose last dimensions are those of a parameter or buffer: the
+    first that ``module`` takes.
+    """
+    names = _needed(type(module).forward)
+    if not names:
+        return None
+    tensors = [x for x in (*module.parameters(), *module.buffers()) if x.is_floating_point()]
+    like = tensors[0] if tensors else torch.empty(0)
+    shapes = list(dict.fromkeys((*ROWS, *ends) for x in tensors for ends in _ends(x))) or [(*ROWS, WIDTH)]
+    for k, chosen in enumerate(product(shapes, repeat=len(names))):
+        if k == MOST_DRAWN:
+            break
+        probe = Probe(tuple(torch.randn(shape, dtype=like.dtype, device=like.device) for shape in chosen), {})
+        with unchanged(module), torch.no_grad():
+            if _is_taken(module, probe):
+                return probe
+    return None
+
+
+def _is_taken(module: Module, probe: Probe) -> bool:
+    try:
+        type(module).forward(module, *probe.args)
+    except Exception:
+        return False
+    return True
+
+
+def _needed(forward: Callable) -> Sequence[str]:
+    """Return the names of arguments without a default, after the module; none if one can be passed by name only."""
+    parameters = list(signature(forward).parameters.values())[1:]
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p.name for p in needed] if all(p.kind != Argument.KEYWORD_ONLY for p in needed) else []
+
+
+def _ends(x: Tensor) -> Iterable[tuple[int, ...]]:
+    """Return what the last dimensions of an input may be that meets ``x``."""
+    return (tuple(x.shape), (x.shape[-1],)) if x.dim() == 1 else ((x.shape[-1],), tuple(x.shape)) if x.dim() else ()

@@ -1,0 +1,162 @@
+"""What became of a model's modules, and what each takes, before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..fusion.decorator import Fused
+from ..fusion.explain import NotFused, examine
+from ..fusion.unfused import Cost
+from ..runtime.memory import unbacked
+from .probe import Probe, mapped
+
+
+class Costs(NamedTuple):
+    """The cost of a call: forward, and backward if there is one."""
+
+    launches: tuple[int, ...]
+    bytes_moved: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, costs: Sequence[Cost]) -> Costs:
+        """Return the same, by what it is of."""
+        return cls(tuple(x.kernels for x in costs), tuple(x.bytes_moved for x in costs))
+
+    def __str__(self):
+        return f"{'+'.join(map(str, self.launches))}, {'+'.join(map(_bytes, self.bytes_moved))}"
+
+
+def _bytes(n: int | None) -> str:
+    return "?" if n is None else f"{n:,}"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A module that computes by the package now."""
+
+    name: str  # in the model
+    kind: str  # the name of its class
+    became: str  # what was fused of it
+    difference: float  # the largest of value and gradients on the probe, relative to the largest element
+    before: Costs  # what torch launches on the probe
+    fused: Fused = field(repr=False)
+    module: Module = field(repr=False)
+    probe: Probe = field(repr=False)  # with a Layout for each tensor
+
+    def after(self, target: str) -> Costs | None:
+        """Return what a GPU would launch instead; None where no kernel can be compiled here."""
+        args, kwargs = (mapped(Layout.tensor, x, Layout) for x in self.probe)
+        try:
+            phases = examine(self.fused, (self.module, *args), kwargs, target).fused[: len(self.before.launches)]
+        except (NotFused, RuntimeError):
+            return None
+        return Costs(tuple(len(x.records) for x in phases), tuple(x.bytes_moved for x in phases))
+
+
+class Left(NamedTuple):
+    """A module that is as it was, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+class Layout(NamedTuple):
+    """A tensor without values."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def tensor(self) -> Tensor:
+        """Return a tensor that is laid out so; on the CPU it takes no memory."""
+        if self.device.type == "cpu":
+            x = unbacked(self.shape, self.strides, self.dtype)
+        else:
+            x = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        return x.requires_grad_(self.dtype.is_floating_point)
+
+
+def layouts(probe: Probe) -> Probe:
+    """Return a probe with layouts in the place of tensors."""
+    layout = lambda x: Layout(tuple(x.shape), x.stride(), x.dtype, x.device)  # noqa: E731
+    return Probe(mapped(layout, probe.args), mapped(layout, probe.kwargs))
+
+
+class Report:
+    """What :func:`apply` did to a model. Its text is a table; ``launches`` and ``bytes`` are those of the probe.
+
+    What a GPU would launch is compiled when the text is asked for, some seconds the first time.
+    """
+
+    def __init__(self, taken: Sequence[Taken], left: Sequence[Left], target: str = "cuda:90"):
+        self.taken, self.left, self.target = tuple(taken), tuple(left), target
+
+    @cached_property
+    def after(self) -> list[Costs | None]:
+        """What each of the modules taken launches on the GPU ``target``, by a dry run; None where there is none."""
+        known: dict[tuple, Costs | None] = {}
+        costs = []
+        for x in self.taken:
+            key = x.kind, x.became, x.before, str(x.probe)
+            if key not in known:
+                known[key] = x.after(self.target)
+            costs.append(known[key])
+        return costs
+
+    def to_json(self) -> str:
+        """Return all of it, one object for each module."""
+        taken = [
+            {
+                "module": x.name,
+                "class": x.kind,
+                "became": x.became,
+                "difference": x.difference,
+                "before": x.before._asdict(),
+                "after": costs and costs._asdict(),
+            }
+            for x, costs in zip(self.taken, self.after, strict=True)
+        ]
+        left = [{"module": x.name, "class": x.kind, "left": x.reason} for x in self.left]
+        return json.dumps({"target": self.target, "taken": taken, "left": left}, indent=1)
+
+    def __str__(self):
+        rows: list[tuple[str, ...]] = [
+            ("modules", "class", "became", f"launches and bytes on {self.target}", "torch's", "difference")
+        ]
+        rows += self._rows()
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join((*lines, *self._lines_of_left()))
+
+    __repr__ = __str__
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield a row for all modules of which the same is said."""
+        groups: dict[tuple, list[Taken]] = {}
+        for x, costs in zip(self.taken, self.after, strict=True):
+            after = "?" if costs is None else str(costs)
+            groups.setdefault((x.kind, x.became, after, str(x.before)), []).append(x)
+        for (kind, became, after, before), members in groups.items():
+            yield _some(members), kind, became, after, before, f"{max(x.difference for x in members):.0e}"
+
+    def _lines_of_left(self) -> Iterator[str]:
+        groups: dict[tuple[str, str], list[Left]] = {}
+        for x in self.left:
+            groups.setdefault((x.kind, x.reason), []).append(x)
+        for (kind, reason), members in groups.items():
+            yield f"left: {_some(members)}, {kind}: {reason}"
+
+
+def _some(members: Sequence[Any]) -> str:
+    first = members[0].name or "the model"
+    return first if len(members) == 1 else f"{first} and {len(members) - 1} more"
