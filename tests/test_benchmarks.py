@@ -34,9 +34,9 @@ RELU = Case(ROW["relu"], ROW["relu"].calls[0], "contiguous", 1 << 16, torch.floa
 
 
 def test_slow_formula_shows(monkeypatch):
-    assert measure(RELU, "forward", "cpu")["ratios"]["ours"] < 4
-    monkeypatch.setattr(unary.Relu, "eager", lambda x: [torch.relu(x) for _ in range(30)][-1])
-    assert measure(RELU, "forward", "cpu")["ratios"]["ours"] > 8
+    usual = measure(RELU, "forward", "cpu")["ratios"]["ours"]
+    monkeypatch.setattr(unary.Relu, "eager", lambda x: [torch.relu(x) for _ in range(100)][-1])
+    assert measure(RELU, "forward", "cpu")["ratios"]["ours"] > 3 * usual, "a hundred times, on a busy machine"
 
 
 @pytest.mark.parametrize("phase", ["forward", "backward", "both"])
