@@ -44,6 +44,10 @@ BLOCK_LOOP = "customops/blocks/loop.py"
 SIMPLIFY = "customops/blocks/simplify.py"
 SLOTS = "customops/blocks/slots.py"
 WORKSPACE = "customops/blocks/workspace.py"
+COMPOSITIONS = "customops/compositions.py"
+NORMALIZATIONS = "customops/nn/normalizations.py"
+LOSSES = "customops/nn/losses.py"
+CLASSES = "customops/nn/classes.py"
 DRY_RUN = "customops/tools/dry_run.py"
 TARGETS = "customops/tools/targets.py"
 KERNEL_FORMULAS = "triton_kernels/formulas.py"
@@ -57,6 +61,7 @@ PLAN = "triton_kernels/plan.py"
 LAUNCH = "triton_kernels/launch.py"
 SPECIALIZE = "triton_kernels/specialize.py"
 BODY = "triton_kernels/body.py"
+APPROXIMATE = "triton_kernels/approximate.py"
 MAP = "triton_kernels/map.py"
 MAP_REDUCE = "triton_kernels/map_reduce.py"
 WALK = "triton_kernels/walk.py"
@@ -382,11 +387,84 @@ FAULTS = (
     Fault(
         "approximate sigmoid loses subnormal results",
         "kernel formulas",
-        "triton_kernels/approximate.py",
+        APPROXIMATE,
         "tl.fma(x, -LOG2_E, -8.0)",
         "tl.fma(x, -LOG2_E, -5.0)",
         "A kernel's sigmoid of large negative numbers in bfloat16 is 0, and near 0 it is 0.89.",
         by_formulas=("test_approximate.py",),
+    ),
+    Fault(
+        "approximate expm1 takes 1 from what is near it",
+        "kernel formulas",
+        APPROXIMATE,
+        "tl.where(tl.abs(x) < 0.5, near, exp(x) - 1)",
+        "tl.where(tl.abs(x) < 0.005, near, exp(x) - 1)",
+        "A kernel's expm1 of small numbers in half types is off by a unit now and then.",
+        by_formulas=("test_approximate.py",),
+    ),
+    Fault(
+        "approximate softplus lacks what x is above 0",
+        "kernel formulas",
+        APPROXIMATE,
+        "tl.where(x * beta > 0, x * beta, 0.0)",
+        "0.0",
+        "A kernel's softplus of positive numbers in half types goes to 0.",
+        by_formulas=("test_approximate.py",),
+    ),
+    # -- compositions, by themselves and in fused functions ------------------------------------------------------------
+    Fault(
+        "softmax takes exponentials of x as it is",
+        "formulas",
+        NORMALIZATIONS,
+        "    return x - amax(x, dim, True).detach()\n",
+        "    return x\n",
+        "A softmax of logits of 1e4 is nan.",
+        by_formulas=("test_functional.py::test_special_rows_have_torchs_values_and_gradients",),
+    ),
+    Fault(
+        "layer_norm divides by the root of the mean square",
+        "formulas",
+        NORMALIZATIONS,
+        "centred * rsqrt(mean(centred * centred, axes, True) + eps)",
+        "centred * rsqrt(mean(x * x, axes, True) + eps)",
+        "layer_norm of rows whose mean is not 0 is too small.",
+        by_formulas=("test_functional.py::test_values_and_gradients_are_torchs",),
+    ),
+    Fault(
+        "logsumexp takes an infinite x for its greatest",
+        "formulas",
+        COMPOSITIONS,
+        "most = finite(amax(input, dim, True).detach())",
+        "most = amax(input, dim, True).detach()",
+        "logsumexp of a row of -inf is nan.",
+        by_formulas=("test_compositions.py::test_values_and_gradients_at_special_rows_are_torchs",),
+    ),
+    Fault(
+        "huber_loss has no half of the bound",
+        "formulas",
+        LOSSES,
+        "return c * (d - c * 0.5)",
+        "return c * d",
+        "Huber losses are twice too large near 0.",
+        by_formulas=("test_functional_losses.py::test_values_and_gradients_are_torchs",),
+    ),
+    Fault(
+        "an index of no class is taken for one whose loss is 0",
+        "formulas",
+        CLASSES,
+        "where(in_range, losses, torch.nan)",
+        "losses",
+        "On a GPU cross_entropy does not tell of an index that is out of range.",
+        by_formulas=("test_functional_losses.py::test_an_index_of_no_class_is_nan_in_a_kernel",),
+    ),
+    Fault(
+        "an index that is ignored counts in the mean",
+        "formulas",
+        CLASSES,
+        "where(ignored, 0, own))",
+        "own)",
+        "The mean of cross_entropy over targets with ignore_index is too small, where that is a class.",
+        by_formulas=("test_functional_losses.py::test_values_and_gradients_are_torchs",),
     ),
     # -- Triton's interpreter, replaced once a call --------------------------------------------------------------------
     Fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,7 +47,33 @@ UNARY = {  # where each is smooth, and its result not large
     "{}.exp()": FEW,
     "{}.pow(2).neg()": FEW,
     "{}.contiguous().clone()": ANY,
+    "lib.log1p({})": (-0.5, 4),
+    "lib.expm1({})": FEW,
+    "lib.exp2({})": FEW,
+    "lib.log2({})": POSITIVE,
+    "lib.reciprocal({})": POSITIVE,
+    "lib.sign({})": ANY,
+    "lib.sin({})": ANY,
+    "{}.cos()": ANY,
+    "lib.erf({})": FEW,
+    "lib.square({})": FEW,
+    "lib.clamp({}, -0.5, 1.25)": ANY,
+    "{}.clamp_min(0.25)": ANY,
+    "lib.clamp_max({}, 0.75)": ANY,
+    "{0}.masked_fill({0} > 0.5, -1.5)": ANY,
+    "lib.where(({0} > -1) & ({0} <= 1.5), {0}, 0.5)": ANY,
+    "({0} < 0.25).to({0}.dtype) * {0}": ANY,
+    "nn.softplus({})": ANY,
+    "nn.silu({})": ANY,
+    "nn.gelu({})": FEW,
+    "nn.gelu({}, approximate='tanh')": FEW,
+    "nn.mish({})": ANY,
+    "nn.elu({})": ANY,
+    "nn.hardswish({})": ANY,
+    "nn.logsigmoid({})": ANY,
 }
+CASTS = {f"cast({{}} * 1.25, torch.{name})": ANY for name in ("float32", "float16", "bfloat16")}
+UNITS = {"torch.bfloat16": 2.0**-8, "torch.float16": 2.0**-11}  # what lines round to that have these casts
 BINARY = {
     "{} + {}": (ANY, ANY),
     "{} - {}": (ANY, ANY),
@@ -60,10 +87,33 @@ BINARY = {
     "lib.pow({}, {})": (POSITIVE, ONES),
     "lib.maximum({}, {})": (ANY, ANY),
     "lib.minimum({}, {})": (ANY, ANY),
+    "lib.where({0} > {1}, {0} * 0.5, {1})": (ANY, ANY),
 }
-FOLDS = ("sum", "mean", "amax", "amin")
-KINK_AT_0 = ("lib.relu({})", "lib.abs({})", "abs({})")
-KINK_WHERE_EQUAL = ("lib.maximum({}, {})", "lib.minimum({}, {})")
+ROWS = {  # functions of rows along axes
+    "nn.softmax({}, {dim})": ANY,
+    "nn.log_softmax({}, {dim})": ANY,
+    "nn.layer_norm({0}, {0}.shape[-1:])": ANY,
+    "nn.rms_norm({0}, {0}.shape[-1:])": (0.5, 4),
+    "nn.normalize({}, dim={dim})": (0.5, 4),
+}
+FOLDS = ("sum", "mean", "amax", "amin", "prod", "var", "logsumexp", "norm", "max", "min")
+LINEAR = ("sum", "mean")
+ALONG_ONE = ("prod", "max", "min")  # reductions of one axis, or all
+KINKS = {  # where a function of one value is not smooth
+    "lib.relu({})": (0,),
+    "lib.abs({})": (0,),
+    "abs({})": (0,),
+    "lib.sign({})": (0,),
+    "lib.clamp({}, -0.5, 1.25)": (-0.5, 1.25),
+    "{}.clamp_min(0.25)": (0.25,),
+    "lib.clamp_max({}, 0.75)": (0.75,),
+    "{0}.masked_fill({0} > 0.5, -1.5)": (0.5,),
+    "lib.where(({0} > -1) & ({0} <= 1.5), {0}, 0.5)": (-1, 1.5),
+    "({0} < 0.25).to({0}.dtype) * {0}": (0.25,),
+    "nn.elu({})": (0,),
+    "nn.hardswish({})": (-3, 3),
+}
+KINK_WHERE_EQUAL = ("lib.maximum({}, {})", "lib.minimum({}, {})", "lib.where({0} > {1}, {0} * 0.5, {1})")
 
 
 class Input(NamedTuple):
@@ -95,19 +145,20 @@ class Program(NamedTuple):
     lines: tuple[str, ...]  # expressions in Python, whose values are v0, v1, ...
     returns: tuple[str, ...]  # the names of the values that it returns
 
-    def source(self, around: str = "{}") -> str:
-        """Return the function in Python, with something ``around`` each line."""
-        lines = [f"    v{i} = {around.format(line)}" for i, line in enumerate(self.lines)]
+    def source(self, noisy: bool = False) -> str:
+        """Return the function in Python, each line as an argument of ``noise``, with what it rounds to, if so asked."""
+        lines = [f"noise({line}, {_unit(line)})" if noisy else line for line in self.lines]
+        body = [f"    v{i} = {line}" for i, line in enumerate(lines)]
         names = ", ".join(f"x{i}" for i in range(len(self.inputs)))
-        return "\n".join([f"def f({names}):", *lines, f"    return {', '.join(self.returns)}"])
+        return "\n".join([f"def f({names}):", *body, f"    return {', '.join(self.returns)}"])
 
     def __repr__(self) -> str:
         return "\n".join(["", *(f"x{i}: {x}" for i, x in enumerate(self.inputs)), self.source()])
 
-    def function(self, lib: Any, noise: Callable | None = None) -> Callable:
+    def function(self, lib: Any, noise: Callable | None = None, cast: Callable | None = None) -> Callable:
         """Return the function on tensors, with the operators of ``lib`` and ``noise`` on what each line gives."""
-        names = {"lib": lib, "noise": noise}
-        exec(self.source("noise({})" if noise else "{}"), names)
+        names = {"lib": lib, "nn": lib.nn.functional, "torch": torch, "noise": noise, "cast": cast or _cast}
+        exec(self.source(noise is not None), names)
         return names["f"]
 
     def tensors(self) -> list[Tensor]:
@@ -116,17 +167,17 @@ class Program(NamedTuple):
 
 
 @st.composite
-def programs(draw, dtypes=(torch.float64,), seen: Counter | None = None):
+def programs(draw, dtypes=(torch.float64,), seen: Counter | None = None, casts: bool = False):
     """Draw a program with no operator near a pole or a kink; ``seen`` counts the lines that were dropped for that."""
     inputs = draw(_inputs(dtypes))
     values = {f"x{i}": x.tensor().detach().double() for i, x in enumerate(inputs)}
     made: list[str] = []
     for _ in range(draw(st.sampled_from([1, 2, 4, 6, 8, 10]))):
         unread = [name for name in values if not any(name in line for line in made)]
-        line = draw(_line(values, unread))
+        line = draw(_line(values, unread, casts))
         z = line and _evaluated(line, values)
         if z is not None and z.abs().max() <= LARGEST:
-            values[f"v{len(made)}"] = z
+            values[f"v{len(made)}"] = z.double()
             made.append(line)
         elif seen is not None:
             seen["lines of random programs dropped, near a kink or too large"] += 1
@@ -155,19 +206,23 @@ def _inputs(draw, dtypes):
 
 
 @st.composite
-def _line(draw, values, unread):
+def _line(draw, values, unread, casts):
     """Draw an operator on values so far, each first moved to where the operator is smooth; return None near a kink."""
     names = list(values)[::-1]
     widest = max(names, key=lambda name: values[name].numel())
     x = draw(st.sampled_from([names[0]] * 2 * len(names) + names))  # mostly the last
     narrow = values[x].numel() < values[widest].numel()
-    kind = draw(st.sampled_from([BINARY, BINARY, UNARY, FOLDS] if narrow else [UNARY, BINARY, FOLDS]))
+    kind = draw(st.sampled_from([BINARY, BINARY, UNARY, FOLDS] if narrow else [UNARY, UNARY, BINARY, FOLDS, ROWS]))
+    kind = CASTS if casts and draw(st.integers(0, 5)) == 0 else kind
     word = draw(st.sampled_from(list(kind)))
     if kind is FOLDS:
         return draw(_fold(word, x, values[x]))
-    if kind is UNARY:
-        x = _moved(x, values, UNARY[word])
-        return None if word in KINK_AT_0 and _near(x, "0", values) else word.format(x)
+    if kind is ROWS:
+        dim = draw(st.integers(0, values[x].dim() - 1)) if values[x].dim() else None
+        return None if dim is None else word.format(_moved(x, values, ROWS[word]), dim=dim)
+    if kind in (UNARY, CASTS):
+        x = _moved(x, values, kind[word])
+        return None if any(_near(x, str(kink), values) for kink in KINKS.get(word, ())) else word.format(x)
     y = draw(st.sampled_from([*unread, widest, *unread, *names]))
     y = y if _broadcasts(values[x], values[y]) else x
     pair = (y, x) if draw(st.booleans()) else (x, y)
@@ -181,19 +236,28 @@ def _fold(draw, word, x, value):
     fewest, most = draw(st.sampled_from([(1, 1), (1, 1), (1, 2), (0, value.dim())]))
     axes = st.lists(st.integers(0, value.dim() - 1), unique=True, min_size=fewest, max_size=min(most, value.dim()))
     dims = draw(axes) if value.dim() else []
-    if _is_ambiguous(word, value, tuple(dims) or tuple(range(value.dim()))):
+    dims = dims[:1] if word in ALONG_ONE else dims or (list(range(value.dim())) if word == "logsumexp" else [])
+    if word not in LINEAR and _is_near_a_kink(word, value, tuple(dims) or tuple(range(value.dim()))):
         return None
     if not dims:
         return f"lib.{word}({x})"
     dims = [d - value.dim() if draw(st.booleans()) else d for d in dims]
     options = ", keepdim=True" if draw(st.booleans()) else ""
-    return f"lib.{word}({x}, {dims[0] if len(dims) == 1 else tuple(dims)}{options})"
+    order = "2, " if word == "norm" else ""
+    first = "[0]" if word in ("max", "min") else ""
+    return f"lib.{word}({x}, {order}{dims[0] if len(dims) == 1 else tuple(dims)}{options}){first}"
 
 
-def _is_ambiguous(word: str, value: Tensor, dims: tuple[int, ...]) -> bool:
-    if word in ("sum", "mean"):
-        return False
-    return _is_close(value, getattr(torch, word)(value, dims, True))
+def _is_near_a_kink(word: str, value: Tensor, dims: tuple[int, ...]) -> bool:
+    """Return whether a reduction is not smooth near this value, or rounding may decide which element is extreme."""
+    if word in ("prod", "logsumexp"):
+        return not dims  # a tensor without dimensions has no logsumexp
+    if word == "var":
+        return math.prod(value.shape[d] for d in dims) < 2  # then it is nan
+    if word == "norm":
+        return bool((torch.linalg.vector_norm(value, 2, dims) < NEAR).any())
+    extremum = torch.amax if "max" in word else torch.amin
+    return _is_close(value, extremum(value, dims, True))
 
 
 def _near(x: str, y: str, values: dict[str, Tensor]) -> bool:
@@ -225,4 +289,13 @@ def _broadcasts(x: Tensor, y: Tensor) -> bool:
 
 
 def _evaluated(line: str, values: dict[str, Tensor]) -> Any:
-    return eval(line, {"lib": torch, **values})
+    return eval(line, {"lib": torch, "nn": torch.nn.functional, "torch": torch, "cast": _cast, **values})
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype)
+
+
+def _unit(line: str) -> float:
+    """Return what a line rounds its value to."""
+    return max([2.0**-24, *(unit for cast, unit in UNITS.items() if cast in line)])

@@ -178,6 +178,7 @@ TORCH = Library(
     bool=None,
     compiler=SimpleNamespace(is_dynamo_compiling=lambda: False),
     float64=None,
+    float32=None,  # of indices and positions, which are whole numbers
     nn=SimpleNamespace(functional=Library()),
     ops=SimpleNamespace(
         aten=SimpleNamespace(

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import customops
 from benchmarks import machine
 
 from . import accuracy, compiled_accuracy
 from .cases import CALLS, REDUCTIONS, ids
 from .compare import cotangent
+from .conftest import DEVICE
 from .marks import formulas_only
 
 pytestmark = formulas_only
@@ -105,6 +107,17 @@ def test_exact_results_agree_with_float64(row, call):
     exactly = accuracy.in_mpmath(row, call, xs, g, got)
     for rough, exact in zip(accuracy.in_float64(call.function, xs, g, got), exactly, strict=True):
         torch.testing.assert_close(rough, exact, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.sample(formulas="once", kernels="operator")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=ids)
+@pytest.mark.parametrize(("row", "call"), CALLS, ids=ids)
+def test_half_types_are_about_as_near_as_torchs_at_every_number(row, call, dtype, tally):
+    """Kernels are; formulas are torch's own."""
+    for error in accuracy.measure(row, call, dtype, DEVICE, {"ours": customops, "torch": torch}, 1 << 12):
+        error["torch"]["ulp"] = max(error["torch"]["ulp"], 0.5)
+        assert not accuracy.is_worse(error, 0.01), error
+        tally("accuracies")
 
 
 def test_slug_keeps_letters_and_digits():

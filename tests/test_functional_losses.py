@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,12 +18,13 @@ from customops.blocks import plan
 from customops.nn import functional as ours
 
 from .cases import ids
-from .compare import STRICT, TOLERANCE, assert_same_outcome, assert_same_outcomes, cotangent, outcome
+from .compare import STRICT, TOLERANCE, assert_as_near, assert_same_outcome, assert_same_outcomes, cotangent, outcome
 from .conftest import DEVICE, KERNELS, MODE
 
 database = "torch.testing._internal.common_methods_invocations"
 op_db = pytest.importorskip(database, reason="torch's database of operators needs the package expecttest").op_db
 INF, NAN = math.inf, math.nan
+HALVES = (torch.float16, torch.bfloat16)
 INFOS = {op.name.rpartition(".")[2]: op for op in op_db if op.name.rpartition(".")[2] in ours.losses.__all__}
 
 
@@ -213,7 +215,7 @@ def test_values_and_gradients_are_torchs(case, fused):
 
 
 @pytest.mark.sample(kernels="case", compiled="case")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=ids)
+@pytest.mark.parametrize("dtype", HALVES, ids=ids)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_half_types_are_as_near_to_float64_as_torchs(case, dtype):
     xs = [x.detach() for x in case.draw(dtype)]
@@ -238,20 +240,21 @@ ROWS = {
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("rows", ROWS)
 def test_losses_of_classes_at_extremes_are_torchs(rows, reduction, tally):
-    x = torch.tensor(ROWS[rows], device=DEVICE, dtype=torch.float32)
-    x = x.view(-1, 3) if rows == "no rows" else x
+    wide = torch.tensor(ROWS[rows], device=DEVICE, dtype=torch.float64)
+    wide = wide.view(-1, 3) if rows == "no rows" else wide
     targets = torch.tensor([[0, 1, 2, 0], [1, 1, 1, 2], [-100, -100, -100, -100]], device=DEVICE)
-    for target in (targets.clamp(max=0) if rows == "one class" else targets)[:, : len(x)]:
-        for smoothing in (0.0, 0.1):
+    for target in (targets.clamp(max=0) if rows == "one class" else targets)[:, : len(wide)]:
+        for smoothing, dtype in product((0.0, 0.1), (torch.float32, *HALVES)):
             options = {"reduction": reduction, "label_smoothing": smoothing}
             function = lambda lib, x, t=target, options=options: lib.cross_entropy(x, t, **options)
+            x = wide.to(dtype)
             got, want = (results(function, library, [x]) for library in (ours, functional))
-            torch.testing.assert_close(got, want, equal_nan=True, **TOLERANCE[torch.float32])
+            assert_as_near(got, want, results(function, functional, [x.double()]))
             tally("edge points", x.numel())
 
 
 @pytest.mark.sample(kernels="loss", compiled="loss")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=ids)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=ids)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("loss", sorted({*INFOS} - {"cross_entropy", "gaussian_nll_loss", "nll_loss"}))
 def test_losses_of_elements_at_extremes_are_torchs(loss, reduction, dtype, tally):
@@ -260,12 +263,12 @@ def test_losses_of_elements_at_extremes_are_torchs(loss, reduction, dtype, tally
     x, y = (each.reshape(-1).to(DEVICE) for each in torch.meshgrid(numbers, ys, indexing="ij"))
     function = lambda lib, x, y: getattr(lib, loss)(x, y, reduction=reduction)
     got, want = (results(function, library, [x, y]) for library in (ours, functional))
-    torch.testing.assert_close(got, want, equal_nan=True, **TOLERANCE[dtype])
+    assert_as_near(got, want, results(function, functional, [x.double(), y.double()]))
     tally("edge points", x.numel())
 
 
 @pytest.mark.sample(kernels="all", compiled="dtype")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=ids)
+@pytest.mark.parametrize("dtype", HALVES, ids=ids)
 def test_half_types_tell_all_classes_apart(dtype):
     x, target = drawn(7, 2100).to(DEVICE, dtype), torch.tensor([0, 255, 257, 1023, 2047, 2049, 2099], device=DEVICE)
     function = lambda lib, x: lib.cross_entropy(x, target, reduction="none")

@@ -16,8 +16,10 @@ from torch.utils.checkpoint import checkpoint
 import customops
 from customops import fuse
 from customops.compiler.printing import label
+from customops.compiler.saving import INSTRUCTIONS
 from customops.fusion.decorator import fused_behind
 
+from . import instructions
 from .compare import STRICT, assert_as_by_formula, assert_equal, cotangent
 from .conftest import KERNELS, NO_KERNEL
 from .programs import layer_norm, min_max, rms_norm, softmax
@@ -138,6 +140,17 @@ def test_a_result_is_not_saved_with_the_inputs_but_instead_of_them():
 def test_a_detached_result_is_not_saved_as_gradients_of_gradients_would_end_there():
     squares = lambda lib, x: ((y := stable_softmax(lib, x)).detach(), lib.sum(y * y, -1))
     assert "t6" not in saved_names(squares, [ROWS], dtype=torch.bfloat16)
+
+
+@pytest.mark.sample(formulas="once", kernels="")
+@pytest.mark.parametrize("formula", instructions.FORMULAS)
+def test_what_computing_again_costs_is_counted_in_compiled_code(formula):
+    """`python -m tests.instructions` prints what saving.py has; without a number there a formula takes about one."""
+    pytest.importorskip("triton", reason="compiles a kernel")
+    if KERNELS:
+        pytest.skip("compiles, as formulas do")
+    counted = instructions.instructions_of(formula)
+    assert abs(INSTRUCTIONS.get(formula, 1) - counted) <= max(2, counted / 5), formula
 
 
 def test_hooks_get_no_statistics():

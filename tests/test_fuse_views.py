@@ -219,10 +219,14 @@ def results(function: Callable, xs: list[Tensor]) -> list[Tensor | None]:
     return [*zs, *torch.autograd.grad(live, xs, [cotangent(each) for each in live], allow_unused=True)]
 
 
-def compare(got: list[Tensor | None], want: list[Tensor | None]) -> None:
+def compare(got: list[Tensor | None], want: list[Tensor | None], unit: float = 0.0) -> None:
+    """Assert that tensors are close, and of those that were rounded to ``unit`` on the way as close as that allows."""
+    largest = max([0.0, *(float(x.detach().abs().max()) for x in want if x is not None and x.numel())]) if unit else 0.0
     for mine, theirs in zip(got, want, strict=True):
         if mine is None or theirs is None:
             assert not any(each is not None and each.any() for each in (mine, theirs))
+        elif unit:
+            assert_close(mine, theirs, rtol=0, atol=32 * unit * largest)
         else:
             assert_close(mine, theirs)
 
@@ -615,6 +619,7 @@ def test_explain_names_parts_and_counts_what_torch_copies():
 
 PARTS = range(4)
 WHY_REFUSED = ("do not nest", "is not whole", "in groups of", "more than 64 parts", "meets itself")
+WHY_REFUSED += ("reduces a dimension", "over a dimension that is divided")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -638,9 +643,9 @@ def check_program(program: Any, device: str, tally: Callable) -> None:
             raise
         tally("random programs of views refused")
         return
-    for one, other in zip(got, derivatives(theirs, program.tensors(device)), strict=True):
+    for k, (one, other) in enumerate(zip(got, derivatives(theirs, program.tensors(device)), strict=True)):
         try:
-            compare(one, other)
+            compare(one, other, program.unit if k else 0)  # torch rounds gradients where it casts, too
         except AssertionError as error:
             raise AssertionError(f"{program}\n{error}") from None
     tally("random programs of views")

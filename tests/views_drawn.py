@@ -1,4 +1,8 @@
-"""Programs of views, slices and concatenations among operators, drawn from a seed: lines of Python over a library."""
+"""Programs of views, slices and concatenations among operators, drawn from a seed: lines of Python over a library.
+
+Casts, masks, reductions and functions of rows are among the operators. No number is compared that is near another but
+where both are the same by the same operators: chance does not come that near.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,30 @@ from torch import Tensor
 
 ELEMENTS = 300  # the most that a value may have
 SIZES = (1, 2, 2, 3, 4, 4, 6, 8)
+ELEMENTWISE = (
+    *("lib.tanh({})", "lib.sigmoid({})", "-{}", "{} * 0.5", "1.5 - {}", "{}.detach()", "lib.sin({})", "{}.cos()"),
+    *("lib.erf({})", "lib.exp2({})", "lib.expm1({})", "lib.log1p({0} * {0})", "lib.log2({0} * {0} + 0.75)"),
+    *("lib.reciprocal({0} * {0} + 0.75)", "lib.square({})", "lib.clamp({}, -0.31, 0.47)", "{}.clamp_min(-0.13)"),
+    *("nn.softplus({})", "nn.silu({})", "nn.gelu({})", "nn.mish({})", "nn.hardtanh({}, -0.33, 0.61)"),
+    *("lib.where({0} > 0.11, {0}, -0.5)", "({0} < 0.27).to({0}.dtype) * {0}", "{0}.masked_fill({0} >= 0.21, 0.1)"),
+    *(
+        "lib.where(({0} > -0.23) & ({0} < 0.41), {0} * 2, 0.25)",
+        "{}.float().double()",
+        "{}.to(torch.bfloat16).double()",
+    ),
+)
+UNITS = {".float()": 2.0**-24, "bfloat16": 2.0**-8}  # what gradients are rounded to where lines have these casts
+REDUCED = (
+    *("lib.sum({}, {}, {})", "lib.mean({}, {}, {})", "lib.mean({}, {}, {})", "lib.amax({}, {}, {})"),
+    *("lib.amin({}, {}, {})", "lib.var({}, {}, correction=0, keepdim={})", "lib.logsumexp({}, {}, {})"),
+    *("lib.norm({} + 1.5, 2, {}, {})",),
+)
+ROWS = (
+    "nn.softmax({}, {})",
+    "nn.log_softmax({}, dim={})",
+    "nn.normalize({} + 1.25, dim={})",
+    "lib.max({}, {}, True)[0]",
+)
 LAYOUTS = ("dense", "dense", "permuted", "strided", "expanded", "unaligned")
 
 
@@ -37,9 +65,14 @@ class ViewProgram(NamedTuple):
 
     def function(self, lib: Any) -> Callable:
         """Return the function on tensors, with the operators of ``lib``."""
-        names = {"lib": lib, "torch": torch}
+        names = {"lib": lib, "nn": lib.nn.functional, "torch": torch}
         exec(self.source(), names)
         return names["f"]
+
+    @property
+    def unit(self) -> float:
+        """The coarsest rounding of gradients by a cast."""
+        return max([0.0, *(unit for cast, unit in UNITS.items() if any(cast in line for line in self.lines))])
 
     def tensors(self, device: str = "cpu", dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """Make the inputs anew."""
@@ -102,7 +135,7 @@ def view_program(seed: int) -> ViewProgram:
 
 def _evaluated(line: str, values: dict[str, Tensor]) -> Tensor | None:
     try:
-        return eval(line, {"lib": torch, "torch": torch, **values})
+        return eval(line, {"lib": torch, "nn": torch.nn.functional, "torch": torch, **values})
     except RuntimeError:  # a view that there is not, say
         return None
 
@@ -110,17 +143,40 @@ def _evaluated(line: str, values: dict[str, Tensor]) -> Tensor | None:
 def _line(random: Random, values: dict[str, Tensor]) -> str:
     names = list(values)
     x = random.choice([*names, *names[-3:] * 2])
-    kind = random.choice((_elementwise, _binary, _binary, _reduction, _regrouped, _permuted, _part, _part, _joined))
+    kinds = (
+        _elementwise,
+        _elementwise,
+        _binary,
+        _binary,
+        _reduction,
+        _regrouped,
+        _permuted,
+        _part,
+        _part,
+        _joined,
+        _rows,
+    )
+    kind = random.choice(kinds)
     return kind(random, x, values)
 
 
 def _elementwise(random: Random, x: str, values: dict[str, Tensor]) -> str:
-    return random.choice(("lib.tanh({})", "lib.sigmoid({})", "-{}", "{} * 0.5", "1.5 - {}", "{}.detach()")).format(x)
+    return random.choice(ELEMENTWISE).format(x)
 
 
 def _binary(random: Random, x: str, values: dict[str, Tensor]) -> str:
-    matching = [y for y in values if _broadcast(values[x], values[y])]
-    return f"{x} {random.choice('+-*')} {random.choice(matching)}"
+    y = random.choice([y for y in values if _broadcast(values[x], values[y])])
+    words = "{} + {}", "{} - {}", "{} * {}", "lib.where({0} > {1}, {0}, {1} * 0.5)", "lib.maximum({}, {})"
+    return random.choice(words).format(x, y)
+
+
+def _rows(random: Random, x: str, values: dict[str, Tensor]) -> str:
+    rank = values[x].dim()
+    if not rank:
+        return ""
+    if random.random() < 0.2:
+        return f"nn.{random.choice(('layer_norm', 'rms_norm'))}({x} + 0.75, {x}.shape[-1:], None, eps=0.1)"
+    return random.choice(ROWS).format(x, random.randrange(-rank, rank))
 
 
 def _broadcast(x: Tensor, y: Tensor) -> bool:
@@ -132,7 +188,7 @@ def _reduction(random: Random, x: str, values: dict[str, Tensor]) -> str:
     if not rank:
         return f"lib.sum({x})"
     dims = tuple(random.sample(range(rank), random.randint(1, min(2, rank))))
-    return f"lib.{random.choice(('sum', 'mean'))}({x}, {dims}, {random.choice((True, False))})"
+    return random.choice(REDUCED).format(x, dims, random.choice((True, False)))
 
 
 def _regrouped(random: Random, x: str, values: dict[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.runtime import driver
 
 from . import division, formulas
-from .formulas import INTERPRETED
+from .formulas import ERF_SLOPE, INTERPRETED, LN_2
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -31,6 +31,55 @@ def log_dx(g, x):
 def exp(x):
     root = _instruction(x * (LOG2_E / 2), "ex2.approx.ftz.f32")  # never subnormal
     return root * root
+
+
+@triton.jit
+def exp2(x):
+    root = _instruction(x * 0.5, "ex2.approx.ftz.f32")  # never subnormal
+    return root * root
+
+
+@triton.jit
+def expm1(x):
+    # (e^x - 1)/x to 2^-23 where |x| < 0.5, from its values at the Chebyshev nodes
+    p = tl.fma(tl.fma(tl.fma(x, 0.0013982186, 0.0084080294), x, 0.041665791), x, 0.16665966)
+    near = x * tl.fma(tl.fma(p, x, 0.5), x, 1.0)
+    return tl.where(tl.abs(x) < 0.5, near, exp(x) - 1)
+
+
+@triton.jit
+def reciprocal(x):
+    return _divide(tl.full([], 1, x.dtype), x)
+
+
+@triton.jit
+def log1p_dx(g, x):
+    return _divide(g, x + 1)
+
+
+@triton.jit
+def log2_dx(g, x):
+    return _divide(g, x * LN_2)
+
+
+@triton.jit
+def erf_dx(g, x):
+    return (exp((x * x) * -1) * ERF_SLOPE) * g
+
+
+@triton.jit
+def softplus(x, beta, threshold):
+    e = exp(tl.abs(x * beta) * -1)
+    s = e * _instruction(e + 2, "rcp.approx.ftz.f32")  # log(1 + e) is 2·atanh s
+    # 2·(atanh s)/s to 2^-22 where s² <= 1/9, from its values at the Chebyshev nodes
+    p = tl.fma(tl.fma(tl.fma(s * s, 0.3420362, 0.39593187), s * s, 0.6667585), s * s, 1.9999997)
+    z = tl.fma(s, p, tl.where(x * beta > 0, x * beta, 0.0))
+    return tl.where(x * beta > threshold, x, _divide(z, beta))
+
+
+@triton.jit
+def softplus_dx(g, x, beta, threshold):
+    return g * tl.where(x * beta > threshold, 1, sigmoid(x * beta))
 
 
 @triton.jit
@@ -96,6 +145,22 @@ def pow_number(x, y: tl.constexpr):
 @triton.jit
 def pow_number_dx(g, x, y: tl.constexpr):
     return g * (y * pow_number(x, y - 1))
+
+
+@triton.jit
+def norm_power(x, y: tl.constexpr):
+    return pow_number(x, y)
+
+
+@triton.jit
+def norm_power_dx(g, x, y: tl.constexpr):
+    return tl.where(x == 0, 0, pow_number_dx(g, x, y))
+
+
+@triton.jit
+def prod_dx(g, x, z, zeros, rest, nought):
+    others = tl.where(zeros == 2, (nought - x) * rest, 0)
+    return g * tl.where(x == 0, tl.where(zeros == 1, rest, others), _divide(z, formulas.one_for_zero(x)))
 
 
 @triton.jit

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from .. import formulas as f
@@ -14,6 +16,12 @@ from .reductions import Amax, Amin, Selective, Step, call_reduction
 __all__ = ["finite", "first_greatest", "first_least", "greatest", "least", "norm_power"]
 
 _SAME = Step("mask", "same", ("x", "z"))
+
+
+def _values(function: Callable, x: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
+    """Return what torch's ``max`` or ``min`` gives along one axis, whose gradient is that of its index."""
+    (axis,) = (dim,) if isinstance(dim, int) else dim
+    return function(x, axis, keepdim).values
 
 
 class NormPower(Operator):
@@ -70,7 +78,7 @@ class FirstGreatest(Selective):
     """
 
     formula = staticmethod(f.amax)
-    eager = Amax.eager
+    eager = staticmethod(partial(_values, torch.max))
     derivative = staticmethod(f.selected_dx)
     steps = (
         _SAME,
@@ -83,7 +91,7 @@ class FirstLeast(FirstGreatest):
     """z_j = min_i x_i over one axis, with the gradient of :class:`FirstGreatest`."""
 
     formula = staticmethod(f.amin)
-    eager = Amin.eager
+    eager = staticmethod(partial(_values, torch.min))
 
 
 def norm_power(x: Tensor, y: float) -> Tensor:
