@@ -99,24 +99,32 @@ def sample(items: Sequence[pytest.Item], mode: str) -> list[pytest.Item]:
     """Return the cases that a run without ``--full`` takes, in their order.
 
     Operators that are no ``REPRESENTATIVES`` are covered by themselves, so that what is taken of these does not change
-    with another; and only where formulas are tested.
+    with another; and only where formulas are tested. The mark may ask ``others`` of them, less than of these.
     """
     taken: set[pytest.Item] = set()
     for cases in _by_test(items):
-        asked = asked_of(cases[0], mode)
-        if asked is None or (asked and not hasattr(cases[0], "callspec")):
-            taken.update(cases)
-        elif asked:
-            groups = [[item for item in cases if (_operator_of(item) in OTHERS) is which] for which in (False, True)]
-            for group in groups if _asks_of_formulas(cases[0]) else groups[:1]:
-                terms = [terms_of(parameters_of(item), asked) for item in group]
-                taken.update(group[i] for i in covering(terms))
+        asked, is_of_others = asked_of(cases[0], mode), [_operator_of(item) in OTHERS for item in cases]
+        of_others = asked_of(cases[0], "others") or asked
+        if asked is not None and not _asks_of_formulas(cases[0]):
+            of_others = ""
+        for wanted, which in ((asked, False), (of_others, True)):
+            taken.update(
+                _covered([item for item, is_one in zip(cases, is_of_others, strict=True) if is_one is which], wanted)
+            )
     return [item for item in items if item in taken]
 
 
+def _covered(cases: Sequence[pytest.Item], asked: str | None) -> Sequence[pytest.Item]:
+    """Return few cases of a test that cover what is asked, all where None is."""
+    if asked is None or not cases or (asked and not hasattr(cases[0], "callspec")):
+        return cases
+    terms = [terms_of(parameters_of(item), asked) for item in cases] if asked else []
+    return [cases[i] for i in covering(terms)]
+
+
 def _operator_of(item: pytest.Item) -> str | None:
-    """Return the operator that the id of a case names."""
-    return operator_of(getattr(item.callspec, "id", ""))
+    """Return the operator that the id of a case names, None without one."""
+    return operator_of(getattr(getattr(item, "callspec", None), "id", ""))
 
 
 def _asks_of_formulas(item: pytest.Item) -> bool:

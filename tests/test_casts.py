@@ -202,7 +202,7 @@ def test_the_rms_norm_of_the_zoo_computes_what_torch_computes(activation, weight
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles no kernels")
-@pytest.mark.sample(compiled="")
+@pytest.mark.sample(formulas="activation", kernels="", compiled="")
 @pytest.mark.parametrize(("activation", "weight"), [*product(DTYPES[:3], repeat=2)])
 def test_the_rms_norm_of_the_zoo_is_one_kernel_forward(activation, weight, capsys):
     x, w = torch.ones(64, 4096, dtype=activation), torch.ones(4096, dtype=weight)

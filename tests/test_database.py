@@ -58,7 +58,7 @@ def samples(name, dtype, full, requires_grad=False):
             yield from (sample, sample.noncontiguous())
 
 
-@pytest.mark.sample(gpu="name, dtype", compiled="all")
+@pytest.mark.sample(gpu="name, dtype", compiled="all", others="name, dtype")
 @pytest.mark.parametrize(("name", "dtype"), VALUES, ids=ids)
 def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
     for s in samples(name, dtype, full):
@@ -68,7 +68,7 @@ def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
         tally("database samples")
 
 
-@pytest.mark.sample(gpu="name, dtype", compiled="all")
+@pytest.mark.sample(gpu="name, dtype", compiled="all", others="name, dtype")
 @pytest.mark.parametrize(("name", "dtype"), GRADIENTS, ids=ids)
 def test_samples_have_torchs_gradients(name, dtype, full, tally):
     for s in samples(name, dtype, full, requires_grad=True):

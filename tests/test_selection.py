@@ -24,6 +24,7 @@ class Item(NamedTuple):
     fixturenames: tuple[str, ...] = ()
     parent: str = "test_it.py"
     compiled: str | None = None  # of compiled code; None is a mark that does not say
+    others: str | None = None  # of operators that stand for no others
     id: str = ""
     path: Path = Path("test_it.py")
 
@@ -32,10 +33,11 @@ class Item(NamedTuple):
     callspec = property(lambda self: self)
 
     def get_closest_marker(self, _name):
-        if self.asked is None:
+        asked = {"kernels": self.asked, "compiled": self.compiled, "others": self.others}
+        said = {mode: what for mode, what in asked.items() if what is not None}
+        if not said:
             return None
-        compiled = {} if self.compiled is None else {"compiled": self.compiled}
-        return pytest.mark.sample(formulas="", kernels=self.asked, **compiled).mark
+        return pytest.mark.sample(**({} if self.asked is None else {"formulas": ""}), **said).mark
 
 
 SAMPLED = [
@@ -102,6 +104,15 @@ def test_operators_that_stand_for_no_others_are_sampled_by_themselves_and_where_
     assert [item.id for item in taken if "1" not in item.id.partition("-")[0]] == ["log(x)-0", "exp(x)-1"]
     assert len({item.params["call"] for item in taken}) == 2 + others
     assert {*taken} | {*selection.rest(items, "kernels")} == {*items}
+
+
+def test_a_mark_may_ask_less_of_operators_that_stand_for_no_others():
+    items = [
+        Item("test_all", {"name": name, "a": a}, others="name", id=f"{name}-{a}", path=Path("test_database.py"))
+        for name, a in product(("log", "log1p", "expm1"), range(5))
+    ]
+    taken = Counter(item.params["name"] for item in selection.sample(items, "formulas"))
+    assert taken == {"log": 5, "log1p": 1, "expm1": 1}
 
 
 def test_shares_are_disjoint_and_all_and_have_their_part_of_each_test():
