@@ -89,6 +89,7 @@ LAYERS = {
     "rotary, llama's rotate_half": Layer(lambda: of("llama", "rotate_half"), (Q,), (2, 2)),
     "rotary, cohere2": Layer(lambda: of("cohere2", "apply_rotary_pos_emb"), (Q, K, ANGLES, ANGLES), (2, 2), 2),
     "rotary, gpt_neox of a part": Layer(lambda: of("gpt_neox", "apply_rotary_pos_emb"), (Q, K, HALF, HALF), (4, 4), 2),
+    "rotary, gpt_neox of all": Layer(lambda: of("gpt_neox", "apply_rotary_pos_emb"), (Q, K, ANGLES, ANGLES), (2, 2), 2),
     "rotary, glm4 of a part": Layer(lambda: of("glm4", "apply_rotary_pos_emb"), (Q, K, HALF, HALF), (4, 4), 2),
     "rotary, gptj": Layer(lambda: of("gptj", "apply_rotary_pos_emb"), ((2, 6, 3, WIDTH), HALF, HALF), (1, 1), 1),
     "rotary, gpt_oss": Layer(lambda: of("gpt_oss", "apply_rotary_pos_emb"), (Q, K, HALF, HALF), (2, 2), 2),

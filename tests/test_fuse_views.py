@@ -178,6 +178,8 @@ SPELLINGS: dict[str, tuple[int, ...]] = {
     "torch.concat((x, x))": (2, 3),
     "torch.concatenate((x, -x), dim=-1)": (2, 3),
     "torch.stack((x, 2 * x))": (2, 3),
+    "torch.cat((x[:, :2] * 2, x[:, 2:], x[:, 3:]), -1)": (2, 3),
+    "torch.cat((x.T[:, 2:], x.T), 1)": (2, 3),
     "torch.stack((x, -x, x), dim=-2)": (2, 3),
     "x.repeat(2, 3)": (2, 3),
     "x.repeat((2, 1, 3))": (2, 3),

@@ -143,7 +143,10 @@ def cat(tensors: Sequence, dim: int = 0) -> Any:
     ranks = {x.dim() for x in tensors if x.shape != (0,)}
     if len(ranks) == 1 and any(x.shape == (0,) for x in tensors) and ranks != {1}:
         raise NotAView("a tensor of shape (0,) cannot be joined with others")
-    return _apply(Cat, range(tensors[0].dim())[dim], *tensors)
+    d = range(tensors[0].dim())[dim]
+    like = {(x.dtype, *x.shape[:d], *x.shape[d + 1 :]) for x in tensors}
+    there = [x for x in tensors if x.shape[d] or len(like) > 1]  # what a rotary embedding passes may be nothing
+    return _apply(Cat, d, *(there if tracing_hook(there) else tensors))
 
 
 def stack(tensors: Sequence, dim: int = 0) -> Any:

@@ -72,9 +72,10 @@ class Trace:
         self.composed = tuple([each.numbered(tracing.number) for each in composed])
         self.graphs: dict[tuple, Any] = {}  # a cache of build.py
         self.is_unread = self._find_unread()  # of each node
-        views = [node for node in self.nodes if is_shape_operator(node.operator)]
+        views = [(*x, unread) for x, unread in zip(self.nodes, self.is_unread, strict=True) if is_shape_operator(x[0])]
         self.has_views = bool(views)  # whether operators move elements
-        self.has_empty_views = any(node.operator.is_empty(*node.inputs) for node in views)  # whatever the tensors are
+        # Whether one that is read has no elements, whatever the tensors are.
+        self.has_empty_views = any(operator.is_empty(*inputs) for operator, inputs, unread in views if not unread)
         self._replay = Replay(self.arity, self.nodes, self.composed, [ref.value for ref in self.outputs])
         self.is_dense_if_inputs_are = False  # whether results are known to be contiguous where inputs are
 
