@@ -79,10 +79,10 @@ def _product(library, x: torch.Tensor, g: float) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.sample(compiled="all")
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
-def test_products_of_edges_have_torchs_value_and_gradients(dtype, device, tally):
+def test_products_of_edges_have_torchs_value_and_gradients(dtype, device, full, tally):
     """One row at a time: torch divides by no element if one of all rows is 0, by each if none is."""
     finite = [x for x in EDGES if abs(x) <= 1]
-    for row in product(EDGES, finite, finite):
+    for row in [*product(EDGES, finite, finite)][:: 1 if full else 7]:
         for g in (1.0, float("inf"), float("nan")):
             x = torch.tensor([row], dtype=dtype, device=device)
             if x[0, 0].isfinite() or 0 not in row:

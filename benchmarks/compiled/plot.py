@@ -38,7 +38,7 @@ def draw(figure, rows: list[dict]) -> None:
                 points = sorted((row["length"], ratio_of(row, "seconds")) for row in chosen)
                 if points:
                     ax.plot(*zip(*points, strict=True), **style, label=dtype)
-            ax.set(title=f"{layer}, {name}", xscale="log", yscale="log")
+            ax.set(title=f"{layer}\n{name}", xscale="log", yscale="log")
     lengths = sorted({row["length"] for row in rows})
     ticks = [x for x in (0.25, 0.5, 0.7, 1, 1.5, 2, 4, 8) if _between(x, axes[0, 0].get_ylim())]
     axes[0, 0].set_yticks(ticks, [f"{x:g}" for x in ticks])
