@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import pickle
 import warnings
@@ -81,6 +82,11 @@ class Model(nn.Module):
 TAKEN = ["norms.0", "norms.1", "act", "modulate"]
 
 
+def fused(report) -> list[str]:
+    """Return the modules whose whole forward is fused."""
+    return [taken.name for taken in report.taken if taken.became == "fused"]
+
+
 @pytest.fixture
 def model() -> Model:
     torch.manual_seed(0)
@@ -109,7 +115,9 @@ def assert_alike(got, want):
 def test_values_and_gradients_of_a_model_are_torchs(model, x):
     plain = copy.deepcopy(model)
     report = customops.apply(model, x)
-    assert [taken.name for taken in report.taken] == TAKEN
+    assert fused(report) == TAKEN
+    stretches = [(taken.name, taken.became) for taken in report.taken if taken.became != "fused"]
+    assert stretches == [("", "NewGELU, RMSNorm")] * 2 + [("", "NewGELU, mean, Modulate")]
     assert all(taken.difference < 1e-5 for taken in report.taken)
     assert_alike(results(model, x), results(plain, x))
 
@@ -125,7 +133,7 @@ def test_a_norm_is_one_kernel_forward(x, monkeypatch):
 
 def test_without_an_example_inputs_are_drawn_by_parameters(model):
     report = customops.apply(model)
-    assert [taken.name for taken in report.taken] == TAKEN[:3]
+    assert fused(report) == TAKEN[:3]
     why = {left.name: left.reason for left in report.left}
     assert why["lin"] == "torch.nn.functional.linear cannot be traced, as it is a matrix product"
     assert why["silu"] == "torch computes it by one kernel"
@@ -134,12 +142,9 @@ def test_without_an_example_inputs_are_drawn_by_parameters(model):
 
 
 def test_what_is_selected_is_taken(model, x):
-    assert [t.name for t in customops.apply(model, x, only=["norms.*", nn.SiLU], skip="norms.1").taken] == [
-        "norms.0",
-        "silu",
-    ]
+    assert fused(customops.apply(model, x, only=["norms.*", nn.SiLU], skip="norms.1")) == ["norms.0", "silu"]
     assert customops.restore(model) == 2
-    assert [t.name for t in customops.apply(model, x, skip=(RMSNorm, "Modulate")).taken] == ["act"]
+    assert fused(customops.apply(model, x, skip=(RMSNorm, "Mod*"))) == ["act"]
 
 
 def test_a_model_is_itself_and_restored(model, x):
@@ -157,7 +162,7 @@ def test_a_model_is_itself_and_restored(model, x):
     model(x)
     assert calls == [torch.Tensor] * 2
     assert customops.apply(model, x).taken == ()
-    assert customops.restore(model) == len(TAKEN)
+    assert customops.restore(model) == len(TAKEN) + 1
     assert {name: type(module) for name, module in model.named_modules()} == before
     assert customops.restore(model) == 0
 
@@ -165,8 +170,8 @@ def test_a_model_is_itself_and_restored(model, x):
 def test_a_module_that_a_user_fused_stays_fused(x):
     model = nn.Sequential(customops.fuse(RMSNorm(8)), RMSNorm(8))
     report = customops.apply(model)
-    assert [t.name for t in report.taken] == ["1"]
-    assert report.left[0].reason == "it is fused already"
+    assert fused(report) == ["1"]
+    assert {left.name: left.reason for left in report.left}["0"] == "it is fused already"
     assert type(model[0]) is not type(model[1])
     customops.restore(model)
     assert (type(model[0]) is RMSNorm, type(model[1]) is RMSNorm) == (False, True)
@@ -178,7 +183,7 @@ def test_copies_and_pickles_are_taken_and_can_be_restored(model, x):
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert other.norms[0] is other.norms[2]
         assert_alike(results(other, x), want)
-        assert customops.restore(other) == len(TAKEN)
+        assert customops.restore(other) == len(TAKEN) + 1
         assert_alike(results(other, x), want)
 
 
@@ -228,7 +233,7 @@ def test_autocast_checkpoints_and_half_types(model, x):
     customops.apply(model, x)
     for use in (torch.autocast("cpu", torch.bfloat16), lambda m: lambda x: checkpoint(m, x, use_reentrant=False)):
         for mine, theirs in zip(results_of(use(model), model, x), results_of(use(plain), plain, x), strict=True):
-            assert_equal(mine, theirs, computed=torch.bfloat16)
+            assert (mine - theirs).abs().max() <= 0.05 * theirs.abs().max()
 
 
 def results_of(call, model, x):
@@ -250,9 +255,10 @@ def test_a_compiler_sees_torchs_functions(x):
 @pytest.mark.skipif(MODE != "formulas", reason="the interpreter's functions do not compile")
 def test_the_report_has_launches_before_and_after(model, x):
     report = customops.apply(model, x, only=RMSNorm)
-    head, row, *left = str(report).splitlines()
+    head, row, total, *left = str(report).splitlines()
     assert " ".join(head.split()) == "modules class became launches and bytes on cuda:90 torch's difference"
     assert row.startswith("norms.0 and 1 more  RMSNorm  fused   1+")
+    assert total.startswith("total: 2+")
     assert left == []
     written = json.loads(report.to_json())
     assert [each["module"] for each in written["taken"]] == ["norms.0", "norms.1"]
@@ -260,3 +266,217 @@ def test_the_report_has_launches_before_and_after(model, x):
     assert after["launches"][0] == 1 < before["launches"][0]
     assert sum(after["bytes_moved"]) < sum(before["bytes_moved"])
     assert "left: lin, Linear: " in str(customops.apply(model, x))
+
+
+class Block(nn.Module):
+    """A layer with stretches: a residual sum and a norm, a gate, a second residual sum that is left."""
+
+    scale = 0.5
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.gate, self.up, self.down = (nn.Linear(width, width) for _ in range(3))
+        self.norm, self.act, self.drop = RMSNorm(width), nn.SiLU(), nn.Dropout(0.5)
+
+    def forward(self, x, residual=None, training=False, **options):
+        """Compute it, without the residual if there is none."""
+        x = self.gate(x)
+        if residual is not None:
+            x = self.drop(x) + residual * self.scale
+        y = self.norm(x)
+        y = self.down(self.act(self.gate(y)) * self.up(y))
+        return (x + y, y) if options.get("both") else x + y
+
+
+class Blocks(nn.Module):
+    """Two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x):
+        """Apply one after the other."""
+        y, _ = self.layers[0](x, both=True)
+        return self.layers[1](y, residual=x)
+
+
+@pytest.fixture
+def blocks_model() -> Blocks:
+    torch.manual_seed(0)
+    return Blocks()
+
+
+@pytest.mark.sample(compiled="all")
+def test_stretches_between_matrix_products_are_fused(blocks_model, x):
+    plain = copy.deepcopy(blocks_model)
+    report = customops.apply(blocks_model, x)
+    assert [(t.name, t.became) for t in report.taken if t.became != "fused"] == [
+        ("layers.0", "SiLU, mul"),
+        ("layers.1", "add, RMSNorm"),
+        ("layers.1", "SiLU, mul"),
+    ]
+    assert_alike(results(blocks_model, x), results(plain, x))
+    assert_alike(results(blocks_model.eval(), x), results(plain.eval(), x))
+
+
+@pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+def test_a_layer_with_stretches_is_one_kernel_for_each(blocks_model, x, monkeypatch):
+    customops.apply(blocks_model, x)
+    launched = record_launches(monkeypatch)
+    blocks_model(x)
+    assert len(launched) == 1 + 2 + 1
+
+
+def test_a_call_of_another_kind_is_as_it_was(blocks_model, x, monkeypatch):
+    """Other arguments, attributes that were changed, hooks on a module in a stretch."""
+    layer = blocks_model.layers[1]
+    plain = copy.deepcopy(layer)
+    customops.apply(blocks_model, x)
+    runs = []
+    (program,) = vars(layer)["_customops_programs"].values()
+    key = next(iter(vars(layer)["_customops_programs"]))
+    monkeypatch.setitem(
+        vars(layer)["_customops_programs"], key, program._replace(run=lambda *a: runs.append(1) or program.run(*a))
+    )
+
+    def assert_as_plain(taken, *args, **kwargs):
+        runs.clear()
+        torch.manual_seed(0)
+        got = layer(*args, **kwargs)
+        torch.manual_seed(0)
+        want = plain(*args, **kwargs)
+        assert_alike(got if isinstance(got, tuple) else [got], want if isinstance(want, tuple) else [want])
+        assert bool(runs) is taken
+
+    assert_as_plain(True, x, residual=x)
+    assert_as_plain(False, x, x)
+    assert_as_plain(False, x, residual=x, both=True)
+    assert_as_plain(False, x, residual=x, both=False)
+    layer.eval(), plain.eval()
+    assert_as_plain(True, x, residual=x)
+    layer.scale = plain.scale = 2.0
+    assert_as_plain(False, x, residual=x)
+    layer.scale = plain.scale = 0.5
+    assert_as_plain(True, x, residual=x)
+    seen = []
+    handle = layer.norm.register_forward_hook(lambda module, args, z: seen.append(type(z)))
+    assert_as_plain(False, x, residual=x)
+    assert seen == [torch.Tensor]
+    handle.remove()
+    assert_as_plain(True, x, residual=x)
+
+
+def test_a_model_with_stretches_is_copied_pickled_and_restored(blocks_model, x):
+    want, text = results(blocks_model, x), repr(blocks_model)
+    customops.apply(blocks_model, x)
+    for other in (copy.deepcopy(blocks_model), pickle.loads(pickle.dumps(blocks_model))):
+        assert_alike(results(other, x), want)
+        assert repr(other) == text
+        assert customops.restore(other) == 4
+        assert_alike(results(other, x), want)
+        assert {type(module) for module in other.modules()} == {
+            Blocks,
+            Block,
+            nn.ModuleList,
+            *map(type, Block().children()),
+        }
+        assert not any(name.startswith("_customops") for module in other.modules() for name in vars(module))
+
+
+def rotate_half(x):
+    """Rotate halves of rows."""
+    x1, x2 = x.chunk(2, -1)
+    return torch.cat((-x2, x1), -1)
+
+
+def rotary(q, k, cos, scale=1.0):
+    """Scale and rotate."""
+    return (q * cos + rotate_half(q)) * scale, k * cos + rotate_half(k)
+
+
+def decorated(function):
+    """Decorate a method as libraries do."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        assert type(args[0]).forward is not function
+        return function(*args, **kwargs)
+
+    return call
+
+
+class Attention(nn.Module):
+    """A module that calls a function of its file, and that is not traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.config = nn.Linear(8, 8), nn.Linear(8, 8), ["a list"]
+
+    @decorated
+    def forward(self, x, *, scale=2.0):
+        """Compute the scores."""
+        q, k = rotary(self.q(x), self.k(x), x.detach(), scale)
+        return q @ k.mT * len(self.config)
+
+
+@pytest.mark.sample(compiled="all")
+def test_functions_that_a_module_calls_are_fused(x):
+    torch.manual_seed(0)
+    model = nn.Sequential(Attention())
+    plain, before, code = copy.deepcopy(model), rotary, Attention.forward
+    report = customops.apply(model, x)
+    assert [(t.name, t.became) for t in report.taken] == [("0", "rotary")]
+    assert rotary is before
+    assert type(plain[0]).forward is code
+    assert_alike(results(model, x), results(plain, x))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other[0]) is type(model[0])
+        assert_alike(results(other, x), results(plain, x))
+        assert customops.restore(other) == 1
+        assert type(other[0]) is Attention
+    assert_equal(model[0](x, scale=0.5), plain[0](x, scale=0.5))
+
+
+@pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+def test_a_function_that_a_module_calls_is_one_kernel(x, monkeypatch):
+    model = Attention()
+    customops.apply(model, x)
+    launched = record_launches(monkeypatch)
+    model(x)
+    assert len(launched) == 1
+
+
+def reading(how) -> nn.Module:
+    """Return a module with a stretch, if it did not do what is to be tried."""
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.counts = nn.Linear(8, 8), []
+
+        def forward(self, x):
+            y = self.lin(x)
+            return torch.sigmoid(y) * y + how(self, y)
+
+    return Reads()
+
+
+HOWS = {
+    "branches on a value": (lambda self, y: 1 if y.sum() > 0 else 2, "cannot be used as inputs to control flow"),
+    "reads a list": (lambda self, y: len(self.counts), "it reads self.counts, which may change unseen"),
+    "writes an attribute": (lambda self, y: setattr(self, "seen", 1) or 1, "it writes self.seen"),
+    "asks for a class": (lambda self, y: float(isinstance(y, tuple)), "it asks for the class of what it computed"),
+}
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_is_not_traced_is_left_and_says_why(how, x):
+    function, reason = HOWS[how]
+    model = reading(function)
+    cls = type(model)
+    want = results(model, x)
+    (left,) = [left for left in customops.apply(model, x).left if not left.name]
+    assert reason in left.reason
+    assert type(model) is cls
+    assert_alike(results(model, x), want)

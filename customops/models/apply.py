@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -12,9 +13,12 @@ from torch.nn import Module
 from ..fusion.decorator import Fused
 from . import classes
 from .check import Left as Stays
-from .check import check
+from .check import check, compare
+from .functions import as_method, called_by, recording, with_fused
 from .probe import Probe, drawn, recorded
 from .report import Costs, Left, Report, Taken, layouts
+from .stretches import find
+from .tracing import Untraced, call_key, inputs_of, trace
 
 __all__ = ["apply", "restore"]
 
@@ -70,19 +74,111 @@ def apply(
     >>> customops.restore(model)
     1
     """
-    probes = {} if example is None else recorded(model, example)
-    taken: list[Taken] = []
-    left: list[Left] = []
-    for name, module in model.named_modules():
-        if any(True for _ in module.children()) or _is_among(skip, name, module):
-            continue
-        is_asked_for = only is not None and _is_among(only, name, module)
-        if only is None or is_asked_for:
+    functions = {function for module in model.modules() for function in called_by(type(module)).values()}
+    with recording(functions) as calls:
+        probes = {} if example is None else recorded(model, example)
+    return _Applying(model, probes, calls, only, skip).report()
+
+
+class _Applying:
+    """One call of :func:`apply`."""
+
+    def __init__(
+        self,
+        model: Module,
+        probes: dict[Module, Probe],
+        calls: dict[Any, Probe],
+        only: Selectors | None,
+        skip: Selectors,
+    ):
+        self.model, self.probes, self.calls, self.only, self.skip = model, probes, calls, only, skip
+        self.fusable: dict[Module, int] = {}  # the modules that can be part of a stretch, and torch's kernels for each
+        self.taken: list[Taken] = []
+        self.left: list[Left] = []
+
+    def report(self) -> Report:
+        """Take what can be taken, children before parents, and return what it was."""
+        for name, module in reversed(list(self.model.named_modules())):
+            is_asked_for = self.only is not None and _is_among(self.only, name, module)
+            if _is_among(self.skip, name, module) or not (self.only is None or is_asked_for):
+                continue
+            if type(module).forward is Module.forward:  # a list of modules has none of its own
+                continue
             try:
-                taken.append(_take(name, module, probes.get(module), is_asked_for))
+                if any(True for _ in module.children()):
+                    self._take_stretches(name, module)
+                else:
+                    self._take(name, module, is_asked_for)
             except Stays as stays:
-                left.append(Left(name, type(module).__name__, str(stays)))
-    return Report(taken, left)
+                self.left.append(Left(name, type(module).__name__, str(stays)))
+        return Report(self.taken[::-1], self.left[::-1])
+
+    def _take(self, name: str, module: Module, is_asked_for: bool) -> None:
+        """Change a module's class. Raises Left where that cannot be, or gains nothing."""
+        kind, fused = type(module).__name__, Fused(self._forward(module))
+        probe = self._probe(module)
+        found = check(fused, module, probe)
+        kernels = found.plain[0].kernels
+        self.fusable |= {module: kernels} if kernels else {}
+        if kernels < 2 and not is_asked_for:
+            raise Stays("torch computes it by one kernel" if kernels else "it launches nothing")
+        classes.take(module)
+        costs = Costs.of(found.plain)
+        self.taken.append(Taken(name, kind, "fused", found.difference, costs, (), fused, module, layouts(probe)))
+
+    def _take_stretches(self, name: str, module: Module) -> None:
+        """Change a module's class to one that computes stretches of its forward at once, where there are any."""
+        kind, forward = type(module).__name__, self._forward(module)
+        probe = self._probe(module)
+        key = call_key(*probe)
+        try:
+            program, stretches = find(module, trace(module, *probe), inputs_of(*probe.fresh()), self.fusable)
+        except Untraced as error:
+            if self._take_functions(name, module, probe):
+                return
+            raise Stays(f"it is not looked for stretches: {error}") from None
+        if program is None:
+            self._take_functions(name, module, probe)
+            return
+        run = lambda *args, **kwargs: program.run(module, module, *inputs_of(args, kwargs))  # noqa: E731
+        compare(partial(forward, module), run, module, probe)
+        classes.take_stretches(module, key, program)
+        for x in reversed(stretches):
+            costs, probed = Costs.of(x.checked.plain), layouts(Probe(x.inputs, {}))
+            parts = tuple(f"{name}.{part}".removeprefix(".") for part in x.modules)
+            self.taken.append(Taken(name, kind, x.text, x.checked.difference, costs, parts, x.function, module, probed))
+
+    def _take_functions(self, name: str, module: Module, probe: Probe) -> bool:
+        """Change a module's class to one that calls fused functions, if it calls any that gain; return whether so."""
+        cls, taken = type(module), []
+        for called, function in called_by(cls).items():
+            try:
+                fused, given = as_method(function), self.calls[function]
+                found = check(fused, module, given)
+            except (Stays, KeyError):
+                continue
+            if found.plain[0].kernels > 1:
+                costs, probed = Costs.of(found.plain), layouts(given)
+                taken.append(Taken(name, cls.__name__, called, found.difference, costs, (), fused, module, probed))
+        if not taken:
+            return False
+        names = tuple(x.became for x in taken)
+        run = with_fused(cls.forward, names)  # type: ignore[arg-type]
+        compare(partial(cls.forward, module), partial(run, module), module, probe)
+        classes.take_functions(module, names)
+        self.taken += taken
+        return True
+
+    def _forward(self, module: Module) -> Any:
+        if why := classes.why_not_takable(module):
+            raise Stays(why)
+        return type(module).forward
+
+    def _probe(self, module: Module) -> Probe:
+        probe = self.probes.get(module) or drawn(module)
+        if probe is None:
+            raise Stays("no inputs are known that it takes: give an example")
+        return probe
 
 
 def restore(model: Module) -> int:
@@ -91,23 +187,6 @@ def restore(model: Module) -> int:
     for module in taken:
         classes.give_back(module)
     return len(taken)
-
-
-def _take(name: str, module: Module, probe: Probe | None, is_asked_for: bool) -> Taken:
-    """Change a module's class. Raises Left where that cannot be, or gains nothing."""
-    if why := classes.why_not_takable(module):
-        raise Stays(why)
-    probe = probe or drawn(module)
-    if probe is None:
-        raise Stays("no inputs are known that it takes: give an example")
-    forward: Any = type(module).forward
-    fused = Fused(forward)
-    found = check(fused, module, probe)
-    if found.plain[0].kernels < 2 and not is_asked_for:
-        raise Stays("torch computes it by one kernel" if found.plain[0].kernels else "it launches nothing")
-    kind = type(module).__name__
-    classes.take(module)
-    return Taken(name, kind, "fused", found.difference, Costs.of(found.plain), fused, module, layouts(probe))
 
 
 def _is_among(selectors: Selectors, name: str, module: Module) -> bool:

@@ -49,7 +49,16 @@ def check(fused: Fused, module: Module, probe: Probe) -> Checked:
         got = _derivatives(partial(_at_once, fused, module), module, probe)
     except FusionError as error:
         raise Left(reason(error)) from None
-    return Checked(difference(got, own), costs)
+    return Checked(_differences(got, own), costs)
+
+
+def compare(plain: Callable, other: Callable, module: Module, probe: Probe) -> float:
+    """Return by how much two ways to call ``module`` differ. Raises Left if by too much."""
+    want = _derivatives(plain, module, probe)
+    try:
+        return _differences(_derivatives(other, module, probe), want)
+    except FusionError as error:
+        raise Left(reason(error)) from None
 
 
 def reason(error: FusionError) -> str:
@@ -57,9 +66,18 @@ def reason(error: FusionError) -> str:
     return str(error).split("`: ", 1)[-1].removeprefix("fuse: ").split("; ")[0]
 
 
+def _differences(got: Sequence, want: Sequence) -> float:
+    if len(got) != len(want):
+        raise Left("gradients are recorded otherwise than torch's")
+    return max(map(difference, got, want))
+
+
 def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> float:
-    """Return the largest difference, relative to the largest element of a tensor. Raises Left if one is too large."""
-    largest = 0.0
+    """Return the largest difference, relative to the largest element of a tensor. Raises Left if one is too large.
+
+    A tensor counts as no smaller than a hundredth of the largest: a gradient that is zero is so up to rounding.
+    """
+    largest, least = 0.0, 0.01 * max([_size(x) for x in want if x is not None], default=0.0)
     if [x is None for x in got] != [x is None for x in want]:
         raise Left("another tensor gets a gradient than torch's")
     for mine, theirs in zip(got, want, strict=True):
@@ -67,26 +85,30 @@ def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> f
             continue
         if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
             raise Left("a result has another shape or dtype than torch's")
-        found = _difference(mine.detach(), theirs.detach())
+        found = _difference(mine.detach(), theirs.detach(), least)
         if not found <= TOLERANCE.get(theirs.dtype, 0):
             raise Left(f"value or gradient differ from torch's by {found:.1e}")
         largest = max(largest, found)
     return largest
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def _difference(a: Tensor, b: Tensor, least: float) -> float:
     if a.numel() == 0 or torch.equal(a, b):
         return 0.0
     a, b = a.double(), b.double()
     is_same = (a == b) | (a.isnan() & b.isnan())
-    gap = torch.where(is_same, 0, a - b).abs().max()
-    return float(gap / b[b.isfinite()].abs().max().clamp(min=1e-30)) if b.isfinite().any() else float(gap)
+    return float(torch.where(is_same, 0, a - b).abs().max()) / (max(_size(b), least) or 1.0)
+
+
+def _size(x: Tensor) -> float:
+    """Return the largest finite element of a tensor, without its sign."""
+    return float(x.detach().double().abs().nan_to_num(0, 0, 0).max()) if x.numel() else 0.0
 
 
 def _derivatives(
     call: Callable, module: Module, probe: Probe, run: Callable[[Callable], Any] = lambda call: call()
-) -> list[Tensor | None]:
-    """Return values and gradients; each direction is called by ``run``."""
+) -> tuple[Sequence[Tensor | None], ...]:
+    """Return values, and gradients; each direction is called by ``run``."""
     with unchanged(module), torch.enable_grad(), torch.inference_mode(mode=False):
         args, kwargs = probe.fresh()
         leaves = [x for x in (*Probe(args, kwargs).tensors(), *module.parameters()) if x.requires_grad]
@@ -95,9 +117,9 @@ def _derivatives(
         zs = list(flat(returned))
         recorded = [z for z in zs if z.requires_grad]
         if not recorded or not leaves:
-            return [*zs]
+            return (zs,)
         gs = [torch.randn_like(z) for z in recorded]
-        return [*zs, *run(lambda: torch.autograd.grad(recorded, leaves, gs, allow_unused=True))]
+        return zs, run(lambda: torch.autograd.grad(recorded, leaves, gs, allow_unused=True))
 
 
 def _at_once(fused: Fused, module: Module, *args: Any, **kwargs: Any) -> Any:

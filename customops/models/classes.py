@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 from torch.compiler import is_dynamo_compiling
@@ -17,6 +17,11 @@ from torch.nn import Module
 from ..fusion.decorator import Fused
 from ..fusion.errors import FusionError
 from ..fusion.modules import fused_class, is_fused_class, why_not_fusable
+from .functions import with_fused
+from .stretches import Program
+from .tracing import call_key, inputs_of
+
+PROGRAMS = "_customops_programs"  # the attribute of a module that has them
 
 
 def take(module: Module) -> None:
@@ -24,14 +29,29 @@ def take(module: Module) -> None:
     module.__class__ = _class_taken(type(module))
 
 
+def take_stretches(module: Module, key: tuple, program: Program) -> None:
+    """Give ``module`` the class of its like that follows programs, and this one for calls of ``key``."""
+    module.__class__ = _class_with_stretches(type(module))
+    vars(module)[PROGRAMS] = Programs({key: program})
+
+
+def take_functions(module: Module, names: tuple[str, ...]) -> None:
+    """Give ``module`` the class of its like in whose ``forward`` these names are fused functions."""
+    module.__class__ = _class_with_functions(type(module), names)
+
+
 def is_taken(module: Module) -> bool:
-    """Return whether :func:`take` changed ``module``."""
-    return is_fused_class(type(module)) and type(module)._remake is _remake  # type: ignore[attr-defined]
+    """Return whether one of these changed ``module``."""
+    cls: Any = type(module)
+    if not is_fused_class(cls):
+        return False
+    return cls._remake in (_remake, _remake_with_stretches) or getattr(cls._remake, "func", None) is _remake_with_names
 
 
 def give_back(module: Module) -> None:
     """Give a module that was taken its own class."""
     module.__class__ = type(module)._unfused  # type: ignore[attr-defined]
+    vars(module).pop(PROGRAMS, None)
 
 
 def why_not_takable(module: Module) -> str | None:
@@ -39,6 +59,69 @@ def why_not_takable(module: Module) -> str | None:
     if is_fused_class(type(module)):
         return "it is fused already"
     return why_not_fusable(module)
+
+
+class Programs(dict):
+    """The programs of a module by the keys of calls. Copies of the module share them; a pickle has none."""
+
+    def __deepcopy__(self, memo: Any) -> Programs:
+        return self
+
+    def __reduce__(self) -> Any:
+        return Programs, ()
+
+
+def _class_with_stretches(cls: type[Module]) -> type[Module]:
+    return fused_class(cls, _by_program(cls.forward), _remake_with_stretches)
+
+
+def _remake_with_stretches(cls: type[Module], *args: Any) -> Module:
+    """Return an empty module of class ``cls`` that follows programs, for what was copied or pickled to fill."""
+    taken = _class_with_stretches(cls)
+    return taken.__new__(taken, *args)
+
+
+def _class_with_functions(cls: type[Module], names: tuple[str, ...]) -> type[Module]:
+    plain: Any = cls.forward
+    fused = with_fused(plain, names)
+
+    @wraps(plain)
+    def forward(self, *args, **kwargs):  # a compiler looks for global names in the module of their file
+        return (plain if is_dynamo_compiling() else fused)(self, *args, **kwargs)
+
+    return fused_class(cls, forward, _remaker(names))
+
+
+@cache
+def _remaker(names: tuple[str, ...]) -> Callable[..., Module]:
+    return partial(_remake_with_names, names)
+
+
+def _remake_with_names(names: tuple[str, ...], cls: type[Module], *args: Any) -> Module:
+    """Return an empty module of class ``cls`` with fused functions, for what was copied or pickled to fill."""
+    taken = _class_with_functions(cls, names)
+    return taken.__new__(taken, *args)
+
+
+def _by_program(plain: Callable) -> Callable:
+    """Return the ``forward`` of modules that follow a program where they have one for a call."""
+
+    @wraps(plain)
+    def forward(self, *args, **kwargs):
+        if is_dynamo_compiling():
+            return plain(self, *args, **kwargs)
+        program = vars(self)[PROGRAMS].get(call_key(args, kwargs))
+        if program is None or not program.is_for(self):
+            return plain(self, *args, **kwargs)
+        try:
+            return program.run(self, self, *inputs_of(args, kwargs))
+        except FusionError as error:
+            if is_taken(self):
+                give_back(self)
+                warnings.warn(f"customops.apply: {type(self).__name__} is torch's again: {error}", stacklevel=2)
+        return plain(self, *args, **kwargs)
+
+    return forward
 
 
 def _class_taken(cls: type[Module]) -> type[Module]:

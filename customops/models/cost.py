@@ -15,7 +15,7 @@ class TorchKernels(LightDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.kernels = self.bytes_moved = 0
+        self.launches: list[tuple[str, int]] = []  # the name of each operator, and its bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Call the operator, and count it."""
@@ -24,8 +24,7 @@ class TorchKernels(LightDispatchMode):
         memory = {x.untyped_storage().data_ptr() for x in read}
         is_view = func.is_view or (not _writes(func) and any(x.untyped_storage().data_ptr() in memory for x in written))
         if written and not is_view and not _is_allocation(func):
-            self.kernels += 1
-            self.bytes_moved += sum(map(filled, (*read, *written)))
+            self.launches.append((func.overloadpacket.__name__, sum(map(filled, (*read, *written)))))
         return z
 
 
@@ -41,4 +40,4 @@ def counted(call: Callable[[], Any]) -> tuple[Any, Cost]:
     """Return what ``call`` returns, and what torch launches for it."""
     with TorchKernels() as seen:
         z = call()
-    return z, Cost(seen.kernels, seen.bytes_moved)
+    return z, Cost(len(seen.launches), sum(size for _, size in seen.launches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from inspect import Parameter as Argument
@@ -25,9 +26,10 @@ class Probe(NamedTuple):
     kwargs: dict[str, Any]
 
     def fresh(self) -> Probe:
-        """Return copies: new tensors, of which all that can require a gradient do."""
+        """Return copies: new tensors, of which all that can require a gradient do, and new objects."""
         copies: dict[int, Tensor] = {}
-        return Probe(mapped(lambda x: _fresh(x, copies), self.args), mapped(lambda x: _fresh(x, copies), self.kwargs))
+        args, kwargs = copied(self)
+        return Probe(mapped(lambda x: _fresh(x, copies), args), mapped(lambda x: _fresh(x, copies), kwargs))
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors in it, each once."""
@@ -52,6 +54,15 @@ def mapped(function: Callable, x: Any, kind: type = Tensor) -> Any:
     return {name: mapped(function, each, kind) for name, each in x.items()} if type(x) is dict else x
 
 
+def copied(probe: Probe) -> Probe:
+    """Return a probe whose objects, such as caches, are other ones, where these can be copied; its tensors stay."""
+    memo = {id(x): x for x in probe.tensors()}
+    try:
+        return Probe(*copy.deepcopy((probe.args, probe.kwargs), memo))
+    except Exception:
+        return probe
+
+
 def _fresh(x: Tensor, copies: dict[int, Tensor]) -> Tensor:
     if id(x) not in copies:
         copies[id(x)] = x.detach().clone().requires_grad_(x.is_floating_point())
@@ -67,7 +78,8 @@ def recorded(model: Module, example: Any) -> dict[Module, Probe]:
     probes: dict[Module, Probe] = {}
 
     def keep(module: Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        probes.setdefault(module, Probe(args, kwargs))
+        if module not in probes:
+            probes[module] = copied(Probe(args, kwargs))
 
     with ExitStack() as stack:
         for module in model.modules():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -34,6 +34,13 @@ class Costs(NamedTuple):
         return f"{'+'.join(map(str, self.launches))}, {'+'.join(map(_bytes, self.bytes_moved))}"
 
 
+def _sum(costs: Iterable[Any]) -> Costs:
+    """Return the sums of both directions."""
+    each = [Costs((*x.launches, 0)[:2], (*x.bytes_moved, 0)[:2]) for x in costs]
+    total = lambda rows: tuple(map(sum, zip((0, 0), *rows, strict=True)))  # noqa: E731
+    return Costs(total(x.launches for x in each), total(x.bytes_moved for x in each))
+
+
 def _bytes(n: int | None) -> str:
     return "?" if n is None else f"{n:,}"
 
@@ -47,6 +54,7 @@ class Taken:
     became: str  # what was fused of it
     difference: float  # the largest of value and gradients on the probe, relative to the largest element
     before: Costs  # what torch launches on the probe
+    parts: tuple[str, ...]  # the names of modules that are inside, for a stretch of several
     fused: Fused = field(repr=False)
     module: Module = field(repr=False)
     probe: Probe = field(repr=False)  # with a Layout for each tensor
@@ -113,6 +121,18 @@ class Report:
             costs.append(known[key])
         return costs
 
+    def totals(self) -> tuple[Costs, Costs] | None:
+        """Return what one call of each takes, before and after; None where kernels cannot be compiled.
+
+        A module that is part of a stretch counts there.
+        """
+        inside = {part for x in self.taken for part in x.parts}
+        pairs = [(x.before, y) for x, y in zip(self.taken, self.after, strict=True) if x.name not in inside or x.parts]
+        if any(y is None for _, y in pairs):
+            return None
+        before, after = (_sum(costs) for costs in zip(*pairs, strict=True)) if pairs else (_sum([]), _sum([]))
+        return before, after
+
     def to_json(self) -> str:
         """Return all of it, one object for each module."""
         taken = [
@@ -136,6 +156,9 @@ class Report:
         rows += self._rows()
         widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        totals = self.totals()
+        if totals and self.taken:
+            lines.append(f"total: {totals[1]} instead of {totals[0]}")
         return "\n".join((*lines, *self._lines_of_left()))
 
     __repr__ = __str__

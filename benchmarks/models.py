@@ -1,0 +1,178 @@
+"""Models of transformers, made of their configurations with random weights: what ``customops.apply`` makes of them.
+
+``python -m benchmarks.models`` prints the table of docs/models.md. Launches are those of one training step's forward
+and backward that are no matrix product, attention or embedding: torch's by what its operators are, one each; ours as
+compiled for the GPU. With ``--time`` a step of one model is timed on the CPU, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+import customops
+from customops.models.cost import TorchKernels
+
+TOKENS = 61
+SMALL: dict[str, Any] = {"vocab_size": TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LONG = {"intermediate_size": 48, "max_position_embeddings": 64}
+IDS = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+HEADS = {"num_key_value_heads": 2, "head_dim": 8}
+PRODUCTS = "mm", "bmm", "addmm", "baddbmm", "convolution", "embedding", "attention"  # parts of torch's names
+
+
+class Family(NamedTuple):
+    """A family of models."""
+
+    kind: str  # of the model
+    options: dict[str, Any]  # of its configuration
+    became: str  # what some modules become: the longest stretch that is found, or "fused"
+    generates: bool = True
+    inputs: str = "input_ids"
+
+
+FAMILIES = {
+    "Llama": Family("LlamaForCausalLM", {**SMALL, **LONG, **IDS, **HEADS}, "add, LlamaRMSNorm"),
+    "Qwen3": Family("Qwen3ForCausalLM", {**SMALL, **LONG, **IDS, **HEADS}, "SiLUActivation, mul"),
+    "Gemma3": Family("Gemma3ForCausalLM", {**SMALL, **LONG, **IDS, **HEADS}, "Gemma3RMSNorm, add, Gemma3RMSNorm"),
+    "Cohere2": Family("Cohere2ForCausalLM", {**SMALL, **LONG, **IDS, "num_key_value_heads": 2}, "add, add"),
+    "GPT-2": Family(
+        "GPT2LMHeadModel", {"vocab_size": TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, **IDS}, "add, LayerNorm"
+    ),
+    "GPT-NeoX": Family("GPTNeoXForCausalLM", {**SMALL, **LONG, **IDS}, "add, add"),
+    "BERT": Family("BertForMaskedLM", {**SMALL, **LONG}, "add, add, LayerNorm", generates=False),
+    "T5": Family(
+        "T5ForConditionalGeneration",
+        {"vocab_size": TOKENS, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+        | {"decoder_start_token_id": 0, **IDS},
+        "fused",
+    ),
+    "ViT": Family(
+        "ViTForImageClassification",
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        | {"image_size": 8, "patch_size": 4, "num_labels": 5},
+        "add, LayerNorm",
+        generates=False,
+        inputs="pixel_values",
+    ),
+    "Falcon-Mamba": Family(
+        "FalconMambaForCausalLM",
+        {"vocab_size": TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **IDS},
+        "fused",
+    ),
+}
+
+
+def made(name: str, **options: Any) -> Any:
+    """Return the model of a family, in eval mode: without dropout. No weight is 0 or 1."""
+    import transformers  # noqa: PLC0415 - nothing else needs it
+
+    transformers.logging.set_verbosity_error()
+    family = FAMILIES[name]
+    cls = getattr(transformers, family.kind)
+    torch.manual_seed(0)
+    model = cls(cls.config_class(**{**family.options, **options}))
+    with torch.no_grad():
+        for x in model.parameters():
+            x.add_(0.02 * torch.randn_like(x))
+    return model.eval()
+
+
+def inputs_of(name: str, rows: int = 2, length: int = 6) -> dict[str, Tensor]:
+    """Return inputs of a family's model, and labels."""
+    torch.manual_seed(1)
+    if FAMILIES[name].inputs == "pixel_values":
+        return {"pixel_values": torch.randn(rows, 3, 8, 8), "labels": torch.randint(0, 5, (rows,))}
+    ids = torch.randint(2, TOKENS, (rows, length))
+    return {"input_ids": ids, "labels": ids}
+
+
+def step(model: Module, inputs: dict[str, Tensor]) -> tuple[Sequence[Tensor | None], ...]:
+    """Return logits, the loss, and the gradients of all parameters."""
+    torch.manual_seed(2)
+    out = model(**inputs)
+    return [out.logits], [out.loss], torch.autograd.grad(out.loss, list(model.parameters()), allow_unused=True)
+
+
+def launches(model: Module, inputs: dict[str, Tensor]) -> int:
+    """Return how many kernels torch launches in a step that are no matrix product, attention or embedding."""
+    with TorchKernels() as seen:
+        step(model, inputs)
+    return sum(not any(part in name for part in PRODUCTS) for name, _ in seen.launches)
+
+
+def row(name: str) -> str:
+    """Return the line of the table about one family."""
+    plain, inputs = made(name), inputs_of(name)
+    applied = copy.deepcopy(plain)
+    report = customops.apply(applied, inputs)
+    totals = report.totals()
+    assert totals, "Triton is not there"
+    modules = [x for x in plain.modules() if not any(True for _ in x.children())]
+    fused = [x for x in report.taken if x.became == "fused"]
+    stretches = [x for x in report.taken if x.became != "fused"]
+    before, after = (sum(costs.launches) for costs in totals)
+    moved = [sum(costs.bytes_moved) for costs in totals]  # type: ignore[arg-type]
+    whole = launches(plain, inputs)
+    differences = max(x.difference for x in report.taken)
+    cells = name, f"{len(fused)} of {len(modules)}", f"{len(stretches)}", f"{before} → {after}"
+    cells += f"{moved[0] / moved[1]:.1f}", f"{whole} → {whole - before + after}", f"{differences:.0e}"
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def table() -> Iterator[str]:
+    """Yield the table in lines."""
+    yield "| model | modules | stretches | their launches | bytes, times fewer | launches of the step | difference |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    yield from map(row, FAMILIES)
+
+
+TIMED = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 2, "num_attention_heads": 8}
+TIMED |= {"num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 1024}
+
+
+def time_steps(is_applied: bool) -> None:
+    """Print the least time of a step, in seconds, and the peak memory of the process, in MiB."""
+    torch.set_num_threads(1)
+    model, inputs = made("Llama", **TIMED), inputs_of("Llama", 4, 512)
+    if is_applied:
+        customops.apply(model, inputs_of("Llama", 1, 8))
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        step(model, inputs)
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{min(times):.3f} s, {(peak - base) / 1024:.0f} MiB more than before")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the table, or time a step."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
+    parser.add_argument("--time", choices=["both", "torch", "ours"], help="time a step of Llama on the CPU instead")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    if args.time == "both":
+        for which in ("torch", "ours") * 2:
+            print(which, end=": ", flush=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.models", "--time", which], check=True)
+    elif args.time:
+        time_steps(args.time == "ours")
+    else:
+        print(*table(), sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,129 @@
+"""What the ``forward`` of a module does between its children, as a graph of torch.fx; and when it does the same again.
+
+The graph is of one kind of call: tensors are its inputs; what else is given is a constant, as are the attributes that
+``forward`` reads, all of which later calls are compared with. What that does not cover is not traced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx
+from torch.fx.proxy import GraphAppendingTracer
+from torch.nn import Module
+
+from ..fusion.cache_key import NO_KEY, static_key
+
+
+class Untraced(Exception):
+    """The reason why a ``forward`` is not traced."""
+
+
+class Traced(NamedTuple):
+    """The graph of a call."""
+
+    graph: fx.Graph  # its placeholders are the arguments that are no constants, in order
+    attributes: dict[str, Any]  # of the module, which were read: plain values
+
+
+def call_key(args: Sequence, kwargs: dict[str, Any]) -> tuple:
+    """Return what calls have in common that one graph computes: names, constants, and the types of all else."""
+    return (*map(_key, args), *kwargs, *map(_key, kwargs.values()))
+
+
+def _key(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return Tensor
+    key = static_key(x)
+    return type(x) if key is NO_KEY else (type(x), key)
+
+
+def inputs_of(args: Sequence, kwargs: dict[str, Any]) -> list[Any]:
+    """Return the arguments that are no constants, in order."""
+    return [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) or static_key(x) is NO_KEY]
+
+
+def trace(module: Module, args: Sequence, kwargs: dict[str, Any]) -> Traced:
+    """Return what ``forward`` does with arguments like these. Raises Untraced where that cannot be told."""
+    tracer = _Tracer(fx.Graph())
+    watched = _stand_in(module, tracer)
+    try:
+        result = type(module).forward(watched, *map(tracer.argument, args), **_mapped(tracer.argument, kwargs))
+        tracer.create_node("output", "output", (tracer.create_arg(result),), {})
+    except Untraced:
+        raise
+    except Exception as error:
+        raise Untraced(" ".join(str(error).split()).split(". ")[0]) from None
+    return Traced(tracer.graph, watched.read)
+
+
+def _mapped(function: Any, x: dict[str, Any]) -> dict[str, Any]:
+    return {name: function(each) for name, each in x.items()}
+
+
+class _Value(fx.Proxy):
+    """What stands for a value while a ``forward`` is traced; it is of the class of that value, where that is known."""
+
+    @property  # type: ignore[misc]
+    def __class__(self):
+        if sys._getframe(1).f_globals.get("__name__", "").startswith(("torch.fx", "torch.utils._pytree")):
+            return _Value
+        kind = self.node.meta.get("kind")
+        if kind is None:
+            raise Untraced("it asks for the class of what it computed")
+        return kind
+
+
+class _Tracer(GraphAppendingTracer):
+    """It appends to a graph what is done to its values."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def argument(self, x: Any) -> Any:
+        """Return what stands for an argument."""
+        if not isinstance(x, Tensor) and static_key(x) is not NO_KEY:
+            return x
+        value = self.create_proxy("placeholder", f"x{len(self.graph.nodes)}", (), {})
+        value.node.meta["kind"] = Tensor if isinstance(x, Tensor) else type(x)
+        return value
+
+
+class _Owned:
+    """What stands for a module that is traced, or one that it contains."""
+
+    def __init__(self, module: Module, path: str, tracer: _Tracer, read: dict[str, Any]):
+        vars(self).update(_module=module, _path=path, _tracer=tracer, read=read)
+
+    def __getattr__(self, name: str) -> Any:
+        value, path = getattr(self._module, name), f"{self._path}{name}"
+        if isinstance(value, Module):
+            return _Child(value, f"{path}.", self._tracer, self.read)
+        if isinstance(value, Tensor):
+            found = self._tracer.create_proxy("get_attr", path, (), {})
+            found.node.meta["kind"] = Tensor
+            return found
+        if static_key(value) is NO_KEY:
+            raise Untraced(f"it reads self.{path}, which may change unseen")
+        self.read[path] = value
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise Untraced(f"it writes self.{self._path}{name}")
+
+
+class _Child(_Owned):
+    """What stands for a module that the traced one contains."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._tracer.create_proxy("call_module", self._path[:-1], args, kwargs)
+
+    def __getitem__(self, index: int) -> Any:
+        return getattr(self, str(range(len(self._module))[index]))
+
+
+def _stand_in(module: Module, tracer: _Tracer) -> _Owned:
+    """Return what stands for ``module``: of a class with its ``forward``, for which wrappers look."""
+    return type("Watched", (_Owned,), {"forward": type(module).forward})(module, "", tracer, {})
