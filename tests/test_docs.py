@@ -337,7 +337,8 @@ def imported(package: str) -> set[str]:
 
 @cache
 def sources() -> str:
-    """Return all Python of the repository, of the tests only the records of operators."""
+    """Return all Python of the repository, of the tests only the records of operators and what the environment sets."""
     folders = ("customops", "triton_kernels", "benchmarks", "examples", "docs")
     files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
-    return "\n".join(file.read_text() for file in (*files, ROOT / "tests" / "cases.py"))
+    tests = [ROOT / "tests" / name for name in ("cases.py", "compiled.py", "conftest.py")]
+    return "\n".join(file.read_text() for file in (*files, *tests))
