@@ -13,7 +13,8 @@ import customops
 from benchmarks.models import FAMILIES, inputs_of, made, step
 from customops.models.check import difference
 
-from .conftest import KERNELS
+from .compare import record_launches
+from .conftest import KERNELS, NO_KERNEL
 from .marks import formulas_only
 
 pytest.importorskip("transformers", reason="it has the models")
@@ -33,16 +34,25 @@ def assert_alike(got, want):
     assert max(map(difference, got, want)) < 2e-5
 
 
+@formulas_only
 @families
-def test_logits_loss_and_gradients_are_torchs(name, request):
+def test_logits_loss_and_gradients_are_torchs(name, blocks, walked):
     plain, applied, report = pair(name)
     assert FAMILIES[name].became in [taken.became for taken in report.taken]
     want = step(plain, inputs_of(name))
-    if not KERNELS:
-        request.getfixturevalue("blocks")(8)  # as large tensors are computed
-    walked = request.getfixturevalue("walked")
+    blocks(8)  # as large tensors are computed
     assert_alike(step(applied, inputs_of(name)), want)
-    assert walked or KERNELS
+    assert walked
+
+
+@pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+@pytest.mark.sample(formulas="")
+@pytest.mark.parametrize("name", ["Llama", "Cohere2"])
+def test_logits_loss_and_gradients_by_kernels_are_torchs(name, monkeypatch):
+    plain, applied, _ = pair(name)
+    launched = record_launches(monkeypatch)
+    assert_alike(step(applied, inputs_of(name)), step(plain, inputs_of(name)))
+    assert launched
 
 
 @formulas_only

@@ -39,7 +39,7 @@ page_by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.
 
 
 MODULES = "ops.unary", "ops.binary", "ops.reductions", "config", "fusion.decorator", "tools.dry_run", "compositions"
-MODULES += "nn.activations", "nn.normalizations", "nn.transformers", "nn.losses"
+MODULES += "models.apply", "models.enabled", "nn.activations", "nn.normalizations", "nn.transformers", "nn.losses"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -189,6 +189,13 @@ def test_gradients_are_of_inputs_that_require_one_or_of_all(explained):
     assert "return dx = " not in text
 
 
+def test_a_result_that_depends_on_no_input_that_requires_a_gradient_has_no_backward(explained):
+    x, like = tensors(64, 64)
+    text = explained(customops.fuse(lambda x, like: customops.exp(x.to(like.dtype))), x, like.requires_grad_())
+    assert "kernels 1 forward  " in text
+    assert "backward" not in text
+
+
 def test_arguments_by_name_and_other_targets_are_taken(explained):
     x, weight = tensors((64, 256), 256)
     text = explained(rms_norm, x, weight=weight, eps=0.5, target="cuda:80")

@@ -125,6 +125,7 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
             tensors = [*tensors[: len(given)], *map(_stand_in, tensors[len(given) :])]
             fusion = _fusion(trace, built, tensors)
             recording = fusion.recording((False, *(i in needed for i in range(len(tensors)))), True)
+            needed = needed if recording.gradient.outputs else ()  # no result may depend on them
             executable = fusion.executable(tensors, recording.values.statistics if needed else ())
             outputs = executable(tensors)
             phases = [_forward(fusion, executable, tensors, outputs, records[:])]

@@ -99,27 +99,28 @@ class _Applying:
     def report(self) -> Report:
         """Take what can be taken, children before parents, and return what it was."""
         for name, module in reversed(list(self.model.named_modules())):
-            is_asked_for = self.only is not None and _is_among(self.only, name, module)
-            if _is_among(self.skip, name, module) or not (self.only is None or is_asked_for):
-                continue
             if type(module).forward is Module.forward:  # a list of modules has none of its own
                 continue
+            is_asked_for = self.only is not None and _is_among(self.only, name, module)
+            is_chosen = (self.only is None or is_asked_for) and not _is_among(self.skip, name, module)
             try:
-                if any(True for _ in module.children()):
+                if not any(True for _ in module.children()):
+                    self._take(name, module, is_asked_for, is_chosen)
+                elif is_chosen:
                     self._take_stretches(name, module)
-                else:
-                    self._take(name, module, is_asked_for)
             except Stays as stays:
-                self.left.append(Left(name, type(module).__name__, str(stays)))
+                self.left += [Left(name, type(module).__name__, str(stays))] if is_chosen else []
         return Report(self.taken[::-1], self.left[::-1])
 
-    def _take(self, name: str, module: Module, is_asked_for: bool) -> None:
-        """Change a module's class. Raises Left where that cannot be, or gains nothing."""
+    def _take(self, name: str, module: Module, is_asked_for: bool, is_chosen: bool) -> None:
+        """Change a module's class, if it is chosen. Raises Left where that cannot be, or gains nothing."""
         kind, fused = type(module).__name__, Fused(self._forward(module))
         probe = self._probe(module)
         found = check(fused, module, probe)
         kernels = found.plain[0].kernels
         self.fusable |= {module: kernels} if kernels else {}
+        if not is_chosen:
+            return
         if kernels < 2 and not is_asked_for:
             raise Stays("torch computes it by one kernel" if kernels else "it launches nothing")
         classes.take(module)

@@ -83,7 +83,7 @@ def recorded(model: Module, example: Any) -> dict[Module, Probe]:
 
     with ExitStack() as stack:
         for module in model.modules():
-            stack.callback(module.register_forward_pre_hook(keep, with_kwargs=True, prepend=True).remove)
+            stack.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
         stack.enter_context(unchanged(model))
         stack.enter_context(torch.no_grad())
         if isinstance(example, dict):

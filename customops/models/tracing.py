@@ -113,15 +113,21 @@ class _Owned:
     def __setattr__(self, name: str, value: Any) -> None:
         raise Untraced(f"it writes self.{self._path}{name}")
 
+    def __len__(self) -> int:
+        return len(self._module)
+
+    def __bool__(self) -> bool:
+        return bool(self._module)
+
+    def __getitem__(self, index: int) -> Any:
+        return getattr(self, str(range(len(self))[index]))
+
 
 class _Child(_Owned):
     """What stands for a module that the traced one contains."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._tracer.create_proxy("call_module", self._path[:-1], args, kwargs)
-
-    def __getitem__(self, index: int) -> Any:
-        return getattr(self, str(range(len(self._module))[index]))
 
 
 def _stand_in(module: Module, tracer: _Tracer) -> _Owned:
