@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import customops
 from customops import fuse
 
+from . import zoo
 from .compare import assert_same_outcome, cotangent
 from .conftest import DEVICE, MODE
 
@@ -244,6 +245,20 @@ def test_a_model_with_fused_layers_computes_what_it_did(name, monkeypatch):
         fuse(module)
     for mine, theirs in zip(logits_and_gradients(fused, ids), want, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("by_blocks")
+@pytest.mark.sample(kernels="", compiled="")
+@pytest.mark.filterwarnings("ignore")
+def test_the_survey_finds_layers_and_tells_what_is_refused():
+    files, surveyed = zoo.survey(["cohere2", "bloom"])
+    said = {copies[0].name: outcome for copies, outcome in surveyed}
+    taken = {name for name, outcome in said.items() if outcome == "equal"}
+    assert {"Cohere2LayerNorm", "apply_rotary_pos_emb", "rotate_half", "ReLUSquaredActivation"} <= taken
+    assert "an autograd.Function" in said["BloomGelu"]
+    assert "Cohere2MLP" not in said
+    norms, *_ = [line for line in zoo.table(files, surveyed) if line.startswith("| norms")]
+    assert norms == "| norms | 1 of 1 | 1 of 1 |"
 
 
 def is_activation(module: nn.Module) -> bool:

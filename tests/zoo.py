@@ -13,7 +13,6 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,9 +95,17 @@ def found_in(model: str, module: ModuleType) -> Iterator[Found]:
         if isinstance(x, FunctionType):
             yield Found(model, name, lambda x=x: x, program_of(x), required(x))
         elif isinstance(x, type) and issubclass(x, nn.Module):
-            with ignoring_errors():  # it asks for more than numbers
-                made = initialized(x(*[WIDTH] * len(required(x.__init__)[1:])))
+            made = instance(x)
+            if made is not None:
                 yield Found(model, name, lambda m=made: copy.deepcopy(m), program_of(x), required(made.forward))
+
+
+def instance(cls: type[nn.Module]) -> nn.Module | None:
+    """Return a module of the class made with numbers alone, None where it asks for more."""
+    for numbers in (len(required(cls.__init__)) - 1, 1):
+        with ignoring_errors():
+            return initialized(cls(*[WIDTH] * numbers))
+    return None
 
 
 @contextmanager
@@ -192,6 +199,27 @@ def outcome(found: Found, xs: list[Tensor]) -> str:
     return "equal"
 
 
+def survey(models: list[str]) -> tuple[int, list[tuple[list[Found], str]]]:
+    """Return how many files were looked at, and what was found there: copies of one program, and its outcome."""
+    files, by_text = 0, {}
+    for model, module in modelling_files(models):
+        files += 1
+        for found in found_in(model, module):
+            by_text.setdefault(found.text, []).append(found)
+    tensors = [(copies, tensors_for(copies[0])) for copies in by_text.values()]
+    return files, [(copies, outcome(copies[0], xs)) for copies, xs in tensors if xs is not None]
+
+
+def table(files: int, surveyed: list[tuple[list[Found], str]]) -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield f"| {files} files of transformers {importlib.import_module('transformers').__version__} | all | distinct |"
+    yield "|---|---:|---:|"
+    for kind in (*dict.fromkeys(KINDS.values()), "others", "all"):
+        rows = [(copies, said == "equal") for copies, said in surveyed if kind in (copies[0].kind, "all")]
+        each = sum(len(copies) for copies, equal in rows if equal), sum(len(copies) for copies, _ in rows)
+        yield f"| {kind} | {each[0]} of {each[1]} | {sum(equal for _, equal in rows)} of {len(rows)} |"
+
+
 def main(arguments: list[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__.partition("\n")[0])
@@ -200,30 +228,11 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     plan.LEAST_ELEMENTS = 0, 0  # small tensors are computed by blocks, too
-    files, by_text = 0, {}
-    for model, module in modelling_files(options.models):
-        files += 1
-        for found in found_in(model, module):
-            by_text.setdefault(found.text, []).append(found)
-    counts: Counter[tuple[str, str]] = Counter()
-    for copies in by_text.values():
-        xs = tensors_for(copies[0])
-        if xs is None:
-            continue
-        said = outcome(copies[0], xs)
-        for column, n in (("all", len(copies)), ("distinct", 1)):
-            counts[copies[0].kind, column] += n
-            counts[copies[0].kind, f"{column} equal"] += n * (said == "equal")
-        if options.refused and said != "equal":
+    files, surveyed = survey(options.models)
+    for copies, said in surveyed if options.refused else ():
+        if said != "equal":
             print(f"{len(copies)} x {copies[0].model}: {copies[0].name}: {said}\n")
-    print(f"| {files} files of transformers {importlib.import_module('transformers').__version__} | all | distinct |")
-    print("|---|---:|---:|")
-    kinds = [*dict.fromkeys(KINDS.values()), "others"]
-    for kind in (*kinds, "all"):
-        total = Counter()
-        for (each, column), n in counts.items():
-            total[column] += n * (kind in (each, "all"))
-        print(f"| {kind} | {total['all equal']} of {total['all']} | {total['distinct equal']} of {total['distinct']} |")
+    print(*table(files, surveyed), sep="\n")
 
 
 if __name__ == "__main__":
