@@ -198,7 +198,8 @@ def test_half_types_are_as_near_to_float64_as_torchs(call, dtype):
 def test_special_rows_of_half_types_are_as_near_to_float64_as_torchs(call, rows, dtype, tally):
     if rows in ("edges", "one column") and call.name in KNOWN:
         pytest.skip("docs/limits.md says how they differ")
-    x = ROWS[rows].to(DEVICE, dtype)
+    wide = ROWS[rows].to(DEVICE)
+    x = torch.where(wide.abs() == 1e30, wide / 1e26, wide).to(dtype)  # no float32 has its square
     mine, theirs = (results(call.function, library, x) for library in (customops, torch))
     assert_as_near(mine, theirs, results(call.function, torch, x.double()))
     tally("edge points", x.numel())

@@ -568,6 +568,19 @@ def test_gradients_of_one_value_along_other_axes_are_two(view, device, blocks):
     compare(results(fuse(function), xs), results(function, xs))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1)])
+def test_a_value_that_is_repeated_meets_itself_and_has_second_derivatives(shape, device, blocks):
+    blocks(7)
+
+    def function(x):
+        y = torch.tanh(x.unsqueeze(0).expand(3, *shape))
+        return y.unsqueeze(0) * y.unsqueeze(1)
+
+    got, want = (derivatives(each, drawn([shape], device)) for each in (fuse(function), function))
+    for mine, theirs in zip(got, want, strict=True):
+        compare(mine, theirs)
+
+
 def test_explain_names_parts_and_counts_what_torch_copies():
     pytest.importorskip("triton", reason="without Triton there are no kernels")
     if KERNELS:
