@@ -30,7 +30,7 @@ def restore(x: Tensor, dims: Dims, order: Sequence[int], sizes: dict[int, int]) 
 
 
 def rename(x: Tensor, old: Dims, new: Dims, own: Axes, order: Sequence[int], sizes: dict[int, int]) -> Tensor:
-    """Return a value that :func:`align` gave along other axes; ``own`` are those that it varies along, all else is 1."""
+    """Return a value that :func:`align` gave along other axes; ``own`` are those that it varies along."""
     varying = tuple(a if a in own else None for a in old)
     renamed = tuple(b if a in own else None for a, b in zip(old, new, strict=True))
     return align(restore(x, varying, order, sizes), renamed, order)
