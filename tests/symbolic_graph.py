@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import customops
-from customops.compiler.axes import align, restore
+from customops.compiler.axes import align, rename, restore
 from customops.compiler.graph import Constant, Graph, Input, Op, Position, Renamed
 from customops.compiler.views import Share, joined
 from customops.fusion.decorator import fused_behind
@@ -89,8 +89,8 @@ class Pool:
             elif isinstance(node, Position):
                 values[i] = align(self.numbers(torch.arange(graph.sizes[node.axis])), (node.axis,), order)
             elif isinstance(node, Renamed):
-                moved = restore(values[node.inputs[0]], node.old, order, graph.sizes)
-                values[i] = align(moved, node.new, order)
+                (x,) = node.inputs
+                values[i] = rename(values[x], node.old, node.new, graph.axes[x], order, graph.sizes)
             else:
                 inputs = [values[j] for j in node.inputs]
                 for k in node.detached if detach else ():

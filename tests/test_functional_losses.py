@@ -85,6 +85,7 @@ CASES = [
     case("ce weighted", "cross_entropy", {"input": X3}, {"weight": W}, target=T3, label_smoothing=0.2),
     case("ce sum", "cross_entropy", {"input": X3}, target=T3.clamp(0), reduction="sum", label_smoothing=0.1,
          ignore_index=4),
+    case("ce but for a class", "cross_entropy", {"input": X}, target=T1.clamp(0), ignore_index=4),
     case("ce of one", "cross_entropy", {"input": X[0]}, target=torch.tensor(3)),
     case("ce of bytes", "cross_entropy", {"input": X}, target=T1.abs().to(torch.uint8), ignore_index=100),
     case("ce of probabilities", "cross_entropy", {"input": X, "target": Y.softmax(1)}),

@@ -142,6 +142,12 @@ def test_floor_is_of_the_tensors_that_are_used(explained):
     assert block(text, "backward")[-1] == "return dy = 0"
 
 
+def test_floor_has_a_gradient_that_is_the_cotangent_once(explained):
+    fused = customops.fuse(lambda x, y: x + y * 2.0)
+    text = explained(fused, *tensors((64, 256), (64, 256)))
+    assert re.search(rf"floor {5 * 4 * 64 * 256:,}  ratio 1.000", text)  # x, y, z; g, dy
+
+
 def test_a_spill_names_the_value_and_the_reason(explained):
     text = explained(rows_then_columns, *tensors((64, 256)))
     value = re.search(r"(t\d+) = sum\(t\d+\) over dim 0 of x", "\n".join(block(text, "program")))[1]

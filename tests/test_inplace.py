@@ -36,6 +36,14 @@ def run(library, name, x, *rest, view=lambda x: x, wanted=(True, True)):
     return result
 
 
+def test_a_wider_operand_is_rounded_with_the_result():
+    """The sum is taken in the wider dtype: of -1 and 1 + 2^-30 it is 2^-30, and 0 where that is rounded first."""
+    x, y = ones(300) * -1, ones(300, dtype=torch.float64) + 2.0**-30
+    customops.add_(x, y)
+    assert_equal(x, ones(300) * 2.0**-30)
+    assert x[0] == 2.0**-30
+
+
 VIEWS = {
     "whole": lambda x: x,
     "transposed": lambda x: x.t(),

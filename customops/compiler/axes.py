@@ -27,3 +27,10 @@ def restore(x: Tensor, dims: Dims, order: Sequence[int], sizes: dict[int, int]) 
     x = x.expand([sizes[a] if a in dims else 1 for a in order])
     x = x.reshape([sizes[a] for a in own]).permute([own.index(a) for a in dims if a is not None])
     return x.reshape([1 if a is None else sizes[a] for a in dims])
+
+
+def rename(x: Tensor, old: Dims, new: Dims, own: Axes, order: Sequence[int], sizes: dict[int, int]) -> Tensor:
+    """Return a value that :func:`align` gave along other axes; ``own`` are those that it varies along."""
+    varying = tuple(a if a in own else None for a in old)
+    renamed = tuple(b if a in own else None for a, b in zip(old, new, strict=True))
+    return align(restore(x, varying, order, sizes), renamed, order)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import formulas
 from ..blocks.lowering import operands
 from ..runtime.memory import positions
-from .axes import NOTHING, Dims, align, restore
+from .axes import NOTHING, Dims, align, rename, restore
 from .graph import Constant, Graph, Input, Op, Position, Renamed
 from .vjp import reads_position
 
@@ -38,8 +38,8 @@ def evaluate(
             device = next(iter(tensors.values())).device
             values[i] = align(positions(tuple(graph.sizes[a] for a in node.axes), dtype, device), node.axes, order)
         elif isinstance(node, Renamed):
-            x = restore(values[node.inputs[0]], node.old, order, graph.sizes)
-            values[i] = align(x, node.new, order)
+            (x,) = node.inputs
+            values[i] = rename(values[x], node.old, node.new, graph.axes[x], order, graph.sizes)
         else:
             inputs = [values[j] for j in node.inputs]
             for k in node.detached:

@@ -165,7 +165,7 @@ class Executable:
                 self._results.append(_view_of_input(graph, order.index(value), graph.values[value].dims, dims))
                 continue
             shape = torch.Size(1 if a is None else n for a, n in zip(varying, spec.shape, strict=True))
-            key = k if distinct else (value, spec)
+            key = k if distinct else (value, varying, spec)
             if key not in position:
                 position[key] = len(self.buffers)
                 strides = spec.strides if shape == spec.shape else contiguous(shape)
