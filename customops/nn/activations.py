@@ -321,8 +321,8 @@ def refuse(inplace: bool) -> None:
 
 
 def _elu(x: Tensor, below: float, above: float, inner: float) -> Tensor:
-    """Return above·x where x > 0, else below·(e^(inner·x) - 1)."""
-    return where(le(x, 0), below * expm1(clamp_max(x, 0) * inner), x * above)
+    """Return above·x where x > 0, else below·(e^(inner·x) - 1): a sum of which one term is 0, which needs no choice."""
+    return above * relu_operator(x) + below * expm1(clamp_max(x, 0) * inner)
 
 
 def _between(x: Any, low: float, high: float) -> Tensor:
