@@ -20,6 +20,7 @@ import torch
 from torch import _C, Tensor, compiler, overrides
 from torch._C import _autograd, _functorch
 from torch.autograd import Function, forward_ad
+from torch.nn.modules import module
 from torch.utils import _device, _python_dispatch
 
 from . import config
@@ -48,6 +49,10 @@ is_forward_grad_enabled: Callable[[], bool] = _C._is_fwd_grad_enabled
 # Return the hooks that get what is saved for backward, None where there are none. A checkpoint sets some, which may
 # compute the call again.
 saved_tensor_hooks: Callable[[], Any] = partial(_autograd._top_saved_tensors_default_hooks, True)
+
+
+# Return whether hooks see the calls of all modules.
+has_global_hooks: Callable[[], bool] = module._has_any_global_hook
 
 
 # Return how deep the open ``forward_ad.dual_level`` is nested, -1 where there is none.
