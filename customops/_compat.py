@@ -21,6 +21,7 @@ from torch import _C, Tensor, compiler, overrides
 from torch._C import _autograd, _functorch
 from torch._functorch import utils as functorch_utils
 from torch.autograd import Function, forward_ad
+from torch.nn.modules import module
 from torch.utils import _device, _python_dispatch
 
 from . import config
@@ -53,6 +54,10 @@ saved_tensor_hooks: Callable[[], Any] = partial(_autograd._top_saved_tensors_def
 
 # The file whose functions look at the arguments of ``autograd.Function.apply``, and at nothing else.
 FILE_OF_APPLY: str = functorch_utils.__file__
+
+# Return whether hooks see the calls of all modules.
+has_global_hooks: Callable[[], bool] = module._has_any_global_hook
+
 
 # Return how deep the open ``forward_ad.dual_level`` is nested, -1 where there is none.
 forward_level: Callable[[], int] = partial(getattr, forward_ad, "_current_level")

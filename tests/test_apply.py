@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import pickle
@@ -333,6 +334,34 @@ def test_a_layer_that_is_selected_has_its_stretches(blocks_model, x):
     assert [(t.name, t.became) for t in report.taken] == [("layers.0", "SiLU, mul")]
 
 
+class Opaque:
+    """What a module may return that is not looked into."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Returns(nn.Module):
+    """A layer with a stretch that returns such a thing."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.gate, self.up, self.kind = nn.Linear(8, 8), nn.Linear(8, 8), kind
+
+    def forward(self, x):
+        """Compute it."""
+        return self.kind(torch.sigmoid(self.gate(x)) * self.up(x))
+
+
+@pytest.mark.parametrize("kind", [Opaque, dataclasses.make_dataclass("Output", ["value"])])
+def test_what_cannot_be_compared_is_left(kind, x):
+    model = Returns(kind)
+    report = customops.apply(model, x)
+    assert [taken.became for taken in report.taken] == ([] if kind is Opaque else ["sigmoid, mul"])
+    assert (type(model) is Returns) is (kind is Opaque)
+    assert_equal(model(x).value, torch.sigmoid(model.gate(x)) * model.up(x))
+
+
 def test_what_hooks_make_of_arguments_is_tried(x):
     model = nn.Sequential(RMSNorm(8))
     model[0].register_forward_pre_hook(lambda module, args: (args[0].to_dense(),))
@@ -374,6 +403,12 @@ def test_a_call_of_another_kind_is_as_it_was(blocks_model, x, monkeypatch):
     handle = layer.norm.register_forward_hook(lambda module, args, z: seen.append(type(z)))
     assert_as_plain(False, x, residual=x)
     assert seen == [torch.Tensor]
+    handle.remove()
+    assert_as_plain(True, x, residual=x)
+    seen.clear()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, z: seen.append(type(z)))
+    assert_as_plain(False, x, residual=x)
+    assert {*seen} == {torch.Tensor}
     handle.remove()
     assert_as_plain(True, x, residual=x)
 

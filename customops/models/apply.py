@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -28,23 +28,24 @@ Selectors = Selector | Iterable[Selector]
 
 def apply(
     model: Module,
-    example: Tensor | tuple | list | dict[str, Any] | None = None,
+    example: Tensor | tuple | list | Mapping[str, Any] | None = None,
     *,
     only: Selectors | None = None,
     skip: Selectors = (),
 ) -> Report:
     """Let ``model`` compute by fused kernels what can be; all else stays as it is, and nothing knows of any model.
 
-    Each module without children is tried: whether its ``forward`` can be fused, whether torch needs several kernels
-    for it, and whether value and all gradients are then torch's, on a probe. If so, its class becomes one made of its
-    own, as :func:`fuse` does with a module. Parameters, buffers, their names, hooks, mode, device and sharing stay, and
-    so do copies, pickles and state dicts. ``restore`` undoes it.
+    Tried are modules without children, functions of its own file that a ``forward`` calls, as rotary embeddings, and
+    stretches of a ``forward`` between its matrix products, as a residual sum and the norm after it: whether it can be
+    fused, whether torch needs several kernels for it, and whether value and all gradients are then torch's, on a probe.
+    If so, the module's class becomes one made of its own, as :func:`fuse` does with a module. Parameters, buffers,
+    their names, hooks, mode, device and sharing stay, and so do copies, pickles and state dicts. ``restore`` undoes it.
 
-    The probe of a module is what it gets when the model is called with ``example``, once, without gradients. A module
-    that this does not reach, or any if there is no example, is tried on random tensors with the dimensions of its
-    parameters. That is decided at once: no call of a training is another one than those after it. A call that cannot
-    be fused after all, of a dtype by which a module branches for example, is torch's: its module then gets its own
-    class back, with a warning.
+    The probe of a module is what it gets when the model is called with ``example``, once, without gradients; a small
+    one will do. A module that this does not reach, or any if there is no example, is tried on random tensors with the
+    dimensions of its parameters. All is decided at once: no call of a training is another one than those after it. A
+    call that cannot be fused after all, of a dtype by which a module branches for example, is torch's: its module then
+    gets its own class back, with a warning. A stretch is used for calls with arguments of the kinds that its probe has.
 
     Args:
         model: it is changed in place.

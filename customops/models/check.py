@@ -115,6 +115,8 @@ def _derivatives(
         torch.manual_seed(0)
         returned = run(lambda: call(*args, **kwargs))
         zs = list(flat(returned))
+        if not zs:
+            raise Left("it returns no tensors that can be compared")
         recorded = [z for z in zs if z.requires_grad]
         if not recorded or not leaves:
             return (zs,)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
 from inspect import Parameter as Argument
 from inspect import signature
 from itertools import product
@@ -37,12 +38,14 @@ class Probe(NamedTuple):
 
 
 def flat(x: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dictionaries, those that models return among them."""
+    """Yield the tensors in nested tuples, lists, dictionaries and dataclasses."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, tuple | list | dict):
         for each in x.values() if isinstance(x, dict) else x:
             yield from flat(each)
+    elif is_dataclass(x) and not isinstance(x, type):
+        yield from flat(vars(x))
 
 
 def mapped(function: Callable, x: Any, kind: type = Tensor) -> Any:
@@ -86,7 +89,7 @@ def recorded(model: Module, example: Any) -> dict[Module, Probe]:
             stack.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
         stack.enter_context(unchanged(model))
         stack.enter_context(torch.no_grad())
-        if isinstance(example, dict):
+        if isinstance(example, Mapping):
             model(**example)
         else:
             model(*example) if isinstance(example, tuple | list) else model(example)

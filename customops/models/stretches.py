@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import Module
 
+from .._compat import has_global_hooks
 from ..fusion import spelling
 from ..fusion.cache_key import NO_KEY, static_key
 from ..fusion.decorator import Fused
@@ -48,7 +49,7 @@ class Program(NamedTuple):
             now = read(module)
             if now is not value and (type(now) is not type(value) or now != value):
                 return False
-        return not any([has_hooks(read(module)) for read in self.modules])
+        return not self.modules or not (has_global_hooks() or any([has_hooks(read(module)) for read in self.modules]))
 
 
 def find(

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.fx.proxy import GraphAppendingTracer
 from torch.nn import Module
 
-from ..fusion.cache_key import NO_KEY, static_key
+from ..fusion.cache_key import NO_KEY, is_constant, static_key
 
 
 class Untraced(Exception):
@@ -105,7 +105,7 @@ class _Owned:
             found = self._tracer.create_proxy("get_attr", path, (), {})
             found.node.meta["kind"] = Tensor
             return found
-        if static_key(value) is NO_KEY:
+        if not is_constant(value):
             raise Untraced(f"it reads self.{path}, which may change unseen")
         self.read[path] = value
         return value
