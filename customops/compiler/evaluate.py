@@ -35,7 +35,7 @@ def evaluate(
             values[i] = graph.number(i)
         elif isinstance(node, Position):
             device = next(iter(tensors.values())).device
-            values[i] = align(positions(tuple(graph.sizes[a] for a in node.axes), dtype, device), node.axes, order)
+            values[i] = align(positions(tuple([graph.sizes[a] for a in node.axes]), dtype, device), node.axes, order)
         elif isinstance(node, Renamed):
             x = restore(values[node.inputs[0]], node.old, order, graph.sizes)
             values[i] = align(x, node.new, order)
