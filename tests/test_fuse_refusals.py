@@ -38,6 +38,10 @@ def _index(x):
     return x[[0, 1]] * 2
 
 
+def _rounds(x):
+    return torch.floor(x * 2)
+
+
 def _scan(x):
     return torch.cumsum(x, 0)
 
@@ -142,6 +146,7 @@ REFUSED = {
         "x[[0, 1]] * 2",
         "an index of type list cannot be traced, only ints, slices, None and ...; do that outside",
     ),
+    _rounds: ("torch.floor(x * 2)", "torch.floor cannot be traced, as it rounds to whole numbers; do that outside"),
     _scan: ("torch.cumsum(x, 0)", "torch.cumsum cannot be traced, as it adds up along an axis"),
     _random: ("dropout(x, 0.5)", "dropout cannot be traced, as it takes random numbers; do that outside the function"),
     _gather: ("x.gather(0, x)", "Tensor.gather() cannot be traced, as it reads or writes elements by index"),

@@ -36,7 +36,7 @@ def evaluate(
             values[i] = graph.number(i)
         elif isinstance(node, Position):
             device = next(iter(tensors.values())).device
-            values[i] = align(positions(tuple(graph.sizes[a] for a in node.axes), dtype, device), node.axes, order)
+            values[i] = align(positions(tuple([graph.sizes[a] for a in node.axes]), dtype, device), node.axes, order)
         elif isinstance(node, Renamed):
             (x,) = node.inputs
             values[i] = rename(values[x], node.old, node.new, graph.axes[x], order, graph.sizes)

@@ -73,6 +73,7 @@ KINDS = {  # by what a function is called: what it does that formulas of element
     ),
     r"(conv|unfold|fold|pad|interpolate|grid_sample|upsample|pixel)\w*|\w*pool\w*": "it reads an element's neighbours",
     r"(fft|linalg)\w*|inverse|\w*det|svd|qr|cholesky\w*": "it is no formula of elements",
+    r"(floor|ceil|round|trunc|frac|fix|fmod|remainder)\w*": "it rounds to whole numbers",
     r"item|tolist|numpy|__array__|equal|allclose|is_nonzero|any|all": "values are not known yet",
 }
 INSTEAD = {"values are not known yet": "pass a number as an argument"}
