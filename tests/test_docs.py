@@ -124,6 +124,14 @@ def test_the_page_of_the_architecture_names_every_module():
 
 
 @by_formula
+def test_the_page_of_layers_names_every_function_and_module():
+    rows = re.findall(r"^\| (`.*`.*) \| (`.*`) \|$", (ROOT / "docs/functional.md").read_text(), re.MULTILINE)
+    functions, modules = ({*re.findall(r"`(\w+)`", " ".join(cells))} for cells in zip(*rows, strict=True))
+    assert functions == {*customops.nn.functional.__all__}
+    assert modules == {*customops.nn.__all__} - {"functional"}
+
+
+@by_formula
 def test_what_the_page_says_is_refused_is_refused():
     """Each row of the table is a function that raises, and where code stands beside it, that is traced."""
     rows = re.findall(r"^\| `(.*?)` \| (.*) \|$", (ROOT / "docs/fuse.md").read_text(), re.MULTILINE)

@@ -76,7 +76,7 @@ class TorchLaunches(TorchDispatchMode):
         """Call the operator, and note it where it launches."""
         operator = func.overloadpacket
         result = ANSWERS[operator] if operator in ANSWERS else func(*args, **(kwargs or {}))
-        if operator is aten._to_copy and args[0].is_cpu:
+        if operator is aten._to_copy and result.device != args[0].device:
             return result  # a number goes to the GPU: a copy, no kernel
         if operator in LAUNCHES:
             read = 0 if operator is aten.zeros_like else sum(map(nbytes, args))

@@ -44,6 +44,7 @@ def _in_torch(module: ModuleType) -> dict[str, Any]:
         if function.__module__ == module.__name__:
             names[name] = FunctionType(function.__code__, names, name, function.__defaults__)
             names[name].__kwdefaults__ = function.__kwdefaults__
-        elif function.__module__.startswith("customops.") and hasattr(functional, name) | hasattr(torch, name):
-            names[name] = getattr(torch, name, None) or getattr(functional, name)
+        elif function.__module__.startswith("customops."):
+            twin = function.__name__  # it may have been imported as another
+            names[name] = getattr(torch, twin, None) or getattr(functional, twin, value)
     return names

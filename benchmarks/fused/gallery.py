@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,16 +26,9 @@ def _layer(call: Callable[..., Any], **options: Any) -> Layer:
     return Layer(
         lambda *xs: call(ours, *xs),
         torchs=lambda *xs: call(torchs, *xs),
-        eager=lambda *xs: call(_in_torch(), *xs),
+        eager=lambda *xs: call(IN_TORCH, *xs),
         **options,
     )
-
-
-@cache
-def _in_torch() -> SimpleNamespace:
-    """Return the functions as compositions of torch's operators."""
-    names = {name: composition(getattr(ours, name)) for name in ours.__all__ if hasattr(getattr(ours, name), "program")}
-    return SimpleNamespace(**names | {"cross_entropy": _cross_entropy})
 
 
 def _cross_entropy(x: Tensor, target: Tensor) -> Tensor:
@@ -44,6 +36,12 @@ def _cross_entropy(x: Tensor, target: Tensor) -> Tensor:
     shifted = x - torch.amax(x, 1, True).detach()
     logs = shifted - torch.log(torch.sum(torch.exp(shifted), 1, True))
     return -torch.mean(torch.gather(logs, 1, target.unsqueeze(1)))
+
+
+NAMES = [name for name in ours.__all__ if hasattr(getattr(ours, name), "program")]  # of compositions
+IN_TORCH = SimpleNamespace(
+    **{name: composition(getattr(ours, name)) for name in NAMES} | {"cross_entropy": _cross_entropy}
+)
 
 
 def _samples(size: Size) -> list[tuple[int, ...]]:
