@@ -568,6 +568,14 @@ def test_gradients_of_one_value_along_other_axes_are_two(view, device, blocks):
     compare(results(fuse(function), xs), results(function, xs))
 
 
+def test_a_function_of_torch_is_viewed_as_torch_lays_it_out(device, blocks):
+    """Of a transposed tensor softmax is contiguous, what its operators compute is not."""
+    blocks(7)
+    function = lambda x: torch.tanh(torch.softmax(x.mT * 2, 1).view(4, -1))
+    xs = drawn([(4, 3, 5)], device)
+    compare(results(fuse(function), xs), results(function, xs))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1)])
 def test_a_value_that_is_repeated_meets_itself_and_has_second_derivatives(shape, device, blocks):
     blocks(7)
