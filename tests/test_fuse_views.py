@@ -208,7 +208,7 @@ def results(function: Callable, xs: list[Tensor]) -> list[Tensor | None]:
 
 def compare(got: list[Tensor | None], want: list[Tensor | None], unit: float = 0.0) -> None:
     """Assert that tensors are close, and of those that were rounded to ``unit`` on the way as close as that allows."""
-    largest = max([0.0, *(float(x.detach().abs().max()) for x in want if x is not None and x.numel())]) if unit else 0.0
+    largest = max([2.0, *(float(x.detach().abs().max()) for x in want if x is not None and x.numel())]) if unit else 0.0
     for mine, theirs in zip(got, want, strict=True):
         if mine is None or theirs is None:
             assert not any(each is not None and each.any() for each in (mine, theirs))
