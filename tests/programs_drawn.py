@@ -92,7 +92,7 @@ BINARY = {
 ROWS = {  # functions of rows along axes
     "nn.softmax({}, {dim})": ANY,
     "nn.log_softmax({}, {dim})": ANY,
-    "nn.layer_norm({0}, {0}.shape[-1:])": ANY,
+    "nn.layer_norm({0}, {0}.shape[-1:], None, None, 0.1)": ANY,
     "nn.rms_norm({0}, {0}.shape[-1:])": (0.5, 4),
     "nn.normalize({}, dim={dim})": (0.5, 4),
 }

@@ -53,6 +53,22 @@ def test_numbers_share_a_plan_where_their_value_changes_nothing(made):
         assert len(made) == 3, "a gradient for alpha=1 is g itself"
 
 
+def test_the_dtype_of_a_reduction_is_part_of_its_plan():
+    x = torch.ones(64)
+    with customops.dry_run():
+        found = [customops.sum(x, **options).dtype for options in ({}, {"dtype": torch.float64}, {})]
+    assert found == [torch.float32, torch.float64, torch.float32]
+
+
+def test_a_negative_exponent_of_integers_is_refused_after_a_positive_one(made):
+    x = torch.arange(1, 65)
+    with customops.dry_run():
+        customops.pow(x, 4)
+        with pytest.raises(RuntimeError, match="negative integer powers"):
+            customops.pow(x, -4)
+    assert made
+
+
 def test_what_a_kernel_is_compiled_for_is_part_of_the_plan(made):
     x = torch.ones(65)
     with customops.dry_run() as records:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..compiler.axis_union import AxisUnion, Dim
 from ..runtime.specs import CPU, packed
 from .operators import Detach, Ref
-from .replay import Node, Replay
+from .replay import Composed, Node, Replay
 from .shapes import Expand, Narrow, Regroup
 from .trace import Trace
 from .value_axes import ValueAxes
@@ -26,12 +26,15 @@ class SmallTrace(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]  # of the tensors
     nodes: tuple[Node, ...]
     outputs: tuple[Ref, ...]  # the values that are returned
+    composed: tuple[
+        Composed, ...
+    ]  # the runs of operators that are functions of torch, which lay out results as it does
 
     def strides(self, tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """Return strides in the order of those that torch's results have for ``tensors``; raise what torch raises."""
         small = [_laid_out_as(x, shape) for x, shape in zip(tensors, self.shapes, strict=True)]
         with torch.no_grad():
-            values = Replay(len(small), self.nodes)(small)
+            values = Replay(len(small), self.nodes, self.composed)(small)
         return [values[ref.value].stride() for ref in self.outputs]
 
 
@@ -44,7 +47,8 @@ def small_trace(trace: Trace, axes: ValueAxes) -> SmallTrace:
             nodes.append(Node(Detach, tuple(x for x in inputs if isinstance(x, Ref))[:1]))
             continue
         nodes.append(Node(operator, _inputs(axes, operator, inputs, shapes[i])))
-    return SmallTrace(tuple(shapes[: trace.arity]), tuple(nodes), trace.outputs)
+    composed = tuple([each for each in trace.composed if each.takes_any_size])
+    return SmallTrace(tuple(shapes[: trace.arity]), tuple(nodes), trace.outputs, composed)
 
 
 def _inputs(axes: ValueAxes, operator: Any, inputs: tuple, shape: tuple[int, ...]) -> tuple:
