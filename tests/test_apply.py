@@ -329,6 +329,36 @@ def test_a_layer_with_stretches_is_one_kernel_for_each(blocks_model, x, monkeypa
     assert len(launched) == 1 + 2 + 1
 
 
+def train_sharded(is_applied) -> list[float]:
+    """Train two layers by FSDP2 on this process and others, and return the losses."""
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - the ranks need it
+
+    torch.manual_seed(0)
+    model = Blocks().eval()
+    if is_applied:
+        assert len(customops.apply(model, torch.randn(2, 3, 8)).taken) == 5
+    for layer in model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer, losses = torch.optim.SGD(model.parameters(), 0.1), []
+    torch.manual_seed(torch.distributed.get_rank())
+    x = torch.randn(2, 3, 8)
+    for _ in range(5):
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@formulas_only
+def test_two_processes_train_a_sharded_model_as_torch_does(two):
+    got, want = two(train_sharded, True), two(train_sharded, False)
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(want))
+    assert all(losses[-1] < losses[0] for losses in got)
+
+
 def test_a_layer_that_is_selected_has_its_stretches(blocks_model, x):
     report = customops.apply(blocks_model, x, only="layers.0")
     assert [(t.name, t.became) for t in report.taken] == [("layers.0", "SiLU, mul")]
