@@ -13,7 +13,9 @@ from torch.nn import Module
 from ..fusion.decorator import Fused
 from ..fusion.errors import FusionError
 from ..fusion.function import FusedFunction, why_not_fused
+from ..fusion.proxy import Traced
 from ..fusion.unfused import Cost
+from ..ptx.faults import KernelFault
 from .cost import counted
 from .probe import Probe, flat, unchanged
 
@@ -44,12 +46,17 @@ def check(fused: Fused, module: Module, probe: Probe) -> Checked:
         costs.append(cost)
         return result
 
-    own = _derivatives(partial(fused.function, module), module, probe, count)
     try:
+        own = _derivatives(partial(fused.function, module), module, probe, count)
         got = _derivatives(partial(_at_once, fused, module), module, probe)
     except FusionError as error:
         raise Left(reason(error)) from None
-    return Checked(difference(got, own), costs)
+    except (Left, KernelFault):
+        raise
+    except Exception as error:  # what a module raises is no reason to leave the others
+        raise Left(f"its call with gradients raises {type(error).__name__}: {error}") from None
+    dtypes = {x.dtype for x in (*probe.tensors(), *module.parameters())}  # torch rounds to these on the way
+    return Checked(difference(got, own, max([TOLERANCE.get(dtype, 0) for dtype in dtypes], default=0)), costs)
 
 
 def reason(error: FusionError) -> str:
@@ -57,8 +64,11 @@ def reason(error: FusionError) -> str:
     return str(error).split("`: ", 1)[-1].removeprefix("fuse: ").split("; ")[0]
 
 
-def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> float:
-    """Return the largest difference, relative to the largest element of a tensor. Raises Left if one is too large."""
+def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None], tolerance: float) -> float:
+    """Return the largest difference, relative to the largest element of a tensor. Raises Left if one is too large.
+
+    ``tolerance`` is allowed in any event, what ``TOLERANCE`` has for a tensor's dtype besides.
+    """
     largest = 0.0
     if [x is None for x in got] != [x is None for x in want]:
         raise Left("another tensor gets a gradient than torch's")
@@ -68,7 +78,7 @@ def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> f
         if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
             raise Left("a result has another shape or dtype than torch's")
         found = _difference(mine.detach(), theirs.detach())
-        if not found <= TOLERANCE.get(theirs.dtype, 0):
+        if not found <= max(tolerance, TOLERANCE.get(theirs.dtype, 0)):
             raise Left(f"value or gradient differ from torch's by {found:.1e}")
         largest = max(largest, found)
     return largest
@@ -107,6 +117,8 @@ def _at_once(fused: Fused, module: Module, *args: Any, **kwargs: Any) -> Any:
     if not fused.is_traceable(tensors):
         raise Left("it takes no dense tensor")
     trace, inputs = fused.trace(tensors, key, arguments, named)
+    if any(type(x) is Traced for x in flat(vars(module))):
+        raise Left("it keeps a value that it computes, which the next call would find to be no tensor")
     if why := why_not_fused(trace, inputs):
         raise Left(why)
     return FusedFunction.of(fused.fuse(trace, inputs, arguments, named), inputs)

@@ -10,13 +10,16 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Module
 
 from ..fusion.decorator import Fused
 from ..fusion.errors import FusionError
 from ..fusion.modules import fused_class, is_fused_class, why_not_fusable
+from .probe import State
 
 
 def take(module: Module) -> None:
@@ -53,19 +56,31 @@ def _remake(cls: type[Module], *args: Any) -> Module:
 
 
 def _or_as_it_was(fused: Fused, plain: Callable) -> Callable:
-    """Return the ``forward`` of modules that are fused, and give themselves back where they cannot be."""
+    """Return the ``forward`` of modules that are fused, and give themselves back where they cannot be.
+
+    A module that a call gave back is as it was before that call: its own ``forward`` does then what was done of it, as
+    writes to running statistics. For that its state is copied at the first call in a mode and of dtypes.
+    """
+    called: WeakKeyDictionary[Module, set[tuple]] = WeakKeyDictionary()  # the modes and dtypes
 
     @wraps(plain)
     def forward(self, *args, **kwargs):
         if is_dynamo_compiling():
             return plain(self, *args, **kwargs)
+        kinds = called.setdefault(self, set())
+        kind = self.training, *[x.dtype for x in args if isinstance(x, Tensor)]
+        before = None if kind in kinds else State(self)
         try:
-            return fused.call((self, *args), kwargs)
+            z = fused.call((self, *args), kwargs)
         except FusionError as error:
+            if before:
+                before.restore()
             if is_taken(self):
                 give_back(self)
                 warnings.warn(f"customops.apply: {type(self).__name__} is torch's again: {error}", stacklevel=2)
-        return plain(self, *args, **kwargs)
+            return plain(self, *args, **kwargs)
+        kinds.add(kind)
+        return z
 
     forward.fused, forward.program, forward.explain = fused, fused.program, fused.explain  # type: ignore[attr-defined]
     return forward
