@@ -123,6 +123,14 @@ class Demanding(RMSNorm):
         """Ask for a tag."""
 
 
+class Asking(RMSNorm):
+    """A module that computes something else where its class is another."""
+
+    def forward(self, x):
+        """Normalize, if it is itself."""
+        return super().forward(x) * (1 if type(self) is Asking else 2)
+
+
 class Reduced(RMSNorm):
     """A module that says itself how it is copied."""
 
@@ -286,6 +294,13 @@ def test_a_call_that_cannot_be_fused_leaves_no_trace_but_torchs(x):
     assert_equal(z, plain.train()(x))
     assert_equal(module.scale, plain.scale)
     assert (type(module), module.calls) == (Running, 2)
+
+
+def test_a_module_that_asks_for_its_class_is_left(x):
+    module = Asking(8)
+    (left,) = customops.apply(module, x).left
+    assert left.reason.startswith("value or gradient differ from torch's by")
+    assert type(module) is Asking
 
 
 def test_a_module_that_keeps_what_it_computes_is_left(x):
