@@ -81,6 +81,66 @@ class Model(nn.Module):
         return self.drop(self.silu(self.batch(x.transpose(1, 2))))
 
 
+class Weighted(RMSNorm):
+    """A norm that computes in the dtype of its input, but for the weight."""
+
+    def forward(self, x):
+        """Normalize."""
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class Running(RMSNorm):
+    """A module that keeps statistics while it trains, which cannot be fused, and counts its calls."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.register_buffer("scale", torch.ones(width))
+        self.calls = 0
+
+    def forward(self, x):
+        """Write to the buffer twice, the second time what is computed."""
+        self.calls += 1
+        if self.training:
+            self.scale.mul_(0.9).add_(0.1 * x.detach().abs().mean((0, 1)))
+        return super().forward(x) / self.scale
+
+
+class Keeps(RMSNorm):
+    """A module that keeps what it computed."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.kept = []
+
+    def forward(self, x):
+        """Keep the norm."""
+        z = super().forward(x)
+        self.kept.append(z)
+        return z * 2
+
+
+class Demanding(RMSNorm):
+    """A class that no other can be derived from as fuse does it."""
+
+    def __init_subclass__(cls, *, tag):
+        """Ask for a tag."""
+
+
+class Asking(RMSNorm):
+    """A module that computes something else where its class is another."""
+
+    def forward(self, x):
+        """Normalize, if it is itself."""
+        return super().forward(x) * (1 if type(self) is Asking else 2)
+
+
+class Reduced(RMSNorm):
+    """A module that says itself how it is copied."""
+
+    def __reduce__(self):
+        return type(self), (len(self.weight),), self.__dict__
+
+
 TAKEN = ["norms.0", "norms.1", "act", "modulate"]
 
 
@@ -227,6 +287,60 @@ def test_a_call_that_cannot_be_fused_is_torchs_from_then_on(x):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module(x.double())
+
+
+def test_a_call_that_cannot_be_fused_leaves_no_trace_but_torchs(x):
+    module = Running(8).eval()
+    plain = copy.deepcopy(module)
+    assert customops.apply(module, x).taken
+    assert module.calls == 0
+    assert_equal(module(x), plain(x))
+    with pytest.warns(UserWarning, match="Running is torch's again"):
+        z = module.train()(x)
+    assert_equal(z, plain.train()(x))
+    assert_equal(module.scale, plain.scale)
+    assert (type(module), module.calls) == (Running, 2)
+
+
+def test_a_module_that_asks_for_its_class_is_left(x):
+    module = Asking(8)
+    (left,) = customops.apply(module, x).left
+    assert left.reason.startswith("value or gradient differ from torch's by")
+    assert type(module) is Asking
+
+
+def test_a_module_that_keeps_what_it_computes_is_left(x):
+    module = Keeps(8)
+    (left,) = customops.apply(module, x).left
+    assert left.reason.startswith("it keeps a value that it computes")
+    assert module.kept == []
+
+
+def test_what_one_module_raises_leaves_the_others_to_be_taken(x):
+    with torch.inference_mode():
+        raises = RMSNorm(8)  # whose parameters autograd does not save
+    model = nn.Sequential(Demanding(8), raises, torch.fx.symbolic_trace(NewGELU()), RMSNorm(8))
+    report = customops.apply(model, x)
+    assert [t.name for t in report.taken] == ["3"]
+    first, second, third = (left.reason for left in report.left)
+    assert first.startswith("no class can be derived from its own: ")
+    assert second.startswith("its call with gradients raises RuntimeError: Inference tensors")
+    assert third.startswith("its `forward` is generated")
+
+
+def test_half_inputs_of_float_parameters_are_compared_as_half_types_are():
+    torch.manual_seed(1)
+    report = customops.apply(Weighted(8), torch.randn(2, 3, 8, dtype=torch.bfloat16))
+    assert [t.kind for t in report.taken] == ["Weighted"]
+    assert report.taken[0].difference > check.TOLERANCE[torch.float32]
+
+
+def test_a_module_that_says_how_it_is_copied_has_copies_of_its_own_class():
+    module = Reduced(8)
+    assert customops.apply(module).taken
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(other) is Reduced
+        assert_equal(other.weight, module.weight)
 
 
 def test_autocast_checkpoints_and_half_types(model, x):

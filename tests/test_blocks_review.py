@@ -115,3 +115,13 @@ def test_explain_lists_no_blocks(capsys, monkeypatch):
     x = torch.empty(1 << 25, 1 << 16, device="meta")
     customops.fuse(lambda x: x * customops.sigmoid(x)).explain(x)
     assert "8,388,608 blocks of 262144," in capsys.readouterr().out
+
+
+def test_a_choice_between_numbers_is_computed_in_the_dtype_of_the_others(blocks):
+    blocks(4)
+    x = torch.randn(3, 8, dtype=torch.float64)
+
+    def choose(x):
+        return -torch.where(x > 0, 0.25, 1.0)
+
+    torch.testing.assert_close(customops.fuse(choose)(x), choose(x))

@@ -135,6 +135,8 @@ def test_what_only_torch_takes_is_torchs():
         assert_equal(torch.add(input=x, other=x, alpha=2), x * 3)
         assert_equal(x.sum(axis=1), torch.tensor([3.0, 7.0]))
         assert_equal(x.cumsum(0)[1], torch.tensor([5.0, 5.0]))
+        torch.softmax(x, 0, out=(z := torch.empty(2, 2)))
+        assert_equal(z.sum(0), torch.ones(2))
         with pytest.raises(TypeError, match="exp"):
             torch.exp("x")
         with pytest.raises(RuntimeError):

@@ -314,6 +314,19 @@ def test_odd_calls_are_torchs(name):
 
 
 @pytest.mark.sample(kernels="all", compiled="once")
+def test_an_infinite_variance_has_torchs_loss():
+    x, var = torch.ones(3), torch.tensor([1.0, 0.0, math.inf])
+    fused = customops.fuse(lambda x, var: ours.gaussian_nll_loss(x * 2, x, var, reduction="none"))
+    torch.testing.assert_close(fused(x, var), functional.gaussian_nll_loss(x * 2, x, var, reduction="none"))
+
+
+def test_a_negative_smoothing_of_probabilities_is_none_as_torchs_is(blocks):
+    blocks(8)
+    x, target = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3)
+    want = functional.cross_entropy(x, target, label_smoothing=-0.1)
+    torch.testing.assert_close(ours.cross_entropy(x, target, label_smoothing=-0.1), want)
+
+
 def test_a_negative_variance_has_the_loss_nan():
     x, var = torch.zeros(3, device=DEVICE), torch.tensor([1.0, -1.0, 0.0], device=DEVICE)
     losses = ours.gaussian_nll_loss(x, x, var, reduction="none", eps=1.0)

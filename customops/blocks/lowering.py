@@ -18,7 +18,7 @@ from .. import formulas
 from .._compat import LightDispatchMode, in_place_variant, out_variant
 
 ALIASES = frozenset({"detach", "alias", "lift_fresh"})  # operators that return their input
-WITHOUT_NUMBERS = frozenset({"maximum", "minimum"})  # formulas whose operator in torch takes no numbers
+WITHOUT_NUMBERS = frozenset({"maximum", "minimum", "where"})  # where torch refuses numbers, or gives them a dtype
 
 
 class Ref(NamedTuple):
@@ -72,7 +72,7 @@ def lower(formula: str, args: tuple, reduced: tuple[int, ...], dtype: torch.dtyp
 
 
 def operands(formula: str, args: Sequence, dtype: torch.dtype) -> Sequence:
-    """Return ``args`` of a formula, numbers as 0-dim tensors where torch's operator takes no numbers."""
+    """Return ``args`` of a formula, numbers as 0-dim tensors where torch would refuse them, or give them a dtype."""
     if formula not in WITHOUT_NUMBERS:
         return args
     return [x if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype, device="cpu") for x in args]

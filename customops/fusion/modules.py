@@ -10,6 +10,8 @@ import copyreg
 from collections.abc import Callable
 from typing import Any
 
+from torch.fx import GraphModule
+from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -32,9 +34,16 @@ class FusedModule:
         type(self).forward.explain(self, *args, **kwargs)  # type: ignore[attr-defined]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle it by the module's own class, which can be imported."""
+        """Copy and pickle it by the module's own class, which can be imported.
+
+        A class that has a ``__reduce__`` of its own, which calls the class, makes copies that are not fused.
+        """
         reduced: Any = super().__reduce_ex__(max(2, protocol))
-        if reduced[0] is not copyreg.__newobj__ or not is_fused_class(type(self)):  # type: ignore[attr-defined]
+        if not is_fused_class(type(self)):
+            return reduced
+        if reduced[0] is type(self):
+            return self._unfused, *reduced[1:]
+        if reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return reduced
         _, (_, *args), *state = reduced
         return self._remake, (self._unfused, *args), *state
@@ -59,6 +68,8 @@ def why_not_fusable(module: Module) -> str | None:
     """Return why the class of ``module`` cannot stand for how it is computed, and what would help; None if it can."""
     if "forward" in vars(module):
         return "its attribute `forward` replaces that of its class; fuse it before that, or fuse what is put there"
+    if isinstance(module, GraphModule | ScriptModule):
+        return "its `forward` is generated; fuse what it was made of, before that"
     if isinstance(module, LazyModuleMixin) and module.cls_to_become is not None:  # type: ignore[attr-defined]
         return "it becomes one of another class at its first call; call it first"
     return None

@@ -200,12 +200,16 @@ def _methods() -> dict[str, Callable]:
 
 
 def arguments(meaning: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return keyword arguments by the names that ``meaning`` has for them, without options that it has not."""
+    """Return keyword arguments by the names that ``meaning`` has for them, without torch's options that say nothing."""
     names = _parameters(meaning)
     if names is None:
         return kwargs
     renamed = {name if name in names else PARAMETERS.get(name, name): x for name, x in kwargs.items()}
-    return {name: x for name, x in renamed.items() if name in names or name not in OPTIONS}
+    return {name: x for name, x in renamed.items() if name in names or not _says_nothing(name, x)}
+
+
+def _says_nothing(name: str, x: Any) -> bool:
+    return name == "_stacklevel" or (name in OPTIONS and (x is None or x is False))
 
 
 @cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,10 @@ from torch.nn import Module
 from ..fusion.decorator import Fused
 from ..fusion.errors import FusionError
 from ..fusion.function import FusedFunction, why_not_fused
+from ..fusion.proxy import Traced
 from ..fusion.unfused import Cost
+from ..ptx.faults import KernelFault
+from . import classes
 from .cost import counted
 from .probe import Probe, flat, unchanged
 
@@ -44,21 +48,45 @@ def check(fused: Fused, module: Module, probe: Probe) -> Checked:
         costs.append(cost)
         return result
 
-    own = _derivatives(partial(fused.function, module), module, probe, count)
-    try:
-        got = _derivatives(partial(_at_once, fused, module), module, probe)
-    except FusionError as error:
-        raise Left(reason(error)) from None
-    return Checked(_differences(got, own), costs)
+    with _reasons():
+        own = _derivatives(partial(fused.function, module), module, probe, count)
+        with _as_taken(module):  # a module may ask for its class
+            got = _derivatives(partial(_at_once, fused, module), module, probe)
+    return Checked(_differences(got, own, module, probe), costs)
 
 
 def compare(plain: Callable, other: Callable, module: Module, probe: Probe) -> float:
     """Return by how much two ways to call ``module`` differ. Raises Left if by too much."""
-    want = _derivatives(plain, module, probe)
+    with _reasons():
+        want = _derivatives(plain, module, probe)
+        got = _derivatives(other, module, probe)
+    return _differences(got, want, module, probe)
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Raise Left for what is raised inside: what one module raises is no reason to leave the others."""
     try:
-        return _differences(_derivatives(other, module, probe), want)
+        yield
     except FusionError as error:
         raise Left(reason(error)) from None
+    except (Left, KernelFault):
+        raise
+    except Exception as error:
+        raise Left(f"its call with gradients raises {type(error).__name__}: {error}") from None
+
+
+@contextmanager
+def _as_taken(module: Module) -> Iterator[None]:
+    """Give ``module`` inside the class that it would have. Raises Left where there is none."""
+    try:
+        classes.take(module)
+    except Exception as error:  # whatever the class does where one is derived from it
+        raise Left(f"no class can be derived from its own: {error}") from None
+    try:
+        yield
+    finally:
+        classes.give_back(module)
 
 
 def reason(error: FusionError) -> str:
@@ -66,16 +94,19 @@ def reason(error: FusionError) -> str:
     return str(error).split("`: ", 1)[-1].removeprefix("fuse: ").split("; ")[0]
 
 
-def _differences(got: Sequence, want: Sequence) -> float:
+def _differences(got: Sequence, want: Sequence, module: Module, probe: Probe) -> float:
     if len(got) != len(want):
         raise Left("gradients are recorded otherwise than torch's")
-    return max(map(difference, got, want))
+    dtypes = {x.dtype for x in (*probe.tensors(), *module.parameters())}  # torch rounds to these on the way
+    tolerance = max([TOLERANCE.get(dtype, 0.0) for dtype in dtypes], default=0.0)
+    return max(difference(mine, theirs, tolerance) for mine, theirs in zip(got, want, strict=True))
 
 
-def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> float:
+def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None], tolerance: float = 0.0) -> float:
     """Return the largest difference, relative to the largest element of a tensor. Raises Left if one is too large.
 
-    A tensor counts as no smaller than a hundredth of the largest: a gradient that is zero is so up to rounding.
+    ``tolerance`` is allowed in any event, what ``TOLERANCE`` has for a tensor's dtype besides. A tensor counts as no
+    smaller than a hundredth of the largest: a gradient that is zero is so up to rounding.
     """
     largest, least = 0.0, 0.01 * max([_size(x) for x in want if x is not None], default=0.0)
     if [x is None for x in got] != [x is None for x in want]:
@@ -86,7 +117,7 @@ def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> f
         if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
             raise Left("a result has another shape or dtype than torch's")
         found = _difference(mine.detach(), theirs.detach(), least)
-        if not found <= TOLERANCE.get(theirs.dtype, 0):
+        if not found <= max(tolerance, TOLERANCE.get(theirs.dtype, 0)):
             raise Left(f"value or gradient differ from torch's by {found:.1e}")
         largest = max(largest, found)
     return largest
@@ -131,6 +162,8 @@ def _at_once(fused: Fused, module: Module, *args: Any, **kwargs: Any) -> Any:
     if not fused.is_traceable(tensors):
         raise Left("it takes no dense tensor")
     trace, inputs = fused.trace(tensors, key, arguments, named)
+    if any(type(x) is Traced for x in flat(vars(module))):
+        raise Left("it keeps a value that it computes, which the next call would find to be no tensor")
     if why := why_not_fused(trace, inputs):
         raise Left(why)
     return FusedFunction.of(fused.fuse(trace, inputs, arguments, named), inputs)

@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Module
 
@@ -18,6 +20,7 @@ from ..fusion.decorator import Fused
 from ..fusion.errors import FusionError
 from ..fusion.modules import fused_class, is_fused_class, why_not_fusable
 from .functions import with_fused
+from .probe import State
 from .stretches import Program
 from .tracing import call_key, inputs_of
 
@@ -106,27 +109,21 @@ def _remake_with_names(names: tuple[str, ...], cls: type[Module], *args: Any) ->
 def _by_program(plain: Callable) -> Callable:
     """Return the ``forward`` of modules that follow a program where they have one for a call."""
 
-    @wraps(plain)
-    def forward(self, *args, **kwargs):
-        if is_dynamo_compiling():
-            return plain(self, *args, **kwargs)
-        program = vars(self)[PROGRAMS].get(call_key(args, kwargs))
-        if program is None or not program.is_for(self):
-            return plain(self, *args, **kwargs)
-        try:
-            return program.run(self, self, *inputs_of(args, kwargs))
-        except FusionError as error:
-            if is_taken(self):
-                give_back(self)
-                warnings.warn(f"customops.apply: {type(self).__name__} is torch's again: {error}", stacklevel=2)
-        return plain(self, *args, **kwargs)
+    def compute(module: Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        program = vars(module)[PROGRAMS].get(call_key(args, kwargs))
+        if program is None or not program.is_for(module):
+            return plain(module, *args, **kwargs)
+        return program.run(module, module, *inputs_of(args, kwargs))
 
-    return forward
+    return _or_as_it_was(compute, plain)
 
 
 def _class_taken(cls: type[Module]) -> type[Module]:
-    forward: Any = cls.forward
-    return fused_class(cls, _or_as_it_was(Fused(forward), forward), _remake)
+    plain: Any = cls.forward
+    fused = Fused(plain)
+    forward: Any = _or_as_it_was(lambda module, args, kwargs: fused.call((module, *args), kwargs), plain)
+    forward.fused, forward.program, forward.explain = fused, fused.program, fused.explain
+    return fused_class(cls, forward, _remake)
 
 
 def _remake(cls: type[Module], *args: Any) -> Module:
@@ -135,20 +132,31 @@ def _remake(cls: type[Module], *args: Any) -> Module:
     return taken.__new__(taken, *args)
 
 
-def _or_as_it_was(fused: Fused, plain: Callable) -> Callable:
-    """Return the ``forward`` of modules that are fused, and give themselves back where they cannot be."""
+def _or_as_it_was(compute: Callable[[Module, tuple, dict[str, Any]], Any], plain: Callable) -> Callable:
+    """Return a ``forward`` that computes so; modules give themselves back where it cannot be fused after all.
+
+    A module that a call gave back is as it was before that call: its own ``forward`` does then what was done of it, as
+    writes to running statistics. For that its state is copied at the first call in a mode and of dtypes.
+    """
+    called: WeakKeyDictionary[Module, set[tuple]] = WeakKeyDictionary()  # the modes and dtypes
 
     @wraps(plain)
     def forward(self, *args, **kwargs):
         if is_dynamo_compiling():
             return plain(self, *args, **kwargs)
+        kinds = called.setdefault(self, set())
+        kind = self.training, *[x.dtype for x in args if isinstance(x, Tensor)]
+        before = None if kind in kinds else State(self)
         try:
-            return fused.call((self, *args), kwargs)
+            z = compute(self, args, kwargs)
         except FusionError as error:
+            if before:
+                before.restore()
             if is_taken(self):
                 give_back(self)
                 warnings.warn(f"customops.apply: {type(self).__name__} is torch's again: {error}", stacklevel=2)
-        return plain(self, *args, **kwargs)
+            return plain(self, *args, **kwargs)
+        kinds.add(kind)
+        return z
 
-    forward.fused, forward.program, forward.explain = fused, fused.program, fused.explain  # type: ignore[attr-defined]
     return forward

@@ -98,16 +98,36 @@ def recorded(model: Module, example: Any) -> dict[Module, Probe]:
 
 @contextmanager
 def unchanged(model: Module) -> Iterator[None]:
-    """Put back what calls inside may change without being asked: buffers, and generators of random numbers."""
-    buffers = [(x, x.clone()) for x in model.buffers()]
+    """Put back what calls inside may change without being asked: modules, and generators of random numbers."""
+    state = State(model)
     devices = {x.device.index for x in model.parameters() if x.is_cuda}
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
+        state.restore()
+
+
+class State:
+    """What the modules of a model were: values of buffers, attributes, and what lists, sets and dictionaries there had.
+
+    Memory is copied for buffers alone.
+    """
+
+    def __init__(self, model: Module):
+        self._buffers = [(x, x.clone()) for x in model.buffers()]
+        attributes = [vars(module) for module in model.modules()]
+        containers = [x for each in attributes for x in each.values() if type(x) in (list, set, dict)]
+        self._containers: list[tuple[Any, Any]] = [(x, x.copy()) for x in (*attributes, *containers)]
+
+    def restore(self) -> None:
+        """Put all of it back."""
+        for now, before in self._containers:
+            now.clear()
+            (now.extend if isinstance(now, list) else now.update)(before)
         with torch.no_grad():
-            for x, before in buffers:
-                if not torch.equal(x, before):
+            for x, before in self._buffers:
+                if not torch.equal(x, before):  # batch_norm counts none of its writes
                     x.copy_(before)
 
 

@@ -50,7 +50,7 @@ def class_losses(
     own = sum(ones, dim)
     losses = neg(sum(where(is_class, logs, 0), dim))
     losses = losses if along is None else losses * own
-    if smoothing:
+    if smoothing > 0:
         every = sum(logs if along is None else mul(logs, along), dim)
         losses = losses * (1 - smoothing) - every * (smoothing / classes)
     in_range = logical_and(ge(index, 0), lt(index, classes))
@@ -60,7 +60,7 @@ def class_losses(
 def probability_losses(x: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
     """Return the losses of probabilities ``target``, where ``x`` are logits."""
     classes = _count(x, weight)
-    if smoothing:
+    if smoothing > 0:
         target = target * (1 - smoothing) + smoothing / classes
     logs = log_softmax(x, class_dim(x))
     if weight is not None:
