@@ -79,7 +79,9 @@ def assert_as_near(got: Any, want: Any, exact: Any) -> None:
     atol = tolerance["atol"] + 2 * off.max().item() if off.numel() else 0
     assert (got.dtype, got.requires_grad) == (want.dtype, want.requires_grad)
     rounded = exact.to(got.dtype)
-    rounded = torch.where(rounded.isinf() & exact.isfinite(), want, rounded)  # it may be the eps of a dtype's own
+    overflows = exact.isfinite() & ~want.isfinite()
+    rounded = torch.where(exact.isfinite() & rounded.isinf(), want, rounded)  # it may be the eps of a dtype's own
+    rounded = torch.where(overflows, torch.where(got.isfinite(), want, got), rounded)  # to inf or nan, as sums go
     torch.testing.assert_close(got, rounded, equal_nan=True, rtol=tolerance["rtol"], atol=atol)
 
 
