@@ -1,4 +1,4 @@
-"""Models of transformers, made of their configurations with random weights: what ``customops.apply`` makes of them.
+"""Models of transformers and diffusers with random weights: what ``customops.apply`` makes of them.
 
 ``python -m benchmarks.models`` prints the table of docs/models.md. Launches are those of one training step's forward
 and backward that are no matrix product, attention or embedding: torch's by what its operators are, one each; ours as
@@ -15,12 +15,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.functional import mse_loss
 
 import customops
 from customops._compat import without_modes
@@ -36,14 +38,40 @@ HEADS = {"num_key_value_heads": 2, "head_dim": 8}
 PRODUCTS = "mm", "bmm", "addmm", "baddbmm", "convolution", "embedding", "attention"  # parts of torch's names
 
 
+def of_transformers(kind: str, options: dict[str, Any]) -> Module:
+    """Return a model of transformers."""
+    import transformers  # noqa: PLC0415 - nothing else needs it
+
+    transformers.logging.set_verbosity_error()
+    cls = getattr(transformers, kind)
+    return cls(cls.config_class(**options))
+
+
+class OfDiffusers(Module):
+    """A block of diffusers, with a loss."""
+
+    def __init__(self, kind: str, options: dict[str, Any]):
+        super().__init__()
+        from diffusers.models.unets import unet_2d_blocks  # noqa: PLC0415 - nothing else needs it
+
+        self.block = getattr(unet_2d_blocks, kind)(**options)
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> SimpleNamespace:
+        """Return what the block computes, and how far it is from the labels."""
+        z, _ = self.block(**inputs)
+        return SimpleNamespace(logits=z, loss=mse_loss(z, labels))
+
+
 class Family(NamedTuple):
     """A family of models."""
 
     kind: str  # of the model
     options: dict[str, Any]  # of its configuration
-    became: str  # what some modules become: the longest stretch that is found, or "fused"
+    became: str | None  # what some modules become: the longest stretch that is found, or "fused"; None: nothing is
     generates: bool = True
     inputs: str = "input_ids"
+    library: str = "transformers"
+    make: Callable[[str, dict[str, Any]], Any] = of_transformers
 
 
 FAMILIES = {
@@ -75,18 +103,38 @@ FAMILIES = {
         {"vocab_size": TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **IDS},
         "fused",
     ),
+    "ConvNeXt": Family(
+        "ConvNextForImageClassification",
+        {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "image_size": 16, "num_labels": 5},
+        None,
+        generates=False,
+        inputs="pixel_values",
+    ),
+    "MobileNetV2": Family(
+        "MobileNetV2ForImageClassification",
+        {"depth_multiplier": 0.25, "image_size": 32, "num_labels": 5},
+        None,
+        generates=False,
+        inputs="pixel_values",
+    ),
+    "UNet block": Family(
+        "CrossAttnDownBlock2D",
+        {"in_channels": 16, "out_channels": 32, "temb_channels": 24, "num_layers": 2, "resnet_groups": 4}
+        | {"num_attention_heads": 4, "cross_attention_dim": 16},
+        "add, GroupNorm, SiLU",
+        generates=False,
+        inputs="hidden_states",
+        library="diffusers",
+        make=OfDiffusers,
+    ),
 }
 
 
 def made(name: str, **options: Any) -> Any:
     """Return the model of a family, in eval mode: without dropout. No weight is 0 or 1."""
-    import transformers  # noqa: PLC0415 - nothing else needs it
-
-    transformers.logging.set_verbosity_error()
     family = FAMILIES[name]
-    cls = getattr(transformers, family.kind)
     torch.manual_seed(0)
-    model = cls(cls.config_class(**{**family.options, **options}))
+    model = family.make(family.kind, {**family.options, **options})
     with torch.no_grad():
         for x in model.parameters():
             x.add_(0.02 * torch.randn_like(x))
@@ -96,8 +144,13 @@ def made(name: str, **options: Any) -> Any:
 def inputs_of(name: str, rows: int = 2, length: int = 6) -> dict[str, Tensor]:
     """Return inputs of a family's model, and labels."""
     torch.manual_seed(1)
-    if FAMILIES[name].inputs == "pixel_values":
-        return {"pixel_values": torch.randn(rows, 3, 8, 8), "labels": torch.randint(0, 5, (rows,))}
+    family = FAMILIES[name]
+    if family.inputs == "pixel_values":
+        size = family.options["image_size"]
+        return {"pixel_values": torch.randn(rows, 3, size, size), "labels": torch.randint(0, 5, (rows,))}
+    if family.inputs == "hidden_states":
+        inputs = {"hidden_states": torch.randn(rows, 16, 8, 8), "temb": torch.randn(rows, 24)}
+        return inputs | {"encoder_hidden_states": torch.randn(rows, 5, 16), "labels": torch.randn(rows, 32, 4, 4)}
     ids = torch.randint(2, TOKENS, (rows, length))
     return {"input_ids": ids, "labels": ids}
 
@@ -151,7 +204,7 @@ def row(name: str) -> str:
     before, after = launches(plain, inputs), launches(applied, inputs)
     cells = name, f"{fused} of {modules}", len(taken) - fused, before.count, after.count
     cells += f"{after.count / before.count:.2f}", f"{after.bytes_moved / before.bytes_moved:.2f}"
-    return f"| {' | '.join(map(str, (*cells, f'{max(x.difference for x in taken):.0e}')))} |"
+    return f"| {' | '.join(map(str, (*cells, f'{max([x.difference for x in taken], default=0):.0e}')))} |"
 
 
 def table() -> Iterator[str]:

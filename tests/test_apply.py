@@ -678,3 +678,17 @@ def test_the_example_of_a_training_agrees(capsys):
     example = runpy.run_path("examples/finetune.py")
     assert example["main"](["--steps", "3", "--rows", "2", "--length", "32"]) == 0
     assert capsys.readouterr().out.startswith("taken: 9 modules and stretches")
+
+
+@pytest.mark.parametrize("argument", ["only", "skip"])
+def test_a_pattern_that_names_no_module_is_refused(model, argument):
+    with pytest.raises(ValueError, match=f"^apply: {argument}: expected .*, got 'nrom', which is that of none"):
+        customops.apply(model, **{argument: ["*", "nrom"]})
+    assert customops.restore(model) == 0
+
+
+def test_a_model_is_taken_inside_of_a_block_that_takes_calls(model, x):
+    outside = customops.apply(copy.deepcopy(model), x)
+    with customops.enabled():
+        inside = customops.apply(model, x)
+    assert [taken.name for taken in inside.taken] == [taken.name for taken in outside.taken]

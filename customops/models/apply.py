@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from .._compat import function_mode_count, without_function_mode
 from ..fusion.decorator import Fused
+from ..runtime.paths import in_transparent_mode
 from . import classes
-from .check import Left as Stays
-from .check import check, compare
+from .check import NotTaken, check, compare
 from .functions import as_method, called_by, recording, with_fused
 from .probe import Probe, drawn, recorded
 from .report import Costs, Left, Report, Taken, layouts
@@ -33,7 +34,7 @@ def apply(
     only: Selectors | None = None,
     skip: Selectors = (),
 ) -> Report:
-    """Let ``model`` compute by fused kernels what can be; all else stays as it is, and nothing knows of any model.
+    """Let ``model`` compute by fused kernels what can be; all else stays as it is.
 
     Tried are modules without children, functions of its own file that a ``forward`` calls, as rotary embeddings, and
     stretches of a ``forward`` between its matrix products, as a residual sum and the norm after it: whether it can be
@@ -58,6 +59,7 @@ def apply(
         A :class:`Report`, whose text is a table: what was taken, what it launches and moves, what was left and why.
 
     Raises:
+        ValueError: a pattern of ``only`` or ``skip`` names no module.
         Exception: what the model raises for ``example``.
 
     >>> import customops, torch
@@ -75,6 +77,10 @@ def apply(
     >>> customops.restore(model)
     1
     """
+    if function_mode_count() and in_transparent_mode():  # inside of `enabled`, which need not see what is tried
+        with without_function_mode():
+            return apply(model, example, only=only, skip=skip)
+    _refuse_unknown(model, only=only, skip=skip)
     functions = {function for module in model.modules() for function in called_by(type(module)).values()}
     with recording(functions) as calls:
         probes = {} if example is None else recorded(model, example)
@@ -109,12 +115,12 @@ class _Applying:
                     self._take(name, module, is_asked_for, is_chosen)
                 elif is_chosen:
                     self._take_stretches(name, module)
-            except Stays as stays:
-                self.left += [Left(name, type(module).__name__, str(stays))] if is_chosen else []
+            except NotTaken as error:
+                self.left += [Left(name, type(module).__name__, str(error))] if is_chosen else []
         return Report(self.taken[::-1], self.left[::-1])
 
     def _take(self, name: str, module: Module, is_asked_for: bool, is_chosen: bool) -> None:
-        """Change a module's class, if it is chosen. Raises Left where that cannot be, or gains nothing."""
+        """Change a module's class, if it is chosen. Raises NotTaken where that cannot be, or gains nothing."""
         kind, fused = type(module).__name__, Fused(self._forward(module))
         probe = self._probe(module)
         found = check(fused, module, probe)
@@ -123,7 +129,7 @@ class _Applying:
         if not is_chosen:
             return
         if kernels < 2 and not is_asked_for:
-            raise Stays("torch computes it by one kernel" if kernels else "it launches nothing")
+            raise NotTaken("torch computes it by one kernel" if kernels else "it launches nothing")
         classes.take(module)
         costs = Costs.of(found.plain)
         self.taken.append(Taken(name, kind, "fused", found.difference, costs, (), fused, module, layouts(probe)))
@@ -138,7 +144,7 @@ class _Applying:
         except Untraced as error:
             if self._take_functions(name, module, probe):
                 return
-            raise Stays(f"it is not looked for stretches: {error}") from None
+            raise NotTaken(f"it is not looked for stretches: {error}") from None
         if program is None:
             self._take_functions(name, module, probe)
             return
@@ -157,7 +163,7 @@ class _Applying:
             try:
                 fused, given = as_method(function), self.calls[function]
                 found = check(fused, module, given)
-            except (Stays, KeyError):
+            except (NotTaken, KeyError):
                 continue
             if found.plain[0].kernels > 1:
                 costs, probed = Costs.of(found.plain), layouts(given)
@@ -173,13 +179,13 @@ class _Applying:
 
     def _forward(self, module: Module) -> Any:
         if why := classes.why_not_takable(module):
-            raise Stays(why)
+            raise NotTaken(why)
         return type(module).forward
 
     def _probe(self, module: Module) -> Probe:
         probe = self.probes.get(module) or drawn(module)
         if probe is None:
-            raise Stays("no inputs are known that it takes: give an example")
+            raise NotTaken("no inputs are known that it takes: give an example")
         return probe
 
 
@@ -191,10 +197,22 @@ def restore(model: Module) -> int:
     return len(taken)
 
 
+def _refuse_unknown(model: Module, **selectors: Selectors | None) -> None:
+    """Raise ValueError for a pattern that names no module. A class may be there for other models."""
+    for argument, chosen in selectors.items():
+        for pattern in filter(lambda x: isinstance(x, str), _each(chosen or ())):
+            if not any(_is_among(pattern, *each) for each in model.named_modules()):
+                expected = "patterns of the names of modules in the model, or of their classes"
+                raise ValueError(f"apply: {argument}: expected {expected}, got {pattern!r}, which is that of none")
+
+
 def _is_among(selectors: Selectors, name: str, module: Module) -> bool:
     """Return whether a module is selected, by its class, the name of that, or its name in the model."""
-    each = [selectors] if isinstance(selectors, str | type) else selectors
     return any(
         isinstance(module, x) if isinstance(x, type) else fnmatchcase(name, x) or fnmatchcase(type(module).__name__, x)
-        for x in each
+        for x in _each(selectors)
     )
+
+
+def _each(selectors: Selectors) -> Iterable[Selector]:
+    return [selectors] if isinstance(selectors, str | type) else selectors

@@ -25,7 +25,7 @@ from .probe import Probe, flat, unchanged
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
 
 
-class Left(Exception):
+class NotTaken(Exception):
     """The reason why a module stays as it is."""
 
 
@@ -37,7 +37,7 @@ class Checked(NamedTuple):
 
 
 def check(fused: Fused, module: Module, probe: Probe) -> Checked:
-    """Return how the fused ``forward`` of ``module`` compares with its own. Raises Left where it cannot be, or differs.
+    """Return how the fused ``forward`` of ``module`` compares with its own. Raises NotTaken where it differs.
 
     Whatever their size, tensors are computed as large ones are: by kernels, or by blocks on a CPU.
     """
@@ -56,7 +56,7 @@ def check(fused: Fused, module: Module, probe: Probe) -> Checked:
 
 
 def compare(plain: Callable, other: Callable, module: Module, probe: Probe) -> float:
-    """Return by how much two ways to call ``module`` differ. Raises Left if by too much."""
+    """Return by how much two ways to call ``module`` differ. Raises NotTaken if by too much."""
     with _reasons():
         want = _derivatives(plain, module, probe)
         got = _derivatives(other, module, probe)
@@ -65,24 +65,24 @@ def compare(plain: Callable, other: Callable, module: Module, probe: Probe) -> f
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """Raise Left for what is raised inside: what one module raises is no reason to leave the others."""
+    """Raise NotTaken for what is raised inside: what one module raises is no reason to leave the others."""
     try:
         yield
     except FusionError as error:
-        raise Left(reason(error)) from None
-    except (Left, KernelFault):
+        raise NotTaken(reason(error)) from None
+    except (NotTaken, KernelFault):
         raise
     except Exception as error:
-        raise Left(f"its call with gradients raises {type(error).__name__}: {error}") from None
+        raise NotTaken(f"its call with gradients raises {type(error).__name__}: {error}") from None
 
 
 @contextmanager
 def _as_taken(module: Module) -> Iterator[None]:
-    """Give ``module`` inside the class that it would have. Raises Left where there is none."""
+    """Give ``module`` inside the class that it would have. Raises NotTaken where there is none."""
     try:
         classes.take(module)
     except Exception as error:  # whatever the class does where one is derived from it
-        raise Left(f"no class can be derived from its own: {error}") from None
+        raise NotTaken(f"no class can be derived from its own: {error}") from None
     try:
         yield
     finally:
@@ -96,29 +96,29 @@ def reason(error: FusionError) -> str:
 
 def _differences(got: Sequence, want: Sequence, module: Module, probe: Probe) -> float:
     if len(got) != len(want):
-        raise Left("gradients are recorded otherwise than torch's")
+        raise NotTaken("gradients are recorded otherwise than torch's")
     dtypes = {x.dtype for x in (*probe.tensors(), *module.parameters())}  # torch rounds to these on the way
     tolerance = max([TOLERANCE.get(dtype, 0.0) for dtype in dtypes], default=0.0)
     return max(difference(mine, theirs, tolerance) for mine, theirs in zip(got, want, strict=True))
 
 
 def difference(got: Sequence[Tensor | None], want: Sequence[Tensor | None], tolerance: float = 0.0) -> float:
-    """Return the largest difference, relative to the largest element of a tensor. Raises Left if one is too large.
+    """Return the largest difference, relative to the largest element of a tensor. Raises NotTaken if one is too large.
 
     ``tolerance`` is allowed in any event, what ``TOLERANCE`` has for a tensor's dtype besides. A tensor counts as no
     smaller than a hundredth of the largest: a gradient that is zero is so up to rounding.
     """
     largest, least = 0.0, 0.01 * max([_size(x) for x in want if x is not None], default=0.0)
     if [x is None for x in got] != [x is None for x in want]:
-        raise Left("another tensor gets a gradient than torch's")
+        raise NotTaken("another tensor gets a gradient than torch's")
     for mine, theirs in zip(got, want, strict=True):
         if mine is None or theirs is None:
             continue
         if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
-            raise Left("a result has another shape or dtype than torch's")
+            raise NotTaken("a result has another shape or dtype than torch's")
         found = _difference(mine.detach(), theirs.detach(), least)
         if not found <= max(tolerance, TOLERANCE.get(theirs.dtype, 0)):
-            raise Left(f"value or gradient differ from torch's by {found:.1e}")
+            raise NotTaken(f"value or gradient differ from torch's by {found:.1e}")
         largest = max(largest, found)
     return largest
 
@@ -147,7 +147,7 @@ def _derivatives(
         returned = run(lambda: call(*args, **kwargs))
         zs = list(flat(returned))
         if not zs:
-            raise Left("it returns no tensors that can be compared")
+            raise NotTaken("it returns no tensors that can be compared")
         recorded = [z for z in zs if z.requires_grad]
         if not recorded or not leaves:
             return (zs,)
@@ -156,14 +156,14 @@ def _derivatives(
 
 
 def _at_once(fused: Fused, module: Module, *args: Any, **kwargs: Any) -> Any:
-    """Return what the fused function returns, by kernels or blocks. Raises Left where it never runs by these."""
+    """Return what the fused function returns, by kernels or blocks. Raises NotTaken where it never runs by these."""
     arguments, named = fused.all_arguments((module, *args), kwargs)
     tensors, key = fused.read(arguments, named)
     if not fused.is_traceable(tensors):
-        raise Left("it takes no dense tensor")
+        raise NotTaken("it takes no dense tensor")
     trace, inputs = fused.trace(tensors, key, arguments, named)
     if any(type(x) is Traced for x in flat(vars(module))):
-        raise Left("it keeps a value that it computes, which the next call would find to be no tensor")
+        raise NotTaken("it keeps a value that it computes, which the next call would find to be no tensor")
     if why := why_not_fused(trace, inputs):
-        raise Left(why)
+        raise NotTaken(why)
     return FusedFunction.of(fused.fuse(trace, inputs, arguments, named), inputs)

@@ -27,7 +27,7 @@ class Costs(NamedTuple):
 
     @classmethod
     def of(cls, costs: Sequence[Cost]) -> Costs:
-        """Return the same, by what it is of."""
+        """Return the launches and bytes of each cost."""
         return cls(tuple(x.kernels for x in costs), tuple(x.bytes_moved for x in costs))
 
     def __str__(self):

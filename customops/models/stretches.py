@@ -19,7 +19,7 @@ from ..fusion import spelling
 from ..fusion.cache_key import NO_KEY, static_key
 from ..fusion.decorator import Fused
 from ..fusion.reshaping import FUNCTIONS, METHODS
-from .check import Checked, Left, check
+from .check import Checked, NotTaken, check
 from .probe import Probe, unchanged
 from .tracing import Traced
 
@@ -174,7 +174,7 @@ def _replaced(
     inputs = tuple(values[x] for x in read)
     try:
         checked = check(function, module, Probe(inputs, {}))
-    except Left:
+    except NotTaken:
         return None
     children = [module.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]
     if checked.plain[0].kernels - sum(fusable[child] - 1 for child in children) < 2:
