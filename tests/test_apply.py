@@ -692,3 +692,13 @@ def test_a_model_is_taken_inside_of_a_block_that_takes_calls(model, x):
     with customops.enabled():
         inside = customops.apply(model, x)
     assert [taken.name for taken in inside.taken] == [taken.name for taken in outside.taken]
+
+
+def test_rich_draws_the_report_as_a_table(model, x):
+    console = pytest.importorskip("rich.console").Console(width=200, record=True)
+    report = customops.apply(model, x)
+    console.print(report)
+    drawn = console.export_text()
+    assert "┃ modules" in drawn
+    for line in report._lines_below():
+        assert line[:60] in drawn.replace("\n", " ")

@@ -149,17 +149,25 @@ class Report:
         left = [{"module": x.name, "class": x.kind, "left": x.reason} for x in self.left]
         return json.dumps({"target": self.target, "taken": taken, "left": left}, indent=1)
 
+    @property
+    def _head(self) -> tuple[str, ...]:
+        return "modules", "class", "became", f"launches and bytes on {self.target}", "torch's", "difference"
+
+    def __rich__(self):
+        """Return the table as ``rich.print`` draws it, where rich is installed."""
+        from rich.console import Group  # noqa: PLC0415 - nothing here needs it
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(*self._head)
+        for row in self._rows():
+            table.add_row(*row)
+        return Group(table, *self._lines_below())
+
     def __str__(self):
-        rows: list[tuple[str, ...]] = [
-            ("modules", "class", "became", f"launches and bytes on {self.target}", "torch's", "difference")
-        ]
-        rows += self._rows()
+        rows = [self._head, *self._rows()]
         widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        totals = self.totals()
-        if totals and self.taken:
-            lines.append(f"total: {totals[1]} instead of {totals[0]}")
-        return "\n".join((*lines, *self._lines_of_left()))
+        return "\n".join((*lines, *self._lines_below()))
 
     __repr__ = __str__
 
@@ -172,7 +180,11 @@ class Report:
         for (kind, became, after, before), members in groups.items():
             yield _some(members), kind, became, after, before, f"{max(x.difference for x in members):.0e}"
 
-    def _lines_of_left(self) -> Iterator[str]:
+    def _lines_below(self) -> Iterator[str]:
+        """Yield the total, then a line for all modules that were left for one reason."""
+        totals = self.totals()
+        if totals and self.taken:
+            yield f"total: {totals[1]} instead of {totals[0]}"
         groups: dict[tuple[str, str], list[Left]] = {}
         for x in self.left:
             groups.setdefault((x.kind, x.reason), []).append(x)
