@@ -158,7 +158,7 @@ def random(x):
     return z.normal_() if z.is_floating_point() else z.zero_()
 
 
-@formulas_only
+@pytest.mark.sample(formulas="", kernels="")
 def test_a_sharded_model_is_that_of_one_process(two):
     for worst, walks, classes in two(_trained, "Llama"):
         assert worst < 1e-5
