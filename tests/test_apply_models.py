@@ -160,6 +160,7 @@ def random(x):
 
 @pytest.mark.sample(formulas="", kernels="")
 def test_a_sharded_model_is_that_of_one_process(two):
+    pytest.importorskip("transformers", reason="it has the model")
     for worst, walks, classes in two(_trained, "Llama"):
         assert worst < 1e-5
         assert walks > 0
