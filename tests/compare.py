@@ -81,7 +81,7 @@ def assert_as_near(got: Any, want: Any, exact: Any) -> None:
     rounded = exact.to(got.dtype)
     overflows = exact.isfinite() & ~want.isfinite()
     rounded = torch.where(exact.isfinite() & rounded.isinf(), want, rounded)  # it may be the eps of a dtype's own
-    rounded = torch.where(overflows, torch.where(got.isfinite(), want, got), rounded)  # to inf or nan, as sums go
+    rounded = torch.where(overflows & ~got.isfinite(), got, rounded)  # to inf or nan, as sums go
     torch.testing.assert_close(got, rounded, equal_nan=True, rtol=tolerance["rtol"], atol=atol)
 
 

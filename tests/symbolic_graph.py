@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from math import prod
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -87,7 +88,8 @@ class Pool:
             elif isinstance(node, Constant):
                 values[i] = graph.number(i)
             elif isinstance(node, Position):
-                values[i] = align(self.numbers(torch.arange(graph.sizes[node.axis])), (node.axis,), order)
+                sizes = [graph.sizes[a] for a in node.axes]
+                values[i] = align(self.numbers(torch.arange(prod(sizes)).view(sizes)), node.axes, order)
             elif isinstance(node, Renamed):
                 (x,) = node.inputs
                 values[i] = rename(values[x], node.old, node.new, graph.axes[x], order, graph.sizes)

@@ -13,7 +13,7 @@ import torch
 
 from customops import formulas
 from customops.blocks import space
-from customops.blocks.lowering import Call, Number, copy, lower
+from customops.blocks.lowering import Call, Number, copy, lower, operands
 from customops.blocks.lowering import Ref as FormulaRef
 from customops.blocks.simplify import simplify
 from customops.blocks.slots import Slot, assign_slots
@@ -100,7 +100,7 @@ def test_formulas_as_calls_into_given_memory_give_the_same_bits(name, dtype):
             continue  # a reduction is over axes along which its value varies
         args = [draw(kind, dtype, k) if isinstance(kind, tuple) else kind for k, kind in enumerate(kinds)]
         try:
-            want = formula(*args, *([[*reduced], True] if reduced else ()))
+            want = formula(*operands(name, args, dtype), *([[*reduced], True] if reduced else ()))
         except (TypeError, AttributeError, RuntimeError):  # it takes no number there
             continue
         if not isinstance(want, torch.Tensor):

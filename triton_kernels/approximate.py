@@ -34,6 +34,11 @@ def exp(x):
 
 
 @triton.jit
+def log1p_dx(g, x):
+    return _divide(g, x + 1)
+
+
+@triton.jit
 def exp2(x):
     root = _instruction(x * 0.5, "ex2.approx.ftz.f32")  # never subnormal
     return root * root
@@ -48,40 +53,18 @@ def expm1(x):
 
 
 @triton.jit
-def reciprocal(x):
-    return _divide(tl.full([], 1, x.dtype), x)
-
-
-@triton.jit
-def log1p_dx(g, x):
-    return _divide(g, x + 1)
-
-
-@triton.jit
 def log2_dx(g, x):
     return _divide(g, x * LN_2)
 
 
 @triton.jit
+def reciprocal(x):
+    return _divide(tl.full([], 1, x.dtype), x)
+
+
+@triton.jit
 def erf_dx(g, x):
     return (exp((x * x) * -1) * ERF_SLOPE) * g
-
-
-@triton.jit
-def softplus(x, beta, threshold):
-    e = exp(tl.abs(x * beta) * -1)
-    s = e * _instruction(e + 2, "rcp.approx.ftz.f32")  # log(1 + e) is 2·atanh s
-    # 2·(atanh s)/s to 2^-22 where s² <= 1/9, from its values at the Chebyshev nodes
-    p = tl.fma(tl.fma(tl.fma(s * s, 0.3420362, 0.39593187), s * s, 0.6667585), s * s, 1.9999997)
-    z = tl.fma(s, p, tl.where(x * beta > 0, x * beta, 0.0))
-    return tl.where(x * beta > threshold, x, _divide(z, beta))
-
-
-@triton.jit
-def softplus_dx(g, x, beta, threshold):
-    e = exp(tl.abs(x * beta) * -1)  # not by sigmoid, whose subnormal results are good for rounding alone
-    slope = tl.where(x * beta > 0, 1, e) * _instruction(e + 1, "rcp.approx.ftz.f32")
-    return g * tl.where(x * beta > threshold, 1, slope)
 
 
 @triton.jit
@@ -100,6 +83,23 @@ def tanh(x):
     p = tl.fma(tl.fma(u, 0.01798874, -0.05338711), u, 0.13330476)
     near = x * tl.fma(tl.fma(p, u, -0.33333311), u, 1.0)
     return tl.where(tl.abs(x) < 0.5, near, far)
+
+
+@triton.jit
+def softplus(x, beta, threshold):
+    e = exp(tl.abs(x * beta) * -1)
+    s = e * _instruction(e + 2, "rcp.approx.ftz.f32")  # log(1 + e) is 2·atanh s
+    # 2·(atanh s)/s to 2^-22 where s² <= 1/9, from its values at the Chebyshev nodes
+    p = tl.fma(tl.fma(tl.fma(s * s, 0.3420362, 0.39593187), s * s, 0.6667585), s * s, 1.9999997)
+    z = tl.fma(s, p, tl.where(x * beta > 0, x * beta, 0.0))
+    return tl.where(x * beta > threshold, x, _divide(z, beta))
+
+
+@triton.jit
+def softplus_dx(g, x, beta, threshold):
+    e = exp(tl.abs(x * beta) * -1)  # not by sigmoid, whose subnormal results are good for rounding alone
+    slope = tl.where(x * beta > 0, 1, e) * _instruction(e + 1, "rcp.approx.ftz.f32")
+    return g * tl.where(x * beta > threshold, 1, slope)
 
 
 @triton.jit
