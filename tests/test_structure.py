@@ -13,12 +13,8 @@ import customops
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*(ROOT / "customops").rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])
-OPTIONAL = (
-    "triton",
-    "torch.distributed",
-    "..triton_kernels",
-    "rich",
-)  # what a function may import: it may be missing, or slow
+# What a function may import: it may be missing, or slow.
+OPTIONAL = ("triton", "torch.distributed", "..triton_kernels", "rich")
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}  # public, in spite of their names
 
 
