@@ -46,7 +46,8 @@ class OperatorCase(NamedTuple):
     @property
     def node(self) -> str:
         """What the name of its node in a graph starts with, in lower case."""
-        return _recorded(self, self.calls[0])[0].__name__.removesuffix("Number").lower()
+        node, _, _ = _recorded(self, self.calls[0])
+        return node.name().lower().partition("backward")[0].removesuffix("number")
 
     def draw(self, shape, dtype=torch.float64, seed: int = 0, device="cpu") -> torch.Tensor:
         """Return values inside the domain, none within 0.05 of a kink at 0, and the same on every device."""
@@ -199,17 +200,18 @@ ELEMENTWISE = [call for row, call in CALLS if row.name not in REDUCTIONS]
 EDGES = (0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e30, -1e30)  # numbers that are special
 
 
-def _recorded(row: OperatorCase, call: Call) -> tuple[type, list[torch.Tensor], torch.Tensor]:
-    """Return the Function that records a call, and the tensors that it was called with and returned."""
+def _recorded(row: OperatorCase, call: Call) -> tuple[Any, list[torch.Tensor], torch.Tensor]:
+    """Return the node that records a call, and the tensors that it was called with and returned."""
     xs = [row.draw((2, 3, 2, 2), seed=i).requires_grad_() for i in range(call.arity)]
     with customops.backend("torch"), torch.enable_grad():
         z = call.function(customops, *xs)
-    return z.grad_fn._forward_cls, xs, z
+    return z.grad_fn, xs, z
 
 
 def path_of(row: OperatorCase, call: Call) -> tuple:
     """Return what autograd sees of a call: the kind of operator, its derivatives, what it has of its own and saves."""
-    operator, xs, z = _recorded(row, call)
+    node, xs, z = _recorded(row, call)
+    operator = node._forward_cls
     base = next(kind for kind in (Extremum, Reduction, Operator) if issubclass(operator, kind))
     own = {"forward", "setup_context", "backward", "jvp"} & {*vars(operator)}
     names = {t.data_ptr(): name for name, t in zip(("x", "y"), xs, strict=False)} | {z.data_ptr(): "z"}

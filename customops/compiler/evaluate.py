@@ -13,7 +13,6 @@ from ..blocks.lowering import operands
 from ..runtime.memory import positions
 from .axes import NOTHING, Dims, align, rename, restore
 from .graph import Constant, Graph, Input, Op, Position, Renamed
-from .vjp import reads_position
 
 
 def evaluate(
@@ -52,7 +51,7 @@ def _apply(graph: Graph, op: Op, inputs: Sequence, order: Sequence[int]) -> Tens
     formula = getattr(formulas, op.formula)
     if not op.reduced:
         return formula(*inputs)
-    if op.operator and op.operator.derivative and reads_position(op.operator):
+    if op.order:  # the derivative reads positions
         formula = op.operator.eager  # of elements that are equal the formula's gradient would be another
     x = inputs[0].expand([graph.sizes[a] if a in op.reduced else -1 for a in order])
     return formula(x, [order.index(a) for a in op.reduced], True)
