@@ -1384,7 +1384,7 @@ FAULTS = (
         "the plan of a call does not know of autocast",
         "autocast",
         PATHS,
-        "get_default_dtype(), is_autocast_enabled()]",
+        "get_default_dtype(), is_any_autocast_enabled() and _autocast()]",
         "get_default_dtype(), False]",
         "A call under autocast returns the dtype of the same call before it.",
         by_formulas=AUTOCAST,
