@@ -21,7 +21,7 @@ import customops
 from tests.cases import CALLS
 
 from .host import PHASES, REPEATS, phase_of
-from .targets import judged
+from .text import judged
 from .timing import in_turns
 
 LIBRARIES = {"ours": customops, "eager": torch}
