@@ -197,8 +197,8 @@ def test_reduction_follows_from_the_definition(spelled, function, tally):
     formula = spelled[function.formula.__name__]
     total = "count" in inspect.signature(formula).parameters
     truth = REDUCTIONS[function].subs(NUMEL_IN, NUMEL_OUT * COUNT)
-    folded = TOTAL if function in (reductions.Sum, reductions.Mean) else truth
-    prove(formula, truth, x=folded if total else ELEMENTS[i], count=COUNT)
+    reduced = TOTAL if function in (reductions.Sum, reductions.Mean) else truth
+    prove(formula, truth, x=reduced if total else ELEMENTS[i], count=COUNT)
     tally("symbolic proofs")
 
 
