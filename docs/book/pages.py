@@ -15,6 +15,8 @@ from typing import Any
 
 import jinja2
 
+import customops
+
 from ..generate import TRITON, called_by, derivatives_of, explanation, functions_of, markdown
 from .edges import edges, table
 from .launches import cost
@@ -139,8 +141,12 @@ def _without_docstring(source: str) -> str:
 
 
 def program(each: Sample) -> str:
-    """Return the graph that a composition becomes, one formula a line."""
-    return str(each.call(each.function.program, *each.tensors))  # type: ignore[attr-defined]
+    """Return the graph that a composition becomes, one formula a line; of max and min that of the values."""
+    try:
+        return str(each.call(each.function.program, *each.tensors))  # type: ignore[attr-defined]
+    except customops.FusionError:  # indices are in no program
+        values = customops.fuse(lambda *tensors: each.call(each.function, *tensors)[0])
+        return str(values.program(*each.tensors))
 
 
 def example(each: Sample) -> str:
