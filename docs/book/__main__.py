@@ -26,7 +26,9 @@ PLACES = {  # where a file of the repository is in the site; the other pages of 
     "notebooks/gradients.ipynb": "notebook.ipynb",
 }
 REPLACED = {"docs/derivations.md"}  # pages that the site has another one for
-LINK = re.compile(r"(!?\[((?:[^\[\]]|\[[^\]]*\])*)\])\(([^)\s]+)\)")
+LINK = re.compile(
+    r"(?P<text>!?\[((?:[^\[\]]|\[[^\]]*\])*)\])\((?P<to>[^)\s]+)\)|^(?P<name>\[.+?\]: )(?P<at>\S+)", re.MULTILINE
+)
 
 
 def place_of(file: Path) -> str:
@@ -51,22 +53,30 @@ def stage(file: Path, tree: Path) -> None:
     """Copy a page into the tree; its links lead to pages there, or to copies of other files."""
     here = tree / place_of(file)
 
-    def moved(match: re.Match) -> str:
-        name, hash_, heading = match[3].partition("#")
-        target = (file.parent / name).resolve()
-        if "://" in match[3] or not name or not target.exists():
-            return match[0]
-        if target.is_dir():
-            target /= "README.md"
-            if not target.exists():
-                return match[2]  # a folder is no page
-        if place_of(target).startswith("files/") or target.suffix not in (".md", ".ipynb"):
-            _copy(target, tree / place_of(target))
-        return f"{match[1]}({os.path.relpath(tree / place_of(target), here.parent)}{hash_}{heading})"
+    def linked(match: re.Match) -> str:
+        target = _moved(match["to"] or match["at"], file, tree)
+        if target is None:
+            return match[2]  # a folder is no page
+        return f"{match['text']}({target})" if match["text"] else f"{match['name']}{target}"
 
     here.parent.mkdir(parents=True, exist_ok=True)
     text = file.read_text()
-    here.write_text(text if file.suffix == ".ipynb" else LINK.sub(moved, text))
+    here.write_text(text if file.suffix == ".ipynb" else LINK.sub(linked, text))
+
+
+def _moved(link: str, file: Path, tree: Path) -> str | None:
+    """Return a link of a page as it is in the tree, to which another file is copied; None of a folder."""
+    name, hash_, heading = link.partition("#")
+    target = (file.parent / name).resolve()
+    if "://" in link or not name or not target.exists():
+        return link
+    if target.is_dir():
+        target /= "README.md"
+        if not target.exists():
+            return None
+    if place_of(target).startswith("files/"):
+        _copy(target, tree / place_of(target))
+    return os.path.relpath(tree / place_of(target), (tree / place_of(file)).parent) + hash_ + heading
 
 
 def _copy(file: Path, to: Path) -> None:
