@@ -10,11 +10,12 @@ import torch
 
 import customops
 from benchmarks import __main__ as benchmark
-from benchmarks import machine, memory, model, peers, timing
+from benchmarks import machine, memory, model, peers
 from benchmarks.cases import FIRST, KINDS, LAYER, SHAPES, STANDARD, Case, cases
 from benchmarks.measure import measure
 from benchmarks.targets import verdicts
 from customops.ops import unary
+from customops.tools import timing
 from customops.tools.targets import GPUS
 
 from .cases import CALLS, ROWS
