@@ -47,7 +47,7 @@ def _long(made: dict[str, list[Step]], verbose: bool) -> Iterator[str | Table]:
         for step in steps:
             yield f"  {step.name:22}{step.outcome:9}{step.found}"
             if verbose:
-                yield from (f"{'':26}{line}".rstrip() for line in step.details)
+                yield from (f"{'':6}{line}".rstrip() for line in step.details)
 
 
 def _short(made: dict[str, list[Step]]) -> Iterator[str | Table]:

@@ -22,9 +22,9 @@ class _Printer(StrPrinter):
         return " else ".join([*(f"{self._print(x)} if {self._print(when)}" for x, when in some), self._print(last)])
 
 
-def mathematics(formula: str, labels: Sequence[str]) -> str:
-    """Return torch's spelling of a formula as a term of values with these labels; by name where it has no term."""
-    function = spelling("customops.formulas").get(formula)
+def mathematics(formula: str, labels: Sequence[str], module: str = "customops.formulas") -> str:
+    """Return a formula of ``module``, torch's, as a term of values with these labels; by name where it has no term."""
+    function = spelling(module).get(formula)
     if function is None:
         return named(formula, labels)
     names = inspect.signature(function).parameters

@@ -110,7 +110,8 @@ def _spelled(row: OperatorCase, module: str) -> Found:
         for formula in (operator.formula, *read):
             names = list(inspect.signature(spelled[formula.__name__]).parameters)
             names = [name for name in names if name not in ("out", "like")]
-            details.append(f"{formula.__name__}({', '.join(names)}) = {notation.mathematics(formula.__name__, names)}")
+            term = notation.mathematics(formula.__name__, names, module)
+            details.append(f"{formula.__name__}({', '.join(names)}) = {term}")
     texts = [inspect.getdoc(getattr(claim, "func", claim)) or "" for claim, _ in claimed]
     details += [text.partition("\n")[0] for text in dict.fromkeys(texts)]
     what = f"the definition {row.definition}" if row.definition else "the definition of the reduction"
@@ -126,7 +127,8 @@ def _by_sympy(row: OperatorCase) -> Found:
 def _by_sympy_in_triton(row: OperatorCase) -> Found:
     if config.find_triton() is None:
         raise Skipped("its spelling of the formulas imports Triton: install triton")
-    return Found(f"Triton's too: {_spelled(row, 'customops.triton_kernels.formulas').text}")
+    found = _spelled(row, "customops.triton_kernels.formulas")
+    return Found(f"Triton's code too: {found.text}", found.details)
 
 
 def _patterns(row: OperatorCase) -> list[tuple[Call, tuple[tuple[int, ...], ...], str]]:
