@@ -34,7 +34,7 @@ TRACE = "customops/fusion/trace.py"
 OPERATORS = "customops/fusion/operators.py"
 CONSTANTS = "customops/fusion/constants.py"
 DECORATOR = "customops/fusion/decorator.py"
-EXPLAIN = "customops/fusion/explain.py"
+FINDINGS = "customops/fusion/findings.py"
 UNFUSED = "customops/fusion/unfused.py"
 BLOCK_SPACE = "customops/blocks/space.py"
 BLOCK_PASSES = "customops/blocks/passes.py"
@@ -1946,7 +1946,7 @@ FAULTS = (
     Fault(
         "what is overwritten counts twice",
         "explain",
-        EXPLAIN,
+        FINDINGS,
         "memory |= {x.data_ptr(): filled(x) for x in self.outputs if x.data_ptr() not in inputs}",
         "memory |= {-i: filled(x) for i, x in enumerate(self.outputs, 1)}",
         "explain's floor counts a result that is an argument seen otherwise.",
