@@ -185,7 +185,8 @@ _SLOPES: dict[type, list[Callable[[Spelled], int]]] = {
     reductions.Sum: [slope_of_a_sum],
     reductions.Mean: [slope_of_a_mean],
     products.Prod: [slope_of_a_product],
-} | {operator: [proof, ties_have_the_mean] for operator, proof in _EXTREMA.items()}
+    **{operator: [proof, ties_have_the_mean] for operator, proof in _EXTREMA.items()},
+}
 _AT_POINTS: dict[str, list[Callable[[Spelled], int]]] = {
     "relu": [partial(zero_slope_at_zero, name="relu")],
     "abs": [partial(zero_slope_at_zero, name="abs")],
