@@ -41,6 +41,7 @@ BLOCK_PASSES = "customops/blocks/passes.py"
 BLOCK_STEPS = "customops/blocks/steps.py"
 BLOCK_PLAN = "customops/blocks/plan.py"
 BLOCK_LOOP = "customops/blocks/loop.py"
+MASKS = "customops/blocks/masks.py"
 SIMPLIFY = "customops/blocks/simplify.py"
 SLOTS = "customops/blocks/slots.py"
 WORKSPACE = "customops/blocks/workspace.py"
@@ -2166,6 +2167,24 @@ FAULTS = (
         " and steps[x.position].out is None\n",
         "\n",
         "A value that is a result too is computed twice.",
+        by_formulas=BY_BLOCKS,
+    ),
+    Fault(
+        "what is not chosen is multiplied by 0",
+        "blocks",
+        MASKS,
+        "torch.ops.aten.threshold_backward.grad_input(x, mask, 0, grad_input=out)",
+        "torch.mul(x, mask, out=out)",
+        "A gradient is nan where an infinite one is not chosen.",
+        by_formulas=BY_BLOCKS,
+    ),
+    Fault(
+        "any value is a mask",
+        "blocks",
+        SIMPLIFY,
+        " and steps[x.position].function in COMPARISONS",
+        "",
+        "A value that is compared with 0 stands for the comparison.",
         by_formulas=BY_BLOCKS,
     ),
     Fault(
