@@ -19,6 +19,7 @@ PATHS = "customops/runtime/paths.py"
 AXES = "customops/compiler/axes.py"
 VALUE_AXES = "customops/fusion/value_axes.py"
 AXIS_UNION = "customops/compiler/axis_union.py"
+AXIS_SHARING = "customops/compiler/axis_sharing.py"
 VIEWS = "customops/compiler/views.py"
 BUILD = "customops/fusion/build.py"
 GRAPH = "customops/compiler/graph.py"
@@ -991,9 +992,45 @@ FAULTS = (
         "rows",
         PARTITION,
         "        arrange(stage.shape, *strides, tuple(",
-        "        sorted((",
+        "        zip((",
         "The gradient of GroupNorm raises TooManyGroups.",
         by_kernels=(IN_MEMORY, *WALKED),
+    ),
+    Fault(
+        "a kernel is not filled after one that does not fit",
+        "partition",
+        PARTITION,
+        "        return together, others\n",
+        "        return together[:1], [*together[1:], *others]\n",
+        "Gradients of weights of channels take a launch more.",
+        by_formulas=("test_fuse_axes.py",),
+    ),
+    Fault(
+        "axes are shared however tensors lie",
+        "partition",
+        AXIS_SHARING,
+        " and strides[a] == strides[axis])",
+        ")",
+        "Fused results of tensors that lie otherwise are written piece by piece.",
+        by_formulas=("test_fuse_axes.py",),
+    ),
+    Fault(
+        "axes that are shared meet others",
+        "partition",
+        AXIS_SHARING,
+        "            beside[other] |= beside[axis]\n",
+        "",
+        "A fused sum over two axes adds up a diagonal, where a third tensor is as long.",
+        by_formulas=("test_fuse_axes.py",),
+    ),
+    Fault(
+        "axes of rows are shared",
+        "partition",
+        AXIS_SHARING,
+        "        if isinstance(node, Op) and i in read:\n            fixed |= node.reduced\n        elif",
+        "        if",
+        "One program computes all elements of a tensor that is returned beside a normalized vector.",
+        by_formulas=("test_fuse_axes.py",),
     ),
     Fault(
         "whatever a mean is taken off sums to zero",
