@@ -13,8 +13,8 @@ from ..timing import in_turns, prepared
 from .contestants import CONTESTANTS, contestant
 from .gallery import EVERY
 from .layers import Case, cast
+from .verdicts import PHASES
 
-PHASES = ("forward", "both")
 COMPARED = ("forward", "recorded", "both")  # results, those of a call that is recorded, and gradients
 
 
