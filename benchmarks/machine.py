@@ -34,11 +34,11 @@ def versions(*packages: str) -> dict[str, str]:
     return {"Python": platform.python_version(), **found, "commit": commit + changed}
 
 
-def this_run() -> dict[str, str]:
-    """Return the date, and the command that is running."""
+def this_run(module: str = "benchmarks") -> dict[str, str]:
+    """Return the date, and the command that is running, which is ``python -m`` of a module."""
     return {
         "date": f"{datetime.date.today()}",
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
     }
 
 

@@ -14,8 +14,8 @@ from ..measure import cotangent, difference, is_as_exact, one_line, over, phases
 from .contestants import CONTESTANTS, contestant
 from .gallery import EVERY
 from .layers import Case, cast
+from .verdicts import PHASES
 
-PHASES = ("forward", "both")
 COMPARED = ("forward", "recorded", "both")  # results, those of a call that is recorded, and gradients
 
 
