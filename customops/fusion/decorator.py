@@ -201,7 +201,7 @@ class Fused(Generic[P, R]):
             RuntimeError: as :func:`dry_run` does. FusionError: as a call does.
         """
         own = self._signature.parameters
-        options = {"target": "cuda:90", "verbose": False}
+        options: dict[str, Any] = {"target": "cuda:90", "verbose": False}
         options |= {name: kwargs.pop(name) for name in options if name in kwargs and name not in own}
         print(*explain(self, args, kwargs, *options.values()), sep="\n")
 
