@@ -22,7 +22,7 @@ from customops.tools.timing import in_turns
 from tests.cases import CALLS
 
 from .host import PHASES, REPEATS, phase_of
-from .targets import judged
+from .text import judged
 
 LIBRARIES = {"ours": customops, "eager": torch}
 MOST = 1.1  # the largest ratio that a call of ours may have

@@ -64,8 +64,11 @@ def log_sum_exp(x: Tensor, dim: int = -1) -> Tensor:
 
 @ops.fuse
 def gelu(x: Tensor) -> Tensor:
-    """Return GELU in its tanh form, as ``torch.nn.functional.gelu(x, approximate="tanh")``."""
-    return 0.5 * x * (1 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x**3)))
+    """Return GELU in its tanh form, as ``torch.nn.functional.gelu(x, approximate="tanh")``.
+
+    (1 + tanh u) / 2 is the sigmoid of 2u.
+    """
+    return x * ops.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * ops.square(x)))
 
 
 @ops.fuse

@@ -45,10 +45,10 @@ def largest_error(got: Tensor, want: Tensor, off: Tensor) -> Error:
     return Error(got.numel(), largest, int((~same & ~finite).sum()), int((~same).sum()))
 
 
-def rounded_twice(want: Tensor, dtype: torch.dtype, ulp: float = 2.0) -> Tensor:
-    """Return ``want`` as a float32 result that is off by up to ``ulp``, at random, and then rounded to ``dtype``."""
+def rounded_twice(want: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``want`` as a float32 result that is off by up to 2 ulp, at random, and then rounded to ``dtype``."""
     share = 2 * torch.rand(want.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
-    return (want + share * ulp * spacing(want, torch.float32)).float().to(dtype)
+    return (want + 2 * share * spacing(want, torch.float32)).float().to(dtype)
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -47,7 +47,7 @@ WORKSPACE = "customops/blocks/workspace.py"
 COMPOSITIONS = "customops/compositions.py"
 NORMALIZATIONS = "customops/nn/normalizations.py"
 LOSSES = "customops/nn/losses.py"
-CLASSES = "customops/nn/classes.py"
+CLASSES = "customops/nn/class_losses.py"
 DRY_RUN = "customops/tools/dry_run.py"
 TARGETS = "customops/tools/targets.py"
 KERNEL_FORMULAS = "triton_kernels/formulas.py"
@@ -1384,7 +1384,7 @@ FAULTS = (
         "the plan of a call does not know of autocast",
         "autocast",
         PATHS,
-        "get_default_dtype(), is_autocast_enabled()]",
+        "get_default_dtype(), is_any_autocast_enabled() and _autocast()]",
         "get_default_dtype(), False]",
         "A call under autocast returns the dtype of the same call before it.",
         by_formulas=AUTOCAST,

@@ -208,7 +208,7 @@ def _backend(device: str) -> tuple[str, str]:
     """Return what computes floats on a device, and why: by the rules that calls ask."""
     if config.current_backend == "torch":
         return "torch formula", "the backend is torch"
-    blocker = kernel_blocker([torch.empty(1, device=device)], None, set())
+    blocker = kernel_blocker([torch.empty(1, device=device)], None, set(), by_blocks=False)
     if blocker is None:
         return "kernel", "Triton interprets it" if config.is_interpreted() else "there is a GPU, and Triton"
     return "torch formula", f"there is no kernel for {blocker}"

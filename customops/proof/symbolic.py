@@ -207,7 +207,7 @@ TRITON = Library(
 CONSTANTS = {  # of formulas.py, each as the exact number that its expression says
     ast.unparse(each.targets[0]): eval(compile(ast.Expression(each.value), formulas.__file__, "eval"), {"math": sympy})
     for each in ast.parse(inspect.getsource(formulas)).body
-    if isinstance(each, ast.Assign)
+    if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
 }
 LIBRARIES = {
     "customops.formulas": {"torch": TORCH, **CONSTANTS},

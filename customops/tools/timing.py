@@ -13,7 +13,7 @@ import torch
 from .._compat import sleep_on_gpu
 
 ROUND = 1e-3  # seconds that a contestant takes in a round at least
-SECONDS = 0.7  # that all rounds take together, unless there are too few or too many
+SECONDS = 0.7  # that all rounds take together, unless told otherwise, or there are too few or too many
 LEAST_ROUNDS, MOST_ROUNDS = 5, 15
 HEAD_START = 200_000  # GPU cycles, about 0.1 ms, in which the host puts a graph behind the first event
 
@@ -33,12 +33,12 @@ def prepared(functions: Sequence[Callable], device: str = "cpu", repeats: int = 
     return _loop(functions, repeats or math.ceil(ROUND / (first() * len(functions) / 1e3)))
 
 
-def in_turns(runs: Mapping[K, Run]) -> dict[K, list[float]]:
+def in_turns(runs: Mapping[K, Run], seconds: float = SECONDS) -> dict[K, list[float]]:
     """Return the milliseconds of each contestant in each of some rounds, in which they take turns at random."""
     start = time.perf_counter()
     for run in runs.values():
         run()
-    rounds = int(SECONDS / (time.perf_counter() - start))
+    rounds = int(seconds / (time.perf_counter() - start))
     times: dict[K, list[float]] = {name: [] for name in runs}
     shuffler = random.Random(0)
     for _ in range(min(MOST_ROUNDS, max(LEAST_ROUNDS, rounds))):
