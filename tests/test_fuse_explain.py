@@ -49,7 +49,7 @@ def explained(capsys):
 
     def run(fused, *args, verbose=True, **kwargs) -> str:
         assert fused.explain(*args, verbose=verbose, **kwargs) is None
-        return re.sub(r"\n {12}(?=\S)", " ", capsys.readouterr().out)  # the lines of a long program
+        return re.sub(r"(?<!\n)\n {12}(?=\S)", " ", capsys.readouterr().out)  # the lines of a long program
 
     return run
 

@@ -102,7 +102,8 @@ def arguments_of(
     missing = [each for each in tensors[len(operands) :] if each not in options]
     operands = operands + [_like(operands[-1]) for _ in missing] if operands else operands
     if len(operands) > len(tensors):
-        raise BadArgument(f"{name}({', '.join(parameters)}) takes {len(tensors)} operands, got {len(operands)}")
+        count = f"{len(tensors)} operand{'s' * (len(tensors) > 1)}"
+        raise BadArgument(f"{name}({', '.join(parameters)}) takes {count}, got {len(operands)}")
     if args.dim is not None:
         if "dim" not in parameters:
             raise BadArgument(f"--dim is not for {name}({', '.join(parameters)})")

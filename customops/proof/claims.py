@@ -177,15 +177,12 @@ def first_of_ties(spelled: Spelled) -> int:
 
 WHOLE_POWERS = [("pow_dx", n) for n in range(-2, 4)] + [("pow_number_dx", n) for n in (-2, -1, 2, 3)]
 ORDERS = tuple(permutations(("x", "low", "high")))
-_EXTREMA: dict[type, Callable[[Spelled], int]] = {
-    reductions.Amax: partial(slope_of_an_extremum, extremum=sympy.Max, sign=1),
-    reductions.Amin: partial(slope_of_an_extremum, extremum=sympy.Min, sign=-1),
-}
-_SLOPES: dict[type, list[Callable[[Spelled], int]]] = {
-    reductions.Sum: [slope_of_a_sum],
-    reductions.Mean: [slope_of_a_mean],
-    products.Prod: [slope_of_a_product],
-    **{operator: [proof, ties_have_the_mean] for operator, proof in _EXTREMA.items()},
+_SLOPES: dict[type, tuple[Callable[[Spelled], int], ...]] = {
+    reductions.Sum: (slope_of_a_sum,),
+    reductions.Mean: (slope_of_a_mean,),
+    products.Prod: (slope_of_a_product,),
+    reductions.Amax: (partial(slope_of_an_extremum, extremum=sympy.Max, sign=1), ties_have_the_mean),
+    reductions.Amin: (partial(slope_of_an_extremum, extremum=sympy.Min, sign=-1), ties_have_the_mean),
 }
 _AT_POINTS: dict[str, list[Callable[[Spelled], int]]] = {
     "relu": [partial(zero_slope_at_zero, name="relu")],

@@ -205,7 +205,7 @@ TRITON = Library(
     full=lambda _shape, y, _dtype: Value(term(y)),
 )
 CONSTANTS = {  # of formulas.py, each as the exact number that its expression says
-    each.targets[0].id: eval(compile(ast.Expression(each.value), formulas.__file__, "eval"), {"math": sympy})
+    ast.unparse(each.targets[0]): eval(compile(ast.Expression(each.value), formulas.__file__, "eval"), {"math": sympy})
     for each in ast.parse(inspect.getsource(formulas)).body
     if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
 }
