@@ -128,6 +128,11 @@ def test_docstrings_get_directives_and_roles():
     assert "Args:\n    x: a tensor." in text
 
 
+def test_a_reference_below_its_derivation_has_it_no_more():
+    lines = ["Return x.", "", "    dx = g", "", "Args:", "    x: a tensor."]
+    assert docstrings.without_derivation(lines) == ["Return x.", "", "Args:", "    x: a tensor."]
+
+
 def test_edges_show_where_a_function_differs_from_torch():
     """The kernels of sigmoid agree with torch at all of them; a sigmoid that is off by a thousandth does nowhere."""
     subject = BY_NAME["operators", "sigmoid"]
