@@ -34,7 +34,7 @@ TRACE = "customops/fusion/trace.py"
 OPERATORS = "customops/fusion/operators.py"
 CONSTANTS = "customops/fusion/constants.py"
 DECORATOR = "customops/fusion/decorator.py"
-EXPLAIN = "customops/fusion/explain.py"
+FINDINGS = "customops/fusion/findings.py"
 UNFUSED = "customops/fusion/unfused.py"
 BLOCK_SPACE = "customops/blocks/space.py"
 BLOCK_PASSES = "customops/blocks/passes.py"
@@ -47,7 +47,7 @@ WORKSPACE = "customops/blocks/workspace.py"
 COMPOSITIONS = "customops/compositions.py"
 NORMALIZATIONS = "customops/nn/normalizations.py"
 LOSSES = "customops/nn/losses.py"
-CLASSES = "customops/nn/classes.py"
+CLASSES = "customops/nn/class_losses.py"
 DRY_RUN = "customops/tools/dry_run.py"
 TARGETS = "customops/tools/targets.py"
 KERNEL_FORMULAS = "triton_kernels/formulas.py"
@@ -1384,7 +1384,7 @@ FAULTS = (
         "the plan of a call does not know of autocast",
         "autocast",
         PATHS,
-        "get_default_dtype(), is_autocast_enabled()]",
+        "get_default_dtype(), is_any_autocast_enabled() and _autocast()]",
         "get_default_dtype(), False]",
         "A call under autocast returns the dtype of the same call before it.",
         by_formulas=AUTOCAST,
@@ -1946,7 +1946,7 @@ FAULTS = (
     Fault(
         "what is overwritten counts twice",
         "explain",
-        EXPLAIN,
+        FINDINGS,
         "memory |= {x.data_ptr(): filled(x) for x in self.outputs if x.data_ptr() not in inputs}",
         "memory |= {-i: filled(x) for i, x in enumerate(self.outputs, 1)}",
         "explain's floor counts a result that is an argument seen otherwise.",

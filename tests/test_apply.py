@@ -146,7 +146,7 @@ TAKEN = ["norms.0", "norms.1", "act", "modulate"]
 
 def fused(report) -> list[str]:
     """Return the modules whose whole forward is fused."""
-    return [taken.name for taken in report.taken if taken.became == "fused"]
+    return [taken.name for taken in report.taken if taken.extent == "forward"]
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_values_and_gradients_of_a_model_are_torchs(model, x):
     plain = copy.deepcopy(model)
     report = customops.apply(model, x)
     assert fused(report) == TAKEN
-    stretches = [(taken.name, taken.became) for taken in report.taken if taken.became != "fused"]
+    stretches = [(taken.name, taken.extent) for taken in report.taken if taken.extent != "forward"]
     assert stretches == [("", "NewGELU, RMSNorm")] * 2 + [("", "NewGELU, mean, Modulate")]
     assert all(taken.difference < 1e-5 for taken in report.taken)
     assert_alike(results(model, x), results(plain, x))
@@ -289,6 +289,28 @@ def test_a_call_that_cannot_be_fused_is_torchs_from_then_on(x):
         module(x.double())
 
 
+class Counts(Branches):
+    """A module that counts its calls, too."""
+
+    calls = 0
+
+    def forward(self, x):
+        """Count, and compute it."""
+        self.calls += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_call_of_another_dtype_that_cannot_be_fused_is_counted_once(by_name, x):
+    module = Counts()
+    assert customops.apply(module, x).taken
+    call = (lambda x: module(x=x)) if by_name else module
+    call(x)
+    with pytest.warns(UserWarning, match="Counts is torch's again"):
+        call(x.double())
+    assert module.calls == 2
+
+
 def test_a_call_that_cannot_be_fused_leaves_no_trace_but_torchs(x):
     module = Running(8).eval()
     plain = copy.deepcopy(module)
@@ -331,7 +353,7 @@ def test_what_one_module_raises_leaves_the_others_to_be_taken(x):
 def test_half_inputs_of_float_parameters_are_compared_as_half_types_are():
     torch.manual_seed(1)
     report = customops.apply(Weighted(8), torch.randn(2, 3, 8, dtype=torch.bfloat16))
-    assert [t.kind for t in report.taken] == ["Weighted"]
+    assert [t.class_name for t in report.taken] == ["Weighted"]
     assert report.taken[0].difference > check.TOLERANCE[torch.float32]
 
 
@@ -372,8 +394,8 @@ def test_a_compiler_sees_torchs_functions(x):
 def test_the_report_has_launches_before_and_after(model, x):
     report = customops.apply(model, x, only=RMSNorm)
     head, row, total, *left = str(report).splitlines()
-    assert " ".join(head.split()) == "modules class became launches and bytes on cuda:90 torch's difference"
-    assert row.startswith("norms.0 and 1 more  RMSNorm  fused   1+")
+    assert " ".join(head.split()) == "modules class fused launches and bytes on cuda:90 torch's difference"
+    assert row.startswith("norms.0 and 1 more  RMSNorm  forward  1+")
     assert total.startswith("total: 2+")
     assert left == []
     written = json.loads(report.to_json())
@@ -427,7 +449,7 @@ def blocks_model() -> Blocks:
 def test_stretches_between_matrix_products_are_fused(blocks_model, x):
     plain = copy.deepcopy(blocks_model)
     report = customops.apply(blocks_model, x)
-    assert [(t.name, t.became) for t in report.taken if t.became != "fused"] == [
+    assert [(t.name, t.extent) for t in report.taken if t.extent != "forward"] == [
         ("layers.0", "SiLU, mul"),
         ("layers.1", "add, RMSNorm"),
         ("layers.1", "SiLU, mul"),
@@ -476,7 +498,83 @@ def test_two_processes_train_a_sharded_model_as_torch_does(two):
 
 def test_a_layer_that_is_selected_has_its_stretches(blocks_model, x):
     report = customops.apply(blocks_model, x, only="layers.0")
-    assert [(t.name, t.became) for t in report.taken] == [("layers.0", "SiLU, mul")]
+    assert [(t.name, t.extent) for t in report.taken] == [("layers.0", "SiLU, mul")]
+
+
+class DropPath(nn.Module):
+    """A module that returns its argument outside of training, without torch's dropout."""
+
+    def forward(self, x):
+        """Scale rows by random numbers."""
+        return x * (torch.rand(x.shape[0], 1, 1) > 0.5) * 2 if self.training else x
+
+
+class Scaled(nn.Module):
+    """A layer whose result is scaled, passed through another module, and added."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.lin, self.between, self.scale = nn.Linear(8, 8), between, nn.Parameter(torch.rand(8))
+        self.norm = RMSNorm(8)
+
+    def forward(self, x):
+        """Compute it."""
+        return self.norm(x + self.between(self.lin(x) * self.scale))
+
+
+def stretches_of(report) -> list[str]:
+    return [taken.extent for taken in report.taken if taken.extent != "forward"]
+
+
+@pytest.mark.sample(compiled="all")
+@pytest.mark.parametrize("between", [nn.Identity(), nn.Dropout(0.0)], ids=str)
+def test_what_returns_its_argument_is_inside_a_stretch(between, x):
+    model = Scaled(between)
+    plain = copy.deepcopy(model)
+    report = customops.apply(model, x)
+    assert stretches_of(report) == ["mul, add, RMSNorm"]
+    assert ("between", "it returns its argument") in [(left.name, left.reason) for left in report.left]
+    assert_alike(results(model, x), results(plain, x))
+    assert_alike(results(model.eval(), x), results(plain.eval(), x))
+
+
+@pytest.mark.parametrize(
+    ("between", "in_training"),
+    [(nn.Dropout(0.5), "add, RMSNorm"), (DropPath(), "mul, DropPath, add, RMSNorm")],
+    ids=str,
+)
+def test_what_returns_its_argument_in_one_mode_is_inside_a_stretch_for_that_mode(between, in_training, x):
+    model = Scaled(between).eval()
+    plain = copy.deepcopy(model)
+    assert stretches_of(customops.apply(model, x)) == ["mul, add, RMSNorm"]
+    ((of_mode, other),) = vars(model)["_customops_programs"].values()
+    assert (of_mode.is_of_mode, other.is_of_mode) == (True, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for training in (False, True, False):
+            assert of_mode.is_for(model.train(training)) is not training
+            assert other.is_for(model)
+            assert_alike(results(model, x), results(plain.train(training), x))
+    assert stretches_of(customops.apply(plain.train(), x)) == [in_training]
+
+
+def test_a_module_that_writes_over_its_argument_and_returns_it_is_not_taken_for_one_that_does_nothing(x):
+    model = Scaled(nn.ReLU(inplace=True))
+    plain = copy.deepcopy(model)
+    assert stretches_of(customops.apply(model, x)) == ["add, RMSNorm"]
+    assert_alike(results(model, x), results(plain, x))
+
+
+class Sum(Scaled):
+    """A layer that computes a sum, and passes it through a module."""
+
+    def forward(self, x):
+        """Compute it."""
+        return self.between(x + self.between(self.lin(x)))
+
+
+def test_a_sum_that_is_only_passed_on_is_no_stretch(x):
+    assert stretches_of(customops.apply(Sum(nn.Identity()), x)) == []
 
 
 class Opaque:
@@ -502,7 +600,7 @@ class Returns(nn.Module):
 def test_what_cannot_be_compared_is_left(kind, x):
     model = Returns(kind)
     report = customops.apply(model, x)
-    assert [taken.became for taken in report.taken] == ([] if kind is Opaque else ["sigmoid, mul"])
+    assert [taken.extent for taken in report.taken] == ([] if kind is Opaque else ["sigmoid, mul"])
     assert (type(model) is Returns) is (kind is Opaque)
     assert_equal(model(x).value, torch.sigmoid(model.gate(x)) * model.up(x))
 
@@ -519,10 +617,10 @@ def test_a_call_of_another_kind_is_as_it_was(blocks_model, x, monkeypatch):
     plain = copy.deepcopy(layer)
     customops.apply(blocks_model, x)
     runs = []
-    (program,) = vars(layer)["_customops_programs"].values()
+    ((program,),) = vars(layer)["_customops_programs"].values()
     key = next(iter(vars(layer)["_customops_programs"]))
     monkeypatch.setitem(
-        vars(layer)["_customops_programs"], key, program._replace(run=lambda *a: runs.append(1) or program.run(*a))
+        vars(layer)["_customops_programs"], key, (program._replace(run=lambda *a: runs.append(1) or program.run(*a)),)
     )
 
     def assert_as_plain(taken, *args, **kwargs):
@@ -617,7 +715,7 @@ def test_functions_that_a_module_calls_are_fused(x):
     model = nn.Sequential(Attention())
     plain, before, code = copy.deepcopy(model), rotary, Attention.forward
     report = customops.apply(model, x)
-    assert [(t.name, t.became) for t in report.taken] == [("0", "rotary")]
+    assert [(t.name, t.extent) for t in report.taken] == [("0", "rotary")]
     assert rotary is before
     assert type(plain[0]).forward is code
     assert_alike(results(model, x), results(plain, x))

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 import customops
-from benchmarks.models import FAMILIES, inputs_of, made, step
+from benchmarks.models.families import FAMILIES, inputs_of, made, step
 from customops.blocks import plan
 from customops.blocks.loop import BlockLoop
 from customops.models.check import check, difference
@@ -57,7 +57,7 @@ def assert_alike(got, want):
 @families
 def test_logits_loss_and_gradients_are_torchs(name, blocks, walked):
     plain, applied, report = pair(name)
-    assert FAMILIES[name].became in ([taken.became for taken in report.taken] or [None])
+    assert FAMILIES[name].extent in ([taken.extent for taken in report.taken] or [None])
     want = step(plain, inputs_of(name))
     blocks(8)  # as large tensors are computed
     walked.clear()
@@ -140,12 +140,12 @@ def test_a_compiler_sees_torchs_functions(name):
 
 @pytest.mark.skipif(MODE != "compiled", reason="CUSTOMOPS_TEST_COMPILED executes compiled code")
 @pytest.mark.sample(formulas="", kernels="", compiled="once")
-@having([name for name, family in FAMILIES.items() if family.became])
+@having([name for name, family in FAMILIES.items() if family.extent])
 def test_a_layer_by_compiled_code_is_torchs(name, monkeypatch):
     with customops.backend("torch"):
         model = made(name)
         taken = customops.apply(model, inputs_of(name)).taken
-    one = next(x for x in taken if x.became == FAMILIES[name].became)
+    one = next(x for x in taken if x.extent == FAMILIES[name].extent)
     launched = record_launches(monkeypatch)
     found = check(one.fused, one.module, Probe(*(mapped(random, x, Layout) for x in one.probe)))
     assert found.difference < 2e-5

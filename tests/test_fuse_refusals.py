@@ -137,6 +137,10 @@ def _nothing(x):
     customops.exp(x)
 
 
+def _dictionary(x):
+    return {"logits": x * 2}
+
+
 REFUSED = {
     _branch: ("customops.sum(x) > 0", "maximum"),
     _truth: ("while customops.sum(x)", "branch on shapes"),
@@ -171,6 +175,7 @@ REFUSED = {
     _none: ("_none", "got ()"),
     _number: ("_number", "got 3"),
     _nothing: ("_nothing", "got None"),
+    _dictionary: ("_dictionary", "got {'logits': <traced tensor>}"),
 }
 
 
@@ -183,7 +188,7 @@ def test_what_cannot_be_traced_is_an_error_that_names_the_line(function, device)
             fused(torch.ones(3, 4, device=device))
         assert line in str(error.value)
         assert instead in str(error.value)
-        if function not in (_number, _none, _nothing):
+        if function not in (_number, _none, _nothing, _dictionary):
             first = function.__code__.co_firstlineno
             assert any(f"{__file__}:{n}:" in str(error.value) for n in range(first, first + 4))
 
@@ -291,7 +296,7 @@ def test_what_is_no_function_is_refused(wrap):
         fuse(3)
 
 
-def test_a_folder_called_torch_is_not_torchs(device, tmp_path, monkeypatch):
+def test_a_folder_called_torch_is_not_torchs(device, tmp_path):
     (tmp_path / "torch_models" / "torch").mkdir(parents=True)
     file = tmp_path / "torch_models" / "torch" / "layers.py"
     file.write_text("def f(x):\n    return x.cumsum(0)\n")
@@ -300,6 +305,16 @@ def test_a_folder_called_torch_is_not_torchs(device, tmp_path, monkeypatch):
     spec.loader.exec_module(module)
     with pytest.raises(TypeError, match=r"layers\.py:2"):
         fuse(module.f)(torch.ones(3, device=device))
+
+
+def test_a_line_whose_source_is_not_found_is_named_without_it(device):
+    names: dict = {}
+    exec("def f(x):\n    return x.cumsum(0)", names)
+    with pytest.raises(
+        TypeError, match=r"^fuse: f, <string>:2: Tensor.cumsum\(\) cannot be traced, as it adds up"
+    ) as error:
+        fuse(names["f"])(torch.ones(3, device=device))
+    assert error.value.what == "Tensor.cumsum() cannot be traced, as it adds up along an axis, element by element"
 
 
 def test_other_arguments_may_be_traced_after_an_error(device):

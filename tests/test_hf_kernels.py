@@ -119,12 +119,12 @@ def test_apply_leaves_what_a_mapping_replaced_and_a_mapping_replaces_what_was_ap
 @formulas_only
 def test_a_mapping_is_found_for_a_model_of_transformers(blocks, walked):
     pytest.importorskip("transformers", reason="it has the model")
-    from benchmarks.models import inputs_of, made, step  # noqa: PLC0415 - it needs transformers
+    from benchmarks.models.families import inputs_of, made, step  # noqa: PLC0415 - it needs transformers
 
     plain, inputs = made("Llama"), inputs_of("Llama")
     model = copy.deepcopy(plain)
     taken = customops.apply(copy.deepcopy(plain), inputs).taken
-    classes = {type(x.module)._unfused for x in taken if x.became == "fused"}
+    classes = {type(x.module)._unfused for x in taken if x.extent == "forward"}
     kernelized(model, TRAINING, hf_kernels.mapping(classes))
     assert replaced(model).count("LlamaRMSNorm") == 5
     blocks(8)

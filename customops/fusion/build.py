@@ -21,9 +21,10 @@ from ..ops.comparison import Predicate
 from ..ops.parts import FirstGreatest, FirstLeast, Greatest, Least
 from ..ops.products import Prod
 from ..ops.reductions import Amax, Amin, Mean, Sum
-from .errors import FusionError
+from .errors import FusionError, untraceable
 from .miniature import SmallTrace, small_trace
 from .operators import Cast, Detach, Fill, PositionsAlong, Ref, is_elementwise, rounding
+from .proxy import ELSEWHERE
 from .shapes import Cat, Contiguous, Expand, Narrow, Permute, Regroup, is_shape_operator
 from .trace import Node, Trace
 from .value_axes import ValueAxes
@@ -55,7 +56,7 @@ def build(trace: Trace, names: Sequence[str], shapes: Sequence[Sequence[int]]) -
         try:
             return _Builder(trace, names, shapes).built()
         except NotNested as error:
-            raise FusionError(f"fuse: {error}; do that outside the function") from None
+            raise FusionError(f"fuse: {error}; {ELSEWHERE}") from None
     key = tuple(names), tuple([tuple([n == 1 for n in shape]) for shape in shapes])
     known = trace.graphs.get(key)
     if known is None:
@@ -98,7 +99,7 @@ class _Builder:
                 is_read = not self.trace.is_unread[i - arity]
                 self.values.append({first: self._value(i, node, first) for first in self.parts[i] if is_read})
             except NotNested as error:
-                raise NotNested(f"{self.trace.places[i - arity]}: {error}") from None
+                raise untraceable(str(error), ELSEWHERE, self.trace.places[i - arity]) from None
         results = tuple(self._result(ref.value) for ref in self.trace.outputs)
         presentation = Presentation(tuple(self.names), tuple(inputs), results)
         if not self.trace.has_views:

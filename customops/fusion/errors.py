@@ -19,6 +19,8 @@ _OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (config.__file__, torch
 class FusionError(TypeError):
     """The error of a function that does what cannot be traced."""
 
+    what = ""  # what that is, without the line that does it and what would work; "" where no line is named
+
 
 class Place(NamedTuple):
     """A line of the traced function."""
@@ -29,8 +31,9 @@ class Place(NamedTuple):
     names: dict[str, Any]  # those of its module, by which its source is found
 
     def __str__(self):
-        source = linecache.getline(self.file, self.line, self.names).strip()
-        return f"{self.function}, {self.file}:{self.line}: `{shorten(source, 80)}`"
+        where = f"{self.function}, {self.file}:{self.line}"
+        source = linecache.getline(self.file, self.line, self.names).strip()  # "" where it is not found
+        return f"{where}: `{shorten(source, 80)}`" if source else where
 
 
 def place() -> Place:
@@ -41,6 +44,11 @@ def place() -> Place:
     return Place(frame.f_code.co_name, frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
 
 
-def untraceable(what: str, instead: str) -> FusionError:
-    """Return an error that names the line of the traced function that did ``what``, and says what would work."""
-    return FusionError(f"fuse: {place()}: {what}; {instead}")
+def untraceable(what: str, instead: str, at: Place | None = None) -> FusionError:
+    """Return an error that names the line at which the function does ``what``, and says what would work.
+
+    That is the line which is executed, if none is given.
+    """
+    error = FusionError(f"fuse: {at or place()}: {what}; {instead}")
+    error.what = what
+    return error

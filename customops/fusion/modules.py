@@ -33,6 +33,14 @@ class FusedModule:
         """Print what ``forward`` would compute, launch and move for these arguments; ``target`` names the GPU."""
         type(self).forward.explain(self, *args, **kwargs)  # type: ignore[attr-defined]
 
+    def __prepare_scriptable__(self) -> Module:
+        """Say what would work instead of ``torch.jit.script``, which calls this: it compiles no fused forward."""
+        raise RuntimeError(
+            "torch.jit.script: expected modules that compute by the forward of their own class, got "
+            f"{self._unfused.__name__}, whose forward is fused; script the model before it is, after customops.restore "
+            "where customops.apply did it, or use torch.jit.trace"
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle it by the module's own class, which can be imported.
 

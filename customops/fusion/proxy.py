@@ -142,6 +142,9 @@ class Traced(Casts):
     def __pos__(self):
         return self
 
+    def __repr__(self):
+        return "<traced tensor>"
+
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)  # protocols are asked for

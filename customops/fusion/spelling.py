@@ -38,8 +38,8 @@ ALIASES = {  # other names that torch has for an operator
     "subtract": "sub",
     "true_divide": "div",
 }
-DROPOUTS = (  # of torch, or of its functional
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),
+DROPOUTS = frozenset(  # of torch, or of its functional
+    {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"}
 )
 PARAMETERS = {
     "train": "training",
@@ -99,7 +99,7 @@ def call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         raise refusal(_path(function), function.__name__)
     before = _asked.functions
     if function in before:  # an operator asks torch for its error
-        function(*map(example_of, args), **kwargs)
+        function(*map(example_of, args), **{name: example_of(x) for name, x in kwargs.items()})
         raise refusal(_path(function), function.__name__)
     _asked.functions = *before, function
     try:
@@ -201,7 +201,7 @@ def _methods() -> dict[str, Callable]:
 
 def arguments(meaning: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return keyword arguments by the names that ``meaning`` has for them, without torch's options that say nothing."""
-    names = _parameters(meaning)
+    names = parameters(meaning)
     if names is None:
         return kwargs
     renamed = {name if name in names else PARAMETERS.get(name, name): x for name, x in kwargs.items()}
@@ -213,11 +213,11 @@ def _says_nothing(name: str, x: Any) -> bool:
 
 
 @cache
-def _parameters(meaning: Callable) -> frozenset[str] | None:
+def parameters(meaning: Callable) -> frozenset[str] | None:
     """Return the names of a function's parameters, None if it takes all names."""
-    parameters = signature(meaning).parameters
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-    return None if takes_all else frozenset(parameters)
+    known = signature(meaning).parameters
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in known.values())
+    return None if takes_all else frozenset(known)
 
 
 def _dropout(name: str) -> Callable:

@@ -9,7 +9,9 @@ from typing import Any
 from ..compiler.axis_union import AxisUnion, Dim, NotNested, Shape
 from ..compiler.views import parts
 from ..runtime.reduction import reduced_axes
+from .errors import untraceable
 from .operators import Detach, PositionsAlong, Ref, is_elementwise
+from .proxy import ELSEWHERE
 from .replay import Node
 from .shapes import Cat, Contiguous, Expand, Narrow, Permute, Regroup
 from .trace import Trace
@@ -36,7 +38,7 @@ class ValueAxes:
                 self.shapes.append(self._shape(i, node))
                 self._distinct.add(self.shapes[-1])
             except NotNested as error:
-                raise NotNested(f"{trace.places[i - len(shapes)]}: {error}") from None
+                raise untraceable(str(error), ELSEWHERE, trace.places[i - len(shapes)]) from None
         if self.renamed and trace.has_views:
             self._refine_renamed()
         if trace.has_views and not self._are_apart(self._distinct):

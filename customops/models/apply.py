@@ -14,11 +14,11 @@ from .._compat import function_mode_count, without_function_mode
 from ..fusion.decorator import Fused
 from ..runtime.paths import in_transparent_mode
 from . import classes
-from .check import NotTaken, check, compare
+from .check import NotTaken, check, compare, returns_argument
 from .functions import as_method, called_by, recording, with_fused
 from .probe import Probe, drawn, recorded
 from .report import Costs, Left, Report, Taken, layouts
-from .stretches import find
+from .stretches import Inner, Program, Stretch, find
 from .tracing import Untraced, call_key, inputs_of, trace
 
 __all__ = ["apply", "restore"]
@@ -99,7 +99,7 @@ class _Applying:
         skip: Selectors,
     ):
         self.model, self.probes, self.calls, self.only, self.skip = model, probes, calls, only, skip
-        self.fusable: dict[Module, int] = {}  # the modules that can be part of a stretch, and torch's kernels for each
+        self.fusable: dict[Module, Inner] = {}  # the modules that can be part of a stretch
         self.taken: list[Taken] = []
         self.left: list[Left] = []
 
@@ -121,40 +121,59 @@ class _Applying:
 
     def _take(self, name: str, module: Module, is_asked_for: bool, is_chosen: bool) -> None:
         """Change a module's class, if it is chosen. Raises NotTaken where that cannot be, or gains nothing."""
-        kind, fused = type(module).__name__, Fused(self._forward(module))
+        class_name, fused = type(module).__name__, Fused(self._forward(module))
         probe = self._probe(module)
+        if returns_argument(module, probe, module.training):
+            of_mode = not returns_argument(module, probe, not module.training)
+            self.fusable[module] = Inner(0, of_mode)
+            raise NotTaken("it returns its argument")
         found = check(fused, module, probe)
         kernels = found.plain[0].kernels
-        self.fusable |= {module: kernels} if kernels else {}
+        self.fusable |= {module: Inner(kernels)} if kernels else {}
         if not is_chosen:
             return
         if kernels < 2 and not is_asked_for:
             raise NotTaken("torch computes it by one kernel" if kernels else "it launches nothing")
         classes.take(module)
         costs = Costs.of(found.plain)
-        self.taken.append(Taken(name, kind, "fused", found.difference, costs, (), fused, module, layouts(probe)))
+        self.taken.append(
+            Taken(name, class_name, "forward", found.difference, costs, (), fused, module, layouts(probe))
+        )
 
     def _take_stretches(self, name: str, module: Module) -> None:
         """Change a module's class to one that computes stretches of its forward at once, where there are any."""
-        kind, forward = type(module).__name__, self._forward(module)
+        class_name, forward = type(module).__name__, self._forward(module)
         probe = self._probe(module)
         key = call_key(*probe)
         try:
-            program, stretches = find(module, trace(module, *probe), inputs_of(*probe.fresh()), self.fusable)
+            programs, stretches = self._programs(module, probe)
         except Untraced as error:
             if self._take_functions(name, module, probe):
                 return
             raise NotTaken(f"it is not looked for stretches: {error}") from None
-        if program is None:
+        if not programs:
             self._take_functions(name, module, probe)
             return
-        run = lambda *args, **kwargs: program.run(module, module, *inputs_of(args, kwargs))  # noqa: E731
-        compare(partial(forward, module), run, module, probe)
-        classes.take_stretches(module, key, program)
+        for program in programs:
+            compare(partial(forward, module), partial(_run, program, module), module, probe)
+        classes.take_stretches(module, key, programs)
         for x in reversed(stretches):
             costs, probed = Costs.of(x.checked.plain), layouts(Probe(x.inputs, {}))
-            parts = tuple(f"{name}.{part}".removeprefix(".") for part in x.modules)
-            self.taken.append(Taken(name, kind, x.text, x.checked.difference, costs, parts, x.function, module, probed))
+            inner = tuple(f"{name}.{path}".removeprefix(".") for path in x.modules)
+            found = x.text, x.checked.difference, costs, inner, x.function
+            self.taken.append(Taken(name, class_name, *found, module, probed))
+
+    def _programs(self, module: Module, probe: Probe) -> tuple[tuple[Program, ...], list[Stretch]]:
+        """Return the programs of a module, and the stretches of the first, which may be of the mode that it is in.
+
+        Then there is one more, for the other mode, unless that has no stretches.
+        """
+        program, stretches = find(module, trace(module, *probe), inputs_of(*probe.fresh()), self.fusable)
+        if not program or not program.is_of_mode:
+            return (program,) if program else (), stretches
+        of_any_mode = {x: inner for x, inner in self.fusable.items() if not inner.is_of_mode}
+        other, _ = find(module, trace(module, *probe), inputs_of(*probe.fresh()), of_any_mode)
+        return (program, other) if other else (program,), stretches
 
     def _take_functions(self, name: str, module: Module, probe: Probe) -> bool:
         """Change a module's class to one that calls fused functions, if it calls any that gain; return whether so."""
@@ -170,7 +189,7 @@ class _Applying:
                 taken.append(Taken(name, cls.__name__, called, found.difference, costs, (), fused, module, probed))
         if not taken:
             return False
-        names = tuple(x.became for x in taken)
+        names = tuple(x.extent for x in taken)
         run = with_fused(cls.forward, names)  # type: ignore[arg-type]
         compare(partial(cls.forward, module), partial(run, module), module, probe)
         classes.take_functions(module, names)
@@ -178,6 +197,8 @@ class _Applying:
         return True
 
     def _forward(self, module: Module) -> Any:
+        if classes.has_lost_stretches(module):  # it was pickled
+            classes.give_back(module)
         if why := classes.why_not_takable(module):
             raise NotTaken(why)
         return type(module).forward
@@ -187,6 +208,10 @@ class _Applying:
         if probe is None:
             raise NotTaken("no inputs are known that it takes: give an example")
         return probe
+
+
+def _run(program: Program, module: Module, *args: Any, **kwargs: Any) -> Any:
+    return program.run(module, module, *inputs_of(args, kwargs))
 
 
 def restore(model: Module) -> int:

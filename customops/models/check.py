@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from .._compat import version_of
 from ..fusion.decorator import Fused
 from ..fusion.errors import FusionError
 from ..fusion.function import FusedFunction, why_not_fused
@@ -55,6 +56,22 @@ def check(fused: Fused, module: Module, probe: Probe) -> Checked:
     return Checked(_differences(got, own, module, probe), costs)
 
 
+def returns_argument(module: Module, probe: Probe, training: bool) -> bool:
+    """Return whether ``module`` returns its only argument unchanged, if it is in this mode."""
+    args, kwargs = probe.fresh()
+    given = *args, *kwargs.values()
+    if len(given) != 1 or not isinstance(given[0], Tensor):
+        return False
+    version = version_of(given[0])
+    with unchanged(module), torch.no_grad():
+        module.training = training
+        try:
+            z = type(module).forward(module, *args, **kwargs)
+        except Exception:
+            return False
+    return z is given[0] and version_of(z) == version
+
+
 def compare(plain: Callable, other: Callable, module: Module, probe: Probe) -> float:
     """Return by how much two ways to call ``module`` differ. Raises NotTaken if by too much."""
     with _reasons():
@@ -91,7 +108,7 @@ def _as_taken(module: Module) -> Iterator[None]:
 
 def reason(error: FusionError) -> str:
     """Return what cannot be traced, without the line that does it."""
-    return str(error).split("`: ", 1)[-1].removeprefix("fuse: ").split("; ")[0]
+    return error.what or str(error).removeprefix("fuse: ").split("; ")[0]
 
 
 def _differences(got: Sequence, want: Sequence, module: Module, probe: Probe) -> float:

@@ -7,7 +7,7 @@ module then gets its own class back, and says so once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,10 +32,10 @@ def take(module: Module) -> None:
     module.__class__ = _class_taken(type(module))
 
 
-def take_stretches(module: Module, key: tuple, program: Program) -> None:
-    """Give ``module`` the class of its like that follows programs, and this one for calls of ``key``."""
+def take_stretches(module: Module, key: tuple, programs: Sequence[Program]) -> None:
+    """Give ``module`` the class of its like that follows programs: for calls of ``key`` the first that is for it."""
     module.__class__ = _class_with_stretches(type(module))
-    vars(module)[PROGRAMS] = Programs({key: program})
+    vars(module)[PROGRAMS] = Programs({key: tuple(programs)})
 
 
 def take_functions(module: Module, names: tuple[str, ...]) -> None:
@@ -49,6 +49,12 @@ def is_taken(module: Module) -> bool:
     if not is_fused_class(cls):
         return False
     return cls._remake in (_remake, _remake_with_stretches) or getattr(cls._remake, "func", None) is _remake_with_names
+
+
+def has_lost_stretches(module: Module) -> bool:
+    """Return whether ``module`` had stretches when it was pickled."""
+    cls: Any = type(module)
+    return is_fused_class(cls) and cls._remake is _remake_with_stretches and not vars(module).get(PROGRAMS)
 
 
 def give_back(module: Module) -> None:
@@ -110,10 +116,10 @@ def _by_program(plain: Callable) -> Callable:
     """Return the ``forward`` of modules that follow a program where they have one for a call."""
 
     def compute(module: Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        program = vars(module)[PROGRAMS].get(call_key(args, kwargs))
-        if program is None or not program.is_for(module):
-            return plain(module, *args, **kwargs)
-        return program.run(module, module, *inputs_of(args, kwargs))
+        for program in vars(module)[PROGRAMS].get(call_key(args, kwargs), ()):
+            if program.is_for(module):
+                return program.run(module, module, *inputs_of(args, kwargs))
+        return plain(module, *args, **kwargs)
 
     return _or_as_it_was(compute, plain)
 
@@ -145,7 +151,7 @@ def _or_as_it_was(compute: Callable[[Module, tuple, dict[str, Any]], Any], plain
         if is_dynamo_compiling():
             return plain(self, *args, **kwargs)
         kinds = called.setdefault(self, set())
-        kind = self.training, *[x.dtype for x in args if isinstance(x, Tensor)]
+        kind = self.training, *kwargs, *[x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         before = None if kind in kinds else State(self)
         try:
             z = compute(self, args, kwargs)

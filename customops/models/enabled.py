@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from threading import local
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
@@ -27,11 +27,18 @@ SIGNS = {
     Tensor.__rpow__: ("pow", lambda x, y: binary.pow(y, x)),
     Tensor.__ipow__: ("pow_", binary.pow_),
 }
-Entry = tuple[str, Callable]  # the name of an operator, and the function
 Names = str | Iterable[str]
 
 
-class Taken:
+class Entry(NamedTuple):
+    """What is called instead of a function of torch."""
+
+    name: str  # of the operator
+    function: Callable
+    parameters: frozenset[str]  # those that can be given by name; none if torch's names are no names of these
+
+
+class TakenCalls:
     """The calls that were taken in a block."""
 
     def __init__(self):
@@ -42,7 +49,7 @@ class Taken:
 
 
 @contextmanager
-def enabled(*, only: Names | None = None, skip: Names = ()) -> Iterator[Taken]:
+def enabled(*, only: Names | None = None, skip: Names = ()) -> Iterator[TakenCalls]:
     """Let torch's functions be the package's inside the block, in this thread: all those that the package has.
 
     They are functions of ``torch``, ``torch.special`` and ``torch.nn.functional``, methods of tensors and Python's
@@ -57,7 +64,7 @@ def enabled(*, only: Names | None = None, skip: Names = ()) -> Iterator[Taken]:
         skip: names of operators to leave to torch.
 
     Yields:
-        A :class:`Taken`, whose ``calls`` counts by name and backend.
+        A :class:`TakenCalls`, whose ``calls`` counts by name and backend.
 
     Raises:
         ValueError: ``only`` or ``skip`` names no operator.
@@ -69,7 +76,7 @@ def enabled(*, only: Names | None = None, skip: Names = ()) -> Iterator[Taken]:
     >>> [name for name, backend in taken.calls]
     ['mul', 'gelu']
     """
-    chosen, taken = _chosen(only, skip), Taken()
+    chosen, taken = _chosen(only, skip), TakenCalls()
     mode = _open.mode
     if mode is not None:
         before, mode.chosen, mode.taken = (mode.chosen, mode.taken), chosen, taken
@@ -98,7 +105,7 @@ _open = _Open()
 class _Taking(TransparentMode):
     """Torch asks it at each call; while it answers it is not asked, so what the package calls is torch's."""
 
-    def __init__(self, chosen: dict[Any, Entry], taken: Taken):
+    def __init__(self, chosen: dict[Any, Entry], taken: TakenCalls):
         super().__init__()
         self.chosen = chosen
         self.taken = taken
@@ -110,9 +117,14 @@ class _Taking(TransparentMode):
         entry = self.chosen.get(func)
         if entry is None or saved_tensor_hooks():
             return func(*args, **kwargs) if kwargs else func(*args)
-        name, ours = entry
+        name, ours, parameters = entry
         try:
-            z = ours(*args, **spelling.arguments(ours, kwargs)) if kwargs else ours(*args)
+            if not kwargs:
+                z = ours(*args)
+            elif parameters.issuperset(kwargs):
+                z = ours(*args, **kwargs)
+            else:
+                z = ours(*args, **spelling.arguments(ours, kwargs))
         except TypeError:  # torch says what is wrong, or takes what only it can
             return func(*args, **(kwargs or {}))
         self.taken.calls[name, _backend(args)] += 1
@@ -130,7 +142,7 @@ def _backend(args: tuple) -> str:
 
 def _chosen(only: Names | None, skip: Names) -> dict[Any, Entry]:
     """Return the functions that are taken."""
-    known = {name for name, _ in _table().values()}
+    known = {entry.name for entry in _table().values()}
     wanted, left = (None if x is None else {x} if isinstance(x, str) else {*x} for x in (only, skip))
     for names in (wanted, left):
         if unknown := (names or set()) - known:
@@ -138,7 +150,7 @@ def _chosen(only: Names | None, skip: Names) -> dict[Any, Entry]:
     return {
         function: entry
         for function, entry in _table().items()
-        if (wanted is None or entry[0] in wanted) and entry[0] not in (left or ())
+        if (wanted is None or entry.name in wanted) and entry.name not in (left or ())
     }
 
 
@@ -151,4 +163,7 @@ def _table() -> dict[Any, Entry]:
         found |= dict.fromkeys(spelling.functions_named(name), (ours.__name__, ours))
     if Tensor.where in spelling.table():
         found[Tensor.where] = "where", spelling.table()[Tensor.where]
-    return found | SIGNS
+    found |= SIGNS
+    return {
+        torchs: Entry(name, ours, spelling.parameters(ours) or frozenset()) for torchs, (name, ours) in found.items()
+    }

@@ -148,12 +148,13 @@ def drawn(module: Module) -> Probe | None:
             break
         probe = Probe(tuple(torch.randn(shape, dtype=like.dtype, device=like.device) for shape in chosen), {})
         with unchanged(module), torch.no_grad():
-            if _is_taken(module, probe):
+            if _accepts(module, probe):
                 return probe
     return None
 
 
-def _is_taken(module: Module, probe: Probe) -> bool:
+def _accepts(module: Module, probe: Probe) -> bool:
+    """Return whether ``module`` computes something of these arguments."""
     try:
         type(module).forward(module, *probe.args)
     except Exception:

@@ -1,4 +1,4 @@
-"""What became of a model's modules, and what each takes, before and after."""
+"""What of a model's modules is fused, what each launches and moves, before and after, and what was left, and why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..fusion.decorator import Fused
-from ..fusion.explain import NotFused, examine
+from ..fusion.explain import examine
+from ..fusion.findings import NotFused
 from ..fusion.unfused import Cost
 from ..runtime.memory import unbacked
+from ..tools.table import Table
 from .probe import Probe, mapped
 
 
@@ -50,11 +52,11 @@ class Taken:
     """A module that computes by the package now."""
 
     name: str  # in the model
-    kind: str  # the name of its class
-    became: str  # what was fused of it
+    class_name: str
+    extent: str  # what of it is fused: its forward, the operators of a stretch, or a function that it calls
     difference: float  # the largest of value and gradients on the probe, relative to the largest element
     before: Costs  # what torch launches on the probe
-    parts: tuple[str, ...]  # the names of modules that are inside, for a stretch of several
+    inner_modules: tuple[str, ...]  # the names of those inside, for a stretch of several
     fused: Fused = field(repr=False)
     module: Module = field(repr=False)
     probe: Probe = field(repr=False)  # with a Layout for each tensor
@@ -73,7 +75,7 @@ class Left(NamedTuple):
     """A module that is as it was, and why."""
 
     name: str
-    kind: str
+    class_name: str
     reason: str
 
 
@@ -115,7 +117,7 @@ class Report:
         known: dict[tuple, Costs | None] = {}
         costs = []
         for x in self.taken:
-            key = x.kind, x.became, x.before, str(x.probe)
+            key = x.class_name, x.extent, x.before, str(x.probe)
             if key not in known:
                 known[key] = x.after(self.target)
             costs.append(known[key])
@@ -126,8 +128,12 @@ class Report:
 
         A module that is part of a stretch counts there.
         """
-        inside = {part for x in self.taken for part in x.parts}
-        pairs = [(x.before, y) for x, y in zip(self.taken, self.after, strict=True) if x.name not in inside or x.parts]
+        inside = {name for x in self.taken for name in x.inner_modules}
+        pairs = [
+            (x.before, y)
+            for x, y in zip(self.taken, self.after, strict=True)
+            if x.name not in inside or x.inner_modules
+        ]
         if any(y is None for _, y in pairs):
             return None
         before, after = (_sum(costs) for costs in zip(*pairs, strict=True)) if pairs else (_sum([]), _sum([]))
@@ -138,47 +144,47 @@ class Report:
         taken = [
             {
                 "module": x.name,
-                "class": x.kind,
-                "became": x.became,
+                "class": x.class_name,
+                "extent": x.extent,
                 "difference": x.difference,
                 "before": x.before._asdict(),
                 "after": costs and costs._asdict(),
             }
             for x, costs in zip(self.taken, self.after, strict=True)
         ]
-        left = [{"module": x.name, "class": x.kind, "left": x.reason} for x in self.left]
+        left = [{"module": x.name, "class": x.class_name, "left": x.reason} for x in self.left]
         return json.dumps({"target": self.target, "taken": taken, "left": left}, indent=1)
-
-    @property
-    def _head(self) -> tuple[str, ...]:
-        return "modules", "class", "became", f"launches and bytes on {self.target}", "torch's", "difference"
 
     def __rich__(self):
         """Return the table as ``rich.print`` draws it, where rich is installed."""
-        from rich.console import Group  # noqa: PLC0415 - nothing here needs it
-        from rich.table import Table  # noqa: PLC0415
+        from rich import console, text  # noqa: PLC0415 - it is optional
 
-        table = Table(*self._head)
-        for row in self._rows():
-            table.add_row(*row)
-        return Group(table, *self._lines_below())
+        return console.Group(self._table(), *map(text.Text, self._lines_below()))
 
     def __str__(self):
-        rows = [self._head, *self._rows()]
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join((*lines, *self._lines_below()))
+        return "\n".join((str(self._table()), *self._lines_below()))
 
     __repr__ = __str__
+
+    def _table(self) -> Table:
+        head = "modules", "class", "became", f"launches and bytes on {self.target}", "torch's", "difference"
+        return Table(head, [*self._rows()])
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         """Yield a row for all modules of which the same is said."""
         groups: dict[tuple, list[Taken]] = {}
         for x, costs in zip(self.taken, self.after, strict=True):
             after = "?" if costs is None else str(costs)
-            groups.setdefault((x.kind, x.became, after, str(x.before)), []).append(x)
-        for (kind, became, after, before), members in groups.items():
-            yield _some(members), kind, became, after, before, f"{max(x.difference for x in members):.0e}"
+            groups.setdefault((x.class_name, x.extent, after, str(x.before)), []).append(x)
+        for (class_name, extent, after, before), members in groups.items():
+            yield (
+                _first_and_count(members),
+                class_name,
+                extent,
+                after,
+                before,
+                f"{max(x.difference for x in members):.0e}",
+            )
 
     def _lines_below(self) -> Iterator[str]:
         """Yield the total, then a line for all modules that were left for one reason."""
@@ -187,11 +193,12 @@ class Report:
             yield f"total: {totals[1]} instead of {totals[0]}"
         groups: dict[tuple[str, str], list[Left]] = {}
         for x in self.left:
-            groups.setdefault((x.kind, x.reason), []).append(x)
-        for (kind, reason), members in groups.items():
-            yield f"left: {_some(members)}, {kind}: {reason}"
+            groups.setdefault((x.class_name, x.reason), []).append(x)
+        for (class_name, reason), members in groups.items():
+            yield f"left: {_first_and_count(members)}, {class_name}: {reason}"
 
 
-def _some(members: Sequence[Any]) -> str:
+def _first_and_count(members: Sequence[Any]) -> str:
+    """Return the name of the first module, and how many there are more."""
     first = members[0].name or "the model"
     return first if len(members) == 1 else f"{first} and {len(members) - 1} more"

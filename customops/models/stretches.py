@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -36,12 +37,20 @@ class Stretch(NamedTuple):
     checked: Checked
 
 
+class Inner(NamedTuple):
+    """What is known of a module that can be part of a stretch."""
+
+    kernels: int  # how many torch launches for it; 0 if it returns its argument, as ``nn.Identity``
+    is_of_mode: bool = False  # whether it does that in one mode only, as a dropout outside of training
+
+
 class Program(NamedTuple):
     """A ``forward`` with stretches."""
 
     run: Callable[..., Any]  # of the module, twice, and the inputs of the graph
     attributes: tuple[tuple[Callable, Any], ...]  # what reads an attribute of the module, and what it has to be
     modules: tuple[Callable, ...]  # what reads those in stretches, whose hooks would see no tensors
+    is_of_mode: bool  # whether a module in a stretch returns its argument in this mode only
 
     def is_for(self, module: Module) -> bool:
         """Return whether it computes what ``forward`` of ``module`` does now."""
@@ -53,25 +62,28 @@ class Program(NamedTuple):
 
 
 def find(
-    module: Module, traced: Traced, inputs: Sequence, fusable: Mapping[Module, int]
+    module: Module, traced: Traced, inputs: Sequence, fusable: Mapping[Module, Inner]
 ) -> tuple[Program | None, list[Stretch]]:
     """Return the program of a graph, None if nothing of it is fused, and the stretches that are.
 
-    ``fusable`` are modules that may be in one, each with the kernels that torch needs for it. A stretch is checked on
-    what it reads if the graph gets ``inputs``. It has to be more than one kernel if these modules are one each.
+    ``fusable`` are modules that may be in one. A stretch is checked on what it reads if the graph gets ``inputs``. It
+    has to be more than one kernel if these modules are one each.
     """
     graph, values = traced.graph, _values(module, traced.graph, inputs)
     owner = _first_placeholder(graph)
     stretches = []
-    for nodes in _groups(graph, lambda node: _is_fusable(node, values, module, fusable)):
+    computes = partial(_computes, module, fusable)
+    for nodes in _groups(graph, lambda node: _is_fusable(node, values, module, fusable), computes):
         stretch = _replaced(graph, nodes, owner, module, values, fusable)
         stretches += [stretch] if stretch else []
     if not stretches:
         return None, []
     modules = tuple(dict.fromkeys(name for stretch in stretches for name in stretch.modules))
     graph.lint()
-    attributes = tuple((attrgetter(name), value) for name, value in traced.attributes.items())
-    return Program(_compiled(module, graph), attributes, tuple(map(attrgetter, modules))), stretches
+    of_mode = [name for name in modules if fusable[module.get_submodule(name)].is_of_mode]
+    read = traced.attributes | {f"{name}.training": module.get_submodule(name).training for name in of_mode}
+    attributes = tuple((attrgetter(name), value) for name, value in read.items())
+    return Program(_compiled(module, graph), attributes, tuple(map(attrgetter, modules)), bool(of_mode)), stretches
 
 
 def has_hooks(module: Module) -> bool:
@@ -99,8 +111,10 @@ def _first_placeholder(graph: fx.Graph) -> fx.Node:
         return graph.placeholder("module")
 
 
-def _groups(graph: fx.Graph, is_fusable: Callable[[fx.Node], bool]) -> list[list[fx.Node]]:
-    """Return sets of connected nodes that can be fused, each in order.
+def _groups(
+    graph: fx.Graph, is_fusable: Callable[[fx.Node], bool], computes: Callable[[fx.Node], bool]
+) -> list[list[fx.Node]]:
+    """Return sets of connected nodes that can be fused, each in order, and of which several compute something.
 
     Two nodes are in one only if as many others lie before them, at most along a path: so no path leaves a set and
     comes back.
@@ -124,10 +138,23 @@ def _groups(graph: fx.Graph, is_fusable: Callable[[fx.Node], bool]) -> list[list
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in roots:
         groups.setdefault(root(node), []).append(node)
-    return [nodes for nodes in groups.values() if sum(map(_computes, nodes)) > 1]
+    trimmed = [_trimmed(nodes, computes) for nodes in groups.values()]
+    return [nodes for nodes in trimmed if sum(map(computes, nodes)) > 1]
 
 
-def _is_fusable(node: fx.Node, values: dict[fx.Node, Any], module: Module, fusable: Mapping[Module, int]) -> bool:
+def _trimmed(nodes: Sequence[fx.Node], computes: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """Return ``nodes`` without the modules at either end that return their arguments: these gain nothing."""
+    inside, passing = set(nodes), [node for node in nodes if node.op == "call_module" and not computes(node)]
+    for node in passing:
+        if inside.isdisjoint(node.all_input_nodes):
+            inside.discard(node)
+    for node in reversed(passing):
+        if inside.isdisjoint(node.users):
+            inside.discard(node)
+    return [node for node in nodes if node in inside]
+
+
+def _is_fusable(node: fx.Node, values: dict[fx.Node, Any], module: Module, fusable: Mapping[Module, Inner]) -> bool:
     """Return whether a node computes a tensor of floats from such tensors, by what fuse knows."""
     read = [values.get(x) for x in node.all_input_nodes]
     if not _is_float(values.get(node)) or not any(map(_is_float, read)):
@@ -147,11 +174,13 @@ def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
 
 
-def _computes(node: fx.Node) -> bool:
-    """Return whether a node is no view."""
+def _computes(module: Module, fusable: Mapping[Module, Inner], node: fx.Node) -> bool:
+    """Return whether a node is no view, and no module that returns its argument."""
     if node.op == "call_function":
         return node.target is not operator.getitem and node.target not in FUNCTIONS
-    return node.op == "call_module" or str(node.target) not in METHODS
+    if node.op == "call_module":
+        return fusable[module.get_submodule(str(node.target))].kernels > 0
+    return str(node.target) not in METHODS
 
 
 def _replaced(
@@ -160,7 +189,7 @@ def _replaced(
     owner: fx.Node,
     module: Module,
     values: dict[fx.Node, Any],
-    fusable: Mapping[Module, int],
+    fusable: Mapping[Module, Inner],
 ) -> Stretch | None:
     """Compute ``nodes`` in one function, if that is possible and gains something."""
     inside, place = set(nodes), {node: k for k, node in enumerate(graph.nodes)}
@@ -177,7 +206,7 @@ def _replaced(
     except NotTaken:
         return None
     children = [module.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]
-    if checked.plain[0].kernels - sum(fusable[child] - 1 for child in children) < 2:
+    if checked.plain[0].kernels - sum(max(fusable[child].kernels - 1, 0) for child in children) < 2:
         return None
     modules = tuple(dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module"))
     with graph.inserting_before(first_user):
@@ -191,7 +220,11 @@ def _replaced(
     for node in reversed(nodes):
         graph.erase_node(node)
     return Stretch(
-        ", ".join(_text(node, module) for node in nodes if _computes(node)), modules, function, inputs, checked
+        ", ".join(_text(node, module) for node in nodes if _computes(module, fusable, node)),
+        modules,
+        function,
+        inputs,
+        checked,
     )
 
 

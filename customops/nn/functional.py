@@ -3,17 +3,17 @@
 Names, arguments, defaults and errors are torch's. A few that layers use have no name there.
 """
 
-from . import activations, losses, normalizations, pieces, transformers
+from . import activations, losses, normalizations, piecewise, transformers
 from .activations import *
 from .losses import *
 from .normalizations import *
-from .pieces import *
+from .piecewise import *
 from .transformers import *
 
 __all__ = []
 __all__ += activations.__all__
 __all__ += losses.__all__
 __all__ += normalizations.__all__
-__all__ += pieces.__all__
+__all__ += piecewise.__all__
 __all__ += transformers.__all__
 __all__.sort()

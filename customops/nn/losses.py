@@ -19,8 +19,8 @@ from ..ops.choice import clamp, where
 from ..ops.comparison import eq, le, lt
 from ..ops.reductions import mean, sum
 from ..ops.unary import abs, exp, log, softplus
-from .classes import class_dim, class_losses, probability_losses
-from .classes import reduced as reduced_classes
+from .class_losses import class_dim, class_losses, probability_losses
+from .class_losses import reduced as reduced_classes
 from .normalizations import log_softmax
 
 __all__ = [
