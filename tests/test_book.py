@@ -160,6 +160,13 @@ def test_links_lead_to_pages_of_the_site(tmp_path):
     assert place_of(ROOT / "docs/fuse.md") == "guide/fuse.md"
 
 
+def test_the_menu_has_every_page():
+    lists = ROOT / "docs/book/index.md", ROOT / "docs/book/templates/reference_index.md.jinja"
+    entries = {line.removeprefix("../") for file in lists for line in file.read_text().split("\n")}
+    places = {place_of(file).rpartition(".")[0] for file in sources()} - {"index"}
+    assert {place for place in places if not {place, f"{place.rpartition('/')[0]}/*"} & entries} == set()
+
+
 def test_the_notebook_is_committed_without_results():
     for cell in json.loads(NOTEBOOK.read_text())["cells"]:
         if cell["cell_type"] == "code":
