@@ -328,7 +328,7 @@ def _is_pinned(package: str) -> bool:
 
 def check_links(text: str, folder: Path) -> None:
     """Check that links lead to files and headings, and that paths in code are those of files."""
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for target in re.findall(r"\]\(([^)]+)\)", without_code(text)):
         name, _, heading = target.partition("#")
         if "://" in target:
             continue
@@ -340,10 +340,14 @@ def check_links(text: str, folder: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
+def without_code(text: str) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def headings(text: str) -> list[str]:
     """Return the anchors that GitHub gives the headings of a page."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", without_code(text), re.MULTILINE)
     return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
