@@ -55,7 +55,9 @@ def _each_once(steps: Sequence[Step]) -> list[Step]:
         read.append(step)
         if step.out is None:
             key = step._replace(args=tuple(map(_identity, step.args)))
-            same[Ref(False, k)] = step.args[0] if _is_a_mask_itself(step, read) else first.setdefault(key, Ref(False, k))
+            same[Ref(False, k)] = (
+                step.args[0] if _is_a_mask_itself(step, read) else first.setdefault(key, Ref(False, k))
+            )
     return read
 
 
