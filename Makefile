@@ -11,7 +11,7 @@ SHARE ?= 0
 COMPILED := CUSTOMOPS_BACKEND=triton CUSTOMOPS_TEST_COMPILED
 TARGET ?= cuda:90
 
-.PHONY: demo distributed test test-share test-share-kernels test-compiled test-share-compiled test-full mutants accuracy compatibility gpu-test gpu-compatibility gpu audit lint bench bench-fused report wheel clean
+.PHONY: demo distributed test test-share test-share-kernels test-compiled test-share-compiled test-full mutants accuracy compatibility gpu-test gpu-compatibility gpu audit lint bench bench-fused report docs wheel clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -86,6 +86,15 @@ bench-fused: .venv/ready  ## fused layers on the CPU against torch, half an hour
 
 report: .venv/ready  ## benchmarks/README.md and its plots, from the JSON there is
 	$(BIN)/python -m benchmarks.report
+
+docs: .venv/docs  ## the book of gradients in build/site, looked at in headless Chromium
+	$(BIN)/python -m docs.book build/book
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -c docs build/book build/site
+	CUSTOMOPS_TEST_SITE=build/site $(BIN)/python -m pytest -q tests/test_book_site.py
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
 
 wheel: .venv/ready
 	$(BIN)/python -m build -w

@@ -8,8 +8,6 @@ options that leave something out is written to ``benchmarks/results/<machine>/be
 from __future__ import annotations
 
 import argparse
-import datetime
-import shlex
 import sys
 import time
 
@@ -17,15 +15,15 @@ import torch
 
 from customops.tools.targets import Target
 
-from . import host, machine, model
+from . import estimates, host, machine
 from .cases import KINDS, LAYER, Case, cases
 from .compiled import command as compiled
 from .fused import command as fused
 from .measure import PHASES, measure, one_line
+from .memory import keep_memory
 from .progress import bar, write
 from .report import publish
 from .targets import verdicts
-from .timing import keep_memory
 
 
 def main(argv=None) -> int:
@@ -42,13 +40,10 @@ def main(argv=None) -> int:
     hosts = [] if options.numel else list(bar(host.measure(options.device, options.ops), "host"))
     results, failed, left_out = ([], [], []) if options.host else _measure(options)
     judged = [*(verdicts(options.device, results) if results else ()), *(host.verdicts(hosts) if hosts else ())]
-    compared = list(model.comparison(results))
+    compared = list(estimates.comparison(results))
     print("", *judged, *compared, *failed, *[f"no time left for {case}" for case in left_out], sep="\n")
     if not (options.quick or options.ops or options.numel or options.host):
-        facts |= {
-            "date": f"{datetime.date.today()}",
-            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        }
+        facts |= machine.this_run()
         document = {"where": facts, "kind": options.device, "verdicts": judged, "failed": failed, "left_out": left_out}
         document |= {"model": compared, "host": hosts, "rows": results}
         publish(machine.RESULTS, machine.folder(facts) / "benchmark.json", document, 4, "operator", "call")
@@ -59,7 +54,7 @@ def main(argv=None) -> int:
 def _measure(options: argparse.Namespace) -> tuple[list[dict], list[str], list[str]]:
     """Return the result of each phase of each case, what failed, and the cases left out; print each as it comes."""
     cache, name = _device(options.device)
-    gpu = model.gpu_named(name) if name else None
+    gpu = estimates.gpu_named(name) if name else None
     if name and gpu is None:
         print(f"no estimates: the model has no constants of {name}")
     print(f"{'':<58}{'ms of ours':>11}{'eager':>9}{'GB/s':>7}{'% copy':>8}   ratio to eager")
@@ -96,7 +91,7 @@ def _device(device: str) -> tuple[int, str]:
 def _estimate(result: dict, case: Case, phase: str, gpu: Target) -> list[str]:
     """Add the estimate of ours to a result, in milliseconds; return why there is none."""
     try:
-        result["estimate"] = model.estimate(case, phase, gpu)
+        result["estimate"] = estimates.estimate(case, phase, gpu)
     except Exception as error:  # what was measured must not be lost
         return [f"estimate, {case}, {phase}: {one_line(error)}"]
     return []

@@ -22,11 +22,15 @@ def address(document: dict, results: Path) -> Path:
     return document["path"].relative_to(results.parent)
 
 
+def facts(document: dict) -> list[str]:
+    """Return where a document was measured, and how: a line for each fact."""
+    return [f"{name}: {code(fact) if name == 'command' else fact}" for name, fact in document["where"].items()]
+
+
 def opening(title: str, document: dict, results: Path) -> Iterator[str]:
     """Yield the first blocks of a document's part of the page: its title, where it was measured, and the targets."""
-    facts = [f"{name}: {code(fact) if name == 'command' else fact}" for name, fact in document["where"].items()]
     yield f"### {title}"
-    yield bullets([*facts, f"[every figure, as JSON]({address(document, results)})"])
+    yield bullets([*facts(document), f"[every figure, as JSON]({address(document, results)})"])
     if document.get("no_compiler"):
         yield f"torch.compile is left out: {code(document['no_compiler'])}"
     yield "Targets:\n\n" + bullets(document["verdicts"])

@@ -17,9 +17,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 import customops
+from customops.tools.timing import in_turns
 
 from .text import table
-from .timing import in_turns
 
 REPEATS, SECONDS = 2000, 3.0  # calls in a round, and seconds of all rounds of a call
 Call = Callable[[], object]

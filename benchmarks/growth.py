@@ -27,7 +27,7 @@ from customops import config
 from customops.tools import driver
 
 KERNELS, MILLISECONDS, BYTES = 12, 2, 4096  # aims: kernels in each direction; time and memory of each new shape in both
-LONGEST = 4096  # rows that one kernel holds; the gradients of longer ones are cut, into several kernels each
+LONGEST = 4096  # elements of rows that registers hold; longer ones may be walked, by kernels of their own
 
 
 @customops.fuse

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,6 +32,14 @@ def versions(*packages: str) -> dict[str, str]:
     changed = " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
     found = {name: _version(name) for name in packages}
     return {"Python": platform.python_version(), **found, "commit": commit + changed}
+
+
+def this_run(module: str = "benchmarks") -> dict[str, str]:
+    """Return the date, and the command that is running, which is ``python -m`` of a module."""
+    return {
+        "date": f"{datetime.date.today()}",
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+    }
 
 
 def folder(facts: dict[str, str]) -> Path:

@@ -54,7 +54,7 @@ def save(machine: dict) -> None:
     """Draw a machine's plots beside its JSON."""
     draw = {"ratios": draw_ratios, "roofline": draw_roofline, "host": draw_host}
     for plot, rows in shown(machine).items():
-        with drawn(machine["folder"] / f"{plot}.png") as figure:
+        with drawn(machine["path"].with_name(f"{plot}.png")) as figure:
             title = draw[plot](figure, rows)
             figure.suptitle(f"{machine['where']['device'].partition(',')[0]}: {title}")
 

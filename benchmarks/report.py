@@ -6,13 +6,13 @@ Reads each ``results/<machine>/benchmark.json``, ``fused.json`` and ``gallery.js
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from . import documents
 from .compiled import page as compiled
 from .compiled import plot
 from .documents import RESULTS
@@ -47,14 +47,13 @@ is all of the kernels' path but the launch."""
 
 def load(results: Path = RESULTS) -> list[dict]:
     """Return the results of every machine, GPUs first, the newest of a kind first, with ``rates`` in GB/s in each."""
-    machines = [json.loads(p.read_text()) | {"folder": p.parent} for p in sorted(results.glob("*/benchmark.json"))]
+    machines = documents.load(results, "*/benchmark.json")
     for machine in machines:
         machine["rows"] = in_order(machine["rows"])
         for row in machine["rows"]:
             times = {who: time for who, (_, time, _) in row["times"].items() if row["bytes"]}
             row["rates"] = {who: row["bytes"] / time / 1e6 for who, time in times.items()}
             row["rates"]["copy"] = row["copy_bytes"] / row["copy"][1] / 1e6
-    machines.sort(key=lambda m: m["where"]["date"], reverse=True)
     return sorted(machines, key=lambda m: m["kind"] != "cuda")
 
 
@@ -70,7 +69,7 @@ def page(results: Path = RESULTS) -> str:
     machines = load(results)
     blocks = [INTRO]
     for m in machines:
-        at = f"{results.name}/{m['folder'].name}"
+        at = documents.address(m, results).parent
         plots = [f"![{plot}]({at}/{plot}.png)" for plot in shown(m)]
         blocks += [*about(m, at), *targets(m), *summary(m), *plots, *troubles(m), *every_row(m)]
     if any(m["host"] for m in machines):
@@ -80,12 +79,12 @@ def page(results: Path = RESULTS) -> str:
     return "\n\n".join([*blocks, *fused.blocks(results), *compiled.blocks(results)]) + "\n"
 
 
-def about(machine: dict, at: str) -> list[str]:
+def about(machine: dict, at: Path) -> list[str]:
     """Return the heading of a machine, what it is, and links to the files beside the plots."""
-    lines = [f"{key}: {code(text) if key == 'command' else text}" for key, text in machine["where"].items()]
     files = {"benchmark.json": "every figure, as JSON", "accuracy.md": "the largest errors, in ulp"}
-    lines += [f"[{title}]({at}/{file})" for file, title in files.items() if (machine["folder"] / file).exists()]
-    return [f"## {machine['where']['device']}", bullets(lines)]
+    found = {file: title for file, title in files.items() if machine["path"].with_name(file).exists()}
+    links = [f"[{title}]({at}/{file})" for file, title in found.items()]
+    return [f"## {machine['where']['device']}", bullets([*documents.facts(machine), *links])]
 
 
 def targets(machine: dict) -> list[str]:

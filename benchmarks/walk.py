@@ -28,7 +28,10 @@ import torch
 import customops as ops
 
 ROOT = Path(ops.__file__).resolve().parents[1]
-HOST_SIDE = {f"triton_kernels/{name}" for name in ("launch", "layout", "tiling", "plan", "stage", "specialize")}
+DEVICE_CODE = {  # the files whose functions kernels are made of
+    f"triton_kernels/{name}"
+    for name in ("approximate", "body", "casts", "division", "formulas", "map", "map_reduce", "walk")
+}
 FOLDERS = (str(ROOT / "customops") + os.sep, str(ROOT / "triton_kernels") + os.sep)
 
 
@@ -41,7 +44,7 @@ class Frame(NamedTuple):
     @property
     def is_device_code(self) -> bool:
         """Return whether it is source of a kernel, which runs as Python in the interpreter alone."""
-        return self.file.startswith("triton_kernels/") and self.file not in HOST_SIDE
+        return self.file in DEVICE_CODE
 
 
 class Walk(NamedTuple):

@@ -57,20 +57,20 @@ for an argument that was not given, which torch tells from None.
 
 def derivations() -> str:
     """Return the text of derivations.md."""
-    operators = list(_operators())
-    torchs, tritons = _functions(Path(operators[0].formula.__code__.co_filename)), _functions(TRITON)
+    operators = list(every_operator())
+    torchs, tritons = functions_of(Path(operators[0].formula.__code__.co_filename)), functions_of(TRITON)
     parts = [DERIVATIONS]
     used: set[str] = set()
     explained: set[type] = set()
     for operator in operators:
-        names = [operator.formula.__name__, *[f.__name__ for f in _derivatives(operator)]]
+        names = [operator.formula.__name__, *[f.__name__ for f in derivatives_of(operator)]]
         used |= {*names}
-        parts += [f"## {operator.__name__}\n", _markdown(_explained(operator, explained))]
+        parts += [f"## {operator.__name__}\n", markdown(explanation(operator, explained))]
         parts += ["```python\n# torch\n" + "\n\n\n".join(torchs[name] for name in names) + "\n```\n"]
         parts += ["```python\n# Triton\n" + "\n\n\n".join(tritons[name] for name in names) + "\n```\n"]
     parts += ["## Functions that the formulas call\n"]
     for title, functions in ("torch", torchs), ("Triton", tritons):
-        called = _called(used, functions) - used
+        called = called_by(used, functions) - used
         rest = [source for name, source in functions.items() if name in called]
         parts += [f"```python\n# {title}\n" + "\n\n\n".join(rest) + "\n```\n"]
     return "\n".join(parts)
@@ -78,7 +78,7 @@ def derivations() -> str:
 
 def api() -> str:
     """Return the text of api.md."""
-    operators = {operator.formula.__name__ for operator in _operators()}
+    operators = {operator.formula.__name__ for operator in every_operator()}
     sections: dict[str, list[str]] = {"Operators": [], "Operators that write over their first argument": []}
     sections |= {"Compositions of operators": [], "Fusing and looking": []}
     for name in sorted(customops.__all__):
@@ -108,9 +108,12 @@ WALK = r"```text\nmul by formulas.*?```"
 PAGES: dict[str, Callable[[], str]] = {"derivations.md": derivations, "api.md": api, "architecture.md": architecture}
 
 
-def _operators() -> Iterator[Any]:
+def every_operator() -> Iterator[Any]:
     """Yield the class of every operator, in the order of the source."""
-    modules = [_module_of(function) for function in (customops.log, customops.add, customops.sum, customops.prod)]
+    modules = [
+        _module_of(function)
+        for function in (customops.log, customops.add, customops.where, customops.sum, customops.prod)
+    ]
     for module in [*modules, sys.modules["customops.ops.parts"]]:
         for value in vars(module).values():
             own = isinstance(value, type) and value.__module__ == module.__name__ and vars(value).get("formula")
@@ -118,14 +121,14 @@ def _operators() -> Iterator[Any]:
                 yield value
 
 
-def _derivatives(operator: Any) -> tuple[Callable, ...]:
+def derivatives_of(operator: Any) -> tuple[Callable, ...]:
     """Return the derivatives of an operator; a reduction has one, or none where each slope is 1."""
     if hasattr(operator, "derivatives"):
         return operator.derivatives
     return (operator.derivative,) if operator.derivative else ()
 
 
-def _explained(operator: type, explained: set[type]) -> str:
+def explanation(operator: type, explained: set[type]) -> str:
     """Return the docstring of an operator, followed by that of a base class that it refers to for the first time."""
     text, base = inspect.getdoc(operator) or "", operator.__mro__[1]
     if f":class:`{base.__name__}`" not in text or base in explained:
@@ -134,7 +137,7 @@ def _explained(operator: type, explained: set[type]) -> str:
     return f"{text}\n\n`{base.__name__}`: {inspect.getdoc(base)}"
 
 
-def _markdown(docstring: str) -> str:
+def markdown(docstring: str) -> str:
     """Return a docstring in Markdown: roles and double backticks become code, indented equations a block."""
     text = re.sub(r":\w+:`~?(.*?)`", r"`\1`", docstring)
     text = re.sub(r"``(.*?)``", r"`\1`", text)
@@ -145,20 +148,20 @@ def _dedented(block: str) -> str:
     return "\n".join(line.removeprefix("    ") for line in block.rstrip().split("\n"))
 
 
-def _functions(file: Path) -> dict[str, str]:
+def functions_of(file: Path) -> dict[str, str]:
     """Return the source of every function of a file, without its decorators."""
     text = file.read_text()
     lines, nodes = text.split("\n"), [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     return {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes}
 
 
-def _called(names: Iterable[str], functions: dict[str, str]) -> set[str]:
+def called_by(names: Iterable[str], functions: dict[str, str]) -> set[str]:
     """Return which of ``functions`` those of ``names`` call, and those call in turn."""
     called = {*names}
     for name in names:
         words = {node.id for node in ast.walk(ast.parse(functions[name])) if isinstance(node, ast.Name)}
         new = (words & functions.keys()) - called
-        called |= new and _called(new, functions)
+        called |= new and called_by(new, functions)
     return called
 
 
@@ -182,7 +185,7 @@ def _entry(name: str, place: ModuleType = customops) -> str:
     """Return the line of a public name of ``place``: its signature, and the first line of its docstring."""
     value = getattr(place, name)
     first = (inspect.getdoc(value) or "").partition("\n")[0]
-    return f"- `{name}{_signature(value)}`<br>\n  {_markdown(first).strip()}"
+    return f"- `{name}{_signature(value)}`<br>\n  {markdown(first).strip()}"
 
 
 def _signature(value: Any) -> str:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import cycle
-from math import inf
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -24,14 +23,7 @@ import customops
 from customops.runtime.paths import KERNEL_DTYPES
 from customops.tools import machine_code
 
-from .audit_layers import (
-    audit_layers,
-    bytes_in_flight,
-    bytes_of,
-    faults_of_layer,
-    has_to_fill,
-    table_of_layers,
-)
+from .audit_layers import Cost, audit_layers, bytes_of, cost_of, faults_of_layer, table_of_layers
 from .cases import CALLS, EXTREMA, REDUCTIONS, ROW, ROWS, Call, ids
 
 WORD = 16  # bytes that one instruction loads at most
@@ -117,15 +109,9 @@ class Case(NamedTuple):
 class Phase(NamedTuple):
     """The launches of one direction of a call."""
 
-    launches: int
+    cost: Cost
     bits: dict[str, int]  # by tensor: the bits of the widest access to it, in the launch where that is narrowest
     wide: set[str]  # the tensors of which full vectors are expected
-    spills: int  # the bytes of registers that a thread spills
-    excess: float  # the bytes of DRAM, as a multiple of those of every input and output once
-    in_flight: float  # the fewest bytes in flight on a multiprocessor, of launches on large operands; else inf
-    warps: float  # the fewest resident on a multiprocessor, likewise
-    instructions: float  # machine instructions for each element of the largest tensor, of all launches
-    seconds: float  # the time of all launches, estimated
     faults: list[str]  # all that is wrong, in words
 
 
@@ -274,27 +260,15 @@ def _measure(case: Case, direction: str, tensors: dict[str, Tensor], launched: l
     ]  # as of sign's gradient
     counted = {bytes_of(*used.values()) + n for n in unread}
     assert {"unknown", "parts"} & bits.keys() or floor in counted, "a dry run counts other bytes"
-    large = [record for record in records if has_to_fill(record)]
-    phase = Phase(
-        launches=len(launched),
-        bits=bits,
-        wide=_wide(case, used),
-        spills=max((record.estimate.spills for record in records), default=0),
-        excess=sum(record.estimate.dram_bytes for record in records) / floor if launched else 1.0,
-        in_flight=min(map(bytes_in_flight, large), default=inf),
-        warps=min((record.estimate.warps for record in large), default=inf),
-        instructions=sum(record.estimate.instructions_per_element for record in records),
-        seconds=sum(record.estimate.total for record in records),
-        faults=[],
-    )
+    phase = Phase(cost_of(records, floor), bits, _wide(case, used), [])
     phase.faults.extend(_judge(case, direction, phase, used))
     return phase
 
 
 def _judge(case: Case, direction: str, phase: Phase, used: dict[str, Tensor]) -> Iterator[str]:
-    expected = _expected(case, direction)
-    if phase.launches not in expected:
-        yield f"{phase.launches} launches, expected {' or '.join(map(str, expected))}"
+    expected, cost = _expected(case, direction), phase.cost
+    if cost.launches not in expected:
+        yield f"{cost.launches} launches, expected {' or '.join(map(str, expected))}"
     for name, bits in phase.bits.items():
         if name in phase.wide and bits != 8 * WORD:
             yield f"{name} moves in {bits} bits, expected {8 * WORD}"
@@ -303,15 +277,15 @@ def _judge(case: Case, direction: str, phase: Phase, used: dict[str, Tensor]) ->
             yield f"{name} moves in {bits} bits, but starts at an odd multiple of {8 * (start & -start)} bits"
     if "unknown" in phase.bits:
         yield "a pointer cannot be told"
-    if phase.spills:
-        yield f"spills {phase.spills} bytes of a thread"
-    if phase.excess > case.layout.most:
-        yield f"moves {phase.excess:.3f} times the bytes of DRAM, expected {case.layout.most} at most"
+    if cost.spills:
+        yield f"spills {cost.spills} bytes of a thread"
+    if cost.excess > case.layout.most:
+        yield f"moves {cost.excess:.3f} times the bytes of DRAM, expected {case.layout.most} at most"
     least = min(case.layout.in_flight, IN_FLIGHT // 2 if case.dtype.itemsize == 1 else IN_FLIGHT)
-    if 0 < phase.in_flight < least:  # what reads nothing, as sign's gradient, waits for nothing
-        yield f"has {phase.in_flight / 1024:.1f} KiB in flight, expected {least >> 10} at least"
-    if phase.warps < WARPS:
-        yield f"has {phase.warps:.1f} warps on a multiprocessor, expected {WARPS} at least"
+    if 0 < cost.in_flight < least:  # what reads nothing, as sign's gradient, waits for nothing
+        yield f"has {cost.in_flight / 1024:.1f} KiB in flight, expected {least >> 10} at least"
+    if cost.warps < WARPS:
+        yield f"has {cost.warps:.1f} warps on a multiprocessor, expected {WARPS} at least"
 
 
 def _expected(case: Case, direction: str) -> tuple[int, ...]:
@@ -375,11 +349,12 @@ def _row(findings: list[Finding]) -> str:
     phases = [phase for finding in findings for phase in finding.values()]
     bits = {asked: [n for p in phases for name, n in p.bits.items() if (name in p.wide) == asked] for asked in (1, 0)}
     narrowest = [str(min(some)) if some else "-" for some in bits.values()]
-    launches = [[finding[way].launches for finding in findings if way in finding] for way in ("forward", "backward")]
+    launches = [[each[way].cost.launches for each in findings if way in each] for way in ("forward", "backward")]
     spans = ["-".join(map(str, sorted({min(n), max(n)}))) if n else "-" for n in launches]
-    spills, excess = max(p.spills for p in phases), max(p.excess for p in phases)
-    busy = f"{min(p.in_flight for p in phases) / 1024:>7.1f}{min(p.warps for p in phases):>7.1f}"
-    worst = f"{max(p.instructions for p in phases):>7.1f}{1e6 * max(p.seconds for p in phases):>7.1f}"
+    costs = [phase.cost for phase in phases]
+    spills, excess = max(cost.spills for cost in costs), max(cost.excess for cost in costs)
+    busy = f"{min(cost.in_flight for cost in costs) / 1024:>7.1f}{min(cost.warps for cost in costs):>7.1f}"
+    worst = f"{max(cost.instructions for cost in costs):>7.1f}{1e6 * max(cost.seconds for cost in costs):>7.1f}"
     return f"{narrowest[0]:>6}{narrowest[1]:>7}{spills:>8}{spans[0]:>9}{spans[1]:>10}{excess:>7.3f}{busy}{worst}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from math import inf, prod
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ class Layer(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a layer costs in one direction."""
+    """What the launches of one direction cost."""
 
     launches: int
     spills: int  # the bytes of registers that a thread spills
@@ -74,6 +75,20 @@ def bytes_of(*tensors: Tensor) -> int:
     return sum(prod(n for n, step in zip(x.shape, x.stride(), strict=True) if step) * x.itemsize for x in tensors)
 
 
+def cost_of(records: Sequence, floor: int) -> Cost:
+    """Return what launches cost whose inputs and outputs have ``floor`` bytes."""
+    large = [record for record in records if has_to_fill(record)]
+    return Cost(
+        launches=len(records),
+        spills=max((record.estimate.spills for record in records), default=0),
+        excess=sum(record.estimate.dram_bytes for record in records) / floor if records else 1.0,
+        in_flight=min(map(bytes_in_flight, large), default=inf),
+        warps=min((record.estimate.warps for record in large), default=inf),
+        instructions=sum(record.estimate.instructions_per_element for record in records),
+        seconds=sum(record.estimate.total for record in records),
+    )
+
+
 def audit_layer(name: str, row: int, dtype: torch.dtype) -> dict[Layer, Cost]:
     """Return what a layer costs, forward and backward."""
     program = next(program for program in PROGRAMS if program.name == name)
@@ -84,8 +99,8 @@ def audit_layer(name: str, row: int, dtype: torch.dtype) -> dict[Layer, Cost]:
         torch.autograd.grad(z, xs, torch.empty_like(z))
     floor = bytes_of(z, *xs)
     return {
-        Layer(name, row, dtype, "forward"): _cost(forward, floor),
-        Layer(name, row, dtype, "backward"): _cost(records[len(forward) :], floor + bytes_of(*xs)),
+        Layer(name, row, dtype, "forward"): cost_of(forward, floor),
+        Layer(name, row, dtype, "backward"): cost_of(records[len(forward) :], floor + bytes_of(*xs)),
     }
 
 
@@ -122,16 +137,3 @@ def table_of_layers(costs: dict[Layer, Cost]) -> str:
 def _inputs(program: Program, row: int, dtype: torch.dtype) -> list[Tensor]:
     sizes = ((ELEMENTS // row, row), *[(row,)] * (len(program.large) - 1))
     return [torch.empty(size, dtype=dtype, requires_grad=True) for size in sizes]
-
-
-def _cost(records: list, floor: int) -> Cost:
-    large = [record for record in records if has_to_fill(record)]
-    return Cost(
-        launches=len(records),
-        spills=max(record.estimate.spills for record in records),
-        excess=sum(record.estimate.dram_bytes for record in records) / floor,
-        in_flight=min(map(bytes_in_flight, large), default=inf),
-        warps=min((record.estimate.warps for record in large), default=inf),
-        instructions=sum(record.estimate.instructions_per_element for record in records),
-        seconds=sum(record.estimate.total for record in records),
-    )

@@ -96,7 +96,7 @@ def pytest_configure(config):
         config.pluginmanager.register(recorder.Recorder(CHECKS, where, config.option.record, config.option.check))
 
 
-def pytest_ignore_collect(collection_path, config):
+def pytest_ignore_collect(collection_path):
     """Leave out the files of which no test takes part: most, by compiled code; what no page names, by torch's own."""
     if LIBRARY == "torch" and collection_path.name.startswith("test_"):
         return collection_path.name not in {check.file for check in CHECKS.values()} or None

@@ -44,7 +44,7 @@ def check(case: audit.Case, tally):
     finding = audit.audit(case)
     assert not audit.faults(finding)
     tally("audited calls")
-    tally("audited launches", sum(phase.launches for phase in finding.values()))
+    tally("audited launches", sum(phase.cost.launches for phase in finding.values()))
 
 
 def test_every_run_audits_all_operators_dtypes_and_layouts():

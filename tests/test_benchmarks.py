@@ -10,11 +10,12 @@ import torch
 
 import customops
 from benchmarks import __main__ as benchmark
-from benchmarks import machine, memory, model, peers, timing
+from benchmarks import estimates, machine, memory, peers
 from benchmarks.cases import FIRST, KINDS, LAYER, SHAPES, STANDARD, Case, cases
 from benchmarks.measure import measure
 from benchmarks.targets import verdicts
 from customops.ops import unary
+from customops.tools import timing
 from customops.tools.targets import GPUS
 
 from .cases import CALLS, ROWS
@@ -108,7 +109,7 @@ def test_verdicts_say_what_is_missed():
     + [("NVIDIA H100 PCIe", None), ("NVIDIA A100-SXM4-40GB", None), ("NVIDIA GH200 480GB", None), ("Tesla T4", None)],
 )
 def test_the_models_constants_are_those_of_the_device_or_none(name, gpu):
-    assert model.gpu_named(name) == (GPUS[gpu] if gpu else None)
+    assert estimates.gpu_named(name) == (GPUS[gpu] if gpu else None)
 
 
 @pytest.mark.parametrize(("phase", "tensors"), [("forward", 3), ("backward", 5), ("both", 8)])
@@ -117,10 +118,10 @@ def test_a_case_is_estimated_without_a_gpu_or_memory(phase, tensors, pattern):
     """256 MiB of float32 in each tensor that mul and its gradients read and write, at 3.0 TB/s."""
     pytest.importorskip("triton", reason="without Triton there are no kernels")
     case = Case(ROW["mul"], ROW["mul"].calls[0], pattern, KINDS["cuda"], torch.float32)
-    milliseconds = model.estimate(case, phase, GPUS["H100 SXM"])
+    milliseconds = estimates.estimate(case, phase, GPUS["H100 SXM"])
     launches = 2 if phase == "both" else 1
     assert milliseconds == pytest.approx(1e3 * (tensors * 4 * KINDS["cuda"] / 3.0e12 + launches * 3e-6), rel=0.01)
-    assert model.estimate(case, phase, GPUS["H200"]) < milliseconds
+    assert estimates.estimate(case, phase, GPUS["H200"]) < milliseconds
 
 
 def made_up(call: str, phase: str, measured: float, estimate: float | None) -> dict:
@@ -132,20 +133,20 @@ def made_up(call: str, phase: str, measured: float, estimate: float | None) -> d
 def test_the_model_is_compared_with_what_was_measured():
     rows = [made_up("exp(x)", "forward", 2.0, 1.0), made_up("log(x)", "forward", 0.5, 1.0)]
     rows += [made_up("sum(x)", "backward", 3.0, 4.0), made_up("add(x, y)", "backward", 1.0, None)]
-    forward, backward, *worst = model.comparison(rows)
+    forward, backward, *worst = estimates.comparison(rows)
     assert forward == "model, forward: measured 1.00 of the estimate, geometric mean of 2 rows; off by a factor of 2.00"
     assert backward.startswith("model, backward: measured 0.75 of the estimate, geometric mean of 1 rows; off by")
     assert backward.endswith(" 1.33")
     assert worst[0] == "model, furthest off: exp(x), made up, 8, float32, forward: 2 ms, estimate 1 ms, 2.00"
     assert worst[2].endswith("sum(x), made up, 8, float32, backward: 3 ms, estimate 4 ms, 0.75")
-    assert not [*model.comparison(rows[3:])]
+    assert not [*estimates.comparison(rows[3:])]
 
 
 def test_command_prints_the_estimates_of_a_gpu_and_says_where_there_are_none(monkeypatch, capsys):
     """The GPU is a stand-in: what is measured is the CPU."""
     pytest.importorskip("triton", reason="without Triton there are no kernels")
     monkeypatch.setattr(timing, "LEAST_ROUNDS", 2)
-    monkeypatch.setattr(benchmark.model, "gpu_named", lambda name: GPUS["H200"] if name == "a GPU" else None)
+    monkeypatch.setattr(benchmark.estimates, "gpu_named", lambda name: GPUS["H200"] if name == "a GPU" else None)
     for name in ("a GPU", "another"):
         monkeypatch.setattr(benchmark, "_device", lambda _, name=name: (0, name))
         benchmark.main(["--device", "cpu", "--ops", "relu", "--numel", "1024", "--quick"])

@@ -57,8 +57,8 @@ MODES = {
 }
 
 
-def leaves_of(layer, dtype=torch.float32) -> list[Tensor]:
-    return [x.requires_grad_() for x in layer.draw(dtype)]
+def leaves_of(layer) -> list[Tensor]:
+    return [x.requires_grad_() for x in layer.draw()]
 
 
 def storages(xs) -> list[int]:

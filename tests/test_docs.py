@@ -21,7 +21,7 @@ import torch
 
 import customops
 from benchmarks import walk
-from customops.__main__ import main
+from customops.cli.main import COMMANDS, main
 
 from .conftest import DEVICE, INTERPRETED, KERNELS
 
@@ -38,15 +38,18 @@ by_formula = pytest.mark.skipif(KERNELS or INTERPRETED, reason="the pages show w
 page_by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-MODULES = "ops.unary", "ops.binary", "ops.reductions", "config", "fusion.decorator", "tools.dry_run", "compositions"
-MODULES += "models.apply", "models.enabled", "nn.activations", "nn.normalizations", "nn.transformers", "nn.losses"
+MODULES = sorted(
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in (ROOT / "customops").rglob("*.py")
+    if ">>> " in file.read_text()
+)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_docstring_examples_print_what_they_say(module):
-    if module == "tools.dry_run" and INTERPRETED:
+    if module == "customops.tools.dry_run" and INTERPRETED:
         pytest.skip("the interpreter's functions do not compile")
-    failed, tried = doctest.testmod(import_module(f"customops.{module}"))
+    failed, tried = doctest.testmod(import_module(module), extraglobs={"torch": torch})
     assert tried > 0
     assert failed == 0
 
@@ -86,6 +89,12 @@ def test_the_walk_is_what_a_call_runs(capsys):
 
 
 @by_formula
+def test_the_walk_tells_kernels_from_what_launches_them():
+    files = {file.stem for file in (ROOT / "triton_kernels").glob("*.py") if "@triton.jit" in file.read_text()}
+    assert {f"triton_kernels/{name}" for name in files} == walk.DEVICE_CODE
+
+
+@by_formula
 def test_the_readme_is_short_and_says_the_status_first():
     lines = (ROOT / "README.md").read_text().split("\n")
     assert len(lines) <= 121
@@ -121,6 +130,30 @@ def test_the_page_of_the_architecture_names_every_module():
         modules = {file.stem for file in package.glob("[a-z]*.py")} - {"formulas"}
         if package.name != "customops":
             assert named[f"{package.relative_to(ROOT)}/"] - {"formulas"} == modules
+
+
+@by_formula
+def test_the_page_for_contributors_names_every_file_that_tests_and_benchmarks_share():
+    _, _, part = (ROOT / "CONTRIBUTING.md").read_text().partition("## What tests and benchmarks share\n")
+    cells = re.findall(r"^\| (`.*`) \| .* \|$", part.partition("\n## ")[0], re.MULTILINE)
+    named: list[str] = []
+    for cell in cells:
+        folder, _, first = cell.strip("`").partition("/")
+        named += [f"{folder}/{name}" for name in first.split("`, `") if not name.startswith("docs/")]
+    there = [
+        path.relative_to(ROOT)
+        for folder in (ROOT / "tests", ROOT / "benchmarks")
+        for path in folder.glob("[a-z]*")
+        if (path.suffix in (".py", ".c") or (path / "__init__.py").exists()) and not path.name.startswith("test_")
+    ]
+    assert sorted(named) == sorted(f"{path}{'' if path.suffix else '/'}" for path in there)
+
+
+@by_formula
+def test_the_page_of_examples_names_every_script():
+    commands = re.findall(r"^\| `.* (examples/\w+\.py)` \|", (ROOT / "examples/README.md").read_text(), re.MULTILINE)
+    scripts = [file for file in (ROOT / "examples").glob("*.py") if '__name__ == "__main__"' in file.read_text()]
+    assert sorted(commands) == sorted(f"examples/{file.name}" for file in scripts)
 
 
 @by_formula
@@ -179,6 +212,7 @@ FAULTS = {
     "a file that does not exist": ("commands", "`python examples/nothing.py`"),
     "a test that does not exist": ("commands", "```sh\npython -m pytest tests/test_nothing.py\n```"),
     "an extra that does not exist": ("commands", '`pip install ".[nothing]"`'),
+    "a subcommand that does not exist": ("commands", "`customops nothing --json`"),
     "a variable that does not exist": ("commands", "```sh\nCUSTOMOPS_NOTHING=1 make test\n```"),
     "a command that nothing holds": ("commands", "```sh\nnothing\n```"),
     "a link to no file": ("links", "[it](nothing.md)"),
@@ -230,7 +264,7 @@ def check_commands(text: str) -> None:
             check_command(command)
             if output:
                 assert matches(output, printed(command))
-    for command in re.findall(r"`((?:make|python|pip|torchrun|bash|\.venv/bin/\S+) [^`]+)`", text):
+    for command in re.findall(r"`((?:make|python|pip|torchrun|bash|customops|\.venv/bin/\S+) [^`]+)`", text):
         check_command(command)
 
 
@@ -257,8 +291,8 @@ def check_command(command: str) -> None:
         assert program == "torchrun" or all(f'"{option}"' in sources() for option in options)
     elif program == "python" and rest[1] == "pytest":
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
-    elif program == "python":
-        assert importlib.util.find_spec(rest[1])
+    elif program in ("python", "customops"):
+        assert rest[0] in COMMANDS if program == "customops" else importlib.util.find_spec(rest[1])
         assert all(f'"{option}"' in sources() for option in options)
     else:
         assert program in ("pre-commit",), f"nothing holds this command: {command}"
@@ -270,8 +304,8 @@ def printed(command: str) -> str:
     """Return what a command prints, run in this process."""
     words = shlex.split(command, comments=True)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        if words[:3] == ["python", "-m", "customops"]:
-            assert main(words[3:]) == 0
+        if words[0] == "customops":
+            assert main(words[1:]) == 0
         else:
             assert words[0] == "python"
             with pytest.raises(SystemExit) as end:
@@ -294,7 +328,7 @@ def _is_pinned(package: str) -> bool:
 
 def check_links(text: str, folder: Path) -> None:
     """Check that links lead to files and headings, and that paths in code are those of files."""
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for target in re.findall(r"\]\(([^)]+)\)", without_code(text)):
         name, _, heading = target.partition("#")
         if "://" in target:
             continue
@@ -306,10 +340,14 @@ def check_links(text: str, folder: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
+def without_code(text: str) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def headings(text: str) -> list[str]:
     """Return the anchors that GitHub gives the headings of a page."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", without_code(text), re.MULTILINE)
     return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 

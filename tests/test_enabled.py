@@ -201,7 +201,7 @@ def test_a_compiler_sees_torchs_functions(layer):
     assert "torch.nn.functional.silu(" in code
 
 
-def test_other_modes_see_the_calls(layer):
+def test_other_modes_see_the_calls():
     seen = []
 
     class Sees(TorchFunctionMode):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import customops
-from customops.tools.assembly import Access, Block, blocks_of
+from customops.tools.assembly import Block, blocks_of
 from customops.tools.estimate import LIMITS, estimate, total_seconds
-from customops.tools.machine_code import sass
+from customops.tools.machine_code import Access, sass
 from customops.tools.places import Residence, passed_and_placed, residence, spilled_to_l2
 from customops.tools.targets import GPUS, TARGETS
 from customops.tools.ways import usual_way
@@ -210,7 +210,7 @@ def test_launches_on_tensors_of_other_sizes_have_estimates_of_their_own():
 
 def test_spills_are_traffic_of_the_l2_where_the_l1_does_not_hold_them(monkeypatch):
     """Two blocks of 1024 threads on each of 132: 96 bytes a thread are the 192 KiB that the L1 may hold."""
-    passed = [(Block(9, (Access("local", 4, None), Access("load", 16, None)), ()), 10.0)]
+    passed = [(Block(9, (Access("local", 32, None), Access("load", 128, None)), ()), 10.0)]
     where = Residence(H100, 1000, 1024, 264)
     compiled = SimpleNamespace(metadata=SimpleNamespace(target=SimpleNamespace(backend="cuda")), asm={"cubin": b""})
     for stack, expected in ((96, 0), (97, 10 * 4 * 1024 * 1000)):

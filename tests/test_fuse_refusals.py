@@ -296,7 +296,7 @@ def test_what_is_no_function_is_refused(wrap):
         fuse(3)
 
 
-def test_a_folder_called_torch_is_not_torchs(device, tmp_path, monkeypatch):
+def test_a_folder_called_torch_is_not_torchs(device, tmp_path):
     (tmp_path / "torch_models" / "torch").mkdir(parents=True)
     file = tmp_path / "torch_models" / "torch" / "layers.py"
     file.write_text("def f(x):\n    return x.cumsum(0)\n")

@@ -34,7 +34,7 @@ def test_few_kernels_serve_all_lengths(name, rows, full, replan):
         assert found.backward <= growth.KERNELS
         longer = growth.growth(name, dtype, rows, growth.lengths(1000 if full else 150, 8192))
         assert longer.forward <= growth.KERNELS + 2
-        assert longer.backward <= 20  # cut where registers do not hold a row
+        assert longer.backward <= 20  # other kernels walk what registers do not hold
 
 
 @pytest.mark.parametrize("name", ["mul by a row", "RMSNorm", "softmax"])

@@ -143,8 +143,8 @@ def test_widest_is_128_bits_where_aligned_and_an_element_elsewhere(target, dtype
     wide = min(128, 8 * bits)  # a thread has 8 elements
     aligned = dict.fromkeys([("operands", 1), ("operands", 3, 0), ("outputs", 0)], wide)
     assert widest(compiled) == {**aligned, ("operands", 0): bits}
-    assert {a.kind for a in accesses(compiled) if a.parameter == ("outputs", 0)} == {"store"}
-    assert {a.kind for a in accesses(compiled) if a.parameter != ("outputs", 0)} == {"load"}
+    assert {a.kind for a in accesses(compiled) if a.leaf == ("outputs", 0)} == {"store"}
+    assert {a.kind for a in accesses(compiled) if a.leaf != ("outputs", 0)} == {"load"}
 
 
 @pytest.mark.sample(formulas="target, dtype")

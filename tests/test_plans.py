@@ -77,7 +77,7 @@ def test_what_a_kernel_is_compiled_for_is_part_of_the_plan(made):
         customops.exp(torch.ones(130)[:64])
         customops.exp(torch.ones(4, 12))
     assert len(made) == 8
-    assert len({id(record.compiled) for record in records}) == 5, "shapes that fold alike share a kernel"
+    assert len({id(record.compiled) for record in records}) == 5, "shapes that coalesce alike share a kernel"
 
 
 def test_plans_hold_no_tensor(made):

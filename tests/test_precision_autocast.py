@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 import customops
 
-from .cases import BY_FUNCTIONS, CALLS, ROWS, ids
+from .cases import BY_FUNCTIONS, CALLS, ROW, ROWS, ids
 from .compare import assert_equal, assert_same_outcomes, cotangent
 from .conftest import DEVICE
 from .marks import by_path
@@ -139,6 +139,18 @@ def test_no_plan_is_kept_from_before(row, call, dtype):
         with autocast(enabled):
             got, want = both(call, *xs)
             assert got.dtype == want.dtype
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a CPU's autocast leaves GPU tensors alone")
+@pytest.mark.parametrize("dtype", HALVES, ids=ids)
+@pytest.mark.parametrize("call", ROW["prod"].calls, ids=ids)
+def test_no_plan_is_kept_from_before_autocast_of_a_cpu(call, dtype):
+    """Of our operators, it computes the product alone in float32."""
+    (x,) = (x.detach() for x in draw(ROW["prod"], call, (dtype,)))
+    for enabled in (False, True, False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            got, want = both(call, x)
+            assert got.dtype == want.dtype == (torch.float32 if enabled else dtype)
 
 
 @pytest.mark.sample(formulas="operator, path, dtypes", kernels="dtypes")

@@ -26,7 +26,6 @@ pytestmark = formulas_only
 BATCH, ROWS, COLUMNS = 3, 5, 70
 WHOLE, ROW, COLUMN, NUMBER = (ROWS * COLUMNS, COLUMNS, 1), (0, 0, 1), (ROWS, 1, 0), (0, 0, 0)
 OF_BATCH = (COLUMNS, 0, 1)  # a row of weights for each of the batch
-SUM = ("sum", True)
 
 
 def stage_of(operands: Sequence, ops: Sequence[tuple], outputs: Sequence[tuple]) -> tuple[Stage, Layout]:

@@ -8,10 +8,7 @@ counted are launches, bytes, machine instructions, registers and spills; times f
 from __future__ import annotations
 
 import argparse
-import datetime
 import multiprocessing
-import shlex
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.util import find_spec
@@ -65,8 +62,7 @@ def run(options: argparse.Namespace) -> int:
         facts = {
             "target": options.target,
             **machine.versions("torch", "triton", "liger-kernel", "customops"),
-            "date": f"{datetime.date.today()}",
-            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+            **machine.this_run(),
         }
         document = {"where": facts, "verdicts": judged, "short": missed, "failed": failed, "rows": rows}
         path = machine.RESULTS / FOLDER / f"{machine.slug(options.target)}.json"

@@ -10,20 +10,17 @@ that are no layer of the examples, and written to ``gallery.json``.
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import shlex
-import sys
 import time
 
 import torch
 
 from .. import machine
 from ..measure import one_line
+from ..memory import warm_memory
 from ..progress import bar, write
 from ..report import publish
 from ..text import table
-from ..timing import warm_memory
 from .contestants import CONTESTANTS
 from .first import contestants_of, in_processes
 from .gallery import GALLERY
@@ -72,10 +69,7 @@ def run(options: argparse.Namespace) -> int:
     _print_summary(rows, first, judged, lost)
     print(*failed, *[f"no time left for {case}" for case in left_out], sep="\n")
     if not (options.quick or options.ops or options.sizes):
-        facts |= {
-            "date": f"{datetime.date.today()}",
-            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        }
+        facts |= machine.this_run()
         document = {"where": facts, "no_compiler": no_compiler, "verdicts": judged, "losses": lost, "failed": failed}
         document |= {"left_out": [str(case) for case in left_out], "first": first, "rows": rows}
         publish(machine.RESULTS, machine.folder(facts) / FILES[options.gallery], document, 4, "layer")

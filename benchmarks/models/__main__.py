@@ -9,9 +9,7 @@ docs/models.md are then written anew, as by ``--page``.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,18 +38,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--page", action="store_true", help="measure nothing, write the tables of the page")
     options = parser.parse_args(argv)
     if not options.page:
-        measure(options, argv)
+        measure(options)
     if options.page or not options.models:
         page.PAGE.write_text(page.written(page.PAGE.read_text(), page.newest()))
 
 
-def measure(options: argparse.Namespace, argv: Sequence[str]) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure, print the tables, and write the document if it is of all models."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     names = options.models or [name for name, family in FAMILIES.items() if find_spec(family.library)]
-    document: dict[str, Any] = {"where": machine.where("cpu") | {"date": f"{datetime.date.today()}"}}
-    document["where"]["command"] = shlex.join(["python", "-m", "benchmarks.models", *argv])
+    document: dict[str, Any] = {"where": machine.where("cpu") | machine.this_run("benchmarks.models")}
     file = machine.folder(document["where"]) / "models.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     for part in [options.part] if options.part else PARTS:

@@ -9,9 +9,9 @@ from typing import Any
 
 import customops
 from customops.models.check import difference
+from customops.tools.timing import in_turns, prepared
 
 from ..memory import peak
-from ..timing import in_turns, prepared
 from .families import FAMILIES, inputs_of, made, step
 
 ROWS = 4

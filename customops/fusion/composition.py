@@ -58,7 +58,8 @@ class Composition(Fused[P, R]):
 
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Compute the function: as operators of what is traced; by kernels or blocks; or by torch."""
-        if config.cpu_by_formula and args and _is_small(args[0]) and not any([isinstance(x, Tensor) for x in args[1:]]):
+        others = (*args[1:], *kwargs.values()) if kwargs else args[1:]
+        if config.cpu_by_formula and args and _is_small(args[0]) and not any([isinstance(x, Tensor) for x in others]):
             return self.one_by_one(*args, **kwargs)  # in a third of the time that it takes to ask whether fusing pays
         args = tuple([tuple(x) if type(x) is list else x for x in args])  # no list is part of a key
         kwargs = {name: tuple(x) if type(x) is list else x for name, x in kwargs.items()}

@@ -138,6 +138,7 @@ class Gradient:
         """Return the gradient of each tensor that needs one, None if no result depends on it."""
         grads = by_kernel("fuse", self, plan_key(tensors, by_blocks=True), tensors, self.compile)
         if grads is None:
+            tensors = [x if x.layout is torch.strided else x.to_dense() for x in tensors]  # a cotangent may be sparse
             by_value = {i: view.of(tensors[k]) for i, k, view in self.operands}
             parts = evaluate(self.graph, by_value, COMPUTE[self.common], self.known)
             grads = [joined(shares, parts) for shares in self.shares]

@@ -99,7 +99,7 @@ def call(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         raise refusal(_path(function), function.__name__)
     before = _asked.functions
     if function in before:  # an operator asks torch for its error
-        function(*map(example_of, args), **kwargs)
+        function(*map(example_of, args), **{name: example_of(x) for name, x in kwargs.items()})
         raise refusal(_path(function), function.__name__)
     _asked.functions = *before, function
     try:

@@ -475,7 +475,7 @@ def _recorded(x: Any) -> Any:
     return x.detach().clone() if isinstance(x, Tensor) else x
 
 
-def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor], composed: Sequence[Composed] = ()) -> list[Any]:
+def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor], composed: Sequence[Composed]) -> list[Any]:
     """Return what torch would compute from these tensors for every value, but on the CPU.
 
     It is None of what is computed inside a function of torch.

@@ -194,6 +194,9 @@ def add(input: Tensor | Number, other: Tensor | Number, *, alpha: Number = 1, ou
         RuntimeError: the shapes do not broadcast, ``alpha`` does not suit the dtype of the result, or the result
             cannot be cast to the dtype of ``out``.
 
+    >>> add(torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, 4.0]))
+    tensor([[4., 5.],
+            [5., 6.]])
     >>> add(torch.tensor([1, 2]), 10, alpha=3)
     tensor([31, 32])
     """
@@ -233,6 +236,8 @@ def mul(input: Tensor | Number, other: Tensor | Number, *, out: Tensor | None = 
         TypeError: an argument is neither a tensor nor a number.
         RuntimeError: the shapes do not broadcast, or the result cannot be cast to the dtype of ``out``.
 
+    >>> mul(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.5]))
+    tensor([3., 1.])
     >>> mul(torch.tensor([1, 2]), 0.5)
     tensor([0.5000, 1.0000])
     """
@@ -255,6 +260,8 @@ def div(
         TypeError: an argument is neither a tensor nor a number.
         RuntimeError: the shapes do not broadcast, or the result cannot be cast to the dtype of ``out``.
 
+    >>> div(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 0.0]))
+    tensor([0.5000,    inf])
     >>> div(torch.tensor([1, -3]), 2)
     tensor([ 0.5000, -1.5000])
     """
@@ -316,6 +323,8 @@ def pow(input: Tensor | Number, exponent: Tensor | Number, *, out: Tensor | None
 
     >>> pow(torch.tensor([1.0, 2.0, 3.0]), 2)
     tensor([1., 4., 9.])
+    >>> pow(torch.tensor([2.0, 4.0]), torch.tensor([3.0, 0.5]))
+    tensor([8., 2.])
     >>> pow(2, torch.tensor([0, 3]))
     tensor([1, 8])
     """

@@ -124,6 +124,8 @@ def where(condition: Tensor, input: Tensor | Number, other: Tensor | Number, *, 
 
     >>> where(torch.tensor([True, False]), torch.tensor([1.0, 2.0]), 0)
     tensor([1., 0.])
+    >>> where(torch.tensor([True, False]), torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    tensor([1., 4.])
     """
     is_mask = isinstance(condition, Tensor) and getattr(condition, "dtype", torch.bool) is torch.bool
     if not is_mask or out is not None:

@@ -22,7 +22,7 @@ class Prod(Selective):
     product of all that are not 0, if no other is 0; else it is 0. Let m_j be how many are 0, and p_j the product of the
     rest:
 
-        dx_i = g_j·z_j / x_i where x_i is not 0,   g_j·p_j where x_i = 0 and m_j = 1,   else 0
+        dx_i = g_j·z_j / x_i where x_i is not 0, g_j·p_j where x_i = 0 and m_j = 1, else 0
 
     Where two are 0, the slope of one is the other times p_j: 0, but not by that other. So it is written as the sum of
     all zeros, less x_i, times p_j; else gradients of gradients would lose it. Those of a third order do where three

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import config
-from .._compat import overlaps_itself
+from .._compat import is_any_autocast_enabled, overlaps_itself
 from .dtensor import ShardingSpec, common_sharding, find_sharding, local_shape
 from .paths import BUILT_FOR_GPUS, CLASSES, has_kernel, is_private_cpu, plan_key, tensors_key
 from .plans import Execution, make_plan, recall, remember
@@ -236,7 +236,7 @@ def is_safe_out(out: Any, args: Sequence) -> bool:
 
     No tensor is safe under autocast, whose lists have no operator with an ``out``.
     """
-    if not isinstance(out, Tensor) or overlaps_itself(out) or torch.is_autocast_enabled():
+    if not isinstance(out, Tensor) or overlaps_itself(out) or is_any_autocast_enabled():
         return False
     return not any(
         isinstance(x, Tensor)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, get_default_dtype, is_autocast_enabled, is_grad_enabled, is_inference_mode_enabled
+from torch import Tensor, get_default_dtype, is_grad_enabled, is_inference_mode_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
@@ -120,7 +120,7 @@ def is_private_cpu(args: Sequence) -> bool:
     return all(type(x) in NUMBERS or (is_dense_tensor(x) and x.is_cpu) for x in args)
 
 
-def is_differentiated(args: Sequence, recorded: bool = False) -> bool:
+def is_differentiated(args: Sequence, recorded: bool) -> bool:
     """Return whether a gradient graph is recorded of what is done to ``args``, or tangents move along: rule 2.
 
     Where one of our Functions records the call, ``recorded``, gradients do not prevent a kernel.
@@ -146,7 +146,7 @@ def tensors_key(args: Sequence) -> tuple | None:
     """
     if transforms_active():
         return None
-    key = [config.setting, get_default_dtype(), is_autocast_enabled()]
+    key = [config.setting, get_default_dtype(), is_any_autocast_enabled() and _autocast()]
     try:
         for x in args:
             if type(x) in CLASSES:
@@ -205,7 +205,7 @@ def refuse_if_required(name: str, blocker: str) -> None:
         raise RuntimeError(f"{name}: backend 'triton' has no kernel for {blocker}, or use backend 'auto'")
 
 
-def kernel_blocker(inputs: list[Tensor], out: Tensor | None, dtypes: set, by_blocks: bool = False) -> str | None:
+def kernel_blocker(inputs: list[Tensor], out: Tensor | None, dtypes: set, by_blocks: bool) -> str | None:
     """Return why no kernel can run, ending in what would help; None where one can, or a CPU ``by_blocks``."""
     outs = [] if out is None else [out]
     unknown = ({x.dtype for x in (*inputs, *outs)} | dtypes) - KERNEL_DTYPES

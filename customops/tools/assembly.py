@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .machine_code import Leaf, amd_bits, parameter_offsets, sass
+from .machine_code import AMD_ACCESS, Access, Leaf, amd_access, parameter_offsets, sass
 from .pointers import pointers_of
 
 _SASS = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 _AMD = re.compile(r"(?:(\.L\w+):)?(?:\t()([a-z]\w+)(?:\s+([^;/\n]*))?)?")
 _SASS_ACCESS = re.compile(r"(LDGSTS|LDG|LD|STG|ST|LDL|STL)\b.*")
-_AMD_ACCESS = re.compile(r"(?:global|buffer|flat|scratch)_(load|store)_(?:lds_)?(\w+)")
 _ENDS = ("EXIT", "RET", "KILL", "s_endpgm")
 _BRANCHES = ("BRA", "s_branch")
 _CONDITIONAL = "s_cbranch"
@@ -24,14 +23,6 @@ class Instruction(NamedTuple):
     guard: str | None  # the predicate that it depends on
     opcode: str  # with its modifiers, as LDG.E.128
     operands: tuple[str, ...]
-
-
-class Access(NamedTuple):
-    """A load or a store of each thread."""
-
-    kind: str  # load or store, of global memory; local: either, of what registers do not hold
-    size: int  # bytes
-    leaf: Leaf | None  # the argument that is the pointer, None where that is not known
 
 
 class Block(NamedTuple):
@@ -114,8 +105,6 @@ def _access(x: Instruction, leaf: Leaf | None) -> Access | None:
     if match := _SASS_ACCESS.fullmatch(x.opcode):
         sizes = [int(part.lstrip("US")) for part in x.opcode.split(".") if re.fullmatch(r"[US]?\d+", part)]
         kind = "local" if match[1][-1] == "L" else "load" if match[1].startswith("L") else "store"
-        return Access(kind, (sizes[-1] if sizes else 32) // 8, leaf)
-    if match := _AMD_ACCESS.match(x.opcode):
-        kind = "local" if x.opcode.startswith("scratch") else match[1]
-        return Access(kind, amd_bits(match[2]) // 8, None)
-    return None
+        return Access(kind, sizes[-1] if sizes else 32, leaf)
+    found = AMD_ACCESS.match(x.opcode)
+    return amd_access(found) if found else None

@@ -27,7 +27,7 @@ SASS_FILE = "kernel.cuobjdump"
 EXECUTABLE = 4  # the flag of a section with code
 CUDA_INFO = 0x70000000  # the type of a section with what CUDA's driver is told
 FRAME_SIZE, REGISTER_COUNT, PARAMETER_BANK = 0x11, 0x2F, 0x0A  # what is told of each function
-AMD_ACCESS = re.compile(r"^\s*(?:global|buffer|flat)_(load|store)_(?:lds_)?(\w+)", re.MULTILINE)
+AMD_ACCESS = re.compile(r"^\s*(?:global|buffer|flat|(scratch))_(load|store)_(?:lds_)?(\w+)", re.MULTILINE)
 
 
 class Resources(NamedTuple):
@@ -38,11 +38,16 @@ class Resources(NamedTuple):
 
 
 class Access(NamedTuple):
-    """One load or store instruction of global memory."""
+    """One load or store instruction."""
 
-    kind: str  # "load" or "store"
+    kind: str  # load or store, of global memory; local: either, of what registers do not hold
     bits: int  # moved by each thread
-    parameter: Leaf | None  # the argument that is the pointer, None where that is not known
+    leaf: Leaf | None  # the argument that is the pointer, None where that is not known
+
+    @property
+    def size(self) -> int:
+        """Bytes that each thread moves."""
+        return self.bits // 8
 
 
 def resources(compiled: Any) -> Resources:
@@ -83,11 +88,11 @@ def accesses(compiled: Any) -> tuple[Access, ...]:
     Atomics, TMA and tables of constants are left out. The binary has the same widths, but not as many of each: ptxas
     unrolls loops and drops repeated loads. An address that several pointers lead to, as by ``tl.where``, counts for
     each of them. Where a pointer passed through memory or into a function that is not inlined, and everywhere on AMD,
-    the parameter is None.
+    the leaf is None.
     """
     if compiled.metadata.target.backend == "hip":
-        instructions = AMD_ACCESS.findall(compiled.asm["amdgcn"])
-        return tuple(Access(kind, amd_bits(width), None) for kind, width in instructions)
+        instructions = map(amd_access, AMD_ACCESS.finditer(compiled.asm["amdgcn"]))
+        return tuple(access for access in instructions if access.kind != "local")
     module, leaves = parse(compiled.asm["ptx"]), [leaf for leaf, _ in parameters(compiled)]
     functions = module.functions.values()
     return tuple(a for f in functions for a in _ptx_accesses(f, leaves if f.is_kernel else (), module.variables))
@@ -100,7 +105,7 @@ def widest(compiled: Any) -> dict[Leaf | None, int]:
     """
     bits: dict[Leaf | None, int] = {}
     for access in accesses(compiled):
-        bits[access.parameter] = max(access.bits, bits.get(access.parameter, 0))
+        bits[access.leaf] = max(access.bits, bits.get(access.leaf, 0))
     return bits
 
 
@@ -250,7 +255,13 @@ def _ptx_bits(instruction: Instruction) -> int:
     return lanes * int(kind[1:])
 
 
-def amd_bits(width: str) -> int:
+def amd_access(instruction: re.Match[str]) -> Access:
+    """Return what an instruction loads or stores, which ``AMD_ACCESS`` found. Its pointer is not told."""
+    scratch, kind, width = instruction.groups()
+    return Access("local" if scratch else kind, _amd_bits(width), None)
+
+
+def _amd_bits(width: str) -> int:
     """Return the bits of a width as AMD writes it: dwordx4, ubyte, short_d16_hi, b128."""
     match = re.search(r"(dword|short|byte|[bui](?=\d))x?(\d*)", width)
     assert match, width

@@ -115,7 +115,7 @@ def _of_others(record: Any, way: Way, where: Residence) -> tuple[list[tuple[Bloc
         sizes[None] = sum(sizes.values())
     threads = where.threads * where.programs
     passed = passes(way, {leaf: walks_of(way, leaf) * size / threads for leaf, size in sizes.items()})
-    used = {(access.parameter, access.kind) for access in accesses(record.compiled)}
+    used = {(access.leaf, access.kind) for access in accesses(record.compiled)}
     moves = []
     for leaf, _, itemsize in record.tensors:
         for kind in ("load", "store"):

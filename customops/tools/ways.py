@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..ptx.control import loops_of
-from .assembly import Access, Block
-from .machine_code import Leaf
+from .assembly import Block
+from .machine_code import Access, Leaf
 
 _REMAINDER = 0.75  # of the bytes of a loop beside it: one that moves fewer goes on where an unrolled one has stopped
 

@@ -1,0 +1,1 @@
+"""The book of gradients: a site of every operator and layer, made of the package's own docstrings and code."""
