@@ -24,7 +24,8 @@ def timed(name: str, seconds: float = SECONDS, rows: int = ROWS) -> dict[str, An
     """Return what a step of a family's wide model takes: medians of rounds, in which the two take turns.
 
     The step is forward and backward, by one thread, whose processor time is measured. Its peak is that of the tensors
-    it makes, above where it begins, as torch counts it. ``difference`` is the largest of logits, loss and gradients, relative to the largest element of each.
+    it makes, above where it begins, as torch counts it. ``difference`` is the largest of logits, loss and gradients,
+    relative to the largest element of each.
     """
     family = FAMILIES[name]
     plain, inputs = made(name, **family.wide), inputs_of(name, rows, family.length, **family.wide)
