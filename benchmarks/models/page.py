@@ -12,7 +12,7 @@ from ..documents import RESULTS, load
 PAGE = RESULTS.parent.parent / "docs" / "models.md"
 FACTS = "device", "cores", "threads", "torch", "commit", "date"
 LAUNCHES = r"\| model \| modules fused .*?\n(?=\n)"
-STEPS = r"Measured on [^\n]*\n\n\| model .*?\n(?=\n)"
+STEPS = r"Measured on [^\n]*\n(?:\n\| model .*?\n)?(?=\n)"
 
 
 def newest(results: Path = RESULTS) -> dict[str, Any]:
