@@ -13,9 +13,9 @@ import torch
 import customops
 from customops import config
 from docs.book import docstrings, edges, pages, samples
-from docs.book.__main__ import place_of, sources, stage
 from docs.book.notation import NotAFormula, displayed, formula, prose
 from docs.book.subjects import NOTEBOOK, ROOT, page_of, steps, subjects
+from docs.book.tree import place_of, sources, stage
 
 from .marks import formulas_only
 
