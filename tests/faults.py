@@ -42,6 +42,7 @@ BLOCK_PASSES = "customops/blocks/passes.py"
 BLOCK_STEPS = "customops/blocks/steps.py"
 BLOCK_PLAN = "customops/blocks/plan.py"
 BLOCK_LOOP = "customops/blocks/loop.py"
+KNOWN = "customops/blocks/known.py"
 MASKS = "customops/blocks/masks.py"
 SIMPLIFY = "customops/blocks/simplify.py"
 SLOTS = "customops/blocks/slots.py"
@@ -2218,9 +2219,9 @@ FAULTS = (
     Fault(
         "any value is a mask",
         "blocks",
-        SIMPLIFY,
-        " and steps[x.position].function in COMPARISONS",
-        "",
+        KNOWN,
+        "before and before.function in COMPARISONS and ",
+        "before and ",
         "A value that is compared with 0 stands for the comparison.",
         by_formulas=BY_BLOCKS,
     ),
