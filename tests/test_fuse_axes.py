@@ -64,6 +64,9 @@ CASES = {
     "norms of the same weights": Case(_normed, (HEADS, HEADS, (6,)), (1, 4)),
     "a row of one alone": Case(lambda lib, x, y: (x / lib.sum(x), lib.exp(y)), ((5,), (5,)), (2, 2)),
     "sums of columns": Case(lambda lib, x, y: (lib.sum(lib.exp(x), 0), lib.sum(y * y, 0)), ((7, 3), (7, 3)), (1, 1)),
+    "sums along each axis": Case(
+        lambda lib, x, y: (lib.sum(lib.exp(x + y), 0), lib.sum(lib.exp(x + y), 1)), ((5, 7), (7,)), (1, 1)
+    ),
     "an outer product": Case(lambda lib, x, y: (lib.exp(x[:, None] - y), lib.exp(y)), ((5,), (5,)), (2, 1)),
     "a sum over two axes": Case(lambda lib, x, y, w: (lib.exp(x), lib.sum(y[:, None] * w)), ((5,), (5,), (5,)), (2, 1)),
 }
@@ -94,8 +97,8 @@ SUMS = {
     ),
     "vectors along each of four axes": Case(
         lambda lib, x, a, b, c, d: x * a * b * c * d,
-        ((8, 8, 8, 8), (8, 1, 1, 1), (8, 1, 1), (8, 1), (8,)),
-        (1, 5),
+        ((64, 64, 64, 64), (64, 1, 1, 1), (64, 1, 1), (64, 1), (64,)),
+        (1, 8),
     ),
 }
 
