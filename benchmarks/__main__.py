@@ -20,10 +20,10 @@ from .cases import KINDS, LAYER, Case, cases
 from .compiled import command as compiled
 from .fused import command as fused
 from .measure import PHASES, measure, one_line
+from .memory import keep_memory
 from .progress import bar, write
 from .report import publish
 from .targets import verdicts
-from .timing import keep_memory
 
 
 def main(argv=None) -> int:

@@ -16,11 +16,11 @@ import torch
 
 import customops
 from customops._compat import apply_without_binding
+from customops.tools.timing import in_turns, prepared
 from tests.cases import CALLS, Call
 
 from .measure import cotangent, phases, ratios
 from .text import judged
-from .timing import in_turns, prepared
 
 RATIOS = {"forward": 1.3, "both": 1.5}  # ours to eager on the device, geometric means over all calls
 LAUNCHED = {"forward": 0.45, "both": 1.6}  # exp on the recording driver, to eager's exp forward and backward on the CPU

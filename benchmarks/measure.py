@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import customops
+from customops.tools.timing import in_turns, prepared
 from tests.compare import TOLERANCE
 
 from . import memory
 from .cases import Case
 from .peers import peers
-from .timing import in_turns, prepared
 
 PHASES = ("forward", "backward", "both")
 DRAWS, LARGE = 3, 1 << 28  # draws that even out where tensors lie in memory, and the bytes that they may take together

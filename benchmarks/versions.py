@@ -18,11 +18,11 @@ from functools import partial
 import torch
 
 import customops
+from customops.tools.timing import in_turns
 from tests.cases import CALLS
 
 from .host import PHASES, REPEATS, phase_of
 from .text import judged
-from .timing import in_turns
 
 LIBRARIES = {"ours": customops, "eager": torch}
 MOST = 1.1  # the largest ratio that a call of ours may have

@@ -6,11 +6,12 @@ torch's own function, without a Python frame around it; the comment above it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import cache, partial, partialmethod
+from importlib import import_module
 from inspect import signature
 from threading import get_ident
 from types import SimpleNamespace
@@ -420,3 +421,14 @@ def out_variant(overload: Any) -> tuple[Any, str] | None:
             variant = getattr(packet, name)
             return (variant, written[0]) if has_cpu_kernel(variant) else None
     return None
+
+
+@cache
+def operator_database() -> Sequence[Any]:
+    """Return torch's own database of operators, whose module needs the package expecttest."""
+    return import_module("torch.testing._internal.common_methods_invocations").op_db
+
+
+def sleep_on_gpu(cycles: int) -> None:
+    """Have the current stream wait for so many cycles of the GPU's clock."""
+    torch.cuda._sleep(cycles)

@@ -373,15 +373,15 @@ def ne(x, y, **out):
 
 
 def logical_and(x, y, **out):
-    return torch.logical_and(x, y, **out) if out else torch.logical_and(x, y).to(x.dtype)
+    return torch.logical_and(x, y, **out) if out else ((x != 0) & (y != 0)).to(x.dtype)
 
 
 def logical_or(x, y, **out):
-    return torch.logical_or(x, y, **out) if out else torch.logical_or(x, y).to(x.dtype)
+    return torch.logical_or(x, y, **out) if out else ((x != 0) | (y != 0)).to(x.dtype)
 
 
 def logical_not(x, **out):
-    return torch.logical_not(x, **out) if out else torch.logical_not(x).to(x.dtype)
+    return torch.logical_not(x, **out) if out else (x == 0).to(x.dtype)
 
 
 def sum(x, *dim, **options):

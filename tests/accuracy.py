@@ -152,7 +152,7 @@ def in_float64(call: Callable, xs: Sequence[Tensor], g: Tensor, got: Sequence[Te
 
 def has_exact(row: Any, call: Any) -> bool:
     """Return whether a call is defined as a term of its own tensors, and of no condition or bound made of these."""
-    from .symbolic import exact  # noqa: PLC0415 - SymPy may be missing
+    from customops.proof.symbolic import exact  # noqa: PLC0415 - SymPy may be missing
 
     return bool(row.definition) and len(exact(row, call).names) == call.arity
 
@@ -163,7 +163,7 @@ def in_mpmath(
     """Return the same for an elementwise call, computed in as many bits as it takes to add 1 to the least float64."""
     import mpmath  # noqa: PLC0415 - SymPy brings it
 
-    from .symbolic import exact  # noqa: PLC0415 - as above
+    from customops.proof.symbolic import exact  # noqa: PLC0415 - as above
 
     _, value, slopes = exact(row, call)
     rows = []

@@ -19,6 +19,7 @@ PATHS = "customops/runtime/paths.py"
 AXES = "customops/compiler/axes.py"
 VALUE_AXES = "customops/fusion/value_axes.py"
 AXIS_UNION = "customops/compiler/axis_union.py"
+AXIS_SHARING = "customops/compiler/axis_sharing.py"
 VIEWS = "customops/compiler/views.py"
 BUILD = "customops/fusion/build.py"
 GRAPH = "customops/compiler/graph.py"
@@ -34,13 +35,14 @@ TRACE = "customops/fusion/trace.py"
 OPERATORS = "customops/fusion/operators.py"
 CONSTANTS = "customops/fusion/constants.py"
 DECORATOR = "customops/fusion/decorator.py"
-EXPLAIN = "customops/fusion/explain.py"
+FINDINGS = "customops/fusion/findings.py"
 UNFUSED = "customops/fusion/unfused.py"
 BLOCK_SPACE = "customops/blocks/space.py"
 BLOCK_PASSES = "customops/blocks/passes.py"
 BLOCK_STEPS = "customops/blocks/steps.py"
 BLOCK_PLAN = "customops/blocks/plan.py"
 BLOCK_LOOP = "customops/blocks/loop.py"
+MASKS = "customops/blocks/masks.py"
 SIMPLIFY = "customops/blocks/simplify.py"
 SLOTS = "customops/blocks/slots.py"
 WORKSPACE = "customops/blocks/workspace.py"
@@ -990,9 +992,45 @@ FAULTS = (
         "rows",
         PARTITION,
         "        arrange(stage.shape, *strides, tuple(",
-        "        sorted((",
+        "        zip((",
         "The gradient of GroupNorm raises TooManyGroups.",
         by_kernels=(IN_MEMORY, *WALKED),
+    ),
+    Fault(
+        "a kernel is not filled after one that does not fit",
+        "partition",
+        PARTITION,
+        "        return together, others\n",
+        "        return together[:1], [*together[1:], *others]\n",
+        "Gradients of weights of channels take a launch more.",
+        by_formulas=("test_fuse_axes.py",),
+    ),
+    Fault(
+        "axes are shared however tensors lie",
+        "partition",
+        AXIS_SHARING,
+        " and strides[a] == strides[axis])",
+        ")",
+        "Fused results of tensors that lie otherwise are written piece by piece.",
+        by_formulas=("test_fuse_axes.py",),
+    ),
+    Fault(
+        "axes that are shared meet others",
+        "partition",
+        AXIS_SHARING,
+        "            beside[other] |= beside[axis]\n",
+        "",
+        "A fused sum over two axes adds up a diagonal, where a third tensor is as long.",
+        by_formulas=("test_fuse_axes.py",),
+    ),
+    Fault(
+        "axes of rows are shared",
+        "partition",
+        AXIS_SHARING,
+        "        if isinstance(node, Op) and i in read:\n            fixed |= node.reduced\n        elif",
+        "        if",
+        "One program computes all elements of a tensor that is returned beside a normalized vector.",
+        by_formulas=("test_fuse_axes.py",),
     ),
     Fault(
         "whatever a mean is taken off sums to zero",
@@ -1946,7 +1984,7 @@ FAULTS = (
     Fault(
         "what is overwritten counts twice",
         "explain",
-        EXPLAIN,
+        FINDINGS,
         "memory |= {x.data_ptr(): filled(x) for x in self.outputs if x.data_ptr() not in inputs}",
         "memory |= {-i: filled(x) for i, x in enumerate(self.outputs, 1)}",
         "explain's floor counts a result that is an argument seen otherwise.",
@@ -2166,6 +2204,24 @@ FAULTS = (
         " and steps[x.position].out is None\n",
         "\n",
         "A value that is a result too is computed twice.",
+        by_formulas=BY_BLOCKS,
+    ),
+    Fault(
+        "what is not chosen is multiplied by 0",
+        "blocks",
+        MASKS,
+        "torch.ops.aten.threshold_backward.grad_input(x, mask, 0, grad_input=out)",
+        "torch.mul(x, mask, out=out)",
+        "A gradient is nan where an infinite one is not chosen.",
+        by_formulas=BY_BLOCKS,
+    ),
+    Fault(
+        "any value is a mask",
+        "blocks",
+        SIMPLIFY,
+        " and steps[x.position].function in COMPARISONS",
+        "",
+        "A value that is compared with 0 stands for the comparison.",
         by_formulas=BY_BLOCKS,
     ),
     Fault(

@@ -24,8 +24,7 @@ from customops.compiler.graph import Constant, Graph, Input, Op, Position, Renam
 from customops.compiler.views import Share, joined
 from customops.fusion.decorator import fused_behind
 from customops.fusion.function import Fusion
-
-from .symbolic import evaluate, spelling
+from customops.proof.symbolic import evaluate, spelling
 
 DIGITS = 50  # of numbers
 SLOTS = sympy.symbols("a:8", real=True)  # what formulas are evaluated on

@@ -10,11 +10,12 @@ import torch
 
 import customops
 from benchmarks import __main__ as benchmark
-from benchmarks import estimates, machine, memory, peers, timing
+from benchmarks import estimates, machine, memory, peers
 from benchmarks.cases import FIRST, KINDS, LAYER, SHAPES, STANDARD, Case, cases
 from benchmarks.measure import measure
 from benchmarks.targets import verdicts
 from customops.ops import unary
+from customops.tools import timing
 from customops.tools.targets import GPUS
 
 from .cases import CALLS, ROWS

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import __main__ as benchmark
-from benchmarks import machine, report, timing
+from benchmarks import machine, report
 from benchmarks.fused import command, first
 from benchmarks.fused.contestants import composition, contestant
 from benchmarks.fused.gallery import EVERY, GALLERY
@@ -17,6 +17,7 @@ from benchmarks.fused.layers import DTYPES, LAYERS, SIZES, Case, cases
 from benchmarks.fused.lines import line
 from benchmarks.fused.measure import PHASES, Layers, measure
 from benchmarks.fused.verdicts import LARGE, SMALL, losses, verdicts
+from customops.tools import timing
 from examples import layers as examples
 
 from .conftest import DEVICE, KERNELS

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 import customops
+from benchmarks.fused.gallery import IN_TORCH
 from customops.blocks import plan
+from customops.nn import functional
 
-from .cases import LAYOUTS, ids
+from .cases import EDGES, LAYOUTS, ids
 from .compare import cotangent
 from .conftest import DEVICE, KERNELS
 from .layers_by_blocks import BY_NAME, LAYERS, ROWS, Layer
@@ -178,3 +180,56 @@ def test_special_numbers_stay_in_their_row(number, elements, blocks):
         xs[0][3, 4] = number
         zs, want = layer.ours(*xs), layer.torchs(*(x.double() for x in xs)).float()
         torch.testing.assert_close(zs, want, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+def of_gallery(name: str, *args) -> Layer:
+    """Return the layer of a function of ``customops.nn.functional`` with these arguments, and of torch's operators."""
+    ours, torchs = (getattr(library, name) for library in (functional, IN_TORCH))
+    return Layer(name, lambda x: ours(x, *args), lambda x: torchs(x, *args), ())
+
+
+def choice(name: str, function: Callable) -> Layer:
+    return Layer(name, customops.fuse(lambda x: function(customops, x)), lambda x: function(torch, x), ())
+
+
+CHOOSING = (
+    of_gallery("leaky_relu"),
+    of_gallery("elu", 0.5),
+    of_gallery("hardswish"),
+    of_gallery("hardsigmoid"),
+    of_gallery("relu6"),
+    of_gallery("hardtanh", -1.0, 1.0),
+    of_gallery("hardshrink", 1.0),
+    of_gallery("softshrink", 1.0),
+    of_gallery("threshold", -1.0, 20.0),
+    choice("where", lambda lib, x: lib.where(x > 0, x, 2 * x)),
+    choice("where of 0", lambda lib, x: lib.where(x > 0, 0, x) + lib.where(x > 1, -x, 0)),
+    choice("where of -0", lambda lib, x: lib.where(x > 0, -0.0, x)),
+    choice("where of numbers", lambda lib, x: lib.where(x != x, 1.5, -0.0) * x),  # noqa: PLR0124 - nan
+    choice("clamp", lambda lib, x: lib.clamp(x, -1, 1)),
+)
+
+
+@pytest.mark.parametrize("elements", [2, 7, USUAL])
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("layer", CHOOSING, ids=ids)
+def test_what_is_not_chosen_does_not_show(layer, dtype, elements, blocks, walked):
+    """Each special number meets each special gradient: an infinite one times 0 would be nan."""
+    numbers = torch.tensor((*EDGES, 3.0, -3.0, 6.0)).to(dtype)  # bounds of some layers, too
+    x, g = numbers.repeat_interleave(len(numbers)), numbers.repeat(len(numbers))
+    blocks(elements)
+    got = values_and_gradients(layer.ours, [x], [g])
+    assert walked
+    computed = torch.promote_types(dtype, torch.float32)
+    want = values_and_gradients(layer.torchs, [x.to(computed)], [g.to(computed)])
+    for mine, true in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, true.to(mine.dtype), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+def test_a_choice_keeps_signs_of_zeros(dtype, blocks):
+    blocks(3)
+    x = torch.tensor([0.0, -0.0, 1.0, -1.0], dtype=dtype)
+    got = customops.fuse(lambda x: customops.where(x > 0, -x * 0, x))(x)
+    want = torch.where(x > 0, -x * 0, x)
+    assert got.signbit().tolist() == want.signbit().tolist() == [False, True, True, True]

@@ -107,6 +107,7 @@ def test_formulas_as_calls_into_given_memory_give_the_same_bits(name, dtype):
             continue  # of numbers alone
         key = tuple(kind if isinstance(kind, tuple) else Number(kind, repr(kind)) for kind in kinds)
         lowered = lower(name, key, reduced, dtype)
+        assert torch.bool not in {call.dtype for call in lowered.calls}, "bool takes elements one by one"
         got = torch.empty(want.shape, dtype=dtype)
         if isinstance(lowered.result, FormulaRef):
             varies = tuple(n > 1 for n in want.shape)
@@ -183,6 +184,11 @@ RULES = {
     "10^15 (10^15 x)": (chain((torch.mul, X, 10**15), (torch.mul, -1, 10**15)), 1),
     "x True": (chain((torch.mul, X, True), (torch.mul, -1, 2)), 2),
     "y z is read twice": (chain((torch.mul, Y, Z), (torch.add, X, -1), (torch.mul, -1, -2)), 3),
+    "x > 0, twice": (chain((torch.gt, X, 0), (torch.gt, X, 0), (torch.add, -1, -2)), 2),
+    "x > 0 and x > -0": (chain((torch.gt, X, 0.0), (torch.gt, X, -0.0), (torch.add, -1, -2)), 3),
+    "whether x > y is not 0": (chain((torch.gt, X, Y), (torch.ne, -1, 0), (torch.mul, -2, Z)), 2),
+    "whether x > y is not 1": (chain((torch.gt, X, Y), (torch.ne, -1, 1), (torch.mul, -2, Z)), 3),
+    "whether x y is not 0": (chain((torch.mul, X, Y), (torch.ne, -1, 0), (torch.mul, -2, Z)), 3),
     "what nothing reads": (chain((torch.exp, X), (torch.mul, Y, Z), (torch.neg, -2)), 2),
 }
 

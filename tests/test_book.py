@@ -128,6 +128,11 @@ def test_docstrings_get_directives_and_roles():
     assert "Args:\n    x: a tensor." in text
 
 
+def test_a_reference_below_its_derivation_has_it_no_more():
+    lines = ["Return x.", "", "    dx = g", "", "Args:", "    x: a tensor."]
+    assert docstrings.without_derivation(lines) == ["Return x.", "", "Args:", "    x: a tensor."]
+
+
 def test_edges_show_where_a_function_differs_from_torch():
     """The kernels of sigmoid agree with torch at all of them; a sigmoid that is off by a thousandth does nowhere."""
     subject = BY_NAME["operators", "sigmoid"]
@@ -153,6 +158,13 @@ def test_links_lead_to_pages_of_the_site(tmp_path):
             known = target.exists() or target.relative_to(tmp_path.resolve()).as_posix() in generated
             assert "://" in link or known, f"{page}: {link}"
     assert place_of(ROOT / "docs/fuse.md") == "guide/fuse.md"
+
+
+def test_the_menu_has_every_page():
+    lists = ROOT / "docs/book/index.md", ROOT / "docs/book/templates/reference_index.md.jinja"
+    entries = {line.removeprefix("../") for file in lists for line in file.read_text().split("\n")}
+    places = {place_of(file).rpartition(".")[0] for file in sources()} - {"index"}
+    assert {place for place in places if not {place, f"{place.rpartition('/')[0]}/*"} & entries} == set()
 
 
 def test_the_notebook_is_committed_without_results():

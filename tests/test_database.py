@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import random
 import warnings
-from functools import partial
 
 import pytest
 import torch
 
-import customops
+from customops.proof import database
+from customops.proof.database import check_gradients, check_value
 
-from .cases import ROWS, ids
-from .compare import assert_same_outcome, cotangent, outcome
+from .cases import ROW, ROWS, ids
+from .compare import assert_same_outcome, outcome
 from .conftest import DEVICE, KERNELS, MODE
 
-database = "torch.testing._internal.common_methods_invocations"
-op_db = pytest.importorskip(database, reason="torch's database of operators needs the package expecttest").op_db
+pytest.importorskip("expecttest", reason="torch's database of operators needs the package expecttest")
 
-INFOS = {row.name: next(op for op in op_db if op.name == (row.database or row.name)) for row in ROWS}
-OURS = {name: getattr(customops, name) for name in INFOS}  # as the database calls them
-OURS["where"] = lambda x, condition, y, **out: customops.where(condition, x, y, **out)
+INFOS = {row.name: database.torchs(row) for row in ROWS}
+OURS = {row.name: database.ours(row.name) for row in ROWS}
 EVERY = [(name, dtype) for name, info in INFOS.items() for dtype in sorted(info.supported_dtypes(DEVICE), key=str)]
 # Complex numbers have no kernel: there the backend raises, which test_dispatch.py holds it to.
 DTYPES = sorted({dtype for _, dtype in EVERY}, key=str)
@@ -61,50 +59,16 @@ def samples(name, dtype, full, requires_grad=False):
 @pytest.mark.sample(gpu="name, dtype", compiled="all", others="name, dtype")
 @pytest.mark.parametrize(("name", "dtype"), VALUES, ids=ids)
 def test_samples_have_torchs_value_dtype_and_strides(name, dtype, full, tally):
-    for s in samples(name, dtype, full):
-        want = outcome(INFOS[name], s.input, *s.args, **s.kwargs)
-        got = outcome(OURS[name], s.input, *s.args, **s.kwargs)
-        assert_same_outcome(got, want, strides=True)
+    for sample in samples(name, dtype, full):
+        check_value(ROW[name], sample)
         tally("database samples")
 
 
 @pytest.mark.sample(gpu="name, dtype", compiled="all", others="name, dtype")
 @pytest.mark.parametrize(("name", "dtype"), GRADIENTS, ids=ids)
 def test_samples_have_torchs_gradients(name, dtype, full, tally):
-    for s in samples(name, dtype, full, requires_grad=True):
-        inputs = tuple(t for t in (s.input, *s.args) if isinstance(t, torch.Tensor) and t.requires_grad)
-        z = INFOS[name](s.input, *s.args, **s.kwargs)
-        if not inputs or not z.requires_grad:
-            continue
-        g = cotangent(z)
-        try:
-            want = _reference(name, s, inputs, g)
-        except RuntimeError as error:  # torch sums no gradient of clamp's over the dimensions that another bound adds
-            if name != "clamp" or "doesn't match the broadcast shape" not in str(error):
-                raise
-            continue
-        z = OURS[name](s.input, *s.args, **s.kwargs)
-        got = torch.autograd.grad(z, inputs, g, allow_unused=True)
-        for mine, theirs in zip(got, want, strict=True):
-            assert_same_outcome(mine, theirs)
-        tally("database samples")
-
-
-def _floats_to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return a tensor in another dtype, unless it is a mask."""
-    return x.to(dtype) if x.is_floating_point() else x
-
-
-def _reference(name, s, inputs, g):
-    """Return torch's gradients; for half types in a kernel, its float32 ones from rounded saved tensors."""
-    if not (KERNELS and g.dtype.itemsize == 2):
-        return torch.autograd.grad(INFOS[name](s.input, *s.args, **s.kwargs), inputs, g, allow_unused=True)
-    wide = [t.float() if isinstance(t, torch.Tensor) and t.dtype.itemsize == 2 else t for t in (s.input, *s.args)]
-    with torch.autograd.graph.saved_tensors_hooks(
-        partial(_floats_to, dtype=g.dtype), partial(_floats_to, dtype=torch.float32)
-    ):
-        z = INFOS[name](*wide, **s.kwargs)
-        return torch.autograd.grad(z, inputs, g.to(z.dtype), allow_unused=True)
+    for sample in samples(name, dtype, full, requires_grad=True):
+        tally("database samples", check_gradients(ROW[name], sample, KERNELS))
 
 
 @pytest.mark.sample(compiled="all")

@@ -21,7 +21,7 @@ import torch
 
 import customops
 from benchmarks import walk
-from customops.__main__ import main
+from customops.cli.main import COMMANDS, main
 
 from .conftest import DEVICE, INTERPRETED, KERNELS
 
@@ -212,6 +212,7 @@ FAULTS = {
     "a file that does not exist": ("commands", "`python examples/nothing.py`"),
     "a test that does not exist": ("commands", "```sh\npython -m pytest tests/test_nothing.py\n```"),
     "an extra that does not exist": ("commands", '`pip install ".[nothing]"`'),
+    "a subcommand that does not exist": ("commands", "`customops nothing --json`"),
     "a variable that does not exist": ("commands", "```sh\nCUSTOMOPS_NOTHING=1 make test\n```"),
     "a command that nothing holds": ("commands", "```sh\nnothing\n```"),
     "a link to no file": ("links", "[it](nothing.md)"),
@@ -263,7 +264,7 @@ def check_commands(text: str) -> None:
             check_command(command)
             if output:
                 assert matches(output, printed(command))
-    for command in re.findall(r"`((?:make|python|pip|torchrun|bash|\.venv/bin/\S+) [^`]+)`", text):
+    for command in re.findall(r"`((?:make|python|pip|torchrun|bash|customops|\.venv/bin/\S+) [^`]+)`", text):
         check_command(command)
 
 
@@ -290,8 +291,8 @@ def check_command(command: str) -> None:
         assert program == "torchrun" or all(f'"{option}"' in sources() for option in options)
     elif program == "python" and rest[1] == "pytest":
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
-    elif program == "python":
-        assert importlib.util.find_spec(rest[1])
+    elif program in ("python", "customops"):
+        assert rest[0] in COMMANDS if program == "customops" else importlib.util.find_spec(rest[1])
         assert all(f'"{option}"' in sources() for option in options)
     else:
         assert program in ("pre-commit",), f"nothing holds this command: {command}"
@@ -303,8 +304,8 @@ def printed(command: str) -> str:
     """Return what a command prints, run in this process."""
     words = shlex.split(command, comments=True)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        if words[:3] == ["python", "-m", "customops"]:
-            assert main(words[3:]) == 0
+        if words[0] == "customops":
+            assert main(words[1:]) == 0
         else:
             assert words[0] == "python"
             with pytest.raises(SystemExit) as end:
@@ -327,7 +328,7 @@ def _is_pinned(package: str) -> bool:
 
 def check_links(text: str, folder: Path) -> None:
     """Check that links lead to files and headings, and that paths in code are those of files."""
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for target in re.findall(r"\]\(([^)]+)\)", without_code(text)):
         name, _, heading = target.partition("#")
         if "://" in target:
             continue
@@ -339,10 +340,14 @@ def check_links(text: str, folder: Path) -> None:
         assert (ROOT / path).exists(), path
 
 
+def without_code(text: str) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def headings(text: str) -> list[str]:
     """Return the anchors that GitHub gives the headings of a page."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", without_code(text), re.MULTILINE)
     return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 

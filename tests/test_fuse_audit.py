@@ -19,7 +19,8 @@ if KERNELS:
 pytest.importorskip("triton", reason="without Triton there are no kernels")
 from customops.triton_kernels import launch, plan, row_tiling  # noqa: E402
 
-from customops.fusion.explain import Findings, Phase, examine  # noqa: E402
+from customops.fusion.explain import examine  # noqa: E402
+from customops.fusion.findings import Findings, Phase  # noqa: E402
 from customops.tools import machine_code  # noqa: E402
 
 

@@ -45,11 +45,11 @@ def rows_then_columns(x):
 
 @pytest.fixture
 def explained(capsys):
-    """Return a function to what ``explain`` prints."""
+    """Return a function to all that ``explain`` prints; or what it prints in one screen, if not ``verbose``."""
 
-    def run(fused, *args, **kwargs) -> str:
-        assert fused.explain(*args, **kwargs) is None
-        return capsys.readouterr().out
+    def run(fused, *args, verbose=True, **kwargs) -> str:
+        assert fused.explain(*args, verbose=verbose, **kwargs) is None
+        return re.sub(r"(?<!\n)\n {12}(?=\S)", " ", capsys.readouterr().out)  # the lines of a long program
 
     return run
 
@@ -79,7 +79,7 @@ def tensors(*shapes, **options):
 
 def test_program_has_a_line_for_each_value(explained):
     text = explained(rms_norm, *tensors((64, 256), 256))
-    assert text.startswith("rms_norm(float32[64, 256], float32[256]) on cuda:90\nprogram\n")
+    assert text.startswith("rms_norm(float32[64, 256], float32[256]) on cuda:90, H100 SXM\n\n")
     assert block(text, "program") == [
         "t2 = mul(x, x)",
         "t3 = mean(t2) over dim 1 of x",
@@ -183,7 +183,7 @@ def test_a_value_saved_for_the_gradients_is_not_computed_again(explained):
 )
 def test_what_is_not_fused_says_why(function, args, reason, explained):
     heading, why = explained(function, *args).splitlines()
-    assert heading.endswith("on cuda:90")
+    assert heading.endswith("on cuda:90, H100 SXM")
     assert why.startswith(f"not fused: {reason}")
 
 
@@ -205,7 +205,7 @@ def test_a_result_that_depends_on_no_input_that_requires_a_gradient_has_no_backw
 def test_arguments_by_name_and_other_targets_are_taken(explained):
     x, weight = tensors((64, 256), 256)
     text = explained(rms_norm, x, weight=weight, eps=0.5, target="cuda:80")
-    assert text.startswith("rms_norm(float32[64, 256], weight=float32[256], eps=0.5) on cuda:80\n")
+    assert text.startswith("rms_norm(float32[64, 256], weight=float32[256], eps=0.5) on cuda:80, A100 SXM\n")
     assert "t6 = add(t3, 0.5)" in text
 
 
@@ -270,7 +270,8 @@ def test_tensors_larger_than_memory_are_explained(explained):
 def test_command_prints_what_the_method_does(name, users, capsys, explained):
     assert main(["explain", name, "--shape", "64,256", "--shape", "256", "--dtype", "bf16", "--target", "cuda:80"]) == 0
     shown = capsys.readouterr().out
-    assert shown == explained(rms_norm, *tensors((64, 256), 256, dtype=torch.bfloat16), target="cuda:80")
+    xs = tensors((64, 256), 256, dtype=torch.bfloat16)
+    assert shown == explained(rms_norm, *xs, target="cuda:80", verbose=False)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +279,9 @@ def test_command_prints_what_the_method_does(name, users, capsys, explained):
     [
         ("users.rms_norm --shape 64,256", "missing .* 'weight'"),
         ("users.rms_norm --shape 64,256 --shape 3", "must match"),
-        ("users.rms_norm --shape 64x256 --shape 3", "--shape: expected integers"),
+        ("users.rms_norm --shape 64*256 --shape 3", "--input: expected integers"),
         ("users.rms_norm --shape 8 --shape 8 --dtype int33", "--dtype: kernels take"),
-        ("users.nothing --shape 8", "users.nothing: .*nothing"),
+        ("users.nothing --shape 8", "users has no nothing: there are "),
         ("users.seven --shape 8", "expected a function, got 7"),
         ("nowhere.rms_norm --shape 8", "No module named 'nowhere'"),
         ("torch.cumsum --shape 8", "cumsum"),
@@ -290,7 +291,7 @@ def test_refusal_is_one_line(line, reason, users, capsys):
     assert main(["explain", *line.split()]) == 2
     out, err = capsys.readouterr()
     assert not out
-    assert re.fullmatch(rf"explain: .*{reason}.*\n", err)
+    assert re.fullmatch(rf"customops explain: .*{reason}.*\n", err)
 
 
 def test_interpreter_and_lack_of_triton_are_refused(monkeypatch):
@@ -301,3 +302,30 @@ def test_interpreter_and_lack_of_triton_are_refused(monkeypatch):
     monkeypatch.setattr(customops.config, "find_triton", lambda: None)
     with pytest.raises(RuntimeError, match="install triton"):
         rms_norm.explain(*tensors((4, 8), 8))
+
+
+@pytest.mark.parametrize("program", PROGRAMS[:2], ids=str)
+def test_one_screen_has_the_costs_and_a_line_for_each_launch(program, explained):
+    """What it says in a table is what ``verbose`` says in bytes."""
+    fused = customops.fuse(program.of(customops))
+    xs = tensors(*program.small, requires_grad=True)
+    screen = explained(fused, *xs, verbose=False)
+    assert max(map(len, screen.splitlines())) <= 140
+    assert len(screen.splitlines()) <= 24
+    costs, launches = (part.splitlines() for part in screen.split("\n\n")[1:3])
+    with customops.dry_run("cuda:90") as records:
+        z = fused(*xs)
+        count = len(records)
+        torch.autograd.grad(z, xs, torch.empty_like(z))
+    assert [line.split()[:2] for line in costs[1:]] == [
+        ["forward", str(count)],
+        ["backward", str(len(records) - count)],
+        ["total", str(len(records))],
+    ]
+    seconds = sum(record.estimate.total for record in records)
+    assert f" {1e6 * seconds:.1f}  " in costs[-1]
+    assert len(launches) == 1 + len(records)
+    for line, record in zip(launches[1:], records, strict=True):
+        assert f" {record.grid[0]} x {record.num_warps} " in line
+        assert f" {record.registers}  " in line
+        assert line.endswith(record.estimate.limit)

@@ -87,7 +87,10 @@ LAYERS = {
     "mlp, gpt2": Layer(lambda: without_matrices(of("gpt2", "GPT2MLP")(INNER, config("gpt2"))), (X,), (1, 1)),
     "mlp, gpt_neox": Layer(lambda: without_matrices(of("gpt_neox", "GPTNeoXMLP")(config("gpt_neox"))), (X,), (1, 1)),
     "rotary, llama": Layer(lambda: of("llama", "apply_rotary_pos_emb"), (Q, K, ANGLES, ANGLES), (2, 2), 2),
-    "rotary, llama's rotate_half": Layer(lambda: of("llama", "rotate_half"), (Q,), (2, 2)),
+    "rotary, llama of as many keys": Layer(
+        lambda: of("llama", "apply_rotary_pos_emb"), (Q, Q, ANGLES, ANGLES), (1, 1), 2
+    ),
+    "rotary, llama's rotate_half": Layer(lambda: of("llama", "rotate_half"), (Q,), (1, 1)),
     "rotary, cohere2": Layer(lambda: of("cohere2", "apply_rotary_pos_emb"), (Q, K, ANGLES, ANGLES), (2, 2), 2),
     "rotary, gpt_neox of a part": Layer(lambda: of("gpt_neox", "apply_rotary_pos_emb"), (Q, K, HALF, HALF), (4, 4), 2),
     "rotary, gpt_neox of all": Layer(lambda: of("gpt_neox", "apply_rotary_pos_emb"), (Q, K, ANGLES, ANGLES), (2, 2), 2),
@@ -97,8 +100,17 @@ LAYERS = {
     "rotary, deepseek_v3": Layer(
         lambda: of("deepseek_v3", "apply_rotary_pos_emb_interleave"), (Q, K, ANGLES, ANGLES), (2, 2), 2
     ),
+    "rotary, deepseek_v3 of as many keys": Layer(
+        lambda: of("deepseek_v3", "apply_rotary_pos_emb_interleave"), (Q, Q, ANGLES, ANGLES), (1, 1), 2
+    ),
+    "rotary, gpt_oss of as many keys": Layer(
+        lambda: of("gpt_oss", "apply_rotary_pos_emb"), (Q, Q, HALF, HALF), (1, 1), 2
+    ),
+    "rotary, glm4 of a part, of as many keys": Layer(
+        lambda: of("glm4", "apply_rotary_pos_emb"), (Q, Q, HALF, HALF), (2, 2), 2
+    ),
     "rotary, qwen2_vl of an image": Layer(
-        lambda: of("qwen2_vl", "apply_rotary_pos_emb_vision"), (Q[1:], Q[1:], (3, WIDTH), (3, WIDTH)), (2, 2), 2
+        lambda: of("qwen2_vl", "apply_rotary_pos_emb_vision"), (Q[1:], Q[1:], (3, WIDTH), (3, WIDTH)), (1, 1), 2
     ),
     "rotary, pe_audio": Layer(lambda: of("pe_audio", "apply_rotary_pos_emb"), (Q, K, ANGLES, ANGLES), (2, 2), 2),
     "other, dac's snake": Layer(lambda: of("dac", "Snake1d")(WIDTH), ((2, WIDTH, 5),), (1, 2)),

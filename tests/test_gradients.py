@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
 
 import customops
 from benchmarks import memory
+from customops.proof.checks import check_gradients, check_second_gradients, drawn, laid_out
 
 from .cases import CALLS, LAYOUTS, ids, shapes_for
-from .compare import STRICT, assert_as_by_formula, cotangent
+from .compare import assert_as_by_formula, cotangent
 from .conftest import KERNELS
 
 PATTERNS = [
@@ -30,17 +30,12 @@ PATTERNS = [
 @pytest.mark.parametrize(("row", "call", "shapes", "layout"), PATTERNS)
 def test_gradients_match_finite_differences(row, call, shapes, layout, device, tally):
     """Those by formula do; those by kernel are equal to those by formula."""
-    xs = [row.draw(shape, seed=i, device=device).requires_grad_() for i, shape in enumerate(shapes)]
-
-    def function(*xs):
-        return call.function(customops, *map(LAYOUTS[layout], xs))
-
     if KERNELS:
-        assert_as_by_formula(function, xs)
+        assert_as_by_formula(laid_out(call, layout), drawn(row, shapes, device))
         tally("derivatives by kernel as by formula")
     else:
-        assert gradcheck(function, xs, check_forward_ad=True, **STRICT)
-        assert gradgradcheck(function, xs, **STRICT)
+        check_gradients(row, call, shapes, layout, device)
+        check_second_gradients(row, call, shapes, layout, device)
         tally("gradchecks", 2)
 
 

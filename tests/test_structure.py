@@ -14,7 +14,7 @@ import customops
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*(ROOT / "customops").rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])
 # What a function may import: it may be missing, or slow.
-OPTIONAL = ("triton", "torch.distributed", "..triton_kernels", "rich")
+OPTIONAL = ("triton", "torch.distributed", "..triton_kernels", "rich", "..proof")
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}  # public, in spite of their names
 
 

@@ -22,11 +22,11 @@ import sympy
 import customops
 from customops.compiler import gradient
 from customops.nn import functional as ours
+from customops.proof.symbolic import spelling
 
 from . import test_compositions, test_functional, test_functional_losses
 from .cases import Call
 from .marks import formulas_only
-from .symbolic import spelling
 from .symbolic_graph import Derived, derive, value_at
 
 pytestmark = [formulas_only, pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")]

@@ -33,6 +33,7 @@ class Moves(NamedTuple):
 
     tensors: tuple[TensorMoves, ...]  # of each operand, then of each output
     steps: int  # how often a program goes round its loop over the looped group; 1 where it has none
+    block: tuple[int, ...] = ()  # of each group: the elements along it that a program computes, but for the last ones
 
 
 class _Walk(NamedTuple):
@@ -70,7 +71,9 @@ def traffic(
     in_walk, in_step = (n // (prod(walk.programs) * steps) for n in both)
     distances = [in_step if m.is_stored or k in reloaded else in_walk for k, m in enumerate(moved)]
     again = zip(moved, distances, strict=True)
-    return Moves(tuple(m._replace(distance=n * (m.requested > m.by_programs)) for m, n in again), steps)
+    sizes = zip(walk.visits, tiling.tile, layout.extents, strict=True)
+    block = tuple(min(tiles * size, extent) for tiles, size, extent in sizes)
+    return Moves(tuple(m._replace(distance=n * (m.requested > m.by_programs)) for m, n in again), steps, block)
 
 
 def bytes_between(moved: Iterable[TensorMoves]) -> int:

@@ -17,10 +17,10 @@ import torch
 
 from .. import machine
 from ..measure import one_line
+from ..memory import warm_memory
 from ..progress import bar, write
 from ..report import publish
 from ..text import table
-from ..timing import warm_memory
 from .contestants import CONTESTANTS
 from .first import contestants_of, in_processes
 from .gallery import GALLERY

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from customops.tools.timing import in_turns, prepared
+
 from .. import memory
 from ..measure import cotangent, difference, is_as_exact, one_line, over, phases, quantiles, ratios, tensors_of
-from ..timing import in_turns, prepared
 from .contestants import CONTESTANTS, contestant
 from .gallery import EVERY
 from .layers import Case, cast

@@ -174,7 +174,7 @@ FAMILIES = {
         "mobilenetv3_small_050",
         {"image_size": 32},
         {"image_size": 128},
-        None,
+        "Hardsigmoid, mul",
         generates=False,
         inputs="pixel_values",
         library="timm",

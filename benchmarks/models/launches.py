@@ -31,6 +31,7 @@ class Launches(NamedTuple):
 def launches(model: Module, inputs: dict[str, Tensor]) -> Launches:
     """Return what a step launches: torch's operators, and for fused calls what is compiled for a GPU."""
     backward = FusedFunction._backward_cls
+    step(model, inputs)  # a first call copies what a module has, to be able to give it back
     with (
         mock.patch.object(Fused, "call", _unseen(Fused.call)),
         mock.patch.object(backward, "apply", _unseen(backward.apply)),

@@ -9,13 +9,13 @@ from typing import Any
 
 import customops
 from customops.models.check import difference
+from customops.tools.timing import in_turns, prepared
 
 from ..memory import peak
-from ..timing import in_turns, prepared
 from .families import FAMILIES, inputs_of, made, step
 
 ROWS = 4
-SECONDS = 6.0  # that the rounds of a model take together, unless there are too few or too many
+SECONDS = 9.0  # that the rounds of a model take together, unless there are too few or too many
 
 
 def timed(name: str, seconds: float = SECONDS, rows: int = ROWS) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A formula is run once on tensors of a few elements, and what it asks of ATen is recorded. Each such call has a variant
 that takes ``out``, of which a block's temporaries are reused. So every formula is computed in place, as it stands in
-``formulas.py``, and no second spelling is needed.
+``formulas.py``, and no second spelling is needed. What is bool there is a mask in a block, as ``masks.py`` says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import formulas
 from .._compat import LightDispatchMode, in_place_variant, out_variant
+from .masks import CHOICES, ON_MASKS, exclusive_or, is_zero, keep
 
 ALIASES = frozenset({"detach", "alias", "lift_fresh"})  # operators that return their input
 WITHOUT_NUMBERS = frozenset({"maximum", "minimum", "where"})  # where torch refuses numbers, or gives them a dtype
@@ -60,7 +61,7 @@ def lower(formula: str, args: tuple, reduced: tuple[int, ...], dtype: torch.dtyp
         reduced: the axes that a reduction reduces; none if the formula is elementwise.
         dtype: the dtype of tensors.
     """
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), _Recorder(len(args)) as recorder:
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _Recorder(len(args), dtype) as recorder:
         examples = [
             x.number
             if isinstance(x, Number)
@@ -81,9 +82,10 @@ def operands(formula: str, args: Sequence, dtype: torch.dtype) -> Sequence:
 class _Recorder(LightDispatchMode):
     """Records the calls of operators on tensors that are known."""
 
-    def __init__(self, arity: int):
+    def __init__(self, arity: int, dtype: torch.dtype):
         super().__init__()
         self.arity = arity  # of the formula
+        self.dtype = dtype  # of its tensors, and of masks
         self.calls: list[Call] = []
         self._refs: dict[int, tuple[Tensor, Ref]] = {}  # by id; the tensor, too, so that the id stays its own
 
@@ -105,18 +107,45 @@ class _Recorder(LightDispatchMode):
         first = next((x for x in refs if isinstance(x, Ref)), None)
         if first is None or (name.startswith("new_") and z.dim() == 0):
             return z  # the same for all arguments
-        if name in ALIASES or (name == "_to_copy" and z.dtype == args[0].dtype):
+        dtype = self._dtype(z)
+        if name in ALIASES or (name == "_to_copy" and dtype == self._dtype(args[0])):
             return self.known(z, first)
-        if name == "_to_copy":
-            call = Call(copy, (first,), z.dtype, _varies(z))
-        else:
-            call = Call(_writing(function, tuple(sorted(kwargs.items()))), refs, z.dtype, _varies(z))
-        self.calls.append(call)
-        return self.known(z, Ref(self.arity + len(self.calls) - 1))
+        if name in CHOICES:
+            return self.known(z, self._choose(*CHOICES[name](*args)))
+        if name in ON_MASKS:
+            return self.known(z, self._append(ON_MASKS[name], tuple(map(self._value, args)), dtype, z.shape))
+        writing = copy if name == "_to_copy" else _writing(function, tuple(sorted(kwargs.items())))
+        return self.known(z, self._append(writing, refs, dtype, z.shape))
 
+    def _append(self, function: Callable[..., Any], args: tuple, dtype: torch.dtype, shape: Sequence[int]) -> Ref:
+        """Record a call; return its result."""
+        self.calls.append(Call(function, args, dtype, tuple(n > 1 for n in shape)))
+        return Ref(self.arity + len(self.calls) - 1)
 
-def _varies(x: Tensor) -> tuple[bool, ...]:
-    return tuple(n > 1 for n in x.shape)
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Return the dtype of what stands for a tensor of the formula."""
+        return self.dtype if x.dtype == torch.bool else x.dtype
+
+    def _value(self, x: Any) -> Any:
+        """Return the Ref of a tensor that is known, and a constant as a 0-dim tensor."""
+        ref = self.ref(x)
+        return ref if isinstance(ref, Ref) else torch.as_tensor(x, dtype=self.dtype, device="cpu")
+
+    def _choose(self, mask: Any, x: Any, y: Any) -> Ref:
+        """Record the calls that choose x or y by a mask; return the result."""
+        shapes = [v.shape if isinstance(v, Tensor) else () for v in (mask, x, y)]
+        operands, whole = torch.broadcast_shapes(*shapes[1:]), torch.broadcast_shapes(*shapes)
+        mask, x, y = map(self._value, (mask, x, y))
+        chosen = self._append(keep, (self._different_bits(x, y, operands), mask), self.dtype, whole)
+        return self._different_bits(chosen, y, whole)
+
+    def _different_bits(self, x: Any, y: Any, shape: Sequence[int]) -> Any:
+        """Record the call that finds in which bits two values differ; where one is 0, it is the other."""
+        if is_zero(x) or is_zero(y):
+            return x if is_zero(y) else y
+        if isinstance(x, Ref) or isinstance(y, Ref):
+            return self._append(exclusive_or, (x, y), self.dtype, shape)
+        return exclusive_or(x, y, out=torch.empty_like(x))
 
 
 def copy(x, out):

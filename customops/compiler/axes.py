@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,11 @@ Axes = frozenset[int]
 Dims = tuple[int | None, ...]  # the axis of each dimension of a tensor; None for a dimension of size 1
 NO_AXES: Axes = frozenset()
 NOTHING: Mapping[int, Dims] = MappingProxyType({})  # the dimensions of no value
+
+
+def renamed(axes: Any, names: Mapping[int, int]) -> Any:
+    """Return a tuple or set of axes with the names that some of them have from here on."""
+    return type(axes)(names.get(a, a) for a in axes)
 
 
 def align(x: Tensor, dims: Dims, order: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ gained, and undoing a sum is nothing at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from math import prod
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from ..runtime.rules import parameters
-from .axes import NO_AXES, Axes, Dims
-from .nodes import Constant, Input, Node, Op, Position, Renamed, inputs_of
+from .axes import NO_AXES, Axes, Dims, renamed
+from .nodes import Constant, Input, Node, Op, Position, Renamed, inputs_of, renamed_node
 from .printing import text_of
 
 __all__ = ["Constant", "Graph", "Input", "Op", "Position", "Renamed"]
@@ -44,6 +44,15 @@ class Graph:
         """Return the same graph over axes of other sizes."""
         other = copy(self)
         other.sizes = sizes
+        return other
+
+    def renamed(self, names: Mapping[int, int]) -> Graph:
+        """Return the same graph, in which some axes have the names of others."""
+        other = copy(self)
+        other.values = [renamed_node(node, names) for node in self.values]
+        other.axes = [renamed(axes, names) for axes in self.axes]
+        other.results = [(value, renamed(dims, names)) for value, dims in self.results]
+        other.derivatives, other._index = {}, {}
         return other
 
     def sizes_for(self, shapes: Sequence[Sequence[int]]) -> dict[int, int]:

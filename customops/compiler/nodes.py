@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .axes import NO_AXES, Axes, Dims
+from .axes import NO_AXES, Axes, Dims, renamed
 
 
 class Input(NamedTuple):
@@ -59,6 +60,13 @@ class Renamed(NamedTuple):
 
 
 Node = Input | Constant | Position | Op | Renamed
+
+AXES = ("axes", "counted", "dims", "new", "old", "order", "reduced")  # the fields of nodes that have axes
+
+
+def renamed_node(node: Node, names: Mapping[int, int]) -> Node:
+    """Return the node along axes of which some have other names."""
+    return node._replace(**{field: renamed(getattr(node, field), names) for field in AXES if field in node._fields})
 
 
 def inputs_of(node: Node) -> tuple[int, ...]:

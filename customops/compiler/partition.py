@@ -21,6 +21,7 @@ from ..triton_kernels.row_tiling import MAX_ROW_LENGTH
 from ..triton_kernels.stage import COMPARED, EXTREMA, Stage
 from ..triton_kernels.tiling import MAX_THREAD_VALUES
 from .axes import NO_AXES, Axes
+from .axis_sharing import shareable_axes
 from .graph import Constant, Graph, Op, Renamed
 from .schedule import InputsOf, best_spill_point, kernel_order, live_values
 from .stages import Binding, Bound, ConstexprParameter, axes_of, describe_stage, scratch_binding
@@ -72,12 +73,18 @@ def partition(
         constexpr_parameter: as of :func:`describe_stage`.
         same_bits: whether elementwise formulas give the same bits in every stage.
     """
-    partitioner = _Partitioner(graph, numbers, registers, constexpr_parameter)
-    partitioner.run(inputs, outputs)
-    compared = partitioner.compared_sums(inputs, outputs) if same_bits else partitioner.compared_values(inputs, outputs)
-    if len(partitioner.stages) > 1 and compared:
-        partitioner.run(inputs, outputs, compared)
-    return Partition(tuple(partitioner.stages), tuple(partitioner.spills), partitioner.scratch_sizes)
+    found = _Partitioner(graph, numbers, registers, constexpr_parameter).partition(inputs, outputs, same_bits)
+    if len(found.stages) == 1:
+        return found
+    bindings = [*inputs.values(), *(binding for _, binding in outputs)]
+    names = shareable_axes(graph, graph.ancestors([value for value, _ in outputs], inputs), bindings)
+    if not names:
+        return found
+    inputs = {i: binding.renamed(names) for i, binding in inputs.items()}
+    outputs = [(value, binding.renamed(names)) for value, binding in outputs]
+    partitioner = _Partitioner(graph.renamed(names), numbers, registers, constexpr_parameter)
+    shared = partitioner.partition(inputs, outputs, same_bits)
+    return shared if len(shared.stages) < len(found.stages) else found
 
 
 class _Partitioner:
@@ -87,6 +94,14 @@ class _Partitioner:
         self.graph, self.numbers, self.constexpr_parameter = graph, numbers, constexpr_parameter
         self.registers = registers  # how many a value takes in a thread, of 4 bytes each
         self.max_live = min(MAX_LIVE, MAX_THREAD_VALUES // registers)  # values of each element, in a thread
+
+    def partition(self, inputs: dict[int, Binding], outputs: Sequence[Bound], same_bits: bool) -> Partition:
+        """Return the stages that compute and write ``outputs``."""
+        self.run(inputs, outputs)
+        compared = self.compared_sums(inputs, outputs) if same_bits else self.compared_values(inputs, outputs)
+        if len(self.stages) > 1 and compared:
+            self.run(inputs, outputs, compared)
+        return Partition(tuple(self.stages), tuple(self.spills), self.scratch_sizes)
 
     def run(self, inputs: dict[int, Binding], outputs: Sequence[Bound], first: Sequence[int] = ()) -> None:
         """Make the stages, forgetting earlier ones; the values ``first`` are spilled before anything else."""
@@ -176,12 +191,24 @@ class _Partitioner:
             return [self._stage(outputs)]
         except TooManyGroups:
             if len(outputs) > 1:
-                return [*self._split(outputs[:-1]), *self._split(outputs[-1:])]
+                together, others = self._with_the_first(outputs)
+                return [*self._split(together), *self._split(others)]
             ((value, _),) = outputs
             while not self._reduced(value):  # what is linear in a reduction
                 (value,) = self._not_constant(value)
             source = self.graph.values[value].inputs[0]
             return [SubPartition((source,), "it is reduced over a part of the axes of a row, and others")]
+
+    def _with_the_first(self, outputs: Sequence[Bound]) -> tuple[list[Bound], list[Bound]]:
+        """Return those of ``outputs`` that one kernel can compute with the first of them, and the others."""
+        together, others = list(outputs[:1]), []
+        for output in outputs[1:]:
+            try:
+                self._stage([*together, output])
+                together.append(output)
+            except TooManyGroups:
+                others.append(output)
+        return together, others
 
     def _op(self, value: int) -> Op | None:
         """Return the op that computes ``value``, None if it is loaded from memory."""
@@ -248,10 +275,7 @@ class _Partitioner:
     def _row_stage(
         self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int], row_axes: Axes
     ) -> Stage | SubPartition:
-        """Return a kernel each of whose programs has whole rows, to reduce over them.
-
-        Raises TooManyGroups if it has not the groups for ``outputs``.
-        """
+        """Return a kernel each of whose programs has whole rows, to reduce over them."""
         targets = [value for value, _ in outputs]
         inputs_of = {i: self._inputs(i) for i in values}.__getitem__
         values = self._in_order(values, targets, inputs_of)
@@ -260,10 +284,7 @@ class _Partitioner:
             sub = self._beginning(values[: len(needed_later)], needed_later, targets, inputs_of)
             if sub:
                 return sub
-        stage = self._describe(values, epilogues, outputs, row_axes)
-        strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.outputs))
-        arrange(stage.shape, *strides, tuple(output.reduced_axes for output in stage.outputs), stage.row_axes)
-        return stage
+        return self._describe(values, epilogues, outputs, row_axes)
 
     def _map_stage(
         self, outputs: Sequence[Bound], values: Sequence[int], epilogues: dict[int, int]
@@ -345,7 +366,8 @@ class _Partitioner:
     def _describe(
         self, values: Sequence[int], epilogues: dict[int, int], outputs: Sequence[Bound], row_axes: Axes
     ) -> Stage:
-        return describe_stage(
+        """Return the stage that computes ``values``. Raises TooManyGroups if it has not the groups for ``outputs``."""
+        stage = describe_stage(
             self.graph,
             self.bindings,
             self.numbers,
@@ -355,3 +377,6 @@ class _Partitioner:
             row_axes,
             self.constexpr_parameter,
         )
+        strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.outputs))
+        arrange(stage.shape, *strides, tuple(output.reduced_axes for output in stage.outputs), stage.row_axes)
+        return stage

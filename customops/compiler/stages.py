@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..triton_kernels.layout import Strides, dense_strides
 from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
-from .axes import NO_AXES, Axes, Dims
+from .axes import NO_AXES, Axes, Dims, renamed
 from .graph import Constant, Graph, Op
 
 
@@ -17,6 +17,10 @@ class Binding(NamedTuple):
     argument: int  # the position of its tensor among the arguments of the plan
     dims: Dims  # the axis of each dimension of that tensor
     strides: Strides  # of each dimension, in elements
+
+    def renamed(self, names: Mapping[int, int]) -> Binding:
+        """Return the same place, along axes that have other names."""
+        return self._replace(dims=renamed(self.dims, names))
 
 
 ConstexprParameter = Callable[[str], str | None]  # the parameter of a formula that kernels are compiled for

@@ -194,14 +194,16 @@ class Fused(Generic[P, R]):
         """Print what a call would compute, launch and move on a GPU by kernels, and on a CPU by blocks.
 
         Gradients are those of the inputs that require one, or of all if none does. No GPU is needed, and no memory:
-        any tensors do. ``target`` names the GPU, as for :func:`dry_run`, unless the function takes that itself.
+        any tensors do. ``target`` names the GPU, as for :func:`dry_run` or by its own name, as ``h100``; ``verbose``
+        adds the programs and all that is known of each launch. A parameter of such a name is the function's own.
 
         Raises:
             RuntimeError: as :func:`dry_run` does. FusionError: as a call does.
         """
-        options = {} if "target" in self._signature.parameters else kwargs
-        target = options.pop("target", "cuda:90")
-        print(*explain(self, args, kwargs, target), sep="\n")
+        own = self._signature.parameters
+        options: dict[str, Any] = {"target": "cuda:90", "verbose": False}
+        options |= {name: kwargs.pop(name) for name in options if name in kwargs and name not in own}
+        print(*explain(self, args, kwargs, *options.values()), sep="\n")
 
     def anew(self) -> Fused[P, R]:
         """Return a copy of which no call is known."""

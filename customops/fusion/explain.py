@@ -3,117 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..compiler.executable import Executable
-from ..compiler.graph import Graph
+from ..compiler.printing import Notation, lines_of, named, text_of
 from ..compiler.printing import label as value_label
-from ..compiler.printing import lines_of, text_of
 from ..runtime.memory import unbacked, unbacked_like
 from ..runtime.paths import CLASSES, is_intercepted, is_strided
+from ..tools import targets
 from ..tools.dry_run import dry_run
-from ..tools.estimate import total_seconds
 from ..tools.record import LaunchRecord
-from ..tools.report import amount, describe, duration, label, total, traffic
+from ..tools.report import label
+from ..tools.table import Table
 from ..triton_kernels.layout import VECTOR_BYTES
 from .build import Built
 from .explain_cpu import on_cpu
+from .findings import Findings, NotFused, Phase
 from .function import Fusion, Recording, why_not_fused
 from .gradient import Gradient
 from .trace import Trace
-from .unfused import Cost, filled, unfused
+from .unfused import filled, unfused
 
 
-class NotFused(Exception):
-    """The reason why the operators of a function are applied one by one."""
-
-
-class Phase(NamedTuple):
-    """One direction of a fused function."""
-
-    name: str  # forward or backward
-    graph: Graph
-    program: list[str]  # the graph in lines
-    executable: Executable  # its kernels
-    records: list[LaunchRecord]  # their launches
-    inputs: Sequence[Tensor]  # the kernels' inputs, without the saved statistics
-    outputs: Sequence[Tensor]
-
-    @property
-    def bytes_moved(self) -> int | None:
-        """Bytes that the launches load and store."""
-        return total(record.bytes_moved for record in self.records)
-
-    @property
-    def bytes_floor(self) -> int:
-        """Bytes of the inputs that are read, and of the outputs, each once."""
-        launches = self.executable.plan.launches if self.executable.plan else []
-        read = {i for launch in launches for i in launch.operand_positions}
-        memory = {x.data_ptr(): filled(x) for i, x in enumerate(self.inputs) if i in read}
-        inputs = {x.data_ptr() for x in self.inputs}
-        memory |= {x.data_ptr(): filled(x) for x in self.outputs if x.data_ptr() not in inputs}
-        return sum(memory.values())
-
-    def report(self) -> Iterator[str]:
-        """Yield its launches, and what passes between them, in lines."""
-        yield from describe(self.name, self.records)
-        itemsize = self.executable.plan.accumulate_dtype.itemsize if self.executable.plan else 0
-        for value, reason in self.executable.spills:
-            size = self.graph.count(self.graph.axes[value]) * itemsize
-            yield f"{'scratch':10}{value_label(self.graph, value)} passes through memory, {size:,} bytes: {reason}"
-
-
-class Findings(NamedTuple):
-    """The cost of a call, forward and perhaps backward."""
-
-    fused: list[Phase]  # each direction
-    saved: dict[str, int]  # what forward saves for backward, by name: the bytes
-    unfused: list[Cost]  # of the same directions, operator by operator
-    on_cpu: list[str]  # what a CPU does, in lines
-
-    @property
-    def seconds(self) -> float:
-        """Return the estimated time of the fused launches."""
-        return sum(total_seconds(phase.records) for phase in self.fused)
-
-    def report(self) -> Iterator[str]:
-        """Yield all of it, in lines."""
-        for phase in self.fused:
-            yield "program" if phase.name == "forward" else phase.name
-            yield from (f"{'':4}{line}" for line in phase.program)
-        for phase in self.fused:
-            yield from phase.report()
-        if len(self.fused) > 1:
-            yield f"{'saved':10}{', '.join(self.saved) or 'nothing'}  {sum(self.saved.values()):,} bytes"
-        yield from self.on_cpu
-        moved = total(phase.bytes_moved for phase in self.fused)
-        floor = sum(phase.bytes_floor for phase in self.fused)
-        launches, seconds = _count([len(phase.records) for phase in self.fused]), self.seconds
-        yield f"{'total':10}{launches}  {traffic(moved, floor)}  {duration(seconds)}"
-        unfused_moved = total(cost.bytes_moved for cost in self.unfused)
-        times = f"  {unfused_moved / moved:.2f} times those of fused" if moved and unfused_moved else ""
-        launches = _count([cost.kernels for cost in self.unfused])
-        yield f"{'unfused':10}{launches}  bytes moved {amount(unfused_moved)}{times}"
-
-
-def explain(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> Iterator[str]:
-    """Yield all that is known of a call, in lines; errors are those of the call and of a dry run."""
-    labels = [*map(label, args), *(f"{name}={label(x)}" for name, x in kwargs.items())]
-    yield f"{getattr(fused, '__name__', 'function')}({', '.join(labels)}) on {target}"
+def explain(
+    fused: Any, args: Sequence, kwargs: dict[str, Any], target: str, verbose: bool = False
+) -> Iterator[str | Table]:
+    """Yield what is known of a call, in one screen, or if ``verbose`` all of it; errors are those of a dry run."""
+    yield heading(fused, args, kwargs, target)
     try:
-        yield from examine(fused, args, kwargs, target).report()
+        found = examine(fused, args, kwargs, target)
     except NotFused as reason:
         yield f"not fused: {reason}"
+    else:
+        yield ""
+        yield from found.summary()
+        yield from found.details() if verbose else ()
 
 
-def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> Findings:
+def heading(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> str:
+    """Return a line that names a call and the GPU."""
+    labels = [*map(label, args), *(f"{name}={label(x)}" for name, x in kwargs.items())]
+    code, gpu = targets.find(target)
+    return f"{getattr(fused, '__name__', 'function')}({', '.join(labels)}) on {code}, {gpu.model}"
+
+
+def examine(
+    fused: Any,
+    args: Sequence,
+    kwargs: dict[str, Any],
+    target: str,
+    gradients: bool = True,
+    notation: Notation = named,
+) -> Findings:
     """Return what a call costs: forward and, for inputs that require a gradient, or all if none does, backward.
+
+    Args:
+        fused: the function.
+        args: its arguments, whose tensors are neither read nor written.
+        kwargs: those by name.
+        target: the GPU, by a name that :func:`targets.find` knows.
+        gradients: whether there is a backward at all.
+        notation: how the programs show a formula.
 
     Raises NotFused where it is not fused.
     """
+    target, gpu = targets.find(target)
     args, kwargs = fused.all_arguments(args, kwargs)
     given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -121,22 +78,22 @@ def examine(fused: Any, args: Sequence, kwargs: dict[str, Any], target: str) -> 
         args, kwargs = tuple(map(_stand_in, args)), {name: _stand_in(x) for name, x in kwargs.items()}
         with dry_run(target) as records:
             trace, tensors, built = _traced(fused, args, kwargs)
-            needed = _needed([*given, *tensors[len(given) :]])
+            needed = _needed([*given, *tensors[len(given) :]]) if gradients else ()
             tensors = [*tensors[: len(given)], *map(_stand_in, tensors[len(given) :])]
             fusion = _fusion(trace, built, tensors)
             recording = fusion.recording((False, *(i in needed for i in range(len(tensors)))), True)
             needed = needed if recording.gradient.outputs else ()  # no result may depend on them
             executable = fusion.executable(tensors, recording.values.statistics if needed else ())
             outputs = executable(tensors)
-            phases = [_forward(fusion, executable, tensors, outputs, records[:])]
+            phases = [_forward(fusion, executable, tensors, outputs, records[:], notation)]
             saved = recording.saved((*tensors, *outputs))
             values = _backward_inputs(recording, outputs, saved) if needed else []
             if needed:
-                phases.append(_backward(fusion, recording, values, records))
+                phases.append(_backward(fusion, recording, values, records, notation))
         names = _names_of_saved(fusion, recording.gradient)
         sizes = dict(zip(names, map(filled, saved), strict=True)) if needed else {}
         cpu = [*on_cpu(fusion, recording, tensors, values)]
-        return Findings(phases, sizes, unfused(trace, tensors, needed, target), cpu)
+        return Findings(phases, sizes, unfused(trace, tensors, needed, target), cpu, gpu)
 
 
 def _traced(fused: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Sequence[Tensor], Built]:
@@ -163,8 +120,9 @@ def _forward(
     tensors: Sequence[Tensor],
     outputs: Sequence[Tensor],
     records: list[LaunchRecord],
+    notation: Notation,
 ) -> Phase:
-    program = text_of(fusion.graph).splitlines()
+    program = text_of(fusion.graph, notation).splitlines()
     results = outputs[: len(fusion.result_specs)]
     return Phase("forward", fusion.graph, program, executable, records, executable.operands(tensors), results)
 
@@ -174,21 +132,23 @@ def _backward_inputs(recording: Recording, outputs: Sequence[Tensor], saved: Seq
     return [*(unbacked_like(outputs[i]) for i in recording.gradient.outputs), *saved]
 
 
-def _backward(fusion: Fusion, recording: Recording, values: Sequence[Tensor], records: list[LaunchRecord]) -> Phase:
+def _backward(
+    fusion: Fusion, recording: Recording, values: Sequence[Tensor], records: list[LaunchRecord], notation: Notation
+) -> Phase:
     gradient, before = recording.gradient, len(records)
     executable = gradient.compile(values)
     grads = executable(values)
-    program = list(_gradient_lines(fusion, gradient, recording.needed))
+    program = list(_gradient_lines(fusion, gradient, recording.needed, notation))
     inputs = executable.operands(values)
     inputs = inputs[: len(inputs) - len(recording.values.statistics)]
     return Phase("backward", gradient.graph, program, executable, records[before:], inputs, grads)
 
 
-def _gradient_lines(fusion: Fusion, gradient: Gradient, needed: tuple[int, ...]) -> Iterator[str]:
+def _gradient_lines(fusion: Fusion, gradient: Gradient, needed: tuple[int, ...], notation: Notation) -> Iterator[str]:
     """Yield the program of a gradient, with axes named as those of the fusion's inputs."""
     saved = {gradient.offset + i: value_label(fusion.graph, i) for i in gradient.saved_values}
     yield from (f"{value_label(gradient.graph, i)} = {name} of the program, saved" for i, name in saved.items())
-    yield from lines_of(gradient.graph, fusion.graph, saved)
+    yield from lines_of(gradient.graph, fusion.graph, saved, notation)
     for i, at in zip(needed, gradient.result_index, strict=True):
         results = [None] if at is None else [share.result for share in gradient.shares[at]]
         values = ["0" if k is None else value_label(gradient.graph, gradient.graph.results[k][0]) for k in results]
@@ -218,7 +178,3 @@ def _stand_in(x: Any) -> Any:
         return x
     shift = x.data_ptr() % VECTOR_BYTES // x.itemsize
     return unbacked(x.shape, x.stride(), x.dtype, shift)
-
-
-def _count(kernels: Sequence[int]) -> str:
-    return "kernels " + ", ".join(f"{n} {name}" for n, name in zip(kernels, ("forward", "backward")))  # noqa: B905

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..fusion.decorator import Fused
-from ..fusion.explain import NotFused, examine
+from ..fusion.explain import examine
+from ..fusion.findings import NotFused
 from ..fusion.unfused import Cost
 from ..runtime.memory import unbacked
+from ..tools.table import Table
 from .probe import Probe, mapped
 
 
@@ -153,27 +155,20 @@ class Report:
         left = [{"module": x.name, "class": x.class_name, "left": x.reason} for x in self.left]
         return json.dumps({"target": self.target, "taken": taken, "left": left}, indent=1)
 
-    @property
-    def _head(self) -> tuple[str, ...]:
-        return "modules", "class", "fused", f"launches and bytes on {self.target}", "torch's", "difference"
-
     def __rich__(self):
         """Return the table as ``rich.print`` draws it, where rich is installed."""
-        from rich.console import Group  # noqa: PLC0415 - nothing here needs it
-        from rich.table import Table  # noqa: PLC0415
+        from rich import console, text  # noqa: PLC0415 - it is optional
 
-        table = Table(*self._head)
-        for row in self._rows():
-            table.add_row(*row)
-        return Group(table, *self._lines_below())
+        return console.Group(self._table(), *map(text.Text, self._lines_below()))
 
     def __str__(self):
-        rows = [self._head, *self._rows()]
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join((*lines, *self._lines_below()))
+        return "\n".join((str(self._table()), *self._lines_below()))
 
     __repr__ = __str__
+
+    def _table(self) -> Table:
+        head = "modules", "class", "became", f"launches and bytes on {self.target}", "torch's", "difference"
+        return Table(head, [*self._rows()])
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         """Yield a row for all modules of which the same is said."""

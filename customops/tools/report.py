@@ -1,68 +1,152 @@
-"""Print launches, and read the arguments of the commands."""
+"""Describe launches: in tables, in lines that say all, and as records of JSON."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..runtime.paths import KERNEL_DTYPES
-from .estimate import Estimate
+from .estimate import Estimate, estimate
 from .machine_code import Leaf, accesses, name_of
 from .record import LaunchRecord
-from .targets import KIB
+from .table import Table
+from .targets import KIB, Target
 
-SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
-
-
-def integers(name: str, text: str) -> tuple[int, ...]:
-    """Return the integers that the option ``name`` was given, as ``4096,4096``."""
-    if not re.fullmatch(r"(-?\d{1,18}(,-?\d{1,18})*)?", text):
-        raise ValueError(f"--{name}: expected integers, as 4096,4096, got {text!r}")
-    return tuple(map(int, text.split(","))) if text else ()
+WIDTH = 118  # of a line
+Phases = Mapping[str, Sequence[LaunchRecord]]  # the launches of forward, and perhaps of backward
 
 
-def dtype_named(name: str) -> torch.dtype:
-    """Return the dtype that ``--dtype`` names."""
-    dtype = SHORT.get(name, getattr(torch, name, None))
-    if not isinstance(dtype, torch.dtype) or dtype not in KERNEL_DTYPES:
-        known = sorted(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
-        raise ValueError(f"--dtype: kernels take {', '.join([*known, *SHORT])}, got {name!r}")
-    return dtype
+def launch_table(phases: Phases, gpu: Target | None = None) -> Table:
+    """Return a line for each launch: what a program computes, what its threads hold and move, what limits it.
+
+    Estimates are those of ``gpu``, or of the one that stands for the dry run's target.
+    """
+    head = "", "block", "programs x warps", "registers", "spills", "load bits", "store bits", "KiB in flight"
+    rows = []
+    for phase, records in phases.items():
+        for number, record in enumerate(records, 1):
+            found = estimate(record, gpu)
+            widths = _widest(record)
+            rows.append(
+                (
+                    f"{phase} {number}" if len(records) > 1 else phase,
+                    _block(record),
+                    f"{' x '.join(map(str, _programs(record)))} x {record.num_warps}",
+                    str(found.registers),
+                    str(found.spills),
+                    _bits(widths["load"]),
+                    _bits(widths["store"]),
+                    f"{found.bytes_in_flight / KIB:.1f}",
+                    megabytes(record.bytes_moved),
+                    microseconds(found.total),
+                    found.limit,
+                )
+            )
+    return Table((*head, "MB", "us", "limited by"), rows)
 
 
-def reason(error: Exception) -> str:
-    """Return why a call failed, on one line; torch's message about too large a tensor speaks of its source."""
-    allocation = re.search(r"tried to allocate (\d+) bytes", str(error))
-    if allocation:
-        return f"cannot reserve {int(allocation[1]):,} bytes of address space (none is written): use a smaller shape"
-    return " ".join(str(error).split())
+def cost_row(name: str, records: Sequence[LaunchRecord], floor: int | None, gpu: Target | None) -> tuple[str, ...]:
+    """Return the cells of COST_HEAD for launches one after the other, of inputs and outputs of ``floor`` bytes."""
+    moved = total(record.bytes_moved for record in records)
+    found = [estimate(record, gpu) for record in records]
+    seconds = sum(each.total for each in found)
+    limit = max(found, key=lambda each: each.total).limit if found else "-"
+    return name, str(len(records)), megabytes(moved), ratio(moved, floor), microseconds(seconds), limit
 
 
-def describe(phase: str, records: Sequence[LaunchRecord]) -> Iterator[str]:
-    """Yield the lines that describe the launches of a phase."""
-    yield from (line for record in records for line in _lines(phase, record))
+COST_HEAD = ("", "kernels", "MB moved", "x floor", "us", "limited by")
+
+
+def launches_as_json(phases: Phases, gpu: Target | None = None) -> list[dict[str, Any]]:
+    """Return a record of each launch, in bytes and seconds."""
+    return [_as_json(phase, record, estimate(record, gpu)) for phase, each in phases.items() for record in each]
+
+
+def _as_json(phase: str, record: LaunchRecord, found: Estimate) -> dict[str, Any]:
+    widths = _widest(record)
+    return {
+        "phase": phase,
+        "kernel": record.name,
+        "program": record.program,
+        "grid": list(record.grid),
+        "warps": record.num_warps,
+        "block": list(record.moves.block) if record.moves else None,
+        "registers": found.registers,
+        "spills": found.spills,
+        "bits_loaded": widths["load"],
+        "bits_stored": widths["store"],
+        "bytes_moved": record.bytes_moved,
+        "bytes_floor": record.bytes_floor,
+        "dram_bytes": found.dram_bytes,
+        "l2_bytes": found.l2_bytes,
+        "bytes_in_flight": found.bytes_in_flight,
+        "seconds": found.total,
+        "limited_by": found.limit,
+    }
+
+
+def _block(record: LaunchRecord) -> str:
+    """Return what a program computes: rows x the elements of each, or elements in one."""
+    if record.moves is None:
+        return "?"
+    *rows, columns = record.moves.block
+    if record.name == "map_kernel" and rows == [1]:
+        return str(columns)
+    return f"{prod(rows)} x {columns}"
+
+
+def _programs(record: LaunchRecord) -> tuple[int, ...]:
+    """Return the programs along each axis of the grid, without those at its end that have one."""
+    return record.grid[: max([axis for axis, n in enumerate(record.grid, 1) if n > 1], default=1)]
+
+
+def _bits(widths: Mapping[str, int]) -> str:
+    """Return how wide tensors are accessed: the widest of all, and by name those that are accessed in less."""
+    most = max(widths.values(), default=0)
+    return ", ".join([str(most or "-"), *(f"{name} {n}" for name, n in sorted(widths.items()) if n < most)])
+
+
+def megabytes(count: int | None) -> str:
+    """Return a number of bytes in millions, of which small ones have three digits; ``?`` where it is not known."""
+    if count is None:
+        return "?"
+    return f"{count / 1e6:,.1f}" if count >= 10_000_000 else f"{count / 1e6:.3g}"
+
+
+def microseconds(seconds: float) -> str:
+    """Return a time in microseconds."""
+    return f"{seconds * 1e6:,.1f}"
+
+
+def ratio(moved: int | None, floor: int | None) -> str:
+    """Return what is moved as a multiple of a floor; a launch that only adds up partial sums has none."""
+    return f"{moved / floor:.3f}" if moved is not None and floor else "-"
+
+
+def describe(phase: str, records: Sequence[LaunchRecord], gpu: Target | None = None) -> Iterator[str]:
+    """Yield the lines that say all of the launches of a phase; estimates are those of ``gpu``, as in a table."""
+    yield from (line for record in records for line in _lines(phase, record, estimate(record, gpu)))
     if not records:
         yield f"{phase:10}launches nothing"
 
 
-def _lines(phase: str, record: LaunchRecord) -> Iterator[str]:
+def _lines(phase: str, record: LaunchRecord, found: Estimate) -> Iterator[str]:
     """Yield the lines that describe one launch."""
-    yield f"{phase:10}{record.name}  {record.program}".rstrip()
+    text = f"{phase:10}{record.name}  {record.program}".rstrip()
+    yield from textwrap.wrap(text, WIDTH, subsequent_indent=f"{'':12}", break_long_words=False, break_on_hyphens=False)
     yield f"{'':10}grid {record.grid}  warps {record.num_warps}  registers {record.registers}  spills {record.spills}"
     yield f"{'':10}{traffic(record.bytes_moved, record.bytes_floor)}"
-    yield from (f"{'':10}{line}" for line in _limits(record.estimate))
+    yield from (f"{'':10}{line}" for line in _limits(found))
     for kind, widths in _widest(record).items():
         yield f"{'':10}{kind:6}" + "".join(f"  {leaf} {bits}" for leaf, bits in sorted(widths.items())) + " bits"
 
 
 def traffic(moved: int | None, floor: int | None) -> str:
     """Return the bytes moved beside their floor; a launch that only adds up partial sums has none."""
-    ratio = f"{moved / floor:.3f}" if moved is not None and floor else "-"
-    return f"bytes moved {amount(moved)}  floor {amount(floor)}  ratio {ratio}"
+    return f"bytes moved {amount(moved)}  floor {amount(floor)}  ratio {ratio(moved, floor)}"
 
 
 def _limits(found: Estimate) -> Iterator[str]:

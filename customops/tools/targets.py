@@ -79,7 +79,21 @@ MI300X = Target(
 H200 = H100._replace(model="H200", dram_nominal=4.8e12, dram_bandwidth=4.3e12)
 
 TARGETS = {"cuda:80": A100, "cuda:90": H100, "cuda:100": B200, "cuda:120": RTX5090, "hip:gfx942": MI300X}
+NAMES = {gpu.model.partition(" ")[0].lower(): gpu for gpu in (A100, H100, H200, B200, MI300X)} | {"rtx5090": RTX5090}
 GPUS = {gpu.model: gpu for gpu in (A100, H100, H200, B200, RTX5090, MI300X)}
+
+
+def find(name: str) -> tuple[str, Target]:
+    """Return the target of a dry run and the GPU that a name stands for: a target's own, or a GPU's, as ``h200``.
+
+    Raises ValueError for any other name.
+    """
+    if name in TARGETS:
+        return name, TARGETS[name]
+    gpu = NAMES.get(name.lower())
+    if gpu is None:
+        raise ValueError(f"target: expected one of {', '.join([*NAMES, *TARGETS])}, got {name!r}")
+    return f"{gpu.backend}:{gpu.arch}", gpu
 
 
 def most_threads(target: Target, registers: int) -> int:

@@ -36,8 +36,17 @@ def _without_bars(text: str) -> str:
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Change the lines of a docstring, for autodoc."""
+    """Change the lines of a docstring, for autodoc; a page of the book has the derivation above, and not again."""
+    if app.env.current_document.docname.startswith(("operators/", "layers/")):
+        lines[:] = without_derivation(lines)
     lines[:] = with_formulas(lines)
+
+
+def without_derivation(lines: list[str]) -> list[str]:
+    """Return the first line of a docstring, and what follows from the arguments, errors or examples on."""
+    starts = ("Args:", "Raises:", "The arguments ", ">>> ")
+    rest = next((i for i, line in enumerate(lines) if line.startswith(starts)), len(lines))
+    return [*lines[:1], "", *lines[rest:]]
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -43,7 +43,7 @@ class Cost(NamedTuple):
 
 def cost(each: Sample) -> Cost:
     """Return what a call of large tensors costs."""
-    large = each.enlarged()
+    large = each.sized(1 << 24, 4096)
     xs = [x.requires_grad_() for x in large.tensors]
     with customops.backend("triton"), customops.dry_run(TARGET) as records:
         zs = [z for z in large.results(large.function, *xs) if z.requires_grad]
@@ -76,4 +76,5 @@ def _saved(zs: list[Tensor], named: dict[str, Tensor]) -> Iterator[str]:
     for tensor in (x for node in nodes for x in getattr(node, "saved_tensors", ())):
         if tensor is not None:
             label = known.get(tensor.data_ptr(), f"a tensor of shape {list(tensor.shape)}")
-            yield f"{label}, {tensor.numel() * tensor.element_size() / 1e6:,.1f} MB"
+            count = tensor.numel() * tensor.element_size()
+            yield f"{label}, {count / 1e6:,.1f} MB" if count > 1e5 else f"{label}, {count / 1e3:,.1f} kB"

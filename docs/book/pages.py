@@ -143,7 +143,7 @@ def _without_docstring(source: str) -> str:
 def program(each: Sample) -> str:
     """Return the graph that a composition becomes, one formula a line; of max and min that of the values."""
     try:
-        return str(each.call(each.function.program, *each.tensors))  # type: ignore[attr-defined]
+        return str(each.call(customops.fuse(each.function).program, *each.tensors))
     except customops.FusionError:  # indices are in no program
         values = customops.fuse(lambda *tensors: each.call(each.function, *tensors)[0])
         return str(values.program(*each.tensors))

@@ -83,8 +83,9 @@ def _contours(each: Sample) -> tuple[Figure, str]:
 def _slopes(each: Sample) -> tuple[Figure, str]:
     """Draw an input, the result, and the slope of each of its elements by each of each tensor's."""
     generator = torch.Generator().manual_seed(4)
-    xs = [_drawn(x, generator).requires_grad_() for x in each.tensors]
-    parts = [part for part in each.results(each.function, *xs) if part.requires_grad]
+    small = each.sized(6, 4)
+    xs = [_drawn(x, generator).requires_grad_() for x in small.tensors]
+    parts = [part for part in small.results(each.function, *xs) if part.requires_grad]
     z = torch.cat([part.reshape(-1) for part in parts])
     figure = Figure(figsize=(6.4, 2.6 + 2.4 * len(xs)), layout="constrained")
     top, *below = figure.subplots(len(xs) + 1, 1)

@@ -15,7 +15,6 @@ from torch import Tensor
 import customops
 
 SHORT = {"input": "x", "other": "y", "exponent": "y", "x1": "x", "x2": "y", "cond": "condition"}
-LARGE = 1 << 24  # elements of a tensor that stands for a large one
 
 
 class Argument(NamedTuple):
@@ -72,23 +71,26 @@ class Sample(NamedTuple):
         every = [z] if isinstance(z, Tensor) else list(z)
         return [each for each in every if isinstance(each, Tensor) and each.is_floating_point()]
 
-    def enlarged(self) -> Sample:
-        """Return the same call of large tensors, which hold no values: each axis of several elements has many."""
-        ranks = max(x.dim() for x in self.tensors)
-        alone = all(x.numel() == 1 for x in self.tensors)
-        size = LARGE if ranks == 1 else 4096
+    def sized(self, alone: int, several: int) -> Sample:
+        """Return the same call of tensors of other sizes, which hold no values.
 
-        def large(n: int, axis: int, rank: int) -> int:
-            return size if n > 1 or alone or (rank > 1 and axis == 0) else n
+        Each axis of several elements has ``alone`` where no tensor has more than one axis, else ``several``; so has the
+        first of several axes, whatever its size.
+        """
+        size = alone if max(x.dim() for x in self.tensors) == 1 else several
+        grows = all(x.numel() == 1 for x in self.tensors)
 
-        def enlarge(value: Any) -> Any:
+        def resize(value: Any) -> Any:
             if isinstance(value, Tensor):
-                shape = [large(n, axis, value.dim()) for axis, n in enumerate(value.shape)]
+                shape = [
+                    size if n > 1 or grows or (value.dim() > 1 and axis == 0) else n
+                    for axis, n in enumerate(value.shape)
+                ]
                 return torch.empty(shape, dtype=value.dtype) if value.is_floating_point() else value.new_zeros(shape)
             is_shape = isinstance(value, tuple) and value and all(type(n) is int and n > 1 for n in value)
             return tuple(size for _ in value) if is_shape else value
 
-        return self._replace(arguments=tuple(a._replace(value=enlarge(a.value)) for a in self.arguments))
+        return self._replace(arguments=tuple(a._replace(value=resize(a.value)) for a in self.arguments))
 
 
 def sample(name: str, place: str, function: Callable[..., Any]) -> Sample:

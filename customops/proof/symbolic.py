@@ -1,4 +1,4 @@
-"""Stand-ins for tensors, torch and Triton, by which formulas compute with SymPy's terms. No assertions here.
+"""Formulas computed with SymPy's terms, by stand-ins for tensors, torch and Triton, and held against definitions.
 
 The functions of both ``formulas.py`` are rebuilt on their own bytecode, with SymPy for what they call of torch or
 Triton. A function of a library that has the name of an operator is that operator's definition, of ``cases.py``.
@@ -23,15 +23,17 @@ from sympy.logic.boolalg import Boolean
 from torch import Tensor
 
 import customops
-from customops import formulas
-from customops.ops.function import Operator
-from customops.runtime.rules import parameters
 
+from .. import formulas
+from ..ops.function import Operator
+from ..runtime.rules import parameters
 from .cases import ROW, Call, OperatorCase
 
 g, p = sympy.Symbol("g", real=True), sympy.Symbol("p", positive=True)
 i, j, after = sympy.symbols("i j after", integer=True, nonnegative=True)
 COUNT = j + 1 + after  # so that x[j] is any one of x[0], ..., x[COUNT - 1]
+
+BY_CLAIMS = ("clamp(x, y, 1.125)",)  # calls whose proof is in ``claims.py``
 
 
 class Spoken:
@@ -124,7 +126,7 @@ class Value:
     conj = lambda self: self
     to = lambda self, _dtype: Value(as_number(self.term))
     detach = lambda self: self
-    __hash__ = __bool__ = None  # no formula may branch on an equation
+    __hash__ = __bool__ = None  # type: ignore[assignment]  # no formula may branch on an equation
 
     __neg__ = lifted(python.neg)
     __add__ = __radd__ = lifted(python.add)
@@ -203,9 +205,9 @@ TRITON = Library(
     full=lambda _shape, y, _dtype: Value(term(y)),
 )
 CONSTANTS = {  # of formulas.py, each as the exact number that its expression says
-    each.targets[0].id: eval(compile(ast.Expression(each.value), formulas.__file__, "eval"), {"math": sympy})
+    ast.unparse(each.targets[0]): eval(compile(ast.Expression(each.value), formulas.__file__, "eval"), {"math": sympy})
     for each in ast.parse(inspect.getsource(formulas)).body
-    if isinstance(each, ast.Assign)
+    if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
 }
 LIBRARIES = {
     "customops.formulas": {"torch": TORCH, **CONSTANTS},
@@ -243,6 +245,26 @@ def evaluate(function, **values):
     compiled = read if "torch" in inspect.unwrap(function).__globals__ else function.__annotations__
     numbers = {name for name, value in read.items() if isinstance(value, int | float) and name in compiled}
     return term(function(**{name: v if name in numbers else Value(term(v)) for name, v in read.items()}))
+
+
+def prove(function: Callable, truth: Any, **values: Any) -> None:
+    """Raise AssertionError unless ``function`` of ``values`` is ``truth``, whatever number each symbol stands for."""
+    difference = sympy.simplify((evaluate(function, **values) - truth).rewrite(sympy.exp))
+    if difference != 0:
+        raise AssertionError(f"{function.__name__} is off by {difference}")
+
+
+def prove_call(spelled: dict[str, FunctionType], row: OperatorCase, call: Call) -> int:
+    """Prove the formula of a call, and its derivatives with z as defined; return the number of proofs."""
+    operator, values, definition, kinds = proof = proof_of(row, call)
+    derivatives = {name: d for name, d in zip(values, operator.derivatives, strict=False) if name in proof.tensors}
+    for kind in kinds:
+        at = {name: term(value).subs(kind) if name in proof.tensors else value for name, value in values.items()}
+        at |= {"g": g, "z": definition.subs(kind)}
+        prove(spelled[operator.formula.__name__], at["z"], **at)
+        for name, derivative in derivatives.items():
+            prove(spelled[derivative.__name__], g * sympy.diff(definition, values[name]).subs(kind), **at)
+    return len(kinds) * (1 + len(derivatives))
 
 
 class Exact(NamedTuple):

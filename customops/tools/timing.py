@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
+
+from .._compat import sleep_on_gpu
 
 ROUND = 1e-3  # seconds that a contestant takes in a round at least
 SECONDS = 0.7  # that all rounds take together, unless told otherwise, or there are too few or too many
@@ -47,31 +47,6 @@ def in_turns(runs: Mapping[K, Run], seconds: float = SECONDS) -> dict[K, list[fl
     return times
 
 
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory: it hands large tensors back to the kernel by chance, which costs up to 20 %."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, TypeError):
-        return  # another C library
-    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        mallopt(option, 1 << 30)
-
-
-def warm_memory() -> None:
-    """Write to most of the free memory once, by large pages.
-
-    A virtual machine's host brings memory when it is first touched: 64 MB then took 200 ms instead of 12.
-    """
-    try:
-        with open("/proc/meminfo") as file:
-            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
-        memory = mmap.mmap(-1, free * 6 // 10)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except (OSError, AttributeError):
-        return  # another system
-    torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
-
-
 def _loop(functions: Sequence[Callable], repeats: int) -> Run:
     """Return a run that calls all functions in a loop and reads the host's clock."""
 
@@ -96,7 +71,7 @@ def _graph(functions: Sequence[Callable]) -> Run:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def run() -> float:
-        torch.cuda._sleep(HEAD_START)
+        sleep_on_gpu(HEAD_START)
         start.record()
         graph.replay()
         end.record()

@@ -1,0 +1,173 @@
+"""``customops bench``: time an operator or a function against torch's, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..fusion.decorator import Fused, fused_behind
+from ..proof.cases import functions_of
+from ..tools.kernels import OPERATORS
+from ..tools.table import Table
+from ..tools.timing import in_turns, prepared
+from .arguments import BadArgument, add_operands, nearest, read_operands, reason
+from .functions import HOW, function_named
+from .kernels import REFUSED, arguments_of
+from .output import FINE, PROBLEM, Result
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that :func:`run` reads."""
+    parser.add_argument("function", nargs="?", metavar="FUNCTION", help=f"an operator, or a function as {HOW}")
+    add_operands(parser)
+    parser.add_argument("--dim", help="axes to reduce, of an operator that does")
+    parser.add_argument("--against", metavar="FUNCTION", help="another function of the same arguments, to time as well")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU; default: %(default)s")
+    parser.add_argument(
+        "--all",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="in a clone: all benchmarks; their options follow",
+    )
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Return the times of forward, and of forward and backward; a PROBLEM where results differ from torch's."""
+    if args.all is not None:
+        return _all(args.all)
+    if args.function is None:
+        raise BadArgument(
+            "name what to time, as customops bench sigmoid --input 4096x4096, or in a clone customops bench --all"
+        )
+    try:
+        contestants, xs, title = _contestants(args)
+        torch.set_num_threads(args.threads)
+        return _compared(contestants, xs, f"{title} on {args.device}, {args.threads} threads")
+    except REFUSED as error:
+        raise BadArgument(reason(error)) from None
+
+
+def _all(options: Sequence[str]) -> Result:
+    """Run the benchmarks of the repository, which print what they find."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if find_spec("benchmarks") is None or find_spec("benchmarks.measure") is None:
+        raise BadArgument("--all: no wheel has the benchmarks: run it in a clone of the repository, or name a function")
+    benchmarks = importlib.import_module("benchmarks.__main__")
+    try:
+        code = benchmarks.main([*options])
+    except SystemExit as end:  # its parser's
+        raise BadArgument("--all: python -m benchmarks takes no such options; its --help says which it does") from end
+    return Result(code, {"code": code}, [])
+
+
+def _contestants(args: argparse.Namespace) -> tuple[dict[str, Callable], list[Any], str]:
+    """Return ours and torch's function of the same arguments, these, and words about the call."""
+    if args.function in OPERATORS:
+        function = OPERATORS[args.function]
+        operands, options, _ = arguments_of(function, args.function, args, requires_grad=True)
+        torchs = getattr(functions_of(torch, args.function), args.function)
+        calls = {"ours": lambda *xs: function(*xs, **options), "torch": lambda *xs: torchs(*xs, **options)}
+    elif "." not in args.function:
+        raise BadArgument(
+            f"unknown operator {args.function!r}: {nearest(args.function, OPERATORS)}; a function is {HOW}"
+        )
+    else:
+        found = function_named(args.function)
+        fused = fused_behind(found) or Fused(found)
+        given = read_operands(args, requires_grad=True)
+        operands, options = given.args, given.kwargs
+        calls = {"ours": lambda *xs: fused(*xs, **options), "one by one": lambda *xs: fused.one_by_one(*xs, **options)}
+    if args.against:
+        other = function_named(args.against)
+        calls[args.against] = lambda *xs: other(*xs, **options)
+    xs = [_filled(x, args.device) for x in operands]
+    options |= {name: _filled(x, args.device) for name, x in options.items()}
+    if not any(isinstance(x, Tensor) for x in xs):
+        raise BadArgument("no tensor is given: describe each by --input, as --input 4096x4096")
+    shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else str(x) for x in xs)
+    return calls, xs, f"{args.function}({shapes})"
+
+
+def _filled(x: Any, device: str) -> Any:
+    """Return a tensor like one without values, with numbers of the same kind in it, on a device."""
+    if not isinstance(x, Tensor):
+        return x
+    if x.dtype == torch.bool:
+        values = torch.rand(x.shape) < 0.5
+    elif x.is_floating_point():
+        values = torch.rand(x.shape) + 0.5  # where every operator is smooth
+    else:
+        values = torch.randint(1, 4, x.shape)
+    made = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+    return made.copy_(values).requires_grad_(x.requires_grad)
+
+
+def _compared(contestants: dict[str, Callable], xs: list[Any], title: str) -> Result:
+    """Time each contestant, forward without gradients and forward and backward with them, in turns."""
+    leaves = [x for x in xs if isinstance(x, Tensor) and x.requires_grad]
+    phases = {"forward": _forward} | ({"forward and backward": _both} if leaves else {})
+    rows, document, faults = [], [], []
+    for phase, of in phases.items():
+        calls = {name: of(function, xs, leaves) for name, function in contestants.items()}
+        values = {name: call() for name, call in calls.items()}
+        first, *others = contestants
+        faults += [
+            f"ours differs from {name}, {phase}" for name in others if not _are_alike(values[first], values[name])
+        ]
+        times = {name: median(each) for name, each in in_turns(_runs(calls, xs)).items()}
+        ratios = {name: times[first] / times[name] for name in times}
+        rows += [(phase, name, f"{1e3 * times[name]:,.1f}", f"{ratios[name]:.2f}") for name in times]
+        document += [
+            {"phase": phase, "who": name, "seconds": times[name] / 1e3, "ours_to_it": ratios[name]} for name in times
+        ]
+    table = Table(("", "", "us", "ours to it"), rows)
+    below = faults or ["medians of rounds in which they took turns; below 1 ours is faster; all results agree"]
+    return Result(
+        PROBLEM if faults else FINE, {"call": title, "times": document, "faults": faults}, [title, table, *below]
+    )
+
+
+def _runs(calls: dict[str, Callable], xs: list[Any]) -> dict[str, Callable[[], float]]:
+    device = next(x.device.type for x in xs if isinstance(x, Tensor))
+    return {name: prepared([call], device) for name, call in calls.items()}
+
+
+def _forward(function: Callable, xs: list[Any], _leaves: list[Tensor]) -> Callable[[], Any]:
+    def call():
+        with torch.no_grad():
+            return function(*xs)
+
+    return call
+
+
+def _both(function: Callable, xs: list[Any], leaves: list[Tensor]) -> Callable[[], Any]:
+    def call():
+        zs = function(*xs)
+        zs = [z for z in (zs if isinstance(zs, tuple | list) else [zs]) if z.requires_grad]
+        return torch.autograd.grad(zs, leaves, [torch.ones_like(z) for z in zs], allow_unused=True)
+
+    return call
+
+
+def _are_alike(got: Any, want: Any) -> bool:
+    """Return whether results are the same but for what their dtype rounds, relative to the largest element."""
+    if isinstance(want, Tensor):
+        off = (got.double() - want.double()).abs().max() if want.numel() else torch.zeros(())
+        scale = want.double().abs().max().clamp(min=1) if want.numel() else 1
+        return got.dtype == want.dtype and bool(off <= TOLERANCE.get(want.dtype, 0) * scale)
+    if isinstance(want, tuple | list):
+        return len(got) == len(want) and all(map(_are_alike, got, want))
+    return got == want

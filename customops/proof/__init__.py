@@ -1,0 +1,1 @@
+"""The proofs of the operators, which ``customops prove`` shows and the tests run over all cases."""
