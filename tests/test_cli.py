@@ -7,6 +7,8 @@ import io
 import json
 import re
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +99,12 @@ def test_version_names_the_versions_that_matter(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out.startswith(f"customops {customops.__version__}, torch {torch.__version__}, triton ")
+
+
+def test_the_installed_script_is_this_program():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"customops": f"{main.__module__}:{main.__name__}"}
+    assert {"cli", "prove"} <= project["optional-dependencies"].keys()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
