@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import re
 import sys
 import tomllib
@@ -347,6 +348,15 @@ def test_a_terminal_without_rich_gets_plain_text(monkeypatch):
     monkeypatch.setattr("sys.stdout", terminal)
     assert main(["kernels", "exp", "--input", "64x256"]) == 0
     assert terminal.getvalue().isascii()
+
+
+def test_a_pipe_that_is_closed_early_is_no_error(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        monkeypatch.setattr(doctor, "ROWS", (ROW["exp"],))
+        assert main(["doctor"]) == 0
 
 
 def test_progress_shows_on_a_terminal_alone(monkeypatch):
