@@ -314,6 +314,16 @@ def test_a_constant_gradient_has_a_gradient_of_zeros_as_torchs(name):
 
 
 @pytest.mark.usefixtures("by_blocks")
+@pytest.mark.parametrize("name", ["elu", "selu", "celu"])
+def test_second_derivatives_at_0_are_those_at_its_left(name):
+    x = torch.tensor([0.0, -1e-7], device=DEVICE, requires_grad=True)
+    (dx,) = torch.autograd.grad(getattr(ours, name)(x).sum(), x, create_graph=True)
+    (again,) = torch.autograd.grad(dx.sum(), x)
+    torch.testing.assert_close(again[0], again[1])
+    assert again[1] > 0.5
+
+
+@pytest.mark.usefixtures("by_blocks")
 @pytest.mark.sample(kernels="case", compiled="case")
 @pytest.mark.parametrize("case", ACTIVATIONS, ids=ids)
 def test_activations_at_special_numbers_are_torchs(case, tally):
