@@ -39,6 +39,7 @@ USUAL |= {"pow(x, 3)", *(f"{name}({axes})" for name in REDUCTIONS for axes in ("
 
 ONCE_AT_FAULT = (
     ("pow(x, -0.5)", "sliced", torch.int8),  # spilled
+    ("pow(x, y)", "rows of 1024", torch.int8),  # likewise
     ("sum(0)", "long rows", torch.int8),  # loaded 64 bits at a time
     ("sum(0)", "contiguous", torch.int8),  # wrote 12 % of its input in partial sums
     ("mul(x, y)", "outer", torch.bfloat16),  # likewise

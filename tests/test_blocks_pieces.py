@@ -73,7 +73,7 @@ def test_each_element_of_a_stage_is_in_one_block(stage, elements, line, threads)
         patch.setattr(space, "LINE_ELEMENTS", line)
         whole = space.lay_out(stage, elements)
         found = space.share(whole, threads) if threads > 1 else whole
-        steps = space.cut(found, elements, whole=found.rank - whole.rank)
+        steps = space.cut(found, elements, uncut_axes=found.rank - whole.rank)
     tensors = [*found.operand_strides, *found.output_strides]
     blocks: Counter = Counter()
     starts = [range(0, n, step) for n, step in zip(found.sizes, steps, strict=True)]
@@ -108,7 +108,7 @@ def test_threads_share_the_outermost_axis_where_it_divides_and_is_not_reduced_ov
     rows = space.lay_out(stage_of((64, 32), (32, 1), rows=(1,)), 100)
     shared = space.share(rows, 2)
     assert (shared.sizes, shared.operand_strides, shared.row_axes) == ((2, 32, 32), ((1024, 32, 1),), {2})
-    assert space.cut(shared, 200, whole=1) == (2, 3, 32), "each block has a part of each half"
+    assert space.cut(shared, 200, uncut_axes=1) == (2, 3, 32), "each block has a part of each half"
     over = space.lay_out(stage_of((64, 32), (32, 1), rows=(0,)), 100)
     for kept, threads in ((rows, 3), (rows, 64), (over, 2)):
         assert space.share(kept, threads) is kept

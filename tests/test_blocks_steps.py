@@ -15,6 +15,7 @@ from customops import formulas
 from customops.blocks import space
 from customops.blocks.lowering import Call, Number, copy, lower, operands
 from customops.blocks.lowering import Ref as FormulaRef
+from customops.blocks.masks import exclusive_or, keep
 from customops.blocks.simplify import simplify
 from customops.blocks.slots import Slot, assign_slots
 from customops.blocks.steps import Memory, Pass, Ref, Step
@@ -189,6 +190,13 @@ RULES = {
     "whether x > y is not 0": (chain((torch.gt, X, Y), (torch.ne, -1, 0), (torch.mul, -2, Z)), 2),
     "whether x > y is not 1": (chain((torch.gt, X, Y), (torch.ne, -1, 1), (torch.mul, -2, Z)), 3),
     "whether x y is not 0": (chain((torch.mul, X, Y), (torch.ne, -1, 0), (torch.mul, -2, Z)), 3),
+    "1 x + y 1.0": (chain((torch.mul, 1, X), (torch.mul, Y, 1.0), (torch.add, -1, -2)), 1),
+    "y ^ (x ^ y) + z": (chain((exclusive_or, X, Y), (exclusive_or, -1, Y), (torch.add, -2, Z)), 1),
+    "z ^ (x ^ y)": (chain((exclusive_or, X, Y), (exclusive_or, -1, Z)), 2),
+    "x where y > 0, else x": (
+        chain((torch.gt, Y, 0), (exclusive_or, X, X), (keep, -2, -1), (exclusive_or, -3, X)),
+        1,
+    ),
     "what nothing reads": (chain((torch.exp, X), (torch.mul, Y, Z), (torch.neg, -2)), 2),
 }
 

@@ -13,9 +13,9 @@ import torch
 import customops
 from customops import config
 from docs.book import docstrings, edges, pages, samples
-from docs.book.__main__ import place_of, sources, stage
 from docs.book.notation import NotAFormula, displayed, formula, prose
 from docs.book.subjects import NOTEBOOK, ROOT, page_of, steps, subjects
+from docs.book.tree import place_of, sources, stage
 
 from .marks import formulas_only
 
@@ -74,7 +74,7 @@ FORMULAS = {
     "-g·z³/2": r"-\frac{g \cdot {z}^{3}}{2}",
     "Σ g/y": r"\sum \frac{g}{y}",
     "Σ z_i / Σ w_i": r"\frac{\sum z_{i}}{\sum w_{i}}",
-    "|x_i|^p": r"{\left|x_{i}\right|}^{p}",
+    "|x_i|^p": r"{\left\vert x_{i}\right\vert }^{p}",
     "√(2/π)": r"\sqrt{\frac{2}{π}}",
     "x^(y-1)": r"{x}^{y - 1}",
     "1 - tanh²(x/c)": r"1 - \tanh^{2}\left(\frac{x}{c}\right)",

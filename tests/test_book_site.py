@@ -71,7 +71,7 @@ FAULTS = {
     "small print": ("text of", "<article><p style='font-size:9px'>x</p></article>"),
     "a formula without a size": ("flat", "<article><math></math></article>"),
     "a formula in LaTeX": ("no formula", "<article><p>$x$ and $y$</p></article>"),
-    "a fraction on one line": ("fractions", "<math><mfrac style='display:inline'><mi>a</mi><mi>b</mi></mfrac></math>"),
+    "a fraction on one line": ("fractions", "<math><mfrac style='display:flex'><mi>a</mi><mi>b</mi></mfrac></math>"),
 }
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import re
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +100,12 @@ def test_version_names_the_versions_that_matter(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out.startswith(f"customops {customops.__version__}, torch {torch.__version__}, triton ")
+
+
+def test_the_installed_script_is_this_program():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"customops": f"{main.__module__}:{main.__name__}"}
+    assert {"cli", "prove"} <= project["optional-dependencies"].keys()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -339,6 +348,15 @@ def test_a_terminal_without_rich_gets_plain_text(monkeypatch):
     monkeypatch.setattr("sys.stdout", terminal)
     assert main(["kernels", "exp", "--input", "64x256"]) == 0
     assert terminal.getvalue().isascii()
+
+
+def test_a_pipe_that_is_closed_early_is_no_error(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        monkeypatch.setattr(doctor, "ROWS", (ROW["exp"],))
+        assert main(["doctor"]) == 0
 
 
 def test_progress_shows_on_a_terminal_alone(monkeypatch):

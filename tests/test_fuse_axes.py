@@ -33,6 +33,11 @@ def _turned(lib, q, k, c, s):
     return turn(q), turn(k)
 
 
+def _turned_in_groups(lib, q, k, c, s):
+    groups = q.chunk(q.shape[1] // k.shape[1], 1)
+    return torch.cat([_turned(lib, g, k, c, s)[0] for g in groups], 1), _turned(lib, q, k, c, s)[1]
+
+
 def _normed(lib, q, k, w):
     return [x * lib.rsqrt(lib.mean(x * x, -1, keepdim=True) + 1e-6) * w for x in (q, k)]
 
@@ -48,10 +53,20 @@ CASES = {
     "other strides": Case(
         lambda lib, x, y: (lib.exp(x), lib.tanh(y)), ((5, 7), (5, 7)), (2, 1), lambda y: y.repeat(1, 2)[:, :7]
     ),
+    "rows of lines that lie apart": Case(
+        lambda lib, x, y: (lib.exp(x), lib.tanh(y)),
+        ((2, 4, 64), (2, 4, 64)),
+        (1, 1),
+        lambda y: y.repeat(1, 2, 1)[:, :4],
+    ),
+    "groups of heads as many as others": Case(_turned_in_groups, ((2, 6, 4, 8), (2, 2, 4, 8), (4, 8), (4, 8)), (1, 7)),
     "as long as each other": Case(lambda lib, x, y: (lib.exp(x), lib.tanh(y)), ((5, 5), (5, 5)), (1, 1)),
     "norms of the same weights": Case(_normed, (HEADS, HEADS, (6,)), (1, 4)),
     "a row of one alone": Case(lambda lib, x, y: (x / lib.sum(x), lib.exp(y)), ((5,), (5,)), (2, 2)),
     "sums of columns": Case(lambda lib, x, y: (lib.sum(lib.exp(x), 0), lib.sum(y * y, 0)), ((7, 3), (7, 3)), (1, 1)),
+    "sums along each axis": Case(
+        lambda lib, x, y: (lib.sum(lib.exp(x + y), 0), lib.sum(lib.exp(x + y), 1)), ((5, 7), (7,)), (1, 1)
+    ),
     "an outer product": Case(lambda lib, x, y: (lib.exp(x[:, None] - y), lib.exp(y)), ((5,), (5,)), (2, 1)),
     "a sum over two axes": Case(lambda lib, x, y, w: (lib.exp(x), lib.sum(y[:, None] * w)), ((5,), (5,), (5,)), (2, 1)),
 }
@@ -82,8 +97,8 @@ SUMS = {
     ),
     "vectors along each of four axes": Case(
         lambda lib, x, a, b, c, d: x * a * b * c * d,
-        ((8, 8, 8, 8), (8, 1, 1, 1), (8, 1, 1), (8, 1), (8,)),
-        (1, 5),
+        ((64, 64, 64, 64), (64, 1, 1, 1), (64, 1, 1), (64, 1), (64,)),
+        (1, 8),
     ),
 }
 

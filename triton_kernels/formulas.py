@@ -666,17 +666,18 @@ def _portable_log1p(x):
 @triton.jit
 def _integer_pow(x, y):
     """Square and multiply, wrapping as torch wraps; with a negative exponent only powers of 1 and -1 are not 0."""
-    z = x * 0 + y * 0 + 1
-    base = x + y * 0
-    rest = y + x * 0
+    # in 32 bits no step has to be cut to the 8 or 16 of the type, which takes registers; the last bits are the same
+    wide: tl.constexpr = tl.int32 if x.dtype.primitive_bitwidth < 32 else x.dtype
+    base, rest = tl.broadcast(x.to(wide), y.to(wide))
+    one = base * 0 + 1
+    inverse = tl.where(base == 1, one, tl.where(base + 1 == 0, tl.where((rest & 1) == 1, 0 - one, one), 0))
+    z = tl.where(rest < 0, inverse, one)  # before the loop, which so has no more values to hold than three
+    rest = tl.where(rest < 0, 0, rest)
     for _ in range(x.dtype.primitive_bitwidth):
         z = tl.where((rest & 1) == 1, z * base, z)
         base = base * base
         rest = rest >> 1
-    odd = (y & 1) == 1
-    one = base * 0 + 1
-    inverse = tl.where(x == 1, one, tl.where(x + 1 == 0, tl.where(odd, 0 - one, one), 0))
-    return tl.where(y < 0, inverse, z).to(x.dtype)
+    return z.to(x.dtype)
 
 
 @triton.jit

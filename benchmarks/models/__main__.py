@@ -50,7 +50,6 @@ def measure(options: argparse.Namespace) -> None:
     names = options.models or [name for name, family in FAMILIES.items() if find_spec(family.library)]
     document: dict[str, Any] = {"where": machine.where("cpu") | machine.this_run("benchmarks.models")}
     file = machine.folder(document["where"]) / "models.json"
-    before = json.loads(file.read_text()) if file.exists() else {}
     for part in [options.part] if options.part else PARTS:
         measured, lines = PARTS[part]
         document[part] = {}
@@ -59,6 +58,7 @@ def measure(options: argparse.Namespace) -> None:
             print(name, document[part][name], file=sys.stderr)
         print(*lines(document), sep="\n", end="\n\n")
     if not options.models:
+        before = json.loads(file.read_text()) if file.exists() else {}
         if options.part == "launches":
             document["where"] = before.get("where", document["where"])  # that of the steps
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -172,7 +172,7 @@ FAMILIES = {
     ),
     "MobileNetV3 of timm": Family(
         "mobilenetv3_small_050",
-        {"image_size": 32},
+        {"image_size": 64},
         {"image_size": 128},
         "Hardsigmoid, mul",
         generates=False,

@@ -12,7 +12,7 @@ from ..documents import RESULTS, load
 PAGE = RESULTS.parent.parent / "docs" / "models.md"
 FACTS = "device", "cores", "threads", "torch", "commit", "date"
 LAUNCHES = r"\| model \| modules fused .*?\n(?=\n)"
-STEPS = r"Measured on [^\n]*\n\n\| model .*?\n(?=\n)"
+STEPS = r"Measured on [^\n]*\n(?:\n\| model .*?\n)?(?=\n)"
 
 
 def newest(results: Path = RESULTS) -> dict[str, Any]:
@@ -21,10 +21,11 @@ def newest(results: Path = RESULTS) -> dict[str, Any]:
 
 
 def written(text: str, document: dict[str, Any]) -> str:
-    """Return the text of the page with the tables of a document; all else stays."""
-    for pattern, lines in (LAUNCHES, launches(document)), (STEPS, steps(document)):
-        before, after = re.split(pattern, text, flags=re.DOTALL)
-        text = before + "\n".join(lines) + "\n" + after
+    """Return the text of the page with the tables that a document has; all else stays."""
+    for part, (pattern, lines) in {"launches": (LAUNCHES, launches), "steps": (STEPS, steps)}.items():
+        if part in document:
+            before, after = re.split(pattern, text, flags=re.DOTALL)
+            text = before + "\n".join(lines(document)) + "\n" + after
     return text
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import formulas
 from .._compat import LightDispatchMode, in_place_variant, out_variant
-from .masks import CHOICES, ON_MASKS, exclusive_or, is_zero, keep
+from .masks import CHOICES, IN_ONE_CALL, exclusive_or, is_zero, keep
 
 ALIASES = frozenset({"detach", "alias", "lift_fresh"})  # operators that return their input
 WITHOUT_NUMBERS = frozenset({"maximum", "minimum", "where"})  # where torch refuses numbers, or gives them a dtype
@@ -112,8 +112,8 @@ class _Recorder(LightDispatchMode):
             return self.known(z, first)
         if name in CHOICES:
             return self.known(z, self._choose(*CHOICES[name](*args)))
-        if name in ON_MASKS:
-            return self.known(z, self._append(ON_MASKS[name], tuple(map(self._value, args)), dtype, z.shape))
+        if name in IN_ONE_CALL:
+            return self.known(z, self._append(IN_ONE_CALL[name], tuple(map(self._value, args)), dtype, z.shape))
         writing = copy if name == "_to_copy" else _writing(function, tuple(sorted(kwargs.items())))
         return self.known(z, self._append(writing, refs, dtype, z.shape))
 

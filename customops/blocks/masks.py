@@ -19,11 +19,7 @@ from torch import Tensor
 
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}  # by dtype of values, integers of as many bits
 
-# The operators whose result is a mask, whatever their arguments are.
-COMPARISONS = frozenset(
-    {torch.lt, torch.le, torch.gt, torch.ge, torch.eq, torch.ne}
-    | {torch.logical_and, torch.logical_or, torch.logical_not}
-)
+COMPARISONS = frozenset({torch.lt, torch.le, torch.gt, torch.ge, torch.eq, torch.ne})
 
 
 def keep(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
@@ -43,8 +39,18 @@ def is_nan(x: Tensor, out: Tensor) -> Tensor:
     return torch.ne(x, x, out=out)
 
 
-# By the name of an operator on bool: what computes it on masks.
-ON_MASKS: dict[str, Callable[..., Any]] = {"bitwise_and": torch.mul, "bitwise_or": torch.maximum, "isnan": is_nan}
+def relu(x: Tensor, out: Tensor) -> Tensor:
+    """Write what ``torch.relu`` returns, which has no variant that takes ``out``."""
+    return torch.clamp_min(x, 0, out=out)
+
+
+# By the name of an operator: what computes it on masks, or in one call.
+IN_ONE_CALL: dict[str, Callable[..., Any]] = {
+    "bitwise_and": torch.mul,
+    "bitwise_or": torch.maximum,
+    "isnan": is_nan,
+    "relu": relu,
+}
 # By the name of an operator that chooses: its condition, and what it is where that is true, and where not.
 CHOICES: dict[str, Callable[..., tuple]] = {
     "where": lambda condition, x, y: (condition, x, y),

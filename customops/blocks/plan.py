@@ -94,7 +94,7 @@ class _StageBlocks:
         space = whole = lay_out(self.stage, elements)
         if threads > 1 and prod(space.sizes) > elements:
             space = share(space, threads)
-        steps = cut(space, elements, whole=space.rank - whole.rank)
+        steps = cut(space, elements, uncut_axes=space.rank - whole.rank)
         is_cut = frozenset(a for a, n in enumerate(space.sizes) if steps[a] < n)
         passes = Passes(self.stage, space, is_cut, self.dtypes.compute)
         walks = [build_pass(passes, each, numbers, self.arguments, self.dtypes) for each in passes.targets()]

@@ -1,4 +1,4 @@
-"""Fewer steps for the same values: none twice, products that are added, signs, and numbers multiplied by one another.
+"""Fewer steps for the same values: of products that are added, signs, and numbers that are multiplied by one another.
 
 A step reads and writes a block, so a product that is only added is no step of its own where torch has one operator for
 both. Values change by less than their rounding: a product is rounded once less, and numbers are multiplied first. Only
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .masks import COMPARISONS
+from .known import without_known
 from .steps import Ref, Step
 
 MODERATE = 1e18  # the largest number that is joined to another; the square of it, and of its inverse, is a float32
@@ -32,7 +32,7 @@ class Product(NamedTuple):
 
 def simplify(steps: Sequence[Step]) -> list[Step]:
     """Return steps that write the same leaves."""
-    steps = _each_once(steps)
+    steps = without_known(steps)
     uses = Counter(x.position for step in steps for x in step.args if isinstance(x, Ref) and not x.is_leaf)
     simplified: list[Step] = []
 
@@ -43,34 +43,6 @@ def simplify(steps: Sequence[Step]) -> list[Step]:
     for step in steps:
         simplified.append(step if step.is_compared else _scaled(_added(step, definition), definition))
     return _without_unread(simplified)
-
-
-def _each_once(steps: Sequence[Step]) -> list[Step]:
-    """Return steps that read the first of equal ones, and a mask where it is compared with 0; those left are unread."""
-    first: dict[Any, Ref] = {}  # by what a step computes
-    same: dict[Ref, Ref] = {}  # by value, the one that is read in its place
-    read: list[Step] = []
-    for k, step in enumerate(steps):
-        step = step._replace(args=tuple([same.get(x, x) if isinstance(x, Ref) else x for x in step.args]))
-        read.append(step)
-        if step.out is None:
-            key = step._replace(args=tuple(map(_identity, step.args)))
-            same[Ref(False, k)] = (
-                step.args[0] if _is_a_mask_itself(step, read) else first.setdefault(key, Ref(False, k))
-            )
-    return read
-
-
-def _identity(x: Any) -> Any:
-    """Return what tells an argument of a step from others."""
-    return x if isinstance(x, Ref) else (id(x) if isinstance(x, torch.Tensor) else repr(x))
-
-
-def _is_a_mask_itself(step: Step, steps: Sequence[Step]) -> bool:
-    """Return whether a step only asks which elements of a mask are not 0."""
-    x = step.args[0]
-    is_temporary = step.function is torch.ne and isinstance(x, Ref) and not x.is_leaf
-    return is_temporary and steps[x.position].function in COMPARISONS and repr(step.args[1]) == "0"
 
 
 def _added(step: Step, definition: Definition) -> Step:

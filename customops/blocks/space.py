@@ -135,16 +135,16 @@ def share(space: Space, threads: int) -> Space:
     )
 
 
-def cut(space: Space, elements: int, whole: int = 0) -> tuple[int, ...]:
+def cut(space: Space, elements: int, uncut_axes: int = 0) -> tuple[int, ...]:
     """Return the length of blocks along each axis, so that a block has about this many elements at most.
 
     Axes are cut from the outermost on, those of rows last: a reduction over an axis that is cut takes one more pass. An
-    axis along which a tensor lies in order is left a cache line long, if others can be cut. The outermost ``whole``
-    axes are not cut.
+    axis along which a tensor lies in order is left a cache line long, if others can be cut. So many of the outermost
+    axes as ``uncut_axes`` are not cut.
     """
     steps = list(space.sizes)
     in_order = space.in_order
-    outermost = [a for a in range(whole, space.rank) if a not in space.row_axes]
+    outermost = [a for a in range(uncut_axes, space.rank) if a not in space.row_axes]
     candidates = [(a, LINE_ELEMENTS if a in in_order else 1) for a in (*outermost, *sorted(space.row_axes))]
     for a, least in (*candidates, *((a, 1) for a, _ in candidates)):
         others = prod(steps) // steps[a]

@@ -6,6 +6,7 @@ which one line on stderr says what is wrong and what would do.
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error)
         print(text if text.startswith("customops") else f"{command}{text}", file=sys.stderr)
         return BAD_ARGUMENTS
-    show(result, args.json)
+    try:
+        show(result, args.json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the pipe has read enough; Python flushes once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return result.code
 
 

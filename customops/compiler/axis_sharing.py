@@ -15,12 +15,14 @@ from .graph import Graph, Op, Position, Renamed
 from .nodes import inputs_of
 from .stages import Binding, axes_of
 
+LINE = 64  # elements of a cache line of 128 bytes, in half types
+
 
 def shareable_axes(graph: Graph, values: Collection[int], bindings: Collection[Binding]) -> dict[int, int]:
     """Return new names of axes: of each that another one can take the place of, that other one.
 
-    Two axes can be one if they are as long, if tensors go along both by the same strides, and if no value and no tensor
-    has both. Neither may be an axis of rows, over which a value is reduced that others are computed from.
+    Two axes can be one if they are as long, if tensors lie alike along both, and if no value and no tensor has both.
+    Neither may be an axis of rows, over which a value is reduced that others are computed from.
 
     Args:
         graph: has the sizes of axes.
@@ -39,7 +41,7 @@ def shareable_axes(graph: Graph, values: Collection[int], bindings: Collection[B
     names: dict[int, int] = {}
     taken: list[int] = []  # the axes that stay
     for axis in sorted(strides.keys() - _fixed(graph, values)):
-        alike = (a for a in taken if graph.sizes[a] == graph.sizes[axis] and strides[a] == strides[axis])
+        alike = (a for a in taken if graph.sizes[a] == graph.sizes[axis] and _lie_alike(strides[a], strides[axis]))
         other = next((a for a in alike if axis not in beside[a]), None)
         if other is None:
             taken.append(axis)
@@ -47,6 +49,14 @@ def shareable_axes(graph: Graph, values: Collection[int], bindings: Collection[B
             names[axis] = other
             beside[other] |= beside[axis]
     return names
+
+
+def _lie_alike(strides: set[int], others: set[int]) -> bool:
+    """Return whether tensors have the same strides along two axes, or such that a step passes a whole cache line.
+
+    A kernel for both then loads as wide vectors as one for each.
+    """
+    return strides == others or min(*strides, *others) >= LINE
 
 
 def _fixed(graph: Graph, values: Collection[int]) -> Axes:

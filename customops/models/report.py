@@ -167,7 +167,7 @@ class Report:
     __repr__ = __str__
 
     def _table(self) -> Table:
-        head = "modules", "class", "became", f"launches and bytes on {self.target}", "torch's", "difference"
+        head = "modules", "class", "fused", f"launches and bytes on {self.target}", "torch's", "difference"
         return Table(head, [*self._rows()])
 
     def _rows(self) -> Iterator[tuple[str, ...]]:

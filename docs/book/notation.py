@@ -181,7 +181,9 @@ class Parser:
         if left in ("(", "["):
             return self.inside(left, {"(": ")", "[": "]"}[left])
         if left == "|":
-            return rf"\left|{self.sum()}\right{self.take('|').text}"
+            inner = self.sum()
+            self.take("|")
+            return rf"\left\vert {inner}\right\vert "  # a sign would end the cell of a table
         raise NotAFormula(f"formula: expected a number or a name, got {left!r} in {self.text!r}")
 
     def inside(self, left: str, right: str) -> str:
