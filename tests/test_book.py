@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import time
 
 import pytest
 import torch
@@ -176,11 +175,10 @@ def test_the_notebook_is_committed_without_results():
 
 def test_the_notebook_runs():
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    notebook, began = nbformat.read(NOTEBOOK, as_version=4), time.monotonic()
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute(cwd=str(ROOT))
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert printed.count("the value is the operator's") == len(TEN)
-    assert time.monotonic() - began < 30
 
 
 def test_a_wrong_derivation_fails_in_the_notebook():

@@ -209,7 +209,7 @@ def test_the_rms_norm_of_the_zoo_is_one_kernel_forward(activation, weight, capsy
     with dry_run("cuda:90") as launches:
         fuse(rms_norm)(x, w)
     assert len(launches) == 1
-    fuse(rms_norm).explain(x, w)
+    fuse(rms_norm).explain(x, w, verbose=True)
     assert "kernels 1 forward, 2 backward" in capsys.readouterr().out
 
 

@@ -389,7 +389,7 @@ def test_a_fused_module_is_explained_with_the_names_of_its_tensors(device, capsy
     assert "mul(t10, first.weight)" in str(module.program(x))
     assert "second.bias" in str(module.program(x))
     if not KERNELS:
-        fuse(OfParameters()).explain(x)
+        fuse(OfParameters()).explain(x, verbose=True)
         printed = capsys.readouterr().out
         assert printed.count("return dx") == 2  # both are computed of parameters, and x requires no gradient
         assert "return dx = " not in printed

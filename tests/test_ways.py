@@ -54,7 +54,7 @@ def test_an_access_has_its_kind_and_bytes(opcode, kind, size):
 
 def test_stores_and_copies_to_shared_memory_are_accesses_and_shared_memory_is_none():
     found = accesses_of(*BASES, STORE_Z, "STL [R1], R8", "LDGSTS.E.128 [R9], desc[UR4][R2.64]", "LDS R8, [R9]", "EXIT")
-    assert found == [Access("store", 4, Z), Access("local", 4, None), Access("load", 16, X)]
+    assert found == [Access("store", 32, Z), Access("local", 32, None), Access("load", 128, X)]
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_what_a_guard_writes_is_what_the_same_guard_reads():
 
 def test_a_pointer_is_followed_round_a_loop():
     step = "IADD3 R2, P0, R2, 0x10, RZ"
-    assert accesses_of(*BASES, "loop:", LOAD_X, step, "@P1 BRA to loop", "EXIT") == [Access("load", 16, X)]
+    assert accesses_of(*BASES, "loop:", LOAD_X, step, "@P1 BRA to loop", "EXIT") == [Access("load", 128, X)]
     swapped = accesses_of(*BASES, "loop:", LOAD_X, "MOV R2, R4", "@P1 BRA to loop", "EXIT")
-    assert swapped == [Access("load", 16, None)]
+    assert swapped == [Access("load", 128, None)]
 
 
 def test_the_usual_way_moves_most_and_leaves_out_what_is_rare():
@@ -170,8 +170,8 @@ def test_amds_assembly_is_read_the_same_way():
 \ts_branch .LBB0_3
 """
     way = usual_way(amd_blocks(text))
-    assert way.accesses == [Access("local", 4, None)]
-    assert way.loops[0].accesses == [Access("load", 16, None), Access("store", 2, None)]
+    assert way.accesses == [Access("local", 32, None)]
+    assert way.loops[0].accesses == [Access("load", 128, None), Access("store", 16, None)]
     assert instructions(way, {None: 160.0}) == 1 + 10 * 4 + 2
 
 
