@@ -111,7 +111,7 @@ class _Recorder(LightDispatchMode):
         if name in ALIASES or (name == "_to_copy" and dtype == self._dtype(args[0])):
             return self.known(z, first)
         if name in CHOICES:
-            return self.known(z, self._choose(*CHOICES[name](*args)))
+            return self.known(z, self._choose(z, *CHOICES[name](*args)))
         if name in IN_ONE_CALL:
             return self.known(z, self._append(IN_ONE_CALL[name], tuple(map(self._value, args)), dtype, z.shape))
         writing = copy if name == "_to_copy" else _writing(function, tuple(sorted(kwargs.items())))
@@ -131,13 +131,13 @@ class _Recorder(LightDispatchMode):
         ref = self.ref(x)
         return ref if isinstance(ref, Ref) else torch.as_tensor(x, dtype=self.dtype, device="cpu")
 
-    def _choose(self, mask: Any, x: Any, y: Any) -> Ref:
-        """Record the calls that choose x or y by a mask; return the result."""
-        shapes = [v.shape if isinstance(v, Tensor) else () for v in (mask, x, y)]
-        operands, whole = torch.broadcast_shapes(*shapes[1:]), torch.broadcast_shapes(*shapes)
+    def _choose(self, z: Tensor, mask: Any, x: Any, y: Any) -> Ref:
+        """Record the calls that choose x or y by a mask, of which ``z`` is the result here; return their result."""
+        # torch.broadcast_shapes would import SymPy.
+        sides = torch.broadcast_tensors(*[torch.as_tensor(v, device="cpu") for v in (x, y)])
         mask, x, y = map(self._value, (mask, x, y))
-        chosen = self._append(keep, (self._different_bits(x, y, operands), mask), self.dtype, whole)
-        return self._different_bits(chosen, y, whole)
+        chosen = self._append(keep, (self._different_bits(x, y, sides[0].shape), mask), self.dtype, z.shape)
+        return self._different_bits(chosen, y, z.shape)
 
     def _different_bits(self, x: Any, y: Any, shape: Sequence[int]) -> Any:
         """Record the call that finds in which bits two values differ; where one is 0, it is the other."""
