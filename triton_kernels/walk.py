@@ -34,7 +34,7 @@ def walk_kernel(
     sums = ()  # a tile for each chunk of each output
     for j in tl.static_range(len(outputs)):
         for _ in tl.static_range(row_chunks):
-            if _gathers(j, BODY, GEOMETRY):
+            if _gathers(GEOMETRY.reduced_over[j], GEOMETRY.constant_along[j], GEOMETRY.holds_sums):
                 sums = sums + (tl.full(GEOMETRY.output_tiles[j], BODY.epilogue[j].identity, BODY.compute_dtype),)
             else:
                 sums = sums + (tl.zeros([1, 1, 1], BODY.compute_dtype),)  # unused
@@ -50,7 +50,7 @@ def walk_kernel(
             sums = _walk_rows(memory, outer, start, first, partials, sums, BODY, GEOMETRY)
 
     for j in tl.static_range(len(outputs)):
-        if _gathers(j, BODY, GEOMETRY):
+        if _gathers(GEOMETRY.reduced_over[j], GEOMETRY.constant_along[j], GEOMETRY.holds_sums):
             for chunk in tl.static_range(row_chunks):
                 if chunk == 0 or _varies(GEOMETRY.constant_along[j] | GEOMETRY.reduced_over[j]):
                     columns = (chunk * GEOMETRY.tile[2] + tl.arange(0, GEOMETRY.tile[2]))[None, None, :]
@@ -176,7 +176,7 @@ def _emit(
         return sums
     else:
         value = _inside_or_identity(memory, rows, columns, value, j, BODY, GEOMETRY)
-        if _gathers(j, BODY, GEOMETRY):
+        if _gathers(GEOMETRY.reduced_over[j], GEOMETRY.constant_along[j], GEOMETRY.holds_sums):
             gathered = ()
             for k in tl.static_range(len(sums)):
                 if k == _sum_of(j, CHUNK, GEOMETRY):
@@ -219,11 +219,14 @@ def _add_to_partial(
 
 
 @triton.constexpr_function
-def _gathers(j, body, geometry):
-    """Return whether registers hold the sums of output j: one tile for each chunk if they vary along the row."""
-    if not geometry.reduced_over[j] >> LOOPED & 1:
+def _gathers(reduced_over, constant_along, holds_sums):
+    """Return whether registers hold the sums of an output: one tile for each chunk if they vary along the row.
+
+    It takes integers: one such function hands a geometry to another without the names of its fields in Triton 3.6.
+    """
+    if not reduced_over >> LOOPED & 1:
         return False
-    return geometry.holds_sums or not _varies(geometry.constant_along[j] | geometry.reduced_over[j])
+    return holds_sums or not _varies(constant_along | reduced_over)
 
 
 @triton.constexpr_function
@@ -241,8 +244,11 @@ def _sum_of(j, chunk, geometry):
 @triton.constexpr_function
 def _repeats(walk, body, geometry):
     """Return whether the code of a walk is repeated for each chunk: it gathers sums for each element of the row."""
-    gathered = [j for j, stored in enumerate(body.walks.stored) if stored == walk and _gathers(j, body, geometry)]
-    return any(_varies(geometry.constant_along[j] | geometry.reduced_over[j]) for j in gathered)
+    groups = zip(body.walks.stored, geometry.reduced_over, geometry.constant_along, strict=True)
+    return any(
+        stored == walk and _gathers(reduced, constant, geometry.holds_sums) and _varies(constant | reduced)
+        for stored, reduced, constant in groups
+    )
 
 
 @triton.constexpr_function
