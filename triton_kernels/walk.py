@@ -13,6 +13,9 @@ from .body import apply_formula, in_row_or_identity, load, place, reduce_row
 from .layout import LOOPED, TILED
 from .map_reduce import partial_of_program, store_output
 
+# Triton 3.6 takes the names of a geometry's fields away where its interpreter calls a function of constants.
+_of_constants = (lambda function: function) if triton.knobs.runtime.interpret else triton.constexpr_function
+
 _LOOPED = tl.constexpr(LOOPED)
 _LOOPED_SET = tl.constexpr(1 << LOOPED)  # the set of groups that has this one alone
 _TILED_SET = tl.constexpr(1 << TILED)
@@ -218,7 +221,7 @@ def _add_to_partial(
     tl.store(partial + offset, BODY.epilogue[j].combine(before, value), mask=mask)
 
 
-@triton.constexpr_function
+@_of_constants
 def _gathers(reduced_over, constant_along, holds_sums):
     """Return whether registers hold the sums of an output: one tile for each chunk if they vary along the row.
 
@@ -229,19 +232,19 @@ def _gathers(reduced_over, constant_along, holds_sums):
     return holds_sums or not _varies(constant_along | reduced_over)
 
 
-@triton.constexpr_function
+@_of_constants
 def _varies(groups):
     """Return whether an output that is constant along, or reduced over, these groups varies along the row."""
     return not groups >> TILED & 1
 
 
-@triton.constexpr_function
+@_of_constants
 def _sum_of(j, chunk, geometry):
     """Return the position among the sums of what a chunk contributes to output j."""
     return j * geometry.row_chunks + (chunk if _varies(geometry.constant_along[j] | geometry.reduced_over[j]) else 0)
 
 
-@triton.constexpr_function
+@_of_constants
 def _repeats(walk, body, geometry):
     """Return whether the code of a walk is repeated for each chunk: it gathers sums for each element of the row."""
     groups = zip(body.walks.stored, geometry.reduced_over, geometry.constant_along, strict=True)
@@ -251,13 +254,13 @@ def _repeats(walk, body, geometry):
     )
 
 
-@triton.constexpr_function
+@_of_constants
 def _is_reduced(i, arity, walk, body):
     """Return whether formula i reduces along the row in this walk."""
     return body.reducers[i] is not None and body.walks.after[arity + i] == walk + 1
 
 
-@triton.constexpr_function
+@_of_constants
 def _is_between(i, arity, after, body):
     """Return whether value i, of a formula, is one for the row that is known after so many walks."""
     return body.reducers[i - arity] is None and not body.walks.varies[i] and body.walks.after[i] == after
