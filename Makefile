@@ -10,8 +10,10 @@ SHARE ?= 0
 # the mode of compiled code, executed on the CPU: = the GPU to compile for
 COMPILED := CUSTOMOPS_BACKEND=triton CUSTOMOPS_TEST_COMPILED
 TARGET ?= cuda:90
+# a user's program under strict checks, the package as checkers see one that is installed
+STRICT := --strict --follow-imports silent --cache-dir .mypy_cache/strict tests/typed.py
 
-.PHONY: demo distributed test test-share test-share-kernels test-compiled test-share-compiled test-full mutants accuracy compatibility gpu-test gpu-compatibility gpu audit lint bench bench-fused report docs wheel clean
+.PHONY: demo distributed test test-share test-share-kernels test-compiled test-share-compiled test-full mutants accuracy compatibility gpu-test gpu-compatibility gpu audit lint bench bench-fused report docs dist smoke matrix clean
 
 demo: .venv/ready
 	$(BIN)/python examples/digits.py
@@ -77,6 +79,8 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy $(STRICT)
+	$(BIN)/basedpyright
 
 bench: .venv/ready  ## ours against torch on the CPU, about 15 minutes, and the page about it
 	$(BIN)/python -m benchmarks --device cpu
@@ -96,8 +100,16 @@ docs: .venv/docs  ## the book of gradients in build/site, looked at in headless 
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	touch $@
 
-wheel: .venv/ready
-	$(BIN)/python -m build -w
+dist: .venv/ready  ## sdist and wheel, and whether an index of packages would take them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+smoke: dist  ## each archive in a new environment with the pinned torch, then tests of the unpacked sdist
+	$(BIN)/python -m tests.publish
+
+matrix: .venv/ready  ## the tests on the oldest, the pinned and the newest torch and Triton: several GB, and the page
+	$(BIN)/python -m tests.matrix
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

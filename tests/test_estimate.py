@@ -72,20 +72,25 @@ def launched(kernel, grid: int, *args, target: str = "cuda:90", execute: bool = 
     return record
 
 
-def straight(text: str) -> int:
+def straight(text: str) -> list[str]:
     """Return the instructions of SASS from the first to the one that ends it."""
     code = re.findall(r"/\*[0-9a-f]{4}\*/ +([^;]+) ;", text)
-    return 1 + next(i for i, line in enumerate(code) if line == "EXIT")
+    return code[: 1 + code.index("EXIT")]
 
 
 def test_exp_of_a_matrix():
-    """Each of 16.8 M elements is read and written once in 2 bytes. Its code has no branch: all of it is issued."""
+    """Each of 16.8 M elements is read and written once in 2 bytes. All of its code is issued, if it has no branch.
+
+    Triton 3.9 makes one, past which the last tile goes.
+    """
     with customops.dry_run() as records:
         customops.exp(empty(SIDE, SIDE))
     (record,), found = records, records[0].estimate
     threads = record.grid[0] * record.num_warps * 32
     assert found.dram_bytes == found.l2_bytes == 2 * 2 * SIDE * SIDE
-    assert found.instructions == straight(sass(record.compiled)) * threads
+    code = straight(sass(record.compiled))
+    branches = sum("BRA" in line for line in code)
+    assert len(code) - 16 * branches <= found.instructions / threads <= len(code)
     assert found.instructions_per_element == found.instructions / SIDE**2
     assert found.warps == min(64, 65536 // (record.registers + -record.registers % 8) // 32)
     assert found.bytes_in_flight == found.warps * 32 * (2 * SIDE**2 / threads)

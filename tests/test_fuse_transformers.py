@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -259,7 +260,7 @@ def test_the_survey_finds_layers_and_tells_what_is_refused():
     said = {copies[0].name: outcome for copies, outcome in surveyed}
     taken = {name for name, outcome in said.items() if outcome == "equal"}
     assert {"Cohere2LayerNorm", "apply_rotary_pos_emb", "rotate_half", "ReLUSquaredActivation"} <= taken
-    assert "an autograd.Function" in said["BloomGelu"]
+    assert re.search("an autograd.Function|a change of grad mode", said["BloomGelu"])  # the latter from torch 2.15 on
     assert "Cohere2MLP" not in said
     norms, *_ = [line for line in zoo.table(files, surveyed) if line.startswith("| norms")]
     assert norms == "| norms | 1 of 1 | 1 of 1 |"

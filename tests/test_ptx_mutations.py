@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from functools import cache, partial
+from importlib.metadata import version
 from itertools import combinations
 
 import pytest
@@ -208,6 +209,7 @@ def test_a_mask_missing_in_python_is_a_fault_at_its_line():
     (line,) = (i for i, text in enumerate(lines, first) if "tl.load(x + i)" in text)
     fault = outcome(partial(run_add, add_without_mask))
     assert re.match("an access outside the elements of x, .*: 4 bytes, 500 elements from its first", fault.reason)
+    line += version("triton").startswith("3.9.")  # which writes the next line beside a load
     assert (fault.kernel, fault.source) == ("add_without_mask", f"test_ptx_mutations.py:{line}")
     assert (fault.program, fault.thread, fault.tensor) == ((3, 0, 0), 116, "x")
     assert fault.instruction.startswith("ld.global.b32")

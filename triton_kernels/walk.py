@@ -13,6 +13,9 @@ from .body import apply_formula, in_row_or_identity, load, place, reduce_row
 from .layout import LOOPED, TILED
 from .map_reduce import partial_of_program, store_output
 
+# Triton 3.6 takes the names of a geometry's fields away where its interpreter calls a function of constants.
+_of_constants = (lambda function: function) if triton.knobs.runtime.interpret else triton.constexpr_function
+
 _LOOPED = tl.constexpr(LOOPED)
 _LOOPED_SET = tl.constexpr(1 << LOOPED)  # the set of groups that has this one alone
 _TILED_SET = tl.constexpr(1 << TILED)
@@ -34,7 +37,7 @@ def walk_kernel(
     sums = ()  # a tile for each chunk of each output
     for j in tl.static_range(len(outputs)):
         for _ in tl.static_range(row_chunks):
-            if _gathers(j, BODY, GEOMETRY):
+            if _gathers(GEOMETRY.reduced_over[j], GEOMETRY.constant_along[j], GEOMETRY.holds_sums):
                 sums = sums + (tl.full(GEOMETRY.output_tiles[j], BODY.epilogue[j].identity, BODY.compute_dtype),)
             else:
                 sums = sums + (tl.zeros([1, 1, 1], BODY.compute_dtype),)  # unused
@@ -50,7 +53,7 @@ def walk_kernel(
             sums = _walk_rows(memory, outer, start, first, partials, sums, BODY, GEOMETRY)
 
     for j in tl.static_range(len(outputs)):
-        if _gathers(j, BODY, GEOMETRY):
+        if _gathers(GEOMETRY.reduced_over[j], GEOMETRY.constant_along[j], GEOMETRY.holds_sums):
             for chunk in tl.static_range(row_chunks):
                 if chunk == 0 or _varies(GEOMETRY.constant_along[j] | GEOMETRY.reduced_over[j]):
                     columns = (chunk * GEOMETRY.tile[2] + tl.arange(0, GEOMETRY.tile[2]))[None, None, :]
@@ -176,7 +179,7 @@ def _emit(
         return sums
     else:
         value = _inside_or_identity(memory, rows, columns, value, j, BODY, GEOMETRY)
-        if _gathers(j, BODY, GEOMETRY):
+        if _gathers(GEOMETRY.reduced_over[j], GEOMETRY.constant_along[j], GEOMETRY.holds_sums):
             gathered = ()
             for k in tl.static_range(len(sums)):
                 if k == _sum_of(j, CHUNK, GEOMETRY):
@@ -218,40 +221,46 @@ def _add_to_partial(
     tl.store(partial + offset, BODY.epilogue[j].combine(before, value), mask=mask)
 
 
-@triton.constexpr_function
-def _gathers(j, body, geometry):
-    """Return whether registers hold the sums of output j: one tile for each chunk if they vary along the row."""
-    if not geometry.reduced_over[j] >> LOOPED & 1:
+@_of_constants
+def _gathers(reduced_over, constant_along, holds_sums):
+    """Return whether registers hold the sums of an output: one tile for each chunk if they vary along the row.
+
+    It takes integers: one such function hands a geometry to another without the names of its fields in Triton 3.6.
+    """
+    if not reduced_over >> LOOPED & 1:
         return False
-    return geometry.holds_sums or not _varies(geometry.constant_along[j] | geometry.reduced_over[j])
+    return holds_sums or not _varies(constant_along | reduced_over)
 
 
-@triton.constexpr_function
+@_of_constants
 def _varies(groups):
     """Return whether an output that is constant along, or reduced over, these groups varies along the row."""
     return not groups >> TILED & 1
 
 
-@triton.constexpr_function
+@_of_constants
 def _sum_of(j, chunk, geometry):
     """Return the position among the sums of what a chunk contributes to output j."""
     return j * geometry.row_chunks + (chunk if _varies(geometry.constant_along[j] | geometry.reduced_over[j]) else 0)
 
 
-@triton.constexpr_function
+@_of_constants
 def _repeats(walk, body, geometry):
     """Return whether the code of a walk is repeated for each chunk: it gathers sums for each element of the row."""
-    gathered = [j for j, stored in enumerate(body.walks.stored) if stored == walk and _gathers(j, body, geometry)]
-    return any(_varies(geometry.constant_along[j] | geometry.reduced_over[j]) for j in gathered)
+    groups = zip(body.walks.stored, geometry.reduced_over, geometry.constant_along, strict=True)
+    return any(
+        stored == walk and _gathers(reduced, constant, geometry.holds_sums) and _varies(constant | reduced)
+        for stored, reduced, constant in groups
+    )
 
 
-@triton.constexpr_function
+@_of_constants
 def _is_reduced(i, arity, walk, body):
     """Return whether formula i reduces along the row in this walk."""
     return body.reducers[i] is not None and body.walks.after[arity + i] == walk + 1
 
 
-@triton.constexpr_function
+@_of_constants
 def _is_between(i, arity, after, body):
     """Return whether value i, of a formula, is one for the row that is known after so many walks."""
     return body.reducers[i - arity] is None and not body.walks.varies[i] and body.walks.after[i] == after

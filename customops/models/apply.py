@@ -29,7 +29,7 @@ Selectors = Selector | Iterable[Selector]
 
 def apply(
     model: Module,
-    example: Tensor | tuple | list | Mapping[str, Any] | None = None,
+    example: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | None = None,
     *,
     only: Selectors | None = None,
     skip: Selectors = (),

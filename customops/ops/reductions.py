@@ -348,7 +348,7 @@ def amin(input: Tensor, dim: Axes = UNSET, keepdim: bool = UNSET, *, out: Tensor
 
 def _or_all(dim: Any, keepdim: Any) -> Any:
     """Return ``dim``, or every axis where only ``keepdim`` is given, which torch takes by itself for these."""
-    return () if dim is UNSET and keepdim is not UNSET else dim
+    return () if type(dim) is _NotGiven and keepdim is not UNSET else dim
 
 
 def times_slope(slope: Slope, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
@@ -402,10 +402,11 @@ def _compile_slope(slope: Slope, g: Tensor, x: Tensor, z: Tensor, reduced: set[i
 
 def call_reduction(operator: type[Reduction], x, dtype, dim=UNSET, keepdim=UNSET, out=None) -> Tensor:
     """Apply ``operator``, and let autograd record it where a derivative can be asked for."""
-    if dim is UNSET and keepdim is not UNSET:
+    is_given = type(dim) is not _NotGiven  # not `is UNSET`: torch 2.11 compiles that for no symbolic integer
+    if not is_given and keepdim is not UNSET:
         return operator.formula(x, keepdim=keepdim)  # raises: torch wants a dim with it
     axes: tuple = ()
-    if dim is not UNSET:
+    if is_given:
         axes = dim if type(dim) is int else _as_ints(dim), False if keepdim is UNSET else keepdim
     if out is None and dtype is None and type(x) in CLASSES and forward_level() < 0:
         recorded = x.requires_grad and is_recorded()
