@@ -17,7 +17,7 @@ from ..ops.comparison import Predicate
 from ..ops.function import CustomFunction
 from ..runtime.paths import CLASSES, MODES, is_intercepted, modes
 from ..runtime.plans import MAX_PLANS
-from ..runtime.specs import CPU, Miniatures, TensorSpec, infer
+from ..runtime.specs import CPU, Miniatures, TensorSpec, broadcast_shapes, infer
 from . import spelling
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
 from .constants import is_number, key_of
@@ -457,7 +457,7 @@ class Tracing:
             return operator.shape(*shapes)
         own = [shape for x, shape in zip(inputs, shapes, strict=True) if type(x) is Ref]
         if is_elementwise(operator):
-            return own[0] if all(shape == own[0] for shape in own) else torch.broadcast_shapes(*own)
+            return own[0] if all(shape == own[0] for shape in own) else broadcast_shapes(*own)
         values = [
             torch.empty(shape, dtype=self.value_specs[x.value].dtype, device="meta") if type(x) is Ref else x
             for x, shape in zip(inputs, shapes, strict=True)

@@ -14,7 +14,7 @@ from .. import config
 from ..config import backend
 from ..ops.comparison import Predicate
 from ..runtime.memory import unbacked, unbacked_like
-from ..runtime.specs import contiguous
+from ..runtime.specs import broadcast_shapes, contiguous
 from ..tools.dry_run import dry_run
 from ..tools.report import total
 from .operators import Cast, ClassIndex, Detach, Fill, PositionsAlong, Ref, TraceOperator
@@ -67,7 +67,7 @@ def _apply(
     copies: list[int] = []
     for i, (operator, inputs) in enumerate(trace.nodes, trace.arity):
         if issubclass(operator, Predicate):  # torch's own, which the count leaves out
-            shape = torch.broadcast_shapes(*(values[x.value].shape for x in inputs if isinstance(x, Ref)))
+            shape = broadcast_shapes(*(values[x.value].shape for x in inputs if isinstance(x, Ref)))
             values.append(unbacked(shape, contiguous(shape), torch.bool))
             continue
         numbers = [x.value if isinstance(x, Ref) else None for x in inputs]

@@ -51,6 +51,12 @@ def packed(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     return tuple(prod(n for n, other in dims if n > 1 and other < stride) for stride in strides)
 
 
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """Return :func:`torch.broadcast_shapes` of shapes, which would import SymPy. Raises RuntimeError as torch does."""
+    zero = torch.zeros((), device="cpu")
+    return torch.broadcast_tensors(*map(zero.expand, shapes))[0].shape
+
+
 class Miniatures:
     """Small tensors laid out as larger ones, and what torch's results for them tell about those for the larger ones.
 
