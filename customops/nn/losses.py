@@ -19,6 +19,7 @@ from ..ops.choice import clamp, where
 from ..ops.comparison import eq, le, lt
 from ..ops.reductions import mean, sum
 from ..ops.unary import abs, exp, log, softplus
+from ..runtime.specs import broadcast_shapes
 from .class_losses import class_dim, class_losses, probability_losses
 from .class_losses import reduced as reduced_classes
 from .normalizations import log_softmax
@@ -204,7 +205,7 @@ def binary_cross_entropy_with_logits(
     """
     _refuse_deprecated(size_average, reduce)
     if input.shape != target.shape or any(
-        x is not None and torch.broadcast_shapes(x.shape, input.shape) != input.shape for x in (weight, pos_weight)
+        x is not None and broadcast_shapes(x.shape, input.shape) != input.shape for x in (weight, pos_weight)
     ):
         raise untraceable("binary_cross_entropy_with_logits of these shapes cannot be traced", "expand them first")
     entropy = softplus(-input, 1, LINEAR_FROM)

@@ -19,6 +19,7 @@ from ..fusion.errors import untraceable
 from ..ops.choice import clamp_min
 from ..ops.reductions import amax, mean, sum
 from ..ops.unary import exp, log, rsqrt
+from ..runtime.specs import broadcast_shapes
 
 __all__ = [
     "cosine_similarity",
@@ -240,7 +241,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     >>> cosine_similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
     tensor([0.6000])
     """
-    shape, dtype = torch.broadcast_shapes(x1.shape, x2.shape), torch.promote_types(x1.dtype, x2.dtype)
+    shape, dtype = broadcast_shapes(x1.shape, x2.shape), torch.promote_types(x1.dtype, x2.dtype)
     u, v = (_unit(x.to(dtype).expand(shape), dim, eps) for x in (x1, x2))
     return sum(u * v, dim)
 
