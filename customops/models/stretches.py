@@ -82,7 +82,7 @@ def find(
     graph.lint()
     of_mode = [name for name in modules if fusable[module.get_submodule(name)].is_of_mode]
     read = traced.attributes | {f"{name}.training": module.get_submodule(name).training for name in of_mode}
-    known = [(attrgetter(name), value) for name, value in read.items()]
+    known: list[tuple[Callable, Any]] = [(attrgetter(name), value) for name, value in read.items()]
     known += [(reads_global(module, name), value) for name, value in traced.names.items()]
     return Program(_compiled(module, graph), tuple(known), tuple(map(attrgetter, modules)), bool(of_mode)), stretches
 
