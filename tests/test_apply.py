@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import pickle
+import random
 import runpy
 import warnings
 
@@ -755,6 +756,9 @@ HOWS = {
     "branches on a value": (lambda self, y: 1 if y.sum() > 0 else 2, "cannot be used as inputs to control flow"),
     "reads a list": (lambda self, y: len(self.counts), "it reads self.counts, which may change unseen"),
     "writes an attribute": (lambda self, y: setattr(self, "seen", 1) or 1, "it writes self.seen"),
+    "asks for the mode of autograd": (lambda self, y: float(torch.is_grad_enabled()), "asks whether gradients are"),
+    "draws a number": (lambda self, y: 1 if torch.rand(()) > 2 else 2, "it draws random numbers"),
+    "draws a number by Python": (lambda self, y: 1 if random.random() > 2 else 2, "it draws random numbers"),
     "asks for a class": (lambda self, y: float(isinstance(y, tuple)), "it asks for the class of what it computed"),
 }
 
@@ -776,6 +780,34 @@ def test_the_example_of_a_training_agrees(capsys):
     example = runpy.run_path("examples/finetune.py")
     assert example["main"](["--steps", "3", "--rows", "2", "--length", "32"]) == 0
     assert capsys.readouterr().out.startswith("taken: 9 modules and stretches")
+
+
+FACTOR = 2.0
+
+
+class ReadsGlobal(nn.Module):
+    """A module with a stretch, and a number of its file."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(8, 8)
+
+    def forward(self, x):
+        """Compute it."""
+        y = self.lin(x)
+        return torch.sigmoid(y) * y * FACTOR
+
+
+def test_a_stretch_is_for_the_global_numbers_that_it_was_traced_with(x, monkeypatch):
+    model = ReadsGlobal()
+    plain = copy.deepcopy(model)
+    assert customops.apply(model, x).taken
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    assert_alike(results(model, x), results(plain, x))
+
+
+def test_patterns_may_be_an_iterator(model, x):
+    assert fused(customops.apply(model, x, only=iter(["norms.0"]))) == ["norms.0"]
 
 
 @pytest.mark.parametrize("argument", ["only", "skip"])

@@ -29,6 +29,7 @@ compiling = pytest.mark.skipif(
     INTERPRETED or config.find_triton() is None, reason="only Triton compiles, and where it does not interpret"
 )
 NORM = """
+import functools
 import torch
 
 def norm(x, weight, eps=1e-6):
@@ -40,6 +41,29 @@ def masked(x, mask):
 def sorted_(x):
     return x.sort()[0]
 
+def raising(x):
+    return {}["a"]
+
+def rows(x):
+    return x.sum(-1)
+
+def rows_kept(x):
+    return x.sum(-1, keepdim=True)
+
+def logarithm(x):
+    return (x - 5).log()
+
+def first(x, y):
+    return x * 2
+
+def first_and_nothing(x, y):
+    return x * 2 + y * 0
+
+class Layer(torch.nn.Module):
+    def forward(self, x):
+        return x * x.exp()
+
+scaled = functools.partial(norm, eps=0.5)
 seven = 7
 """
 
@@ -61,7 +85,8 @@ def _layers(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [*sys.path])
     yield
     sys.modules.pop("layers", None)
-    sys.modules.pop("broken", None)
+    for name in ("broken", "raising", "missing", "ending", "__random__", "__layers__"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -153,13 +178,23 @@ MISTAKES = [
         "explain layers.norm --input x:8x8:strides=8 --input 8",
         r"dimensionality of sizes \(2\) must match dimensionality of strides \(1\)",
     ),
-    ("explain layers.norm --input x:8x8 --input 8", "a tensor by position stands behind one by name"),
+    ("explain layers.norm --input x:8x8 --input 8", "--input: an argument by position stands behind one by name"),
     (
         "explain layers.norm --input 8x8 --input 8 --number eps=small",
         "--number: expected a number, as 2, 1e-6 or eps=1e-6",
     ),
     ("explain layers.norm --input 8x8 --input 8 --number epsilon=1", "unexpected keyword argument 'epsilon'"),
     ("explain layers.sorted_ --input 8x8", "Tensor.sort"),
+    ("explain layers.Layer --input 8", "layers.Layer: expected a function, got <class 'layers.Layer'>"),
+    ("explain ending.py:f --input 8", "ending.py: importing it failed: SystemExit: 3"),
+    ("explain customops.nn.functional.silx --input 8", "^customops explain: customops.nn.functional has no silx"),
+    ("explain layers.seven.norm --input 8", "layers.seven has no norm"),
+    ("explain torch.zzzzzz --input 8", r"torch has no zzzzzz: none of [\d,]+ names is near"),
+    ("explain layers.norm --input x:8x8 --number 2", "--number: an argument by position stands behind one by name"),
+    ("explain layers.norm --input x:8x8 --input x:8", "x is given twice"),
+    ("kernels mul --input x:8 --input y:8", r"mul\(input, other\b.*\) has no x: "),
+    ("kernels exp --input 8 --input 8", r"exp\(input\b.*\) takes 1 operand, got 2"),
+    ("bench layers.raising --input 8", "KeyError: 'a'"),
 ]
 
 
@@ -168,6 +203,7 @@ def test_a_mistake_is_one_line_and_exits_2(line, reason, run, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     (tmp_path / "raising.py").write_text("1 / 0\n")
     (tmp_path / "missing.py").write_text("import absent\n")
+    (tmp_path / "ending.py").write_text("raise SystemExit(3)\n")
     code, out, err = run(line) if line else (main([]), "", "")
     assert code == 2
     assert not out
@@ -175,6 +211,15 @@ def test_a_mistake_is_one_line_and_exits_2(line, reason, run, tmp_path):
         assert re.search(reason, err), err
         assert err.count("\n") == 1
         assert err.startswith("customops")
+
+
+def test_an_interrupt_is_one_line(monkeypatch, run):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "ROWS", (ROW["exp"],))
+    monkeypatch.setattr(doctor, "_check", interrupted)
+    assert run("doctor") == (130, "", "customops doctor: interrupted\n")
 
 
 def test_without_arguments_it_says_what_is_missing(capsys):
@@ -199,6 +244,19 @@ def test_a_tensor_is_read_as_it_is_written(text, parsed):
     assert tuple(arguments.tensor(text)) == parsed
 
 
+def test_a_number_is_any_literal():
+    assert arguments._number("eps=1e-6") == ("eps", 1e-6)
+    assert arguments._number("mode='a=b'") == ("mode", "a=b")
+    assert arguments._number("-inf") == (None, float("-inf"))
+
+
+def test_a_file_of_the_name_of_a_module_leaves_that(tmp_path, run):
+    (tmp_path / "random.py").write_text(NORM)
+    known = sys.modules["random"]
+    assert run("explain random.py:nrom --input 8")[0] == 2
+    assert sys.modules["random"] is known
+
+
 @compiling
 def test_explain_takes_dtypes_strides_masks_numbers_and_gradients(run):
     code, out, _ = run("explain layers.norm --input 64x256:bf16:strides=1x64 --input weight:256 --number eps=0.5 -v")
@@ -216,6 +274,25 @@ def test_explain_takes_dtypes_strides_masks_numbers_and_gradients(run):
     code, out, _ = run("explain layers.py:masked --input 64x256 --input 64x256:bool")
     assert code == 0
     assert out.startswith("masked(float32[64, 256], bool[64, 256])")
+
+
+@compiling
+@pytest.mark.parametrize(
+    ("by_position", "by_name"),
+    [
+        ("mul --input 64x64 --input 64", "mul --input 64x64 --input other:64"),
+        ("mul --input 64x64 --input 64", "mul --input other:64 --input input:64x64"),
+        ("where --input 64x64 --input 64", "where --input input:64x64 --input other:64"),
+        ("clamp --input 64 --input 64 --input 64", "clamp --input 64 --input min:64"),
+        ("sum --input 64x64 --dim 0", "sum --input input:64x64 --number dim=0"),
+    ],
+)
+def test_operands_by_name_are_those_by_position(by_position, by_name, document):
+    (code, want), (_, got) = (document(f"kernels {line} --backward") for line in (by_position, by_name))
+    assert code == 0
+    assert want["launches"]
+    assert {**got, "call": ""} == {**want, "call": ""}
+    assert "tensor(" not in got["call"]
 
 
 @compiling
@@ -350,6 +427,15 @@ def test_a_terminal_without_rich_gets_plain_text(monkeypatch):
     assert terminal.getvalue().isascii()
 
 
+def test_an_encoding_without_the_signs_of_mathematics_is_no_error(monkeypatch):
+    pytest.importorskip("sympy", reason="the proofs need SymPy")
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii"))
+    assert main(["prove", "sqrt", "--step", "derivation"]) == 0
+    sys.stdout.flush()
+    assert b"dx = g / (2z)" in written.getvalue()
+
+
 def test_a_pipe_that_is_closed_early_is_no_error(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
@@ -405,6 +491,15 @@ def test_doctor_says_what_to_do_about_a_backend_that_nothing_has(monkeypatch, ru
     assert "PROBLEM: CUSTOMOPS_BACKEND=triton requires kernels, and none can run here: unset it, or set TRITON" in out
 
 
+@compiling
+def test_doctor_tries_the_compiler_where_the_backend_is_torch(monkeypatch, document):
+    monkeypatch.setattr(doctor, "ROWS", (ROW["exp"],))
+    with customops.backend("torch"):
+        code, found = document("doctor")
+    assert (code, found["problems"]) == (0, [])
+    assert found["compiler"]["works"]
+
+
 def test_doctor_knows_of_a_missing_triton(monkeypatch, run):
     monkeypatch.setattr(doctor, "ROWS", (ROW["exp"],))
     monkeypatch.setattr(config, "find_triton", lambda: None)
@@ -434,6 +529,14 @@ def test_prove_shows_each_step_and_what_it_found(document, run):
     assert re.match(r"\d+ launches of \d+ kernels", by_name["compiled for cuda:90"]["found"])
 
 
+@compiling
+def test_nothing_is_proven_of_compiled_code_where_no_kernel_runs(capsys):
+    pytest.importorskip("sympy", reason="the proofs need SymPy")
+    with customops.backend("torch"):
+        main(["prove", "exp", "--step", "compiled for cuda:90"])
+    assert re.search(r"^  compiled for cuda:90 +skipped +CUSTOMOPS_BACKEND=torch", capsys.readouterr().out, re.M)
+
+
 @pytest.mark.parametrize("name", ["mean", "amax", "clamp", "maximum", "pow"])
 def test_claims_of_operators_that_are_no_plain_formula_are_proven(name, run):
     pytest.importorskip("sympy", reason="the proofs need SymPy")
@@ -461,6 +564,8 @@ def test_prove_of_several_is_a_table(run):
         ["neg", "yes", "yes"],
     ]
     assert out.splitlines()[-1].startswith("2 operators: 4 proven steps in ")
+    _, out, _ = run("prove exp exp --step derivation")
+    assert out.splitlines()[-1].startswith("1 operator: 1 proven step in ")
 
 
 def test_prove_needs_sympy_and_says_so(monkeypatch, run):
@@ -496,6 +601,38 @@ def test_bench_times_a_function_fused_and_one_by_one(run):
     assert code == 0
     assert re.search(r"^forward +layers.norm +[\d,.]+ +[\d.]+$", out, re.M)
     assert re.search(r"^forward and backward +one by one ", out, re.M)
+
+
+@pytest.mark.usefixtures("_in_short")
+def test_bench_takes_tensors_by_name(document):
+    code, found = document("bench layers.norm --input x:64x64 --input weight:64 --threads 1")
+    assert code == 0
+    assert found["call"] == "layers.norm(x=float32[64, 64], weight=float32[64]) on cpu, 1 thread"
+    assert {row["phase"] for row in found["times"]} == {"forward", "forward and backward"}
+
+
+@pytest.mark.usefixtures("_in_short")
+@pytest.mark.parametrize(
+    ("line", "faults"),
+    [
+        ("layers.rows --input 1x1 --against layers.rows_kept", {"forward"}),  # shapes that broadcast
+        ("layers.rows --input 8x8 --against layers.rows_kept", {"forward"}),
+        ("layers.logarithm --input 8", set()),  # nan
+        ("layers.first --input 8 --input 8 --against layers.first_and_nothing", set()),  # no gradient is one of zeros
+        ("layers.scaled --input 8x8 --input 8", set()),
+        ("layers.scaled --input 8x8 --input 8 --against layers.norm", {"forward", "forward and backward"}),
+    ],
+)
+def test_bench_compares_what_contestants_return(line, faults, document):
+    code, found = document(f"bench {line} --threads 1")
+    assert {fault.rpartition(", ")[2] for fault in found["faults"]} == faults
+    assert code == bool(faults)
+
+
+def test_help_of_all_benchmarks_is_no_mistake(run):
+    code, out, err = run("bench --all --help")
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: python -m benchmarks ")
 
 
 def test_bench_runs_all_benchmarks_where_they_are(monkeypatch, run):

@@ -77,6 +77,12 @@ def test_calls_in_every_spelling_are_taken_with_torchs_results(layer):
     assert {backend for _, backend in taken.calls} == {BACKEND}
 
 
+def test_an_argument_by_name_counts_for_the_backend():
+    with enabled() as taken:
+        torch.exp(input=torch.ones(3))
+    assert taken.calls == {("exp", BACKEND): 1}
+
+
 def is_torch_again() -> bool:
     """Return whether the graph of a call has a node of torch's."""
     z = torch.exp(torch.ones(2, requires_grad=True))

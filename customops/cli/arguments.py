@@ -16,6 +16,8 @@ from ..runtime.paths import KERNEL_DTYPES
 from ..tools import targets
 
 SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+REFUSED = RuntimeError, ValueError, IndexError, OverflowError, TypeError  # how torch and Python refuse a call
+MOST_NAMES = 50  # that are listed where none is near
 SHAPE = re.compile(r"(-?\d{1,18}([x,]-?\d{1,18})*)?")
 OPERANDS = """A tensor is written [NAME:]SHAPE[:DTYPE][:strides=STRIDES][:grad|:nograd]:
 
@@ -88,13 +90,12 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="cuda:90", help=f"the GPU: {names}; default: %(default)s")
 
 
-def check_target(name: str) -> str:
-    """Return the name of a GPU, if it is one."""
+def target_named(name: str) -> tuple[str, targets.Target]:
+    """Return the target of a dry run and the GPU that a name stands for. Raises BadArgument."""
     try:
-        targets.find(name)
+        return targets.find(name)
     except ValueError as error:
         raise BadArgument(f"--{error}") from None
-    return name
 
 
 def read_operands(args: argparse.Namespace, requires_grad: bool) -> Operands:
@@ -117,7 +118,10 @@ def read_operands(args: argparse.Namespace, requires_grad: bool) -> Operands:
             floats = dtype.is_floating_point or bool(x.has_gradient)
             value = _made(x, dtype, bool(wanted) and floats)
         if name is None and operands.kwargs:
-            raise BadArgument("--input: a tensor by position stands behind one by name: write those by name last")
+            option = "--input" if isinstance(x, TensorArgument) else "--number"
+            raise BadArgument(f"{option}: an argument by position stands behind one by name: write those by name last")
+        if name in operands.kwargs:
+            raise BadArgument(f"{name} is given twice")
         if name is None:
             operands.args.append(value)
         else:
@@ -166,7 +170,7 @@ def dtype_named(option: str, name: str) -> torch.dtype:
 
 def _number(text: str) -> tuple[str | None, Any]:
     """Return the name, if one is written, and the value of a literal."""
-    name, _, value = text.rpartition("=") if re.match(r"[A-Za-z_]\w*=", text) else ("", "", text)
+    name, _, value = text.partition("=") if re.match(r"[A-Za-z_]\w*=", text) else ("", "", text)
     try:
         return name or None, ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -181,6 +185,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return words about names like an unknown one."""
     known = [*known]
     found = get_close_matches(name, known, 3, 0.5)
+    if not found and len(known) > MOST_NAMES:
+        return f"none of {len(known):,} names is near"
     return f"the nearest are {', '.join(found)}" if found else f"there are {', '.join(known)}"
 
 
@@ -189,8 +195,7 @@ def reason(error: BaseException) -> str:
     allocation = re.search(r"tried to allocate (\d+) bytes", str(error))
     if allocation:
         return f"cannot reserve {int(allocation[1]):,} bytes of address space (none is written): use a smaller shape"
-    known = isinstance(error, TypeError | RuntimeError | ValueError | IndexError | OverflowError)
-    return " ".join(str(error).split()) if known and str(error) else with_type(error)
+    return " ".join(str(error).split()) if isinstance(error, REFUSED) and str(error) else with_type(error)
 
 
 def with_type(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,12 @@ from torch import Tensor
 from ..fusion.decorator import Fused, fused_behind
 from ..proof.cases import functions_of
 from ..tools.kernels import OPERATORS
+from ..tools.report import label
 from ..tools.table import Table
 from ..tools.timing import in_turns, prepared
 from .arguments import BadArgument, add_operands, nearest, read_operands, reason
 from .functions import HOW, function_named
-from .kernels import REFUSED, arguments_of
+from .kernels import arguments_of
 from .output import FINE, PROBLEM, Result
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -52,10 +53,13 @@ def run(args: argparse.Namespace) -> Result:
             "name what to time, as customops bench sigmoid --input 4096x4096, or in a clone customops bench --all"
         )
     try:
-        contestants, xs, title = _contestants(args)
+        contestants, call, title = _contestants(args)
         torch.set_num_threads(args.threads)
-        return _compared(contestants, xs, f"{title} on {args.device}, {args.threads} threads")
-    except REFUSED as error:
+        threads = f"{args.threads} thread{'' if args.threads == 1 else 's'}"
+        return _compared(contestants, call, f"{title} on {args.device}, {threads}")
+    except BadArgument:
+        raise
+    except Exception as error:  # the user's function may raise anything
         raise BadArgument(reason(error)) from None
 
 
@@ -69,17 +73,29 @@ def _all(options: Sequence[str]) -> Result:
     try:
         code = benchmarks.main([*options])
     except SystemExit as end:  # its parser's
+        if not end.code:  # it has shown its help
+            return Result(FINE, {"code": FINE}, [])
         raise BadArgument("--all: python -m benchmarks takes no such options; its --help says which it does") from end
     return Result(code, {"code": code}, [])
 
 
-def _contestants(args: argparse.Namespace) -> tuple[dict[str, Callable], list[Any], str]:
+class Arguments(NamedTuple):
+    """The arguments of all contestants."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+    def tensors(self) -> list[Tensor]:
+        """Return those that are tensors."""
+        return [x for x in (*self.args, *self.kwargs.values()) if isinstance(x, Tensor)]
+
+
+def _contestants(args: argparse.Namespace) -> tuple[dict[str, Callable], Arguments, str]:
     """Return ours and torch's function of the same arguments, these, and words about the call."""
     if args.function in OPERATORS:
         function = OPERATORS[args.function]
         operands, options, _ = arguments_of(function, args.function, args, requires_grad=True)
-        torchs = getattr(functions_of(torch, args.function), args.function)
-        calls = {"ours": lambda *xs: function(*xs, **options), "torch": lambda *xs: torchs(*xs, **options)}
+        calls = {"ours": function, "torch": getattr(functions_of(torch, args.function), args.function)}
     elif "." not in args.function:
         raise BadArgument(
             f"unknown operator {args.function!r}: {nearest(args.function, OPERATORS)}; a function is {HOW}"
@@ -87,18 +103,18 @@ def _contestants(args: argparse.Namespace) -> tuple[dict[str, Callable], list[An
     else:
         found = function_named(args.function)
         fused = fused_behind(found) or Fused(found)
-        given = read_operands(args, requires_grad=True)
-        operands, options = given.args, given.kwargs
-        calls = {"ours": lambda *xs: fused(*xs, **options), "one by one": lambda *xs: fused.one_by_one(*xs, **options)}
+        operands, options, _ = read_operands(args, requires_grad=True)
+        bound = fused.called if fused.one_by_one is fused.function else fused.one_by_one  # a partial has arguments
+        calls = {"ours": fused, "one by one": bound}
     if args.against:
-        other = function_named(args.against)
-        calls[args.against] = lambda *xs: other(*xs, **options)
-    xs = [_filled(x, args.device) for x in operands]
-    options |= {name: _filled(x, args.device) for name, x in options.items()}
-    if not any(isinstance(x, Tensor) for x in xs):
+        calls[args.against] = function_named(args.against)
+    call = Arguments(
+        [_filled(x, args.device) for x in operands], {name: _filled(x, args.device) for name, x in options.items()}
+    )
+    if not call.tensors():
         raise BadArgument("no tensor is given: describe each by --input, as --input 4096x4096")
-    shapes = ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else str(x) for x in xs)
-    return calls, xs, f"{args.function}({shapes})"
+    labels = [*map(label, call.args), *(f"{name}={label(x)}" for name, x in call.kwargs.items())]
+    return calls, call, f"{args.function}({', '.join(labels)})"
 
 
 def _filled(x: Any, device: str) -> Any:
@@ -115,19 +131,20 @@ def _filled(x: Any, device: str) -> Any:
     return made.copy_(values).requires_grad_(x.requires_grad)
 
 
-def _compared(contestants: dict[str, Callable], xs: list[Any], title: str) -> Result:
+def _compared(contestants: dict[str, Callable], call: Arguments, title: str) -> Result:
     """Time each contestant, forward without gradients and forward and backward with them, in turns."""
-    leaves = [x for x in xs if isinstance(x, Tensor) and x.requires_grad]
-    phases = {"forward": _forward} | ({"forward and backward": _both} if leaves else {})
+    phases = {"forward": _forward}
+    if any(x.requires_grad for x in call.tensors()):
+        phases["forward and backward"] = _both
     rows, document, faults = [], [], []
     for phase, of in phases.items():
-        calls = {name: of(function, xs, leaves) for name, function in contestants.items()}
-        values = {name: call() for name, call in calls.items()}
+        calls = {name: of(function, call) for name, function in contestants.items()}
+        values = {name: each() for name, each in calls.items()}
         first, *others = contestants
         faults += [
             f"ours differs from {name}, {phase}" for name in others if not _are_alike(values[first], values[name])
         ]
-        times = {name: median(each) for name, each in in_turns(_runs(calls, xs)).items()}
+        times = {name: median(each) for name, each in in_turns(_runs(calls, call)).items()}
         ratios = {name: times[first] / times[name] for name in times}
         rows += [(phase, name, f"{1e3 * times[name]:,.1f}", f"{ratios[name]:.2f}") for name in times]
         document += [
@@ -140,34 +157,36 @@ def _compared(contestants: dict[str, Callable], xs: list[Any], title: str) -> Re
     )
 
 
-def _runs(calls: dict[str, Callable], xs: list[Any]) -> dict[str, Callable[[], float]]:
-    device = next(x.device.type for x in xs if isinstance(x, Tensor))
-    return {name: prepared([call], device) for name, call in calls.items()}
+def _runs(calls: dict[str, Callable], call: Arguments) -> dict[str, Callable[[], float]]:
+    device = call.tensors()[0].device.type
+    return {name: prepared([each], device) for name, each in calls.items()}
 
 
-def _forward(function: Callable, xs: list[Any], _leaves: list[Tensor]) -> Callable[[], Any]:
-    def call():
+def _forward(function: Callable, call: Arguments) -> Callable[[], Any]:
+    def compute():
         with torch.no_grad():
-            return function(*xs)
+            return function(*call.args, **call.kwargs)
 
-    return call
+    return compute
 
 
-def _both(function: Callable, xs: list[Any], leaves: list[Tensor]) -> Callable[[], Any]:
-    def call():
-        zs = function(*xs)
+def _both(function: Callable, call: Arguments) -> Callable[[], Any]:
+    leaves = [x for x in call.tensors() if x.requires_grad]
+
+    def compute():
+        zs = function(*call.args, **call.kwargs)
         zs = [z for z in (zs if isinstance(zs, tuple | list) else [zs]) if z.requires_grad]
-        return torch.autograd.grad(zs, leaves, [torch.ones_like(z) for z in zs], allow_unused=True)
+        return torch.autograd.grad(zs, leaves, [torch.ones_like(z) for z in zs], materialize_grads=True)
 
-    return call
+    return compute
 
 
 def _are_alike(got: Any, want: Any) -> bool:
-    """Return whether results are the same but for what their dtype rounds, relative to the largest element."""
-    if isinstance(want, Tensor):
-        off = (got.double() - want.double()).abs().max() if want.numel() else torch.zeros(())
-        scale = want.double().abs().max().clamp(min=1) if want.numel() else 1
-        return got.dtype == want.dtype and bool(off <= TOLERANCE.get(want.dtype, 0) * scale)
-    if isinstance(want, tuple | list):
+    """Return whether results are the same but for what their dtype rounds, relative to the largest finite element."""
+    if isinstance(got, tuple | list) and isinstance(want, tuple | list):
         return len(got) == len(want) and all(map(_are_alike, got, want))
-    return got == want
+    if not (isinstance(got, Tensor) and isinstance(want, Tensor)) or (got.shape, got.dtype) != (want.shape, want.dtype):
+        return False
+    got, want, tolerance = got.double(), want.double(), TOLERANCE.get(want.dtype, 0)
+    largest = max(1.0, float(want.abs().nan_to_num(0, 0, 0).max())) if want.numel() else 1.0
+    return torch.allclose(got, want, rtol=0, atol=tolerance * largest, equal_nan=True)

@@ -142,7 +142,7 @@ def _compiler() -> dict[str, Any]:
         return found | {"found": "not tried: TRITON_INTERPRET is set"}
     start = perf_counter()
     try:
-        with dry_run("cuda:90") as records:
+        with dry_run("cuda:90") as records, config.backend("triton"):
             customops.sigmoid(torch.empty(64))
         text = f"Triton and ptxas compile for sm_90: {records[0].registers} registers, {perf_counter() - start:.1f} s"
     except Exception as error:

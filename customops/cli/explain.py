@@ -9,10 +9,10 @@ from typing import Any
 from ..fusion.decorator import Fused, fused_behind
 from ..fusion.explain import examine, heading
 from ..fusion.findings import Findings, NotFused
-from ..tools import targets
+from ..tools.estimate import total_seconds
 from ..tools.report import launches_as_json, total
 from ..tools.table import Table
-from .arguments import BadArgument, add_operands, add_target, check_target, read_operands, reason
+from .arguments import REFUSED, BadArgument, add_operands, add_target, read_operands, reason, target_named
 from .functions import HOW, function_named
 from .output import FINE, PROBLEM, Result
 from .proofs import notation
@@ -30,16 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     """Return what a call costs; a PROBLEM where it is not fused."""
-    function, target = function_named(args.function), check_target(args.target)
+    function, (_, gpu) = function_named(args.function), target_named(args.target)
     operands = _operands(args)
     fused = fused_behind(function) or Fused(function)
-    _, gpu = targets.find(target)
-    title = heading(fused, operands.args, operands.kwargs, target)
-    call = {"call": title, "target": target, "gpu": gpu.model}
+    title = heading(fused, operands.args, operands.kwargs, args.target)
+    call = {"call": title, "target": args.target, "gpu": gpu.model}
     shown, note = notation() if args.verbose or args.json else (None, "")
     options = {"gradients": operands.has_gradients} | ({"notation": shown} if shown else {})
     try:
-        found = examine(fused, operands.args, operands.kwargs, target, **options)
+        found = examine(fused, operands.args, operands.kwargs, args.target, **options)
     except NotFused as why:
         text = f"not fused: {why}"
         return Result(PROBLEM, call | {"not_fused": str(why)}, [title, text])
@@ -53,7 +52,7 @@ def _operands(args: argparse.Namespace):
         raise BadArgument("no tensor is given: describe each by --input, as --input x:4096x4096:bf16")
     try:
         return read_operands(args, requires_grad=False)
-    except (RuntimeError, ValueError, OverflowError, TypeError) as error:
+    except REFUSED as error:
         raise BadArgument(reason(error)) from None
 
 
@@ -74,7 +73,7 @@ def _as_json(found: Findings) -> dict[str, Any]:
             "kernels": len(phase.records),
             "bytes_moved": phase.bytes_moved,
             "bytes_floor": phase.bytes_floor,
-            "seconds": sum(each["seconds"] for each in launches_as_json({phase.name: phase.records}, found.gpu)),
+            "seconds": total_seconds(phase.records, found.gpu),
             "scratch": [*phase.scratch()],
             "unfused": unfused._asdict(),
         }

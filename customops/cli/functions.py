@@ -31,7 +31,7 @@ def function_named(path: str) -> Callable[..., Any]:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         found = _resolve(path)
-    if not callable(found):
+    if isinstance(found, type) or not callable(found):
         raise BadArgument(f"{path}: expected a function, got {found!r}")
     return found
 
@@ -41,11 +41,12 @@ def _module_of_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise BadArgument(f"{file}: there is no such file in {Path.cwd()}: expected {HOW}")
     sys.path.insert(0, str(file.resolve().parent))
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    name = f"__{file.stem}__" if file.stem in sys.modules else file.stem  # random.py is no other random
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise BadArgument(f"{file}: Python imports files that end in .py: expected {HOW}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
+    sys.modules[name] = module
     _importing(str(file), lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     return module
 
@@ -71,7 +72,8 @@ def _resolve(path: str) -> Any:
 def _attribute(owner: Any, where: str, name: str) -> Any:
     if hasattr(owner, name):
         return getattr(owner, name)
-    public = [key for key, value in vars(owner).items() if callable(value) and not key.startswith("_")]
+    names = getattr(owner, "__dict__", {})
+    public = [key for key, value in names.items() if callable(value) and not key.startswith("_")]
     raise BadArgument(f"{where} has no {name}: {nearest(name, public)}" if public else f"{where} has no {name}")
 
 
@@ -86,5 +88,5 @@ def _importing(name: str, load: Callable[[], Any]) -> Any:
         if error.name == name:
             raise BadArgument(f"No module named {name!r} here or among what is installed: expected {HOW}") from None
         raise BadArgument(f"{name}: importing it failed: {with_type(error)}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script ends Python as it is imported
         raise BadArgument(f"{name}: importing it failed: {with_type(error)}") from None

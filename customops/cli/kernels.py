@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tools import kernels, targets
+from ..tools import kernels
 from ..tools.estimate import total_seconds
 from ..tools.kernels import OPERATORS
 from ..tools.record import LaunchRecord
@@ -28,18 +28,18 @@ from ..tools.report import (
 from ..tools.table import Table
 from ..tools.targets import Target
 from .arguments import (
+    REFUSED,
     BadArgument,
     add_operands,
     add_target,
-    check_target,
     integers,
+    nearest,
     operator_named,
     read_operands,
     reason,
+    target_named,
 )
 from .output import FINE, Result
-
-REFUSED = RuntimeError, ValueError, IndexError, OverflowError, TypeError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     """Return what the call would launch."""
-    name, target = operator_named(args.operator, [*OPERATORS]), check_target(args.target)
-    code, gpu = targets.find(target)
+    name, (code, gpu) = operator_named(args.operator, [*OPERATORS]), target_named(args.target)
     try:
         operands, options, backward = arguments_of(OPERATORS[name], name, args, args.backward)
         if args.backward and not backward:
@@ -64,12 +63,12 @@ def run(args: argparse.Namespace) -> Result:
         phases = kernels.launches(OPERATORS[name], operands, options, code, backward)
     except REFUSED as error:
         raise BadArgument(reason(error)) from None
-    labels = [*map(label, operands), *(f"{key}={value}" for key, value in options.items())]
+    labels = [*map(label, operands), *(f"{key}={label(value)}" for key, value in options.items())]
     title = f"{name}({', '.join(labels)}) on {code}, {gpu.model}"
     records = [record for each in phases.values() for record in each]
     document: dict[str, Any] = {
         "call": title,
-        "target": target,
+        "target": args.target,
         "gpu": gpu.model,
         "launches": launches_as_json(phases, gpu),
     }
@@ -86,30 +85,33 @@ def run(args: argparse.Namespace) -> Result:
 def arguments_of(
     function: Callable[..., Tensor], name: str, args: argparse.Namespace, requires_grad: bool
 ) -> tuple[list[Any], dict[str, Any], bool]:
-    """Return the operands of an operator, its named arguments, and whether gradients are asked for.
+    """Return the operands of an operator in its order, its other arguments by name, and whether one needs a gradient.
 
     A mask that is not given is one of the shape of the first tensor; what else is not given is like the last operand.
     """
-    given = read_operands(args, requires_grad)
-    if not any(isinstance(x, Tensor) for x in (*given.args, *given.kwargs.values())):
+    operands, options, _ = read_operands(args, requires_grad)
+    first = next((x for x in (*operands, *options.values()) if isinstance(x, Tensor)), None)
+    if first is None:
         raise BadArgument("no tensor is given: describe each by --input, as --input 4096x4096:bf16")
     parameters = inspect.signature(function).parameters
-    tensors = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY and "Tensor" in p.annotation]
-    operands, options = given.args, given.kwargs
-    if "condition" in tensors and operands and getattr(operands[0], "dtype", None) != torch.bool:
-        first = next(x for x in operands if isinstance(x, Tensor))
-        operands = [torch.empty(first.shape, dtype=torch.bool), *operands]
-    missing = [each for each in tensors[len(operands) :] if each not in options]
-    operands = operands + [_like(operands[-1]) for _ in missing] if operands else operands
-    if len(operands) > len(tensors):
-        count = f"{len(tensors)} operand{'s' * (len(tensors) > 1)}"
-        raise BadArgument(f"{name}({', '.join(parameters)}) takes {count}, got {len(operands)}")
+    call = f"{name}({', '.join(parameters)})"
     if args.dim is not None:
         if "dim" not in parameters:
-            raise BadArgument(f"--dim is not for {name}({', '.join(parameters)})")
+            raise BadArgument(f"--dim is not for {call}")
         options = options | {"dim": integers("--dim", args.dim)}
-    has_gradients = any(isinstance(x, Tensor) and x.requires_grad for x in (*operands, *options.values()))
-    return operands, options, has_gradients
+    for each in options:
+        if each not in parameters:
+            raise BadArgument(f"{call} has no {each}: {nearest(each, parameters)}")
+    tensors = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY and "Tensor" in p.annotation]
+    has_mask = "condition" in options or [x.dtype for x in operands[:1] if isinstance(x, Tensor)] == [torch.bool]
+    if "condition" in tensors and not has_mask:
+        operands = [torch.empty(first.shape, dtype=torch.bool), *operands]
+    if len(operands) > len(tensors):
+        count = f"{len(tensors)} operand{'s' * (len(tensors) > 1)}"
+        raise BadArgument(f"{call} takes {count}, got {len(operands)}")
+    for each in tensors[len(operands) :]:
+        operands.append(options.pop(each) if each in options else _like(operands[-1] if operands else first))
+    return operands, options, any(isinstance(x, Tensor) and x.requires_grad for x in operands)
 
 
 def _like(x: Any) -> Any:

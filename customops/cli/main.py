@@ -1,7 +1,7 @@
 """The parser of the command line, and what it does about errors.
 
 Exit codes: 0, all is fine; 1, a problem was found, which is shown; 2, bad arguments, or a call that torch refuses, of
-which one line on stderr says what is wrong and what would do.
+which one line on stderr says what is wrong and what would do; 130, interrupted, as shells have it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,25 @@ COMMANDS = {
     "explain": (explain, "what a fused function computes, launches and moves"),
     "bench": (bench, "time an operator or a function against torch's"),
 }
+INTERRUPTED = 130
 EXIT_CODES = "exit codes: 0 all is fine, 1 a problem was found, 2 bad arguments"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit code."""
-    command = ""
     try:
         args = _parser().parse_args(argv)
-        command = f"customops {args.command}: "
+    except BadArgument as error:
+        print(error, file=sys.stderr)
+        return BAD_ARGUMENTS
+    try:
         result = args.run(args)
     except BadArgument as error:
-        text = str(error)
-        print(text if text.startswith("customops") else f"{command}{text}", file=sys.stderr)
+        print(f"customops {args.command}: {error}", file=sys.stderr)
         return BAD_ARGUMENTS
+    except KeyboardInterrupt:
+        print(f"customops {args.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     try:
         show(result, args.json)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,8 @@ class Result(NamedTuple):
 
 def show(result: Result, as_json: bool) -> None:
     """Print a result."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what an encoding lacks, as the signs of mathematics, is replaced
+        sys.stdout.reconfigure(errors="replace")
     console = _console(sys.stdout)
     if as_json:
         print(json.dumps(result.document, indent=1))

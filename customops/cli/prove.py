@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     """Return the steps of each proof; a PROBLEM where one failed."""
-    names = [operator_named(name, [*ROW]) for name in args.operators] or [*ROW]
+    names = [operator_named(name, [*ROW]) for name in dict.fromkeys(args.operators)] or [*ROW]
     wanted = [operator_named(step, [*STEPS], "step") for step in args.step or STEPS]
     require_sympy()
     todo = [(name, step, make) for name in names for step, make in steps_of(ROW[name]) if step in wanted]
@@ -73,4 +73,5 @@ def _verdict(made: dict[str, list[Step]]) -> str:
     }
     seconds = sum(step.seconds for steps in made.values() for step in steps)
     words = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
-    return f"{len(made)} operator{'s' if len(made) > 1 else ''}: {words or 'no'} steps in {seconds:.1f} s"
+    operators, total = "operators" if len(made) > 1 else "operator", "step" if sum(counts.values()) == 1 else "steps"
+    return f"{len(made)} {operators}: {words or 'no'} {total} in {seconds:.1f} s"

@@ -33,6 +33,6 @@ def _walks(name: str, executable: Executable, tensors: Sequence[Tensor]) -> Iter
         shape = "one element" if walk.shape == (1,) else " x ".join(map(str, walk.shape))
         yield (
             f"{'one CPU':10}{name}: {walk.blocks:,} block{'s' if walk.blocks > 1 else ''} of {shape}, "
-            f"{walk.calls} calls each  moves {amount(walk.bytes_moved)} bytes, keeps {amount(walk.temporary_bytes)} "
-            "in the cache"
+            f"{walk.calls} call{'s' if walk.calls > 1 else ''} each  moves {amount(walk.bytes_moved)} bytes, "
+            f"keeps {amount(walk.temporary_bytes)} in the cache"
         )

@@ -80,6 +80,7 @@ def apply(
     if function_mode_count() and in_transparent_mode():  # inside of `enabled`, which need not see what is tried
         with without_function_mode():
             return apply(model, example, only=only, skip=skip)
+    only, skip = None if only is None else _each(only), _each(skip)
     _refuse_unknown(model, only=only, skip=skip)
     functions = {function for module in model.modules() for function in called_by(type(module)).values()}
     with recording(functions) as calls:
@@ -239,5 +240,5 @@ def _is_among(selectors: Selectors, name: str, module: Module) -> bool:
     )
 
 
-def _each(selectors: Selectors) -> Iterable[Selector]:
-    return [selectors] if isinstance(selectors, str | type) else selectors
+def _each(selectors: Selectors) -> tuple[Selector, ...]:
+    return (selectors,) if isinstance(selectors, str | type) else tuple(selectors)

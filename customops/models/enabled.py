@@ -127,12 +127,12 @@ class _Taking(TransparentMode):
                 z = ours(*args, **spelling.arguments(ours, kwargs))
         except TypeError:  # torch says what is wrong, or takes what only it can
             return func(*args, **(kwargs or {}))
-        self.taken.calls[name, _backend(args)] += 1
+        self.taken.calls[name, _backend((*args, *kwargs.values()) if kwargs else args)] += 1
         return z
 
 
 def _backend(args: tuple) -> str:
-    """Return what computed a call."""
+    """Return what computed a call of these arguments, with those by name."""
     if config.cpu_by_formula and not (BUILT_FOR_GPUS and are_any_on_gpu(args)):
         return "torch"
     tensors = [x for x in args if isinstance(x, Tensor)]

@@ -22,7 +22,7 @@ from ..fusion.decorator import Fused
 from ..fusion.reshaping import FUNCTIONS, METHODS
 from .check import Checked, NotTaken, check
 from .probe import Probe, unchanged
-from .tracing import Traced
+from .tracing import Traced, reads_global
 
 SIGNS = {getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "pow", "neg", "getitem")}
 
@@ -48,13 +48,13 @@ class Program(NamedTuple):
     """A ``forward`` with stretches."""
 
     run: Callable[..., Any]  # of the module, twice, and the inputs of the graph
-    attributes: tuple[tuple[Callable, Any], ...]  # what reads an attribute of the module, and what it has to be
+    known: tuple[tuple[Callable, Any], ...]  # what reads an attribute, or a global name, and what it has to be
     modules: tuple[Callable, ...]  # what reads those in stretches, whose hooks would see no tensors
     is_of_mode: bool  # whether a module in a stretch returns its argument in this mode only
 
     def is_for(self, module: Module) -> bool:
         """Return whether it computes what ``forward`` of ``module`` does now."""
-        for read, value in self.attributes:
+        for read, value in self.known:
             now = read(module)
             if now is not value and (type(now) is not type(value) or now != value):
                 return False
@@ -82,8 +82,9 @@ def find(
     graph.lint()
     of_mode = [name for name in modules if fusable[module.get_submodule(name)].is_of_mode]
     read = traced.attributes | {f"{name}.training": module.get_submodule(name).training for name in of_mode}
-    attributes = tuple((attrgetter(name), value) for name, value in read.items())
-    return Program(_compiled(module, graph), attributes, tuple(map(attrgetter, modules)), bool(of_mode)), stretches
+    known: list[tuple[Callable, Any]] = [(attrgetter(name), value) for name, value in read.items()]
+    known += [(reads_global(module, name), value) for name, value in traced.names.items()]
+    return Program(_compiled(module, graph), tuple(known), tuple(map(attrgetter, modules)), bool(of_mode)), stretches
 
 
 def has_hooks(module: Module) -> bool:

@@ -1,20 +1,23 @@
 """What the ``forward`` of a module does between its children, as a graph of torch.fx; and when it does the same again.
 
-The graph is of one kind of call: tensors are its inputs; what else is given is a constant, as are the attributes that
-``forward`` reads, all of which later calls are compared with. What that does not cover is not traced.
+The graph is of one kind of call: tensors are its inputs; what else is given is a constant, as are the attributes and
+global names that ``forward`` reads, all of which later calls are compared with. What that does not cover is not traced.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import unwrap
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 from torch.fx.proxy import GraphAppendingTracer
 from torch.nn import Module
+from torch.random import fork_rng
 
-from ..fusion.cache_key import NO_KEY, is_constant, static_key
+from ..fusion.cache_key import NO_KEY, is_constant, random_state, static_key
 
 
 class Untraced(Exception):
@@ -26,6 +29,7 @@ class Traced(NamedTuple):
 
     graph: fx.Graph  # its placeholders are the arguments that are no constants, in order
     attributes: dict[str, Any]  # of the module, which were read: plain values
+    names: dict[str, Any]  # the global names of ``forward`` that are plain values
 
 
 def call_key(args: Sequence, kwargs: dict[str, Any]) -> tuple:
@@ -47,16 +51,42 @@ def inputs_of(args: Sequence, kwargs: dict[str, Any]) -> list[Any]:
 
 def trace(module: Module, args: Sequence, kwargs: dict[str, Any]) -> Traced:
     """Return what ``forward`` does with arguments like these. Raises Untraced where that cannot be told."""
+    traced = _traced(module, args, kwargs)
+    with torch.set_grad_enabled(not torch.is_grad_enabled()):
+        other = _traced(module, args, kwargs)
+    if str(other.graph) != str(traced.graph):
+        raise Untraced("it asks whether gradients are recorded")
+    return traced
+
+
+def _traced(module: Module, args: Sequence, kwargs: dict[str, Any]) -> Traced:
     tracer = _Tracer(fx.Graph())
     watched = _stand_in(module, tracer)
     try:
-        result = type(module).forward(watched, *map(tracer.argument, args), **_mapped(tracer.argument, kwargs))
+        with fork_rng([]):
+            before = random_state()
+            result = type(module).forward(watched, *map(tracer.argument, args), **_mapped(tracer.argument, kwargs))
+            if random_state() != before:
+                raise Untraced("it draws random numbers, and other ones at each call")
         tracer.create_node("output", "output", (tracer.create_arg(result),), {})
     except Untraced:
         raise
     except Exception as error:
         raise Untraced(" ".join(str(error).split()).split(". ")[0]) from None
-    return Traced(tracer.graph, watched.read)
+    names = {name: x for name, x in _globals(module).items() if static_key(x) is not NO_KEY}
+    return Traced(tracer.graph, watched.read, names)
+
+
+def _globals(module: Module) -> dict[str, Any]:
+    forward = unwrap(type(module).forward)
+    known, code = getattr(forward, "__globals__", {}), getattr(forward, "__code__", None)
+    return {name: known[name] for name in code.co_names if name in known} if code else {}
+
+
+def reads_global(module: Module, name: str) -> Callable[[Module], Any]:
+    """Return a function that reads a global name of ``forward``, as those do that read an attribute."""
+    known = unwrap(type(module).forward).__globals__
+    return lambda _module: known.get(name)
 
 
 def _mapped(function: Any, x: dict[str, Any]) -> dict[str, Any]:
