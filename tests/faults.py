@@ -1026,6 +1026,15 @@ FAULTS = (
         by_formulas=("test_fuse_axes.py",),
     ),
     Fault(
+        "axes that are shared meet in no sum",
+        "partition",
+        AXIS_SHARING,
+        'graph.axes[i] | getattr(graph.values[i], "reduced", NO_AXES) for',
+        "graph.axes[i] for",
+        "A fused gradient of a tensor that is repeated along an axis is a sum over the tensor itself.",
+        by_formulas=("test_fuse_axes.py",),
+    ),
+    Fault(
         "axes of rows are shared",
         "partition",
         AXIS_SHARING,
@@ -2225,6 +2234,15 @@ FAULTS = (
         "before and ",
         "A value that is compared with 0 stands for the comparison.",
         by_formulas=BY_BLOCKS,
+    ),
+    Fault(
+        "what is known is read along fewer axes",
+        "blocks",
+        KNOWN,
+        " and variation_of(value, walk.leaves, steps) == step.varies",
+        "",
+        "A sum of a choice between a vector and itself has the vector once, however often it is repeated.",
+        by_formulas=("test_blocks_fused.py::test_what_is_known_is_read_along_all_axes", *BY_BLOCKS),
     ),
     Fault(
         "axes are one where a single tensor allows it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -233,3 +234,38 @@ def test_a_choice_keeps_signs_of_zeros(dtype, blocks):
     got = customops.fuse(lambda x: customops.where(x > 0, -x * 0, x))(x)
     want = torch.where(x > 0, -x * 0, x)
     assert got.signbit().tolist() == want.signbit().tolist() == [False, True, True, True]
+
+
+KNOWN = {
+    "a product with 1": lambda lib, x, y: x * 0 + 1 * y,
+    "one side": lambda lib, x, y: lib.where(x > 0, y, y),
+    "one side, of 0": lambda lib, x, y: lib.where(x > 0, 0, 0.0),
+    "one side, of a number": lambda lib, x, y: lib.where(x > 0, 1.5, 1.5),
+    "one side, by two formulas": lambda lib, x, y: lib.where(x > 0, lib.exp(y) * 1, lib.exp(y)),
+}
+REDUCED = {
+    "each": lambda lib, z, x, y: z + x * y,
+    "rows": lambda lib, z, x, y: x * y * lib.sum(z, -1, keepdim=True),
+    "largest": lambda lib, z, x, y: x * y * lib.amax(z, -1, keepdim=True),
+    "columns": lambda lib, z, x, y: lib.sum(z, 0) + lib.sum(x * y, 0),
+    "all": lambda lib, z, x, y: lib.sum(z) * lib.sum(x * y),
+}
+
+
+@pytest.mark.filterwarnings("error:An output with one or more elements was resized")
+@pytest.mark.parametrize("elements", [2, USUAL])
+@pytest.mark.parametrize("shape", [(6,), (5, 1)], ids=str)
+@pytest.mark.parametrize("reduced", REDUCED)
+@pytest.mark.parametrize("known", KNOWN)
+def test_what_is_known_is_read_along_all_axes(known, reduced, shape, elements, blocks):
+    """A choice of y alone varies as its condition does, so that a sum has y once for each element of that."""
+    blocks(elements)
+
+    def function(lib, x, y):
+        return REDUCED[reduced](lib, KNOWN[known](lib, x, y), x, y)
+
+    generator = torch.Generator().manual_seed(0)
+    xs = [torch.randn(each, generator=generator, dtype=torch.float64) for each in ((5, 6), shape)]
+    got = values_and_gradients(customops.fuse(partial(function, customops)), xs)
+    want = values_and_gradients(partial(function, torch), xs)
+    torch.testing.assert_close(got, want)

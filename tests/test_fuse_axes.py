@@ -68,6 +68,9 @@ CASES = {
         lambda lib, x, y: (lib.sum(lib.exp(x + y), 0), lib.sum(lib.exp(x + y), 1)), ((5, 7), (7,)), (1, 1)
     ),
     "an outer product": Case(lambda lib, x, y: (lib.exp(x[:, None] - y), lib.exp(y)), ((5,), (5,)), (2, 1)),
+    "a sum along what meets it there alone": Case(
+        lambda lib, x, y: (lib.sum(x.detach()[:, None] + y, 0), lib.exp(x)), ((5,), (5,)), (2, 2)
+    ),
     "a sum over two axes": Case(lambda lib, x, y, w: (lib.exp(x), lib.sum(y[:, None] * w)), ((5,), (5,), (5,)), (2, 1)),
 }
 

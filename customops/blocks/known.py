@@ -13,24 +13,39 @@ import torch
 
 from .lowering import copy
 from .masks import COMPARISONS, exclusive_or, is_zero, keep
-from .steps import Ref, Step
+from .steps import Pass, Ref, Step, variation_of
 
 ZERO = torch.zeros((), device="cpu")
 
 
-def without_known(steps: Sequence[Step]) -> list[Step]:
-    """Return as many steps, which read what is known in its place; only where it is written to a leaf is it copied."""
+def without_known(walk: Pass) -> list[Step]:
+    """Return as many steps as a pass has, which read what is known in its place.
+
+    It is copied where it is written to a leaf, and where it varies along fewer axes than the value that it is: a sum of
+    that value has it once for each element.
+    """
     first: dict[Any, Ref] = {}  # by what a step computes
-    same: dict[Ref, Any] = {}  # by value, what is read in its place
-    read: list[Step] = []
-    for k, step in enumerate(steps):
-        step = step._replace(args=tuple([same.get(x, x) if isinstance(x, Ref) else x for x in step.args]))
-        value = _known(step, read)
-        read.append(step if value is None else step._replace(function=copy, args=(value,)))
+    known: dict[Any, Any] = {}  # by value, what it is
+    same: dict[Any, Any] = {}  # by value, what is read in its place
+    steps: list[Step] = []
+    for k, step in enumerate(walk.steps):
+        value = _known(step._replace(args=_replaced(step.args, known)), steps)
+        function, args = (step.function, _replaced(step.args, same)) if value is None else (copy, (value,))
+        step = step._replace(function=function, args=args)
+        steps.append(step)
         if step.out is None:
-            key = step._replace(args=tuple(map(_identity, step.args)))
-            same[Ref(False, k)] = first.setdefault(key, Ref(False, k)) if value is None else value
-    return read
+            ref = Ref(False, k)
+            known[ref] = same[ref] = first.setdefault(step._replace(args=tuple(map(_identity, args))), ref)
+            if value is not None:
+                known[ref] = value
+            if isinstance(value, Ref) and variation_of(value, walk.leaves, steps) == step.varies:
+                same[ref] = value
+    return steps
+
+
+def _replaced(args: tuple, others: dict[Any, Any]) -> tuple:
+    """Return arguments, of which Refs may have others in their place."""
+    return tuple([others.get(x, x) if isinstance(x, Ref) else x for x in args])
 
 
 def _known(step: Step, steps: Sequence[Step]) -> Any:

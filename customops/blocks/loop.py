@@ -45,7 +45,7 @@ class BlockLoop:
     """One pass, ready to be executed."""
 
     def __init__(self, walk: Pass, space: Space, steps: Sequence[int]):
-        self.walk = walk = walk._replace(steps=simplify(walk.steps))
+        self.walk = walk = simplify(walk)
         self.sizes = space.sizes
         self.program = assign_slots(walk)
         self.steps = tuple(  # the length of a block along each axis, which is all of it where the pass does not walk

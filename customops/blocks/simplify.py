@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .known import without_known
-from .steps import Ref, Step
+from .steps import Pass, Ref, Step
 
 MODERATE = 1e18  # the largest number that is joined to another; the square of it, and of its inverse, is a float32
 
@@ -30,9 +30,9 @@ class Product(NamedTuple):
     factors: tuple
 
 
-def simplify(steps: Sequence[Step]) -> list[Step]:
-    """Return steps that write the same leaves."""
-    steps = without_known(steps)
+def simplify(walk: Pass) -> Pass:
+    """Return a pass whose steps write the same leaves."""
+    steps = without_known(walk)
     uses = Counter(x.position for step in steps for x in step.args if isinstance(x, Ref) and not x.is_leaf)
     simplified: list[Step] = []
 
@@ -42,7 +42,7 @@ def simplify(steps: Sequence[Step]) -> list[Step]:
 
     for step in steps:
         simplified.append(step if step.is_compared else _scaled(_added(step, definition), definition))
-    return _without_unread(simplified)
+    return walk._replace(steps=_without_unread(simplified))
 
 
 def _added(step: Step, definition: Definition) -> Step:

@@ -65,6 +65,14 @@ class Pass(NamedTuple):
     active: frozenset[int]  # the axes that it walks along
 
 
+def variation_of(value: Ref, leaves: Sequence[Any], steps: Sequence[Step]) -> Axes:
+    """Return the axes along which a value of a pass varies."""
+    if not value.is_leaf:
+        return steps[value.position].varies
+    leaf = leaves[value.position]
+    return variation(leaf.strides, len(leaf.strides)) if isinstance(leaf, Memory) else leaf.varies
+
+
 class Dtypes(NamedTuple):
     """The dtypes of a plan."""
 
@@ -209,7 +217,4 @@ class _Builder:
         """Return the axes along which a value varies."""
         if not isinstance(value, Ref):
             return (False,) * self.space.rank
-        if not value.is_leaf:
-            return self.steps[value.position].varies
-        leaf = self.leaves[value.position]
-        return variation(leaf.strides, self.space.rank) if isinstance(leaf, Memory) else leaf.varies
+        return variation_of(value, self.leaves, self.steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 
-from .axes import Axes
+from .axes import NO_AXES, Axes
 from .graph import Graph, Op, Position, Renamed
 from .nodes import inputs_of
 from .stages import Binding, axes_of
@@ -21,8 +21,9 @@ LINE = 64  # elements of a cache line of 128 bytes, in half types
 def shareable_axes(graph: Graph, values: Collection[int], bindings: Collection[Binding]) -> dict[int, int]:
     """Return new names of axes: of each that another one can take the place of, that other one.
 
-    Two axes can be one if they are as long, if tensors lie alike along both, and if no value and no tensor has both.
-    Neither may be an axis of rows, over which a value is reduced that others are computed from.
+    Two axes can be one if they are as long, if tensors lie alike along both, and if no value, no sum and no tensor has
+    both: a gradient may be a sum along an axis that what it adds up is repeated along. Neither may be an axis of rows,
+    over which a value is reduced that others are computed from.
 
     Args:
         graph: has the sizes of axes.
@@ -34,8 +35,9 @@ def shareable_axes(graph: Graph, values: Collection[int], bindings: Collection[B
         for axis, stride in zip(binding.dims, binding.strides, strict=True):
             if axis is not None:
                 strides[axis].add(stride)
-    beside: dict[int, set[int]] = defaultdict(set)  # the axes that a value or a tensor has together with each
-    for axes in [*(graph.axes[i] for i in values), *map(axes_of, bindings)]:
+    beside: dict[int, set[int]] = defaultdict(set)  # the axes that a value, a sum or a tensor has together with each
+    domains = [graph.axes[i] | getattr(graph.values[i], "reduced", NO_AXES) for i in values]
+    for axes in [*domains, *map(axes_of, bindings)]:
         for axis in axes:
             beside[axis] |= axes
     names: dict[int, int] = {}
