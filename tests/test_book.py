@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -127,6 +128,14 @@ def test_what_is_no_formula_is_refused(text):
         formula(text)
 
 
+def test_the_name_of_a_function_stands_apart_and_infinity_does_not():
+    pytest.importorskip("latex2mathml")
+    mathml = importlib.import_module("docs.book.mathml").mathml
+    assert "</mi><mspace width=" in mathml(r"y \log x", display=False)
+    assert "mspace" not in mathml(r"\log\left(x\right) \cdot \tanh^{2}\left(x\right)", display=False)
+    assert "<mi>&#x0221E;</mi>" in mathml(r"0 \cdot \infty", display=False)
+
+
 def test_docstrings_get_directives_and_roles():
     lines = docstrings.with_formulas(["Return |x| + 1.", "", "    dx = g·sgn x", "", "Args:", "    x: a tensor."])
     text = "\n".join(lines)
@@ -171,6 +180,7 @@ def test_links_lead_to_pages_of_the_site(tmp_path):
 def test_the_menu_has_every_page():
     lists = ROOT / "docs/book/index.md", ROOT / "docs/book/templates/reference_index.md.jinja"
     entries = {line.removeprefix("../") for file in lists for line in file.read_text().split("\n")}
+    entries |= {f"{place_of(file).removesuffix('.md')}/*" for file in sources() if file.with_suffix("").is_dir()}
     places = {place_of(file).rpartition(".")[0] for file in sources()} - {"index"}
     assert {place for place in places if not {place, f"{place.rpartition('/')[0]}/*"} & entries} == set()
 
