@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -53,12 +54,20 @@ def test_the_example_prints_gradients(subject):
     assert all(f"d{name} tensor(" in printed for name in each.names)
 
 
-@by_subject
-def test_the_code_of_a_page_is_that_of_the_source(subject):
+@pytest.mark.parametrize("subject", [each for each in EVERY if each.operators], ids=lambda each: each.name)
+def test_the_code_of_an_operator_is_that_of_the_source(subject):
     for code, file in (pages.torch_code(subject), pages.FORMULAS), (pages.triton_code(subject), pages.TRITON):
-        if subject.operators:
-            text = file.read_text()
-            assert all(part in text for part in code.split("\n\n\n"))
+        text = file.read_text()
+        assert all(part in text for part in code.split("\n\n\n"))
+
+
+@pytest.mark.parametrize("subject", [each for each in EVERY if not each.operators], ids=lambda each: each.qualified)
+def test_the_code_of_a_composition_is_that_of_the_source(subject):
+    function = inspect.unwrap(subject.function)
+    code, text = pages.torch_code(subject), inspect.getsource(inspect.getmodule(function))
+    assert f"def {function.__name__}(" in code
+    assert '"""' not in code.partition("\n\n\n")[0]
+    assert all(line in text for line in code.split("\n"))
 
 
 @pytest.mark.parametrize("name", TEN)
@@ -119,6 +128,14 @@ def test_what_is_no_formula_is_refused(text):
         formula(text)
 
 
+def test_the_name_of_a_function_stands_apart_and_infinity_does_not():
+    pytest.importorskip("latex2mathml")
+    mathml = importlib.import_module("docs.book.mathml").mathml
+    assert "</mi><mspace width=" in mathml(r"y \log x", display=False)
+    assert "mspace" not in mathml(r"\log\left(x\right) \cdot \tanh^{2}\left(x\right)", display=False)
+    assert "<mi>&#x0221E;</mi>" in mathml(r"0 \cdot \infty", display=False)
+
+
 def test_docstrings_get_directives_and_roles():
     lines = docstrings.with_formulas(["Return |x| + 1.", "", "    dx = g·sgn x", "", "Args:", "    x: a tensor."])
     text = "\n".join(lines)
@@ -133,16 +150,17 @@ def test_a_reference_below_its_derivation_has_it_no_more():
 
 
 def test_edges_show_where_a_function_differs_from_torch():
-    """The kernels of sigmoid agree with torch at all of them; a sigmoid that is off by a thousandth does nowhere."""
+    """The kernels of sigmoid agree with torch at all; a sigmoid that is off by a thousandth where z is 1 or nan."""
     subject = BY_NAME["operators", "sigmoid"]
     each = samples.sample(subject.name, subject.place, subject.function)
     wrong = each._replace(function=lambda x: torch.sigmoid(x) * 1.001 - 1e-3)
     if config.is_interpreted() or config.find_triton() is None:
         pytest.skip("kernels are compiled for this, which Triton does not do here")
-    found = edges.edges(wrong)
-    assert len(found.cells) == 9
-    assert found.count < 9
-    assert "differs" in edges.table(found)
+    right, found = edges.edges(each), edges.edges(wrong)
+    assert right.count == len(right.cells) == 9
+    assert {point for (point,), cell in found.cells.items() if cell.agrees} == {"∞", "nan", "1e30"}
+    assert "differs" not in edges.table(right)
+    assert edges.table(found).count("differs") == 6
 
 
 def test_links_lead_to_pages_of_the_site(tmp_path):
@@ -162,6 +180,7 @@ def test_links_lead_to_pages_of_the_site(tmp_path):
 def test_the_menu_has_every_page():
     lists = ROOT / "docs/book/index.md", ROOT / "docs/book/templates/reference_index.md.jinja"
     entries = {line.removeprefix("../") for file in lists for line in file.read_text().split("\n")}
+    entries |= {f"{place_of(file).removesuffix('.md')}/*" for file in sources() if file.with_suffix("").is_dir()}
     places = {place_of(file).rpartition(".")[0] for file in sources()} - {"index"}
     assert {place for place in places if not {place, f"{place.rpartition('/')[0]}/*"} & entries} == set()
 

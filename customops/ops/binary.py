@@ -144,8 +144,9 @@ class Pow(Operator):
 
         dx = Σ g·y·x^(y-1),   dy = Σ g·z·log x
 
-    x^0 is 1 whatever x, so dz/dx = 0 where y = 0; 0^y is 0 for all y > 0, so dz/dy = 0 where x = 0 and y >= 0. There
-    the expressions would give 0·inf. (As in torch, dx is 0 there even if g is nan; dy is not.)
+    x^0 is 1 whatever x, so dz/dx = 0 where y = 0; 0^y is 0 for all y > 0, so dz/dy = 0 where x = 0 and y > 0. There
+    the expressions would give 0·inf. At 0^0, where 0^y jumps, dz/dy is 0 as in torch. (So is dx where y = 0, even if g
+    is nan; dy is not.)
 
     Saves x and y for dx, and z too for dy.
     """

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import customops
-from tests.cases import EDGES
-from tests.compare import TOLERANCE
+from customops.proof.cases import EDGES
+from customops.proof.compare import TOLERANCE
 
 from .samples import Sample, counterpart, is_elementwise
 

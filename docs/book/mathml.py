@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
 
+NAME = re.compile(r"(?<!<msup>)(?<!<msub>)(<mi>\w{2,}</mi>)(?=<m(?!row><mo))")  # a function, before no bracket
+INFINITY = "&#x0221E;"
+
 
 def mathml(latex: str, display: bool) -> str:
-    """Return a formula in LaTeX as MathML."""
-    return convert(latex.strip(), display="block" if display else "inline")
+    """Return a formula in LaTeX as MathML, with a thin space around the name of a function: ``y log x``."""
+    text = convert(latex.strip(), display="block" if display else "inline")
+    text = text.replace(f"<mo>{INFINITY}</mo>", f"<mi>{INFINITY}</mi>")
+    space = '<mspace width="0.17em"/>'
+    return NAME.sub(rf"<mrow>{space}\1{space}</mrow>", text)
 
 
 def visit_inline(translator: Any, node: nodes.math) -> None:

@@ -25,6 +25,14 @@ PLACES = {  # where a file of the repository is in the site; the other pages of 
     "notebooks/gradients.ipynb": "notebook.ipynb",
 }
 REPLACED = {"docs/derivations.md"}  # pages that the site has another one for
+BELOW = """
+```{{toctree}}
+:hidden:
+:glob:
+
+{}/*
+```
+"""
 LINK = re.compile(
     r"(?P<text>!?\[((?:[^\[\]]|\[[^\]]*\])*)\])\((?P<to>[^)\s]+)\)|^(?P<name>\[.+?\]: )(?P<at>\S+)", re.MULTILINE
 )
@@ -49,7 +57,10 @@ def sources() -> list[Path]:
 
 
 def stage(file: Path, tree: Path) -> None:
-    """Copy a page into the tree; its links lead to pages there, or to copies of other files."""
+    """Copy a page into the tree; its links lead to pages there, or to copies of other files.
+
+    In the menu the pages in a folder of its name are below it.
+    """
     here = tree / place_of(file)
 
     def linked(match: re.Match) -> str:
@@ -59,7 +70,7 @@ def stage(file: Path, tree: Path) -> None:
         return f"{match['text']}({target})" if match["text"] else f"{match['name']}{target}"
 
     here.parent.mkdir(parents=True, exist_ok=True)
-    text = file.read_text()
+    text = file.read_text() + (BELOW.format(file.stem) if file.with_suffix("").is_dir() else "")
     here.write_text(text if file.suffix == ".ipynb" else LINK.sub(linked, text))
 
 
