@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import json
+import operator
 import pickle
 import random
 import runpy
@@ -759,6 +760,7 @@ HOWS = {
     "asks for the mode of autograd": (lambda self, y: float(torch.is_grad_enabled()), "asks whether gradients are"),
     "draws a number": (lambda self, y: 1 if torch.rand(()) > 2 else 2, "it draws random numbers"),
     "draws a number by Python": (lambda self, y: 1 if random.random() > 2 else 2, "it draws random numbers"),
+    "writes in place": (lambda self, y: operator.iadd(y * 1, 1), "it writes to a tensor in place"),
     "asks for a class": (lambda self, y: float(isinstance(y, tuple)), "it asks for the class of what it computed"),
 }
 
@@ -782,7 +784,25 @@ def test_the_example_of_a_training_agrees(capsys):
     assert capsys.readouterr().out.startswith("taken: 9 modules and stretches")
 
 
-FACTOR = 2.0
+FACTOR, FACTORS = 2.0, [2.0]
+
+
+class ReadsList(nn.Module):
+    """A module with a stretch, but for a list of its file."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(8, 8)
+
+    def forward(self, x):
+        """Compute it."""
+        y = self.lin(x)
+        return torch.sigmoid(y) * y * FACTORS[0]
+
+
+def test_a_forward_that_reads_a_list_of_its_file_is_left(x):
+    (left,) = [left for left in customops.apply(ReadsList(), x).left if not left.name]
+    assert "it reads the global FACTORS, which may change unseen" in left.reason
 
 
 class ReadsGlobal(nn.Module):

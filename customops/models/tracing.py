@@ -73,8 +73,12 @@ def _traced(module: Module, args: Sequence, kwargs: dict[str, Any]) -> Traced:
         raise
     except Exception as error:
         raise Untraced(" ".join(str(error).split()).split(". ")[0]) from None
-    names = {name: x for name, x in _globals(module).items() if static_key(x) is not NO_KEY}
-    return Traced(tracer.graph, watched.read, names)
+    names = _globals(module)
+    changing = next((name for name, x in names.items() if isinstance(x, list | dict | set)), None)
+    if changing:
+        raise Untraced(f"it reads the global {changing}, which may change unseen")
+    constants = {name: x for name, x in names.items() if static_key(x) is not NO_KEY}
+    return Traced(tracer.graph, watched.read, constants)
 
 
 def _globals(module: Module) -> dict[str, Any]:
@@ -104,6 +108,12 @@ class _Value(fx.Proxy):
         if kind is None:
             raise Untraced("it asks for the class of what it computed")
         return kind
+
+    def _written(self, _other: Any) -> Any:
+        raise Untraced("it writes to a tensor in place")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __ifloordiv__ = __imod__ = __imatmul__ = _written
+    __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _written
 
 
 class _Tracer(GraphAppendingTracer):
