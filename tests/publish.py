@@ -98,7 +98,7 @@ def try_own_tests(sdist: Path, folder: Path) -> None:
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     there = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
     Path(there, "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    install(python, "--no-deps", "--no-build-isolation", "-e", source)
+    install(python, "--no-deps", "-e", source)
     command = [python, "-m", "pytest", "-q", "-n", "0", "--part", "0/8", *OWN_TESTS]
     subprocess.run(command, cwd=source, check=True)
     shutil.rmtree(folder)
