@@ -13,7 +13,7 @@ import customops
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*(ROOT / "customops").rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])
 # What a function may import: it may be missing, or slow.
-OPTIONAL = ("triton", "torch.distributed", "..triton_kernels", "rich", "..proof")
+OPTIONAL = ("triton", "torch.distributed", "..triton_kernels", "rich", "..proof", ".claims", ".notation", ".symbolic")
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}  # public, in spite of their names
 
 
@@ -63,7 +63,9 @@ def local_imports(source: str) -> list[str]:
     tree, found = ast.parse(source), []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            found += [module for module, _ in _imports(node) if not module.startswith(OPTIONAL)]
+            for module, names in _imports(node):
+                modules = [module] if module.strip(".") else [module + name for name in names]
+                found += [each for each in modules if not each.startswith(OPTIONAL)]
     return found
 
 
@@ -85,6 +87,7 @@ def test_a_module_uses_no_private_name_of_another(file):
         (private_api, "import torch\ntorch.autograd._engine"),
         (private_api, "from torch.autograd import forward_ad\nforward_ad._current_level"),
         (local_imports, "def f():\n    from .plans import remember"),
+        (local_imports, "def f():\n    from . import plans"),
     ],
 )
 def test_each_check_sees_a_fault(check, source):

@@ -15,6 +15,7 @@ from .. import config
 from ..ptx.faults import KernelFault
 from ..tools.dry_run import dry_run
 from ..tools.targets import TARGETS
+from . import database
 from .cases import LAYOUTS, REDUCTIONS, Call, OperatorCase, recorded_call, shapes_for
 from .checks import (
     FLOATS,
@@ -164,8 +165,6 @@ def _edges(row: OperatorCase) -> Found:
 
 
 def _database(row: OperatorCase) -> Found:
-    from . import database  # noqa: PLC0415 - torch's takes seconds to import
-
     try:
         info = database.torchs(row)
     except ImportError:
