@@ -168,16 +168,20 @@ def load(
     else:
         offset = 0
         mask = True
+        pointer = operand
         for j in tl.static_range(len(indices)):
             if (GEOMETRY.operand_groups[i] >> j) & 1:
-                offset += offset_of(indices[j], sizes[j], strides[j])
+                if j == len(indices) - 1:
+                    offset = offset_of(indices[j], sizes[j], strides[j])
+                else:
+                    pointer = pointer + offset_of(indices[j], sizes[j], strides[j])
                 if j != UNMASKED and not (GEOMETRY.full_groups >> j) & 1:
                     mask = mask & (indices[j] < extents[j])
         if (GEOMETRY.operand_groups[i] >> GEOMETRY.vector_group) & 1:
             # each thread loads whole vectors of what it works on; loaded once for all rows, as anything else is, a row
             # would come in small pieces and reach the threads through shared memory
             offset = tl.broadcast_to(offset, GEOMETRY.tile)
-        value = tl.load(operand + offset, mask=mask)
+        value = tl.load(pointer + offset, mask=mask)
         if GEOMETRY.cast_on_load[i]:
             value = convert(value, BODY.common_dtype)
         return convert(value, BODY.compute_dtype)
@@ -189,25 +193,25 @@ def store(
     j: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
     """Write ``value`` of output j at ``indices``, but for groups that it is constant along; nothing past an end."""
-    offset, mask = place(strides, sizes, extents, indices, j, UNMASKED, GEOMETRY)
-    tl.store(output + offset, tl.broadcast_to(convert(value, output.dtype.element_ty), offset.shape), mask=mask)
+    pointer, mask = place(output, strides, sizes, extents, indices, j, UNMASKED, GEOMETRY)
+    tl.store(pointer, tl.broadcast_to(convert(value, output.dtype.element_ty), pointer.shape), mask=mask)
 
 
 @triton.jit
 def place(
-    strides, sizes, extents, indices,
+    output, strides, sizes, extents, indices,
     j: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
-    """Return the offsets of output j's elements at ``indices``, and which of them are there."""
-    offset = tl.zeros(_ones(indices), tl.int32)
+    """Return where the elements of output j at ``indices`` are, and which of them are there."""
+    pointer = output + tl.zeros(_ones(indices), tl.int32)
     mask = True
     for i in tl.static_range(len(indices)):
         if not (GEOMETRY.constant_along[j] >> i) & 1:
             # the product with 0 makes a block of the value's shape, also where the group has no axis
-            offset += offset_of(indices[i], sizes[i], strides[i]) + indices[i] * 0
+            pointer += offset_of(indices[i], sizes[i], strides[i]) + indices[i] * 0
             if i != UNMASKED and not (GEOMETRY.full_groups >> i) & 1:
                 mask = mask & (indices[i] < extents[i])
-    return offset, mask
+    return pointer, mask
 
 
 @triton.constexpr_function

@@ -236,7 +236,7 @@ def neg_dx(g):
 
 
 @triton.jit
-def add(x, y, alpha):
+def add(x, y, alpha=1):
     return x + alpha * y
 
 
@@ -246,12 +246,12 @@ def add_dx(g):
 
 
 @triton.jit
-def add_dy(g, alpha):
+def add_dy(g, alpha=1):
     return alpha * g
 
 
 @triton.jit
-def sub(x, y, alpha):
+def sub(x, y, alpha=1):
     return x - alpha * y
 
 
@@ -261,7 +261,7 @@ def sub_dx(g):
 
 
 @triton.jit
-def sub_dy(g, alpha):
+def sub_dy(g, alpha=1):
     return (alpha * g) * -1  # Triton's unary minus is 0 - x, which loses the sign of zero
 
 

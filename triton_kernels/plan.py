@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from inspect import signature
 from math import prod
 from struct import Struct
 from typing import NamedTuple
@@ -36,6 +37,15 @@ def constexpr_parameter(formula: str) -> str | None:
     function = getattr(formulas, formula)
     kinds = function.fn.__annotations__
     return next((p for p in function.arg_names[-1:] if kinds.get(p) is tl.constexpr), None)
+
+
+def is_compiled_in(formula: str, number: float) -> bool:
+    """Return whether kernels of a composition are compiled for this last argument of ``formula``.
+
+    That is one they must know, or the formula's own default, as a factor of 1: known, it costs no instruction.
+    """
+    *_, last = signature(getattr(formulas, formula).fn).parameters.values()
+    return constexpr_parameter(formula) is not None or number == last.default
 
 
 class LaunchArgument(NamedTuple):

@@ -42,8 +42,9 @@ THREAD_ELEMENTS = 16  # elements of a row that a thread holds, of each value, wh
 THREAD_VALUES = 136  # values of 4 bytes that a thread holds, where fewer elements or more warps can make them so few
 WALK_WARPS = (8, 32)  # warps of a program that walks its row, at least and at most
 WALK_CHUNKS = 2  # chunks in which it walks, at least, before it gets more warps
-SUM_WARPS = 16  # warps of a program that walks its row and holds sums in registers
-MAX_SUM_VALUES = 48  # values of 4 bytes of such sums in the registers of a thread
+# Warps of a program that walks its row and holds sums in registers, and the most values of 4 bytes of these that a
+# thread has then. What else a thread has is the same for both: fewer warps hold more sums.
+SUM_WARPS = ((16, 48), (8, 128))
 MAX_L2_BYTES = 24 << 20  # bytes of rows that all programs walk at once: half of the L2 of an H100
 MAX_ROW_PARTIALS = 512  # partial sums of an element, which one launch finalizes
 MAX_PARTIAL_BYTES = 20 << 20  # bytes of partial sums of all programs: they stay in the L2, of 40 MB and more
@@ -149,12 +150,14 @@ def _walked_tiling(
     if registers > 1 or (beside > 1 and (live + of_rows) * vector > MAX_REGISTERS // (WARP_THREADS * most)):
         most //= 2
     warps = min(most, max(least, power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
-    holds = -(-n * beside // (SUM_WARPS * WARP_THREADS)) * sums <= MAX_SUM_VALUES
+    held_sums = [(k, of_thread) for k, most_values in SUM_WARPS
+                 if (of_thread := -(-n * beside // (k * WARP_THREADS)) * sums) <= most_values]  # fmt: skip
+    holds, of_thread = bool(held_sums), 0
     if sums and holds:
-        warps, per_thread = SUM_WARPS, vector
+        (warps, of_thread), per_thread = held_sums[0], vector
     width = max(1, warps * WARP_THREADS * per_thread // beside)
     tile, blocks = _row_tile(layout, itemsize, width, 1), -(-layout.extents[LOOPED] // beside)
-    resident = MULTIPROCESSORS * _resident(warps, live * per_thread + MAX_SUM_VALUES * bool(sums and holds))
+    resident = MULTIPROCESSORS * _resident(warps, live * per_thread + of_thread)
     if walks > 1 or not holds:
         in_flight = _bytes_of_row(layout, itemsizes, None if holds else sums) * beside
         resident = min(resident, max(MULTIPROCESSORS // 4, MAX_L2_BYTES // max(1, in_flight)))

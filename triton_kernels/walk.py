@@ -56,10 +56,10 @@ def walk_kernel(
         if _gathers(GEOMETRY.reduced_over[j], GEOMETRY.constant_along[j], GEOMETRY.holds_sums):
             for chunk in tl.static_range(row_chunks):
                 if chunk == 0 or _varies(GEOMETRY.constant_along[j] | GEOMETRY.reduced_over[j]):
-                    columns = (chunk * GEOMETRY.tile[2] + tl.arange(0, GEOMETRY.tile[2]))[None, None, :]
+                    there, columns = _at_column(memory, chunk * GEOMETRY.tile[2], GEOMETRY)
                     total = BODY.epilogue[j].reduce_tile(sums[j * GEOMETRY.row_chunks + chunk], _LOOPED)
                     # within a chunk all lanes count: what is past the end of the row was left out of the sums
-                    store_output(memory, (outer, outer, columns), partials, total, j, None, BODY, GEOMETRY)
+                    store_output(there, (outer, outer, columns), partials, total, j, None, BODY, GEOMETRY)
 
 
 @triton.jit
@@ -138,9 +138,9 @@ def _walk_chunk(
     CHUNK: tl.constexpr, WALK: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
     """Evaluate one chunk of the rows; return the totals of this walk, and the sums, with what it contributes."""
+    memory, columns = _at_column(memory, column, GEOMETRY)
     operands, outputs, operand_strides, _, sizes, extents = memory
     outer, rows, _, _ = block
-    columns = (tl.cast(column, GEOMETRY.index_dtype) + tl.arange(0, GEOMETRY.tile[2]))[None, None, :]
     indices = (outer, rows, columns)
     inside = ()
     for i in tl.static_range(len(values)):
@@ -164,6 +164,36 @@ def _walk_chunk(
             value = inside[BODY.outputs[j]]
             sums = _emit(memory, block, columns, partials, value, sums, j, CHUNK, BODY, GEOMETRY)
     return combined, sums
+
+
+@triton.jit
+def _at_column(memory, column, GEOMETRY: tl.constexpr):
+    """Return the tensors as they are from a column on, and the indices of a chunk of columns there.
+
+    Where a row has one axis they begin there: an offset of one column for all lanes is then added once to an address,
+    or becomes a part of the instruction that loads. An index of several axes cannot be divided so.
+    """
+    operands, outputs, operand_strides, output_strides, sizes, extents = memory
+    lanes = tl.arange(0, GEOMETRY.tile[2])[None, None, :]
+    if len(sizes[2]) == 1:
+        rest = (extents[0], extents[1], extents[2] - column)
+        operands = _advance(operands, operand_strides, column, GEOMETRY)
+        outputs = _advance(outputs, output_strides, column, GEOMETRY)
+        return (operands, outputs, operand_strides, output_strides, sizes, rest), lanes
+    else:
+        return memory, tl.cast(column, GEOMETRY.index_dtype) + lanes
+
+
+@triton.jit
+def _advance(pointers, strides, column, GEOMETRY: tl.constexpr):
+    """Return each pointer moved to a column; a number, or what is the same along the row, as it is."""
+    moved = ()
+    for i in tl.static_range(len(pointers)):
+        if len(strides[i]) == 3 and len(strides[i][2]) == 1:
+            moved = moved + (pointers[i] + tl.cast(column, GEOMETRY.index_dtype) * strides[i][2][0],)
+        else:
+            moved = moved + (pointers[i],)
+    return moved
 
 
 @triton.jit
@@ -216,9 +246,9 @@ def _add_to_partial(
     """Combine ``value`` with the partial of this program, if it ``has_earlier`` rows."""
     _, _, _, output_strides, sizes, extents = memory
     partial, value = partial_of_program(memory, indices, partials, value, j, BODY, GEOMETRY)
-    offset, mask = place(output_strides[j], sizes, extents, indices, j, None, GEOMETRY)
-    before = tl.load(partial + offset, mask=mask & has_earlier, other=BODY.epilogue[j].identity)
-    tl.store(partial + offset, BODY.epilogue[j].combine(before, value), mask=mask)
+    pointer, mask = place(partial, output_strides[j], sizes, extents, indices, j, None, GEOMETRY)
+    before = tl.load(pointer, mask=mask & has_earlier, other=BODY.epilogue[j].identity)
+    tl.store(pointer, BODY.epilogue[j].combine(before, value), mask=mask)
 
 
 @_of_constants

@@ -42,12 +42,12 @@ def arrange_walks(stage: Stage, layout: Layout) -> Walks:
         -1 if (constant & ~reduced) >> TILED & 1 else after[x.value]
         for x, constant, reduced in zip(stage.outputs, layout.constant_along, layout.reduced_over, strict=True)
     )
-    needed = [0] * len(inputs)
-    for x, walk in zip(stage.outputs, stored, strict=True):
-        needed[x.value] |= 1 << walk if walk >= 0 else 0
-    for i in reversed(range(len(inputs))):
-        for j in inputs[i]:
-            needed[j] |= 1 << after[i] - 1 if reduces[i] else needed[i] if varies[i] else 0
+    # A sum over many rows is gathered in the last walk, which stores other outputs: that ends what a chunk has in
+    # registers, where gathered beside reductions it would all be there until these are done.
+    late = tuple(max(stored) if j in accumulates(layout) else walk for j, walk in enumerate(stored))
+    ways = [(each, _walks_of_values(stage, each, varies, after)) for each in (late, stored)]
+    arity = len(stage.operands)
+    stored, needed = min(ways, key=lambda way: sum(bits.bit_count() for bits in way[1][:arity]))
     last = [after[i] - 1 for i in range(len(inputs)) if reduces[i]]
     return Walks(
         count=max(0, *last, *stored) + 1,
@@ -56,6 +56,19 @@ def arrange_walks(stage: Stage, layout: Layout) -> Walks:
         after=tuple(after),
         stored=stored,
     )
+
+
+def _walks_of_values(stage: Stage, stored: Sequence[int], varies: Sequence[bool], after: Sequence[int]) -> list[int]:
+    """Return of each value the set of walks that need it, as bits, where outputs are stored in these walks."""
+    inputs = [()] * len(stage.operands) + [op.inputs for op in stage.ops]
+    reduces = [False] * len(stage.operands) + [op.reduces for op in stage.ops]
+    needed = [0] * len(inputs)
+    for x, walk in zip(stage.outputs, stored, strict=True):
+        needed[x.value] |= 1 << walk if walk >= 0 else 0
+    for i in reversed(range(len(inputs))):
+        for j in inputs[i]:
+            needed[j] |= 1 << after[i] - 1 if reduces[i] else needed[i] if varies[i] else 0
+    return needed
 
 
 def varying(stage: Stage, layout: Layout) -> list[bool]:

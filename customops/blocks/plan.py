@@ -62,6 +62,11 @@ def constexpr_parameter(_formula: str) -> None:
     return
 
 
+def is_compiled_in(_formula: str, _number: float) -> bool:
+    """Return whether a plan is compiled for a number: for none, likewise."""
+    return False
+
+
 class _StageBlocks:
     """The passes of one stage. They are made for the numbers and the threads of a call, and made anew for others."""
 

@@ -129,7 +129,7 @@ class Executable:
             {i: len(read) + k for k, i in enumerate(constants)},
             outputs,
             COMPUTE[common].itemsize // 4,
-            plans.constexpr_parameter,
+            plans.is_compiled_in,
             plans.SAME_BITS,
         )
         self.stage_count, self.spills = len(pieces.stages), pieces.spills

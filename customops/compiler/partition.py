@@ -24,7 +24,7 @@ from .axes import NO_AXES, Axes
 from .axis_sharing import shareable_axes
 from .graph import Constant, Graph, Op, Renamed
 from .schedule import InputsOf, best_spill_point, kernel_order, live_values
-from .stages import Binding, Bound, ConstexprParameter, axes_of, describe_stage, scratch_binding
+from .stages import Binding, Bound, IsCompiledIn, axes_of, describe_stage, scratch_binding
 
 MAX_OPS = 1024  # values that a kernel computes: it takes about a second to compile
 MAX_LIVE = 160  # values that a thread holds of each element where it holds no row, fewer if they are doubles
@@ -59,7 +59,7 @@ def partition(
     numbers: dict[int, int],
     outputs: Sequence[Bound],
     registers: int,
-    constexpr_parameter: ConstexprParameter,
+    is_compiled_in: IsCompiledIn,
     same_bits: bool = True,
 ) -> Partition:
     """Return stages that compute and write each value of ``outputs``.
@@ -70,10 +70,10 @@ def partition(
         numbers: for each constant that is read, its position among the arguments of the plan.
         outputs: values, and where each is to be written. Scratch buffers follow these arguments.
         registers: how many a value takes in a thread, of 4 bytes each.
-        constexpr_parameter: as of :func:`describe_stage`.
+        is_compiled_in: as of :func:`describe_stage`.
         same_bits: whether elementwise formulas give the same bits in every stage.
     """
-    found = _Partitioner(graph, numbers, registers, constexpr_parameter).partition(inputs, outputs, same_bits)
+    found = _Partitioner(graph, numbers, registers, is_compiled_in).partition(inputs, outputs, same_bits)
     if len(found.stages) == 1:
         return found
     bindings = [*inputs.values(), *(binding for _, binding in outputs)]
@@ -82,7 +82,7 @@ def partition(
         return found
     inputs = {i: binding.renamed(names) for i, binding in inputs.items()}
     outputs = [(value, binding.renamed(names)) for value, binding in outputs]
-    partitioner = _Partitioner(graph.renamed(names), numbers, registers, constexpr_parameter)
+    partitioner = _Partitioner(graph.renamed(names), numbers, registers, is_compiled_in)
     shared = partitioner.partition(inputs, outputs, same_bits)
     return shared if len(shared.stages) < len(found.stages) else found
 
@@ -90,8 +90,8 @@ def partition(
 class _Partitioner:
     """Makes the stages of one graph, and keeps what is found so far."""
 
-    def __init__(self, graph: Graph, numbers: dict[int, int], registers: int, constexpr_parameter: ConstexprParameter):
-        self.graph, self.numbers, self.constexpr_parameter = graph, numbers, constexpr_parameter
+    def __init__(self, graph: Graph, numbers: dict[int, int], registers: int, is_compiled_in: IsCompiledIn):
+        self.graph, self.numbers, self.is_compiled_in = graph, numbers, is_compiled_in
         self.registers = registers  # how many a value takes in a thread, of 4 bytes each
         self.max_live = min(MAX_LIVE, MAX_THREAD_VALUES // registers)  # values of each element, in a thread
 
@@ -375,7 +375,7 @@ class _Partitioner:
             epilogues,
             outputs,
             row_axes,
-            self.constexpr_parameter,
+            self.is_compiled_in,
         )
         strides = (tuple(x.strides for x in xs) for xs in (stage.operands, stage.outputs))
         arrange(stage.shape, *strides, tuple(output.reduced_axes for output in stage.outputs), stage.row_axes)

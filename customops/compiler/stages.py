@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..triton_kernels.layout import Strides, dense_strides
 from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
@@ -23,7 +23,7 @@ class Binding(NamedTuple):
         return self._replace(dims=renamed(self.dims, names))
 
 
-ConstexprParameter = Callable[[str], str | None]  # the parameter of a formula that kernels are compiled for
+IsCompiledIn = Callable[[str, Any], bool]  # whether kernels are compiled for this last argument of a formula
 Bound = tuple[int, Binding]  # a value, and where it is to be written
 
 
@@ -46,7 +46,7 @@ def describe_stage(
     epilogues: dict[int, int],
     outputs: Sequence[Bound],
     row_axes: Axes,
-    constexpr_parameter: ConstexprParameter,
+    is_compiled_in: IsCompiledIn,
 ) -> Stage:
     """Return the stage that computes ``values`` and writes ``outputs``.
 
@@ -58,7 +58,7 @@ def describe_stage(
         epilogues: for each output that is reduced on its way out, the op that reduces it.
         outputs: the values that are written, and where.
         row_axes: the axes over which ops reduce.
-        constexpr_parameter: what it returns for a formula is a number that is part of the stage.
+        is_compiled_in: whether a number is part of the stage, as the last argument of a formula.
     """
     computed = [i for i in values if isinstance(graph.values[i], Op) and i not in bindings]
     reduced_axes = (graph.values[i].reduced for i in computed)
@@ -66,7 +66,7 @@ def describe_stage(
     axes = sorted(NO_AXES.union(*(graph.axes[i] for i in values), *reduced_axes, *written))
     reduced = {i: graph.values[i].inputs[0] for i in epilogues.values()}
     ops = [i for i in computed if i not in reduced]
-    constants = {i: _constant(graph, i, constexpr_parameter) for i in ops}
+    constants = {i: _constant(graph, i, is_compiled_in) for i in ops}
     inputs = {i: graph.values[i].inputs[: -1 if constants[i] is not None else None] for i in ops}
     used = {j for i in ops for j in inputs[i]} | {*reduced.values(), *(value for value, _ in outputs)}
     loaded = used.difference(computed)
@@ -82,11 +82,13 @@ def describe_stage(
     )
 
 
-def _constant(graph: Graph, i: int, constexpr_parameter: ConstexprParameter) -> float | None:
+def _constant(graph: Graph, i: int, is_compiled_in: IsCompiledIn) -> float | None:
     """Return the number that the kernel is compiled for with op ``i``, None if there is none."""
     op = graph.values[i]
-    compiled = not op.reduced and constexpr_parameter(op.formula)
-    return graph.number(op.inputs[-1]) if compiled else None
+    last = graph.values[op.inputs[-1]] if op.inputs and not op.reduced else None
+    if not isinstance(last, Constant) or last.counted or not is_compiled_in(op.formula, last.number):
+        return None
+    return last.number
 
 
 def _kernel_op(op: Op, inputs: Sequence[int], constant: float | None) -> KernelOp:

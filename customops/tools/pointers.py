@@ -81,15 +81,13 @@ def _follow(instruction: Any, state: Sources, leaves: Mapping[int, Leaf]) -> Non
         return
     text = " ".join(operands[first + 1 :])
     constants = [int(offset, 16) for offset in _CONSTANT.findall(text)]
-    if name in _CONSTANT_LOADS:
-        for word in range(_words(opcode)):
+    read = _sources(text, instruction.guard, state) | {leaves[n] for n in constants if n in leaves}
+    for word in range(_words(opcode)):
+        if name in _CONSTANT_LOADS:
             found = frozenset(leaves[n + 4 * word] for n in constants if n + 4 * word in leaves)
-            _write(f"{result[1]}{int(result[2]) + word}", found, instruction.guard, state)
-    elif name.startswith(_LOADS):
-        _write(result[0], _NONE, instruction.guard, state)
-    else:
-        found = _sources(text, instruction.guard, state) | {leaves[n] for n in constants if n in leaves}
-        _write(result[0], found, instruction.guard, state)
+        else:
+            found = _NONE if name.startswith(_LOADS) else read
+        _write(f"{result[1]}{int(result[2]) + word}", found, instruction.guard, state)
 
 
 def _write(register: str, found: frozenset[Leaf], guard: str | None, state: Sources) -> None:
@@ -103,5 +101,10 @@ def _write(register: str, found: frozenset[Leaf], guard: str | None, state: Sour
 
 
 def _words(opcode: str) -> int:
-    """Return how many registers an instruction loads from the bank of constants."""
-    return next((int(part) // 32 for part in opcode.split(".") if part in ("64", "128", "256")), 1)
+    """Return how many registers an instruction writes: in each that it does not name, what was there is gone too."""
+    name, *parts = opcode.split(".")
+    if name == "CS2R":  # of 64 bits unless it says 32
+        return 1 if "32" in parts else 2
+    if name == "IMAD" and "WIDE" in parts:
+        return 2
+    return next((int(part) // 32 for part in parts if part in ("64", "128", "256")), 1)
