@@ -43,8 +43,10 @@ THREAD_VALUES = 136  # values of 4 bytes that a thread holds, where fewer elemen
 WALK_WARPS = (8, 32)  # warps of a program that walks its row, at least and at most
 WALK_CHUNKS = 2  # chunks in which it walks, at least, before it gets more warps
 # Warps of a program that walks its row and holds sums in registers, and the most values of 4 bytes of these that a
-# thread has then. What else a thread has is the same for both: fewer warps hold more sums.
+# thread has then. The fewer warps, the more sums a thread holds beside what each of them needs; the wider its vectors,
+# the fewer loads it has on their way at once, and the more warps there have to be.
 SUM_WARPS = ((16, 48), (8, 128))
+MAX_SUM_VECTOR = 4  # elements of a vector up to which the fewest warps are enough
 MAX_L2_BYTES = 24 << 20  # bytes of rows that all programs walk at once: half of the L2 of an H100
 MAX_ROW_PARTIALS = 512  # partial sums of an element, which one launch finalizes
 MAX_PARTIAL_BYTES = 20 << 20  # bytes of partial sums of all programs: they stay in the L2, of 40 MB and more
@@ -150,7 +152,8 @@ def _walked_tiling(
     if registers > 1 or (beside > 1 and (live + of_rows) * vector > MAX_REGISTERS // (WARP_THREADS * most)):
         most //= 2
     warps = min(most, max(least, power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
-    held_sums = [(k, of_thread) for k, most_values in SUM_WARPS
+    choices = SUM_WARPS[-1:] if vector <= MAX_SUM_VECTOR else SUM_WARPS
+    held_sums = [(k, of_thread) for k, most_values in choices
                  if (of_thread := -(-n * beside // (k * WARP_THREADS)) * sums) <= most_values]  # fmt: skip
     holds, of_thread = bool(held_sums), 0
     if sums and holds:
