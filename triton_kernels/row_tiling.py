@@ -163,7 +163,7 @@ def _walked_tiling(
     resident = MULTIPROCESSORS * _resident(warps, live * per_thread + of_thread)
     if walks > 1 or not holds:
         in_flight = _bytes_of_row(layout, itemsizes, None if holds else sums) * beside
-        resident = min(resident, max(MULTIPROCESSORS // 4, MAX_L2_BYTES // max(1, in_flight)))
+        resident = min(resident, max(MULTIPROCESSORS // 6, MAX_L2_BYTES // max(1, in_flight)))
     if _gathers(layout) or resident < MULTIPROCESSORS * (RESIDENT_WARPS // warps):
         blocks = min(blocks, resident)
     tiling = _rows(layout, tile, blocks, warps, vector)

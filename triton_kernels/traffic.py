@@ -81,6 +81,12 @@ def bytes_between(moved: Iterable[TensorMoves]) -> int:
     return sum(m.by_programs // (2 if m.is_stored else 1) for m in moved)
 
 
+def _alike(sizes: Sequence[int], strides: Strides) -> int:
+    """Return how many indices of a group, one after the other, belong to the same element."""
+    inner = next((k for k in range(len(strides), 0, -1) if strides[k - 1]), 0)
+    return prod(sizes[inner:])
+
+
 def _in_bytes(moved: TensorMoves, walks: int, itemsize: int, is_scratch: bool) -> TensorMoves:
     """Return in bytes, and of all walks, what is counted in elements of one.
 
@@ -117,7 +123,7 @@ def _moves(
     for g, strides in enumerate(groups):
         unique *= prod(n for n, stride in zip(layout.sizes[g], strides, strict=True) if stride)
         varies = any(strides)
-        touched *= layout.extents[g] if varies else walk.programs[g]
+        touched *= max(layout.extents[g] // _alike(layout.sizes[g], strides), walk.programs[g])
         lanes *= (tiling.tile[g] if varies or spans_tile else 1) * (walk.visits[g] if varies else 1)
         if not varies and walk.programs[g] > 1:
             apart = max(apart, walk.id_steps[g])

@@ -99,8 +99,13 @@ def _passes(
 
 
 def _by_bytes(loop: Way, parts: Mapping[Leaf | None, float]) -> float | None:
-    """Return how often a loop is passed to load what it loads, None where it loads nothing itself."""
-    return max((part / _bytes(loop, leaf) for leaf, part in parts.items() if _bytes(loop, leaf)), default=None)
+    """Return how often a loop is passed to load what it loads, None where it loads nothing itself.
+
+    What it loads most of at a time tells: of a tensor that several lanes share an element of, it may load that once.
+    """
+    sizes = {leaf: _bytes(loop, leaf) for leaf in parts}
+    most = max(sizes.values(), default=0)
+    return max((parts[leaf] / size for leaf, size in sizes.items() if size == most), default=None) if most else None
 
 
 def _walking(way: Way) -> Iterator[Way]:
