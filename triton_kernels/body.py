@@ -98,6 +98,7 @@ class Geometry(NamedTuple):
     index_dtype: tl.dtype  # the dtype of indices and offsets, int32 or int64
     hoisted: tuple[int, ...]  # the operands that are loaded once before the loop, by position
     full_groups: int = 0  # the set of groups along which no lane of any tile is past the end
+    size_units: tuple[int, ...] = ()  # of each group: elements of a vector that divides the size of its innermost axis
     has_one_block: bool = False  # whether a program has one tile along the looped group
     row_chunks: int = 1  # the chunks of a row that walk_kernel walks, where it holds sums; else 1, and any number
     holds_sums: bool = True  # whether registers hold the sums of walk_kernel for each element of a row
@@ -172,9 +173,9 @@ def load(
         for j in tl.static_range(len(indices)):
             if (GEOMETRY.operand_groups[i] >> j) & 1:
                 if j == len(indices) - 1:
-                    offset = offset_of(indices[j], sizes[j], strides[j])
+                    offset = offset_of(indices[j], sizes[j], strides[j], GEOMETRY.size_units[j])
                 else:
-                    pointer = pointer + offset_of(indices[j], sizes[j], strides[j])
+                    pointer = pointer + offset_of(indices[j], sizes[j], strides[j], GEOMETRY.size_units[j])
                 if j != UNMASKED and not (GEOMETRY.full_groups >> j) & 1:
                     mask = mask & (indices[j] < extents[j])
         if (GEOMETRY.operand_groups[i] >> GEOMETRY.vector_group) & 1:
@@ -208,7 +209,7 @@ def place(
     for i in tl.static_range(len(indices)):
         if not (GEOMETRY.constant_along[j] >> i) & 1:
             # the product with 0 makes a block of the value's shape, also where the group has no axis
-            pointer += offset_of(indices[i], sizes[i], strides[i]) + indices[i] * 0
+            pointer += offset_of(indices[i], sizes[i], strides[i], GEOMETRY.size_units[i]) + indices[i] * 0
             if i != UNMASKED and not (GEOMETRY.full_groups >> i) & 1:
                 mask = mask & (indices[i] < extents[i])
     return pointer, mask
@@ -220,17 +221,29 @@ def _ones(indices):
 
 
 @triton.jit
-def offset_of(index, sizes, strides):
-    """Return Σ coordinate·stride over the axes of a group; ``index`` counts its elements, the last axis fastest."""
+def offset_of(index, sizes, strides, UNIT: tl.constexpr):
+    """Return Σ coordinate·stride over the axes of a group; ``index`` counts its elements, the last axis fastest.
+
+    As ``UNIT`` elements side by side have one index along the outer axes, their quotient is one division. It is of
+    numbers without a sign, which takes fewer instructions.
+    """
     offset = 0
     for i in tl.static_range(len(sizes) - 1, -1, -1):
         if i == 0:
             coordinate = index  # no % for the outermost axis: it would cost the loads of whole vectors
         else:
-            coordinate = index % sizes[i]
-            index = index // sizes[i]
+            unit: tl.constexpr = UNIT if i == len(sizes) - 1 else 1
+            outer = (_unsigned(index) // unit // (_unsigned(sizes[i]) // unit)).to(index.dtype)
+            coordinate = index - outer * sizes[i]
+            index = outer
         offset += coordinate * strides[i]
     return offset
+
+
+@triton.jit
+def _unsigned(index):
+    """Return an index or a size, which is not negative, as a number without a sign."""
+    return index.to(tl.uint64 if index.dtype == tl.int64 else tl.uint32)
 
 
 @triton.constexpr_function

@@ -668,15 +668,18 @@ def _integer_pow(x, y):
     """Square and multiply, wrapping as torch wraps; with a negative exponent only powers of 1 and -1 are not 0."""
     # in 32 bits no step has to be cut to the 8 or 16 of the type, which takes registers; the last bits are the same
     wide: tl.constexpr = tl.int32 if x.dtype.primitive_bitwidth < 32 else x.dtype
-    base, rest = tl.broadcast(x.to(wide), y.to(wide))
-    one = base * 0 + 1
+    base, rest = x.to(wide), y.to(wide)  # of a number there is one for all elements
+    one = base * 0 + rest * 0 + 1
     inverse = tl.where(base == 1, one, tl.where(base + 1 == 0, tl.where((rest & 1) == 1, 0 - one, one), 0))
     z = tl.where(rest < 0, inverse, one)  # before the loop, which so has no more values to hold than three
     rest = tl.where(rest < 0, 0, rest)
-    for _ in range(x.dtype.primitive_bitwidth):
+    # the loop ends with the highest bit of a tile: one of a known length would be unrolled, and spill
+    most = tl.max(rest + tl.zeros([1], wide))
+    while most > 0:
         z = tl.where((rest & 1) == 1, z * base, z)
         base = base * base
         rest = rest >> 1
+        most = most >> 1
     return z.to(x.dtype)
 
 

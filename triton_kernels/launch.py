@@ -20,7 +20,7 @@ from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
 from .layout import LOOPED, TILED, VECTOR_BYTES, Layout, loop_invariants
 from .map_reduce import map_reduce_kernel
-from .specialize import Specialization, specialize
+from .specialize import Specialization, size_units, specialize
 from .tiling import MAX_REGISTERS, MAX_THREAD_REGISTERS, WARP_THREADS, Tiling, needs_int64, thread_span
 from .traffic import Moves, traffic
 from .walks import accumulates, walk_counts
@@ -81,7 +81,8 @@ class Launch:
         self.bytes_moved = sum(m.requested for m in moves.tensors)
         self.bytes_floor = sum(m.unique for m in moves.tensors if not m.is_scratch)
         index_dtype = tl.int64 if needs_int64(layout, tiling, *reduction[:1]) else tl.int32
-        geometry = _geometry(layout, tiling, operands, index_dtype)
+        units = size_units(operands, outputs, layout)
+        geometry = _geometry(layout, tiling, operands, index_dtype)._replace(size_units=units)
         sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
         integers = layout.operand_strides, layout.output_strides, sizes, layout.extents, tiling.tile_counts, *reduction
         integers = _interned(integers, pool)

@@ -206,7 +206,7 @@ class Plan:
             if walks:
                 kernel, body = walk_kernel, body._replace(walks=walks)
         else:
-            tiling = choose_tiling(layout, min(filter(None, itemsizes)), may_split, stage.live_values if stage else 1)
+            tiling = choose_tiling(layout, itemsizes, may_split, stage.live_values if stage else 1)
         if kernel is map_kernel:
             self.launches.append(Launch(kernel, body, layout, tiling, operands, outputs, summary, self._pool))
             return

@@ -95,8 +95,7 @@ def _rules(operands: Sequence, outputs: Sequence, layout: Layout) -> Rules:
     buffers goes without.
     """
     tensors = (*operands, *outputs)
-    own = list(_own_vectors(operands, tensors))
-    all_vectors = tuple(sorted({vector for vectors in own for vector in vectors}, reverse=True))
+    own, all_vectors = list(_own_vectors(operands, tensors)), _all_vectors(operands, outputs)
     by_group: list[set[int]] = [set() for _ in layout.extents]
     by_tensor: list[Rule] = []
     for x, groups, vectors in zip(tensors, (*layout.operand_strides, *layout.output_strides), own, strict=True):
@@ -117,6 +116,23 @@ def _rules(operands: Sequence, outputs: Sequence, layout: Layout) -> Rules:
         tile_counts=[Rule((), is_empty[group] or (layout.has_rows and group == TILED)) for group in counted],
         partial_strides=by_tensor[n:],
     )
+
+
+def size_units(operands: Sequence, outputs: Sequence, layout: Layout) -> tuple[int, ...]:
+    """Return for each group the elements that are sure to lie side by side along its innermost axis, one vector or 1.
+
+    It follows from the divisors that :func:`specialize` notes, so that it makes no kernels of its own.
+    """
+    vectors = _all_vectors(operands, outputs)
+    return tuple(
+        next((vector for vector in vectors if len(sizes) > 1 and sizes[-1] % vector == 0), 1) for sizes in layout.sizes
+    )
+
+
+def _all_vectors(operands: Sequence, outputs: Sequence) -> Vectors:
+    """Return the vectors of all tensors, largest first."""
+    own = _own_vectors(operands, (*operands, *outputs))
+    return tuple(sorted({vector for vectors in own for vector in vectors}, reverse=True))
 
 
 def _own_vectors(operands: Sequence, tensors: Sequence) -> Iterator[Vectors]:

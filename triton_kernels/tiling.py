@@ -72,8 +72,10 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def choose_tiling(layout: Layout, itemsize: int, may_split: bool = True, live_values: int = 1) -> Tiling:
-    """Return tiles of a layout whose narrowest element takes ``itemsize`` bytes.
+def choose_tiling(
+    layout: Layout, itemsizes: tuple[int, ...], may_split: bool = True, live_values: int = 1
+) -> Tiling:
+    """Return tiles of a layout whose operands, then outputs, have elements of so many bytes; 0 for a number.
 
     A program holds ``live_values`` of 4 bytes for each element: it gets fewer elements, or more threads, where these
     are many. Unless it ``may_split``, the launch finalizes what a split reduction left.
@@ -82,14 +84,14 @@ def choose_tiling(layout: Layout, itemsize: int, may_split: bool = True, live_va
     leave multiprocessors idle. Each tile is a kernel to compile, so that there are few for all extents: they cost
     lanes without an element.
     """
-    vector = VECTOR_BYTES // itemsize
+    vector = VECTOR_BYTES // min(filter(None, itemsizes))
     vector = min(vector, power_of_2_in(MAX_THREAD_VALUES // live_values))
     if not may_split:
         return _finalize_tiling(layout, vector)
     warp = WARP_THREADS * vector
     budget = MAX_WARPS * warp * _vectors_in_flight(layout, vector, live_values)
     if len(layout.extents) == 3:
-        return _reduce_tiling(layout, itemsize, budget, vector)
+        return _reduce_tiling(layout, itemsizes, budget, vector)
     tiling = _map_tiling(layout, budget, vector)
     return tiling if prod(tiling.tile_counts) >= FULL_GRID_PROGRAMS // 2 else _map_tiling(layout, warp, vector)
 
@@ -127,13 +129,13 @@ def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
     return _tiling(layout, (height, width), COLUMNS, vector)
 
 
-def _reduce_tiling(layout: Layout, itemsize: int, budget: int, vector: int) -> Tiling:
+def _reduce_tiling(layout: Layout, itemsizes: Sequence[int], budget: int, vector: int) -> Tiling:
     """Return tiles of about ``budget`` elements with enough bytes in flight: without partials if possible.
 
     Tiles that are long along the loop take fewer steps, wide ones read longer pieces of memory.
     """
     vector_group, extent = find_vector_group(layout), layout.extents[LOOPED]
-    sizes = _bytes_beside(layout, itemsize)
+    sizes = _bytes_beside(layout, itemsizes)
     span = min(extent, -(-BYTES_IN_FLIGHT // sum(sizes)))  # elements along the loop to have in flight
     wide, long = (_reduce_tile(layout, budget, vector, vector_group, is_long) for is_long in (False, True))
     if wide[LOOPED] >= span:
@@ -156,10 +158,15 @@ def _reduce_whole(layout: Layout, tile: tuple[int, ...], vector: int, vector_gro
     return _tiling(layout, small if shrinks else tile, vector_group, vector)
 
 
-def _bytes_beside(layout: Layout, itemsize: int) -> list[int]:
-    """Return the bytes of each operand that have the same index along the loop, at least; [1] where it has none."""
-    varying = [groups for groups in layout.operand_groups if groups > 0 and groups >> LOOPED & 1]
-    return [itemsize * prod(layout.extents[g] for g in (OUTER, TILED) if groups >> g & 1) for groups in varying] or [1]
+def _bytes_beside(layout: Layout, itemsizes: Sequence[int]) -> list[int]:
+    """Return the bytes of each operand that have the same index along the loop; [1] where none varies along it."""
+    varying = [
+        (groups, itemsize)
+        for groups, itemsize in zip(layout.operand_groups, itemsizes, strict=False)
+        if groups > 0 and groups >> LOOPED & 1
+    ]
+    counts = [prod(layout.extents[g] for g in (OUTER, TILED) if groups >> g & 1) for groups, _ in varying]
+    return [itemsize * n for (_, itemsize), n in zip(varying, counts, strict=True)] or [1]
 
 
 def _reduce_tile(layout: Layout, budget: int, vector: int, vector_group: int, is_long: bool = False) -> tuple[int, ...]:
