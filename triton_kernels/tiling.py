@@ -109,7 +109,7 @@ def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
     tensors = sum(groups > 0 and groups >> LOOPED & 1 for groups in layout.operand_groups)
     max_elements = MAX_REDUCED_ELEMENTS if tensors == 1 else MAX_FORMULA_ELEMENTS
     by_registers = min(max_elements // vector, MAX_THREAD_VALUES // (live_values * vector))
-    return power_of_2_in(min(LOADS_IN_FLIGHT // max(tensors, 1), by_registers))
+    return power_of_2_in(min(-(-LOADS_IN_FLIGHT // max(tensors, 1)), by_registers))
 
 
 def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
