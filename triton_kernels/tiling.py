@@ -89,20 +89,22 @@ def choose_tiling(
     if not may_split:
         return _finalize_tiling(layout, vector)
     warp = WARP_THREADS * vector
-    budget = MAX_WARPS * warp * _vectors_in_flight(layout, vector, live_values)
+    is_mixed = len(set(filter(None, itemsizes))) > 1
+    budget = MAX_WARPS * warp * _vectors_in_flight(layout, vector, live_values, is_mixed)
     if len(layout.extents) == 3:
         return _reduce_tiling(layout, itemsizes, budget, vector)
     tiling = _map_tiling(layout, budget, vector)
     return tiling if prod(tiling.tile_counts) >= FULL_GRID_PROGRAMS // 2 else _map_tiling(layout, warp, vector)
 
 
-def _vectors_in_flight(layout: Layout, vector: int, live_values: int) -> int:
-    """Return how many vectors of each operand a thread loads at once.
+def _vectors_in_flight(layout: Layout, vector: int, live_values: int, is_mixed: bool) -> int:
+    """Return how many vectors of each operand a thread loads at once; of mixed dtypes, of the narrowest.
 
     Of a reduction only what it loads in every step counts. Where each tile leaves partials it has more of them anyway.
     """
     if len(layout.extents) == 2:  # what a thread does once, as finding its elements, counts less with more of them
-        elements = min(max(MAX_THREAD_ELEMENTS, 2 * vector), MAX_MAP_VALUES // live_values)
+        most = MAX_THREAD_ELEMENTS if is_mixed else max(MAX_THREAD_ELEMENTS, 2 * vector)
+        elements = min(most, MAX_MAP_VALUES // live_values)
         return power_of_2_in(min(LOADS_IN_FLIGHT, elements // vector))
     if layout.extents[TILED] > 1:
         return 1
