@@ -92,10 +92,12 @@ class Launch:
             if layout.has_rows:
                 operands = _as_many_rows(operands, layout.operand_strides, layout)
                 outputs = _as_many_rows(outputs, layout.output_strides, layout)
-            self._compile(specialize(operands, outputs, layout, integers, constants), tiling.warps, moves)
+            needs_room = kernel is map_reduce_kernel and (layout.has_rows or tiling.tile[TILED] == 1)
+            specialization = specialize(operands, outputs, layout, integers, constants)
+            self._compile(specialization, tiling.warps, not needs_room, moves)
 
-    def _compile(self, specialization: Specialization, warps: int, moves: Moves) -> None:
-        self.compiled = _compile(self.kernel, *specialization, warps, driver.active.get_current_device())
+    def _compile(self, specialization: Specialization, warps: int, takes_all: bool, moves: Moves) -> None:
+        self.compiled = _compile(self.kernel, *specialization, warps, takes_all, driver.active.get_current_device())
         recorder = getattr(driver.active, "recorder", None)  # a dry run's driver has one
         self.is_dry_run = recorder is not None
         self.run = recorder(self, moves) if recorder else self.compiled.run
@@ -193,19 +195,20 @@ def _interned(value: Any, pool: dict) -> Any:
 
 
 @cache
-def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int, _device: int):
+def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int, takes_all: bool, _device: int):
     """Compile for the current device: each device has its own copy.
 
     x·y + z is rounded twice, as by torch: whether a compiler contracts it depends on what else is in a kernel, and two
     kernels that compute one value have to agree on it. Triton 3.10 has this as default; 3.9 wants it said.
 
     Unless ptxas is told how many registers a thread may have, it may spill a few bytes of it to make room for one
-    program more. Programs that map or walk may have all that there are; others need the room.
+    program more. Programs that map or walk, or add up along two groups, may take all that there are; others need the
+    room.
     """
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(constants), attributes)
     target = driver.active.get_current_target()
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    if kernel is not map_reduce_kernel and target.backend == "cuda":
+    if takes_all and target.backend == "cuda":
         options["maxnreg"] = min(MAX_THREAD_REGISTERS, MAX_REGISTERS // (WARP_THREADS * warps))
     return triton.compile(source, target, options)

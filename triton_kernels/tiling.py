@@ -43,6 +43,7 @@ MAX_REDUCED_ELEMENTS = 64  # the same of a reduction of one operand, whose eleme
 MAX_FORMULA_ELEMENTS = 8  # the same of several operands, of which a formula is reduced, or one vector if that has more
 MAX_TILE_WIDTH = 128  # width of a tile of several rows at most: 256 bytes of 2 or 4 each, two cache lines
 FULL_GRID_PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors
+FULL_GRID_WARPS = 132 * 8  # warps of all programs with which each of its multiprocessors has 8
 BYTES_IN_FLIGHT = 132 * (32 << 10)  # bytes that all programs of a reduction load in one step, at least
 LARGE_BYTES = 4_000_000  # bytes of an operand from which a reduction splits wherever it has fewer in flight
 MAX_SMALL_STEPS = 8  # steps of a smaller one that take less time than a launch more: 650 ns each, at most
@@ -110,8 +111,17 @@ def _vectors_in_flight(layout: Layout, vector: int, live_values: int, is_mixed: 
         return 1
     tensors = sum(groups > 0 and groups >> LOOPED & 1 for groups in layout.operand_groups)
     max_elements = MAX_REDUCED_ELEMENTS if tensors == 1 else MAX_FORMULA_ELEMENTS
+    if not _has_vectors(layout, vector):
+        max_elements = min(max_elements, MAX_THREAD_ELEMENTS)  # each has an address, which takes registers
     by_registers = min(max_elements // vector, MAX_THREAD_VALUES // (live_values * vector))
     return power_of_2_in(min(-(-LOADS_IN_FLIGHT // max(tensors, 1)), by_registers))
+
+
+def _has_vectors(layout: Layout, vector: int) -> bool:
+    """Return whether elements lie side by side, whole vectors of them, along the group that threads load vectors of."""
+    group = find_vector_group(layout)
+    steps = {strides[group][-1] for strides in layout.operand_strides if strides and any(strides[group])}
+    return steps == {1} and power_dividing(layout.extents[group]) >= vector
 
 
 def _map_tiling(layout: Layout, budget: int, vector: int) -> Tiling:
@@ -139,25 +149,31 @@ def _reduce_tiling(layout: Layout, itemsizes: Sequence[int], budget: int, vector
     vector_group, extent = find_vector_group(layout), layout.extents[LOOPED]
     sizes = _bytes_beside(layout, itemsizes)
     span = min(extent, -(-BYTES_IN_FLIGHT // sum(sizes)))  # elements along the loop to have in flight
+    enough = -(-span // 2) if vector == VECTOR_BYTES else span  # a byte takes a register or two
     wide, long = (_reduce_tile(layout, budget, vector, vector_group, is_long) for is_long in (False, True))
-    if wide[LOOPED] >= span:
-        return _reduce_whole(layout, wide, vector, vector_group)
-    is_small = extent * max(sizes) < LARGE_BYTES and extent <= MAX_SMALL_STEPS * long[LOOPED]
-    if long[LOOPED] >= span or is_small:
-        return _reduce_whole(layout, long, vector, vector_group)
+    is_small = extent * max(sizes) < LARGE_BYTES
+    if wide[LOOPED] >= enough:
+        return _reduce_whole(layout, wide, vector, vector_group, is_small)
+    if long[LOOPED] >= enough or (is_small and extent <= MAX_SMALL_STEPS * long[LOOPED]):
+        return _reduce_whole(layout, long, vector, vector_group, is_small)
     longer = _reduce_tile(layout, 2 * budget, vector, vector_group, is_long=True)
-    if longer[LOOPED] >= span and len(sizes) == 1:  # more operands would take too many registers
-        return _reduce_whole(layout, longer, vector, vector_group)
+    if longer[LOOPED] >= enough and len(sizes) == 1:  # more operands would take too many registers
+        return _reduce_whole(layout, longer, vector, vector_group, is_small)
     return _tiling(layout, wide, vector_group, vector, span)
 
 
-def _reduce_whole(layout: Layout, tile: tuple[int, ...], vector: int, vector_group: int) -> Tiling:
-    """Return this tile, or a smaller one where multiprocessors would be idle and it takes no more steps."""
+def _reduce_whole(layout: Layout, tile: tuple[int, ...], vector: int, vector_group: int, is_small: bool) -> Tiling:
+    """Return this tile, or a smaller one where multiprocessors would be idle and it takes no more steps.
+
+    A large layout of few programs gets twice the warps.
+    """
     small = _reduce_tile(layout, WARP_THREADS * vector, vector, vector_group)
     programs = prod(-(-layout.extents[group] // tile[group]) for group in (OUTER, TILED))
     steps = [-(-layout.extents[LOOPED] // size[LOOPED]) for size in (small, tile)]
     shrinks = programs < FULL_GRID_PROGRAMS // 4 and steps[0] <= steps[1]
-    return _tiling(layout, small if shrinks else tile, vector_group, vector)
+    tiling = _tiling(layout, small if shrinks else tile, vector_group, vector)
+    is_thin = not is_small and programs * tiling.warps < FULL_GRID_WARPS
+    return tiling._replace(warps=2 * tiling.warps) if is_thin else tiling
 
 
 def _bytes_beside(layout: Layout, itemsizes: Sequence[int]) -> list[int]:
