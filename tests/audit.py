@@ -1,4 +1,4 @@
-"""Audit what each call costs on an H100, read from compiled kernels: ``python -m tests.audit [--quick]`` prints a table.
+"""Audit what each call costs on an H100, by its compiled kernels: ``python -m tests.audit [--quick]`` prints a table.
 
 A dry run compiles and records the launches on large tensors; nothing is computed, so no element is ever touched. The
 four limits of a launch are estimated from its code: bytes of DRAM, bytes in flight, instructions and launches.

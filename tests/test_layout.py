@@ -60,6 +60,12 @@ def test_indices_over_coalesced_axes_reach_the_same_elements(drawn):
 ITEMSIZES = st.sampled_from((1, 2, 4, 8))
 
 
+def choose_tiling(arranged, itemsize, *options):
+    """Return the tiling of a layout all of whose tensors have elements of so many bytes."""
+    tensors = len(arranged.operand_strides) + len(arranged.output_strides)
+    return tile_rules.choose_tiling(arranged, (itemsize,) * tensors, *options)
+
+
 @given(st.tuples(st.integers(1, 5000), st.integers(2, 5000), st.integers(1, 5000)), st.integers(0, 2), ITEMSIZES)
 def test_tiles_cover_the_iteration_space_within_their_budget(shape, fast, itemsize):
     order = [a for a in range(3) if a != fast] + [fast]
@@ -70,7 +76,7 @@ def test_tiles_cover_the_iteration_space_within_their_budget(shape, fast, itemsi
         step *= shape[axis]
     outputs = (layout.expand(shape, (shape[0], 1, shape[2]), (shape[2], 1, 1)),)
     arranged = layout.arrange(shape, (tuple(strides),), outputs, (frozenset({1}),))
-    tiling = tile_rules.choose_tiling(arranged, itemsize)
+    tiling = choose_tiling(arranged, itemsize)
     _check(arranged, tiling, itemsize)
     assert tiling.splits * tiling.chunk >= shape[1] > (tiling.splits - 1) * tiling.chunk
     assert tiling.chunk % tiling.tile[1] == 0
@@ -84,7 +90,7 @@ def reduction(shape, axes, itemsize):
     output = layout.expand(shape, kept, layout.dense_strides(kept, (1,) * len(kept)))
     dense = layout.dense_strides(shape, (1,) * len(shape))
     arranged = layout.arrange(shape, (dense,), (output,), (frozenset(axes),))
-    return arranged, tile_rules.choose_tiling(arranged, itemsize)
+    return arranged, choose_tiling(arranged, itemsize)
 
 
 SIZES = st.integers(1, 9).map(lambda n: 2**n) | st.integers(2, 4096)
@@ -92,12 +98,12 @@ SIZES = st.integers(1, 9).map(lambda n: 2**n) | st.integers(2, 4096)
 
 @given(st.tuples(SIZES, SIZES, SIZES, SIZES), st.sets(st.integers(0, 3), min_size=1), ITEMSIZES)
 def test_large_reductions_have_enough_in_flight_and_few_partials(shape, axes, itemsize):
-    """One step of all programs loads 32 KiB for each of 132 multiprocessors, or a small tensor whole."""
+    """One step of all programs loads 32 KiB for each of 132 multiprocessors, 16 of bytes, or a small tensor whole."""
     assume(4_000_000 <= prod(shape) * itemsize <= 2**36)
     arranged, tiling = reduction(shape, axes, itemsize)
     beside = prod(arranged.extents[::2]) * itemsize
     step = min(tiling.splits * tiling.tile[1], arranged.extents[1]) * beside
-    assert step >= min(132 * 32 * 1024, prod(shape) * itemsize)
+    assert step >= min(132 * (16 if itemsize == 1 else 32) * 1024, prod(shape) * itemsize)
     outputs = prod(n for a, n in enumerate(shape) if a not in axes)
     assert tiling.splits == 1 or 4 * outputs * tiling.splits <= 4 << 20  # bytes of partials, of 50 MB that an L2 holds
 
@@ -115,7 +121,7 @@ def test_flat_tiles_cover_rows_and_columns_within_their_budget(shape, second, it
     rows, columns = shape
     other = {"row": (0, 1), "column": (1, 0), "across": (1, rows)}[second]
     arranged = layout.arrange(shape, ((columns, 1), other), ((columns, 1),), NONE)
-    tiling = tile_rules.choose_tiling(arranged, itemsize)
+    tiling = choose_tiling(arranged, itemsize)
     _check(arranged, tiling, itemsize)
     for n, size, extent in zip(tiling.tile_counts, tiling.tile, arranged.extents, strict=True):
         assert n * size >= extent > (n - 1) * size
@@ -139,7 +145,7 @@ def _check(arranged, tiling, itemsize):
 def test_grid_fills_a_large_gpu(numel):
     """It does as soon as there is a vector for every thread of one warp on each of 132 multiprocessors."""
     arranged = layout.arrange((numel,), ((1,),), ((1,),), NONE)
-    blocks = prod(tile_rules.choose_tiling(arranged, 4).tile_counts)
+    blocks = prod(choose_tiling(arranged, 4).tile_counts)
     assert blocks >= 132 or numel // blocks == tile_rules.WARP_THREADS * layout.VECTOR_BYTES // 4
 
 
@@ -225,7 +231,7 @@ def enormous(draw):
 def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, may_split):
     arguments, itemsize = drawn
     arranged = layout.arrange(*arguments)
-    tiling = tile_rules.choose_tiling(arranged, itemsize, may_split or len(arranged.extents) == 2)
+    tiling = choose_tiling(arranged, itemsize, may_split or len(arranged.extents) == 2)
     computed = max(_integers(arranged, tiling))
     assert tile_rules.needs_int64(arranged, tiling) or computed < 2**31
     assert computed > 2**30 or not tile_rules.needs_int64(arranged, tiling)
@@ -235,7 +241,7 @@ def test_no_integer_of_a_narrow_launch_passes_31_bits(drawn, may_split):
 def test_tiles_and_warps_are_powers_of_2_whatever_a_program_holds(drawn, live):
     arguments, itemsize = drawn
     arranged = layout.arrange(*arguments)
-    tiling = tile_rules.choose_tiling(arranged, itemsize, True, live)
+    tiling = choose_tiling(arranged, itemsize, True, live)
     assert all(n & (n - 1) == 0 for n in (*tiling.tile, tiling.warps))
 
 
@@ -243,7 +249,7 @@ def test_tiles_and_warps_are_powers_of_2_whatever_a_program_holds(drawn, live):
 def test_partials_past_31_bits_take_int64(kept):
     """An output of so many elements has as many partials of each as there are programs along the loop."""
     arranged = layout.arrange((2, 2**20), ((0, 0),), ((0, 1),), (frozenset({0}),))
-    tiling = tile_rules.choose_tiling(arranged, 4)._replace(splits=2**15 + 1)
+    tiling = choose_tiling(arranged, 4)._replace(splits=2**15 + 1)
     assert not tile_rules.needs_int64(arranged, tiling)
     assert tile_rules.needs_int64(arranged, tiling, [(0, kept, 0)]) == (kept == 2**16)
 
@@ -253,7 +259,7 @@ def test_offsets_are_wide_past_31_bits():
     step = (2**31 - 1) // 127
     for stride, wide in ((step, False), (step + 1, True)):
         arranged = layout.arrange((3,), ((stride,),), ((1,),), NONE)
-        assert tile_rules.needs_int64(arranged, tile_rules.choose_tiling(arranged, 4)) == wide
+        assert tile_rules.needs_int64(arranged, choose_tiling(arranged, 4)) == wide
 
 
 def _integers(arranged, tiling):

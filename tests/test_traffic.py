@@ -78,6 +78,22 @@ def test_a_channel_is_read_again_by_programs_a_batch_later():
     assert channel.apart == 2048 * 64 // 2048
 
 
+def test_an_element_that_lanes_side_by_side_share_moves_once_for_each_program():
+    """32 images of 64 channels of 1024 elements, added up over all images: each image has a scale.
+
+    A program has a quarter of the images of a channel, in 32 steps of 256 elements: 8 images, of which it reads 8
+    scales. Where a tile is a quarter of an image, so is what a program has of one.
+    """
+    shape, strides = (32, 64, 1024), (65536, 1024, 1)
+    layout = arrange(shape, (strides, (1, 0, 0)), ((0, 1, 0),), (frozenset({0, 2}),))
+    assert layout.sizes == ((64,), (32, 1024), ())
+    tiling = Tiling((1, 256, 1), (64, 1), 32 * 256, 4, 4, 1, False)
+    _, scale, _ = traffic(layout, tiling, [KEPT] * 3).tensors
+    assert (scale.unique, scale.by_programs, scale.requested) == (64, 64 * 4 * 8 * 2, 64 * 4 * 8 * 2)
+    of_quarters = tiling._replace(chunk=256, splits=128)
+    assert traffic(layout, of_quarters, [KEPT] * 3).tensors[1].by_programs == 64 * 128 * 2
+
+
 def test_partials_are_their_programs_own():
     """16 programs of 256 rows, in 128 steps of 2, write a partial of each column: 16 x 1024 x 4 bytes of scratch."""
     moves = of_rows(chunk=256, splits=16)

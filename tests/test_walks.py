@@ -89,10 +89,10 @@ def test_rms_norm_takes_two_walks_and_reads_its_weight_in_the_second():
     )
 
 
-def test_both_sums_of_layer_norms_backward_come_of_one_walk_that_gathers_too():
+def test_both_sums_of_layer_norms_backward_come_of_one_walk_and_the_last_gathers():
     walks = arrange_walks(*layer_norm_backward())
-    assert (walks.count, walks.stored) == (2, (1, 0, 0))
-    assert walks.walks == (0b11, 0b11, 0b11, 0, 0, 0b11, 0b11, 0b11, 0, 0b01, 0, 0b10, 0b10, 0b10, 0b10, 0b01)
+    assert (walks.count, walks.stored) == (2, (1, 1, 1))
+    assert walks.walks == (0b11, 0b11, 0b11, 0, 0, 0b11, 0b11, 0b11, 0, 0b01, 0, 0b10, 0b10, 0b10, 0b10, 0b10)
     assert walks.after == (0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 1, 0)
     assert [i for i, varies in enumerate(walks.varies) if not varies] == [3, 4, 8, 10]
 
@@ -129,6 +129,15 @@ def test_only_sums_for_each_element_of_a_row_accumulate():
     assert accumulates(layout) == [0]
     walks = arrange_walks(stage, layout)
     assert (walks.count, walks.stored) == (2, (1, 1, -1, -1, 1))
+
+
+def test_what_the_last_walk_would_have_to_load_again_is_gathered_before():
+    """Of exp(y) · sum(x) the sum of x over all rows is gathered as x is added up: the last walk reads y alone."""
+    ops = [("sum", (0,), True), ("exp", (1,)), ("mul", (3, 2))]
+    stage, layout = stage_of([WHOLE, WHOLE], ops, [(4, WHOLE), (0, ROW, 0, 1)])
+    assert accumulates(layout) == [1]
+    walks = arrange_walks(stage, layout)
+    assert (walks.stored, walks.walks[:2]) == ((1, 0), (0b01, 0b10))
 
 
 def test_weights_of_each_in_a_batch_are_gathered_over_its_rows():

@@ -70,6 +70,9 @@ def test_stores_and_copies_to_shared_memory_are_accesses_and_shared_memory_is_no
         (["MOV R10, R2", "ISETP.GE.AND P0, PT, R10, R9, PT", "LOP3.LUT P0, RZ, R10, 0x1, RZ, 0xc0, !PT"], X),
         (["MOV R10, R2", "@P0 MOV R10, R4"], None),  # it may be either
         (["LDG.E.64 R10, desc[UR4][R2.64]"], None),
+        (["MOV R13, R2", "CS2R R12, SRZ", "IADD3 R10, P0, R4, R13, RZ"], W),  # zero in both
+        (["MOV R13, R2", "LDS.128 R12, [R9]", "IADD3 R10, P0, R4, R13, RZ"], W),
+        (["MOV R13, R2", "IMAD.WIDE R12, R9, 0x2, R4", "MOV R10, R13"], W),
     ],
 )
 def test_the_pointer_of_an_address_is_found(moves, leaf):
@@ -111,6 +114,12 @@ def test_a_loop_is_passed_as_often_as_its_bytes_say():
     assert instructions(way, {X: 128.0}) == 4 + 8 * 3
     assert instructions(way, {X: 16.0}) == 4 + 3
     assert instructions(way, {X: 0.0}) == 4 + 3
+
+
+def test_what_lanes_share_does_not_tell_how_often_a_loop_is_passed():
+    """Each lane asks for an element of w, but a thread loads one for all of its eight, and 16 bytes of x."""
+    way = way_of(*BASES, "loop:", LOAD_X, "LDG.E.U16 R8, desc[UR4][R4.64]", "@P1 BRA to loop", "EXIT")
+    assert instructions(way, {X: 128.0, W: 128.0}) == 4 + 8 * 3
 
 
 def test_what_continues_an_unrolled_loop_is_passed_once():

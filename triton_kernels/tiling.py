@@ -73,9 +73,7 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def choose_tiling(
-    layout: Layout, itemsizes: tuple[int, ...], may_split: bool = True, live_values: int = 1
-) -> Tiling:
+def choose_tiling(layout: Layout, itemsizes: tuple[int, ...], may_split: bool = True, live_values: int = 1) -> Tiling:
     """Return tiles of a layout whose operands, then outputs, have elements of so many bytes; 0 for a number.
 
     A program holds ``live_values`` of 4 bytes for each element: it gets fewer elements, or more threads, where these
