@@ -36,7 +36,7 @@ COUNTED = {
     + ("derivatives by kernel as by formula", "accuracies"),
 }[MODE]
 LIBRARY = os.environ.get("CUSTOMOPS_TEST_LIBRARY", "customops")  # whose operators are tested: torch's stand for ours
-WALKING = {"MAX_ROW_VALUES": 0, "WALK_WARPS": (1, 2), "WALK_CHUNKS": 2, "SUM_WARPS": 1, "MAX_SUM_VALUES": 0}
+WALKING = {"MAX_ROW_VALUES": 0, "WALK_WARPS": (1, 2), "WALK_CHUNKS": 2, "SUM_WARPS": ((1, 0),)}
 WALKING |= {"MAX_L2_BYTES": 2000, "MULTIPROCESSORS": 4, "THREAD_ELEMENTS": 1}
 NO_KERNEL = (
     "no kernel runs: CUSTOMOPS_BACKEND=triton with TRITON_INTERPRET=1, CUSTOMOPS_TEST_DEVICE=cuda or "

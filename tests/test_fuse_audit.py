@@ -97,6 +97,22 @@ def test_other_targets_hold_all_in_registers(program, target):
         assert [record.spills for record in phase.records] == [0] * len(phase.records)
 
 
+def test_a_factor_of_1_costs_no_operand_and_no_instruction():
+    """It is what an operator has by default: kernels are compiled for it, and for every other factor there is one."""
+
+    def launched(factor):
+        x = torch.empty(1 << 22)
+        with customops.dry_run("cuda:90") as records:
+            customops.fuse(lambda x: customops.sub(x * x, x, alpha=factor) * x)(x)
+        (record,) = records
+        return record
+
+    one, two, three = map(launched, (1, 2, 3))
+    assert [x.operands for x in (one, two, three)] == [("x",), ("x", "2"), ("x", "3")]
+    assert two.compiled is three.compiled
+    assert one.estimate.instructions_per_element <= two.estimate.instructions_per_element - 1
+
+
 def test_every_program_has_its_expected_cost():
     assert list(EXPECTED) == [program.name for program in PROGRAMS]
 

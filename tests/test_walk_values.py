@@ -29,7 +29,7 @@ WITHOUT_ROWS = ("gelu", "swiglu", "bias_relu_scale", "mse", "weighted_mean")
 SUMS = {
     "in memory": {},
     "in memory, of a block each": {"MAX_L2_BYTES": 1 << 30, "MULTIPROCESSORS": 132},
-    "in registers": {"MAX_SUM_VALUES": 1 << 20, "WARP_THREADS": 8},
+    "in registers": {"SUM_WARPS": ((1, 1 << 20),), "WARP_THREADS": 8},
 }
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
