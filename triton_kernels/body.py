@@ -167,15 +167,16 @@ def load(
         else:
             return tl.cast(operand, BODY.compute_dtype)
     else:
-        offset = 0
-        mask = True
         pointer = operand
+        offset = 0  # along the last group alone: along the others it is the same for many lanes
+        mask = True
         for j in tl.static_range(len(indices)):
             if (GEOMETRY.operand_groups[i] >> j) & 1:
+                along = offset_of(indices[j], sizes[j], strides[j], GEOMETRY.size_units[j])
                 if j == len(indices) - 1:
-                    offset = offset_of(indices[j], sizes[j], strides[j], GEOMETRY.size_units[j])
+                    offset = along
                 else:
-                    pointer = pointer + offset_of(indices[j], sizes[j], strides[j], GEOMETRY.size_units[j])
+                    pointer += along
                 if j != UNMASKED and not (GEOMETRY.full_groups >> j) & 1:
                     mask = mask & (indices[j] < extents[j])
         if (GEOMETRY.operand_groups[i] >> GEOMETRY.vector_group) & 1:

@@ -46,6 +46,7 @@ WALK_CHUNKS = 2  # chunks in which it walks, at least, before it gets more warps
 # thread has then. The fewer warps, the more sums a thread holds beside what each of them needs; the wider its vectors,
 # the fewer loads it has on their way at once, and the more warps there have to be.
 SUM_WARPS = ((16, 48), (8, 128))
+MAX_SUM_ELEMENTS = 64  # elements of a row whose sums a thread holds: the code of each chunk takes registers too
 MAX_SUM_VECTOR = 4  # elements of a vector up to which the fewest warps are enough
 MAX_L2_BYTES = 24 << 20  # bytes of rows that all programs walk at once: half of the L2 of an H100
 MAX_ROW_PARTIALS = 512  # partial sums of an element, which one launch finalizes
@@ -152,22 +153,30 @@ def _walked_tiling(
     if registers > 1 or (beside > 1 and (live + of_rows) * vector > MAX_REGISTERS // (WARP_THREADS * most)):
         most //= 2
     warps = min(most, max(least, power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
-    choices = SUM_WARPS[-1:] if vector <= MAX_SUM_VECTOR else SUM_WARPS
-    held_sums = [(k, of_thread) for k, most_values in choices
-                 if (of_thread := -(-n * beside // (k * WARP_THREADS)) * sums) <= most_values]  # fmt: skip
-    holds, of_thread = bool(held_sums), 0
-    if sums and holds:
-        (warps, of_thread), per_thread = held_sums[0], vector
+    holding = _sum_warps(n * beside, sums, vector)
+    if sums and holding:
+        warps, per_thread = holding, vector
     width = max(1, warps * WARP_THREADS * per_thread // beside)
     tile, blocks = _row_tile(layout, itemsize, width, 1), -(-layout.extents[LOOPED] // beside)
-    resident = MULTIPROCESSORS * _resident(warps, live * per_thread + of_thread)
-    if walks > 1 or not holds:
-        in_flight = _bytes_of_row(layout, itemsizes, None if holds else sums) * beside
-        resident = min(resident, max(MULTIPROCESSORS // 6, MAX_L2_BYTES // max(1, in_flight)))
+    # programs that hold sums take all registers of a multiprocessor
+    resident = MULTIPROCESSORS * (1 if sums and holding else _resident(warps, live * per_thread))
+    if walks > 1 or not holding:
+        in_flight = _bytes_of_row(layout, itemsizes, None if holding else sums) * beside
+        resident = min(resident, max(1, MULTIPROCESSORS // 6, MAX_L2_BYTES // max(1, in_flight)))
     if _gathers(layout) or resident < MULTIPROCESSORS * (RESIDENT_WARPS // warps):
         blocks = min(blocks, resident)
     tiling = _rows(layout, tile, blocks, warps, vector)
-    return tiling._replace(row_chunks=-(-n // width), holds_sums=holds, reloads=True)
+    return tiling._replace(row_chunks=-(-n // width), holds_sums=holding > 0, reloads=True)
+
+
+def _sum_warps(elements: int, sums: int, vector: int) -> int:
+    """Return how many warps hold in registers so many sums for each element of a row; 0 where none do."""
+    choices = SUM_WARPS[-1:] if vector <= MAX_SUM_VECTOR else SUM_WARPS
+    for warps, most in choices:
+        of_thread = -(-elements // (warps * WARP_THREADS))
+        if of_thread <= MAX_SUM_ELEMENTS and of_thread * sums <= most:
+            return warps
+    return 0
 
 
 def _bytes_of_row(layout: Layout, itemsizes: tuple[int, ...], sums: int | None) -> int:
