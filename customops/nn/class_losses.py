@@ -37,21 +37,33 @@ def class_dim(x: Tensor) -> int:
 
 
 def class_losses(
-    x: Tensor, logs: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float = 0.0
+    x: Tensor,
+    logs: tuple[Tensor, Tensor | None],
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    smoothing: float = 0.0,
 ) -> ClassLosses:
-    """Return the losses of indices, where ``logs`` are logarithms of probabilities, of the shape of ``x``."""
+    """Return the losses of indices.
+
+    ``logs`` are logarithms of probabilities, of the shape of ``x``, and what is to be subtracted from those of a row:
+    from the one that an index picks, which takes no walk of its own along a row that registers do not hold.
+    """
+    odds, total = logs
     dim = class_dim(x)
     classes = _count_classes(x, target, weight, ignore_index)
     apply = cast("Callable[..., Tensor]", tracing_hook((x,)))  # these are traced, never called alone
     index, number = apply(ClassIndex, (target, classes, ignore_index)), apply(PositionsAlong, (x, dim))
     is_class, ignored = eq(index.unsqueeze(dim), number), eq(index, ignore_index)
     along = None if weight is None else along_classes(weight, x)
-    ones = is_class.to(logs.dtype) if along is None else where(is_class, along, 0)
+    ones = is_class.to(odds.dtype) if along is None else where(is_class, along, 0)
     own = sum(ones, dim)
-    losses = neg(sum(where(is_class, logs, 0), dim))
+    own_log = sum(where(is_class, odds, 0), dim)
+    losses = neg(own_log if total is None else own_log - total.squeeze(dim))
     losses = losses if along is None else losses * own
     if smoothing > 0:
-        every = sum(logs if along is None else mul(logs, along), dim)
+        all_logs = odds if total is None else odds - total
+        every = sum(all_logs if along is None else mul(all_logs, along), dim)
         losses = losses * (1 - smoothing) - every * (smoothing / classes)
     in_range = logical_and(ge(index, 0), lt(index, classes))
     return ClassLosses(where(ignored, 0, where(in_range, losses, torch.nan)), where(ignored, 0, own))

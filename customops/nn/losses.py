@@ -22,7 +22,7 @@ from ..ops.unary import abs, exp, log, softplus
 from ..runtime.specs import broadcast_shapes
 from .class_losses import class_dim, class_losses, probability_losses
 from .class_losses import reduced as reduced_classes
-from .normalizations import log_softmax
+from .normalizations import log_odds
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -307,8 +307,7 @@ def cross_entropy(
         if reduction != "mean":
             return _reduced(losses, reduction)
         return sum(losses) / (input.numel() / input.shape[class_dim(input)])
-    logs = log_softmax(input, class_dim(input))
-    each = class_losses(input, logs, target, weight, ignore_index, label_smoothing)
+    each = class_losses(input, log_odds(input, class_dim(input)), target, weight, ignore_index, label_smoothing)
     return reduced_classes(each, reduction)
 
 
@@ -334,7 +333,7 @@ def nll_loss(
     tensor(2.5000)
     """
     _refuse_deprecated(size_average, reduce)
-    return reduced_classes(class_losses(input, input, target, weight, ignore_index), reduction)
+    return reduced_classes(class_losses(input, (input, None), target, weight, ignore_index), reduction)
 
 
 @composition(F.gaussian_nll_loss)

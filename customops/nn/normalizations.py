@@ -75,8 +75,19 @@ def log_softmax(
     >>> log_softmax(torch.tensor([0.0, -1e4]), 0)
     tensor([     0., -10000.])
     """
-    x = _from_greatest(input, dim, _stacklevel, dtype)
-    return x - log(sum(exp(x), dim, True))
+    odds, total = log_odds(input, dim, _stacklevel, dtype)
+    return odds - total
+
+
+def log_odds(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return x less the greatest along an axis, and the logarithm of Σ e^ of that: their difference is log-softmax.
+
+    What picks one element of a row can do so before it subtracts, so before the sum is known.
+    """
+    odds = _from_greatest(input, dim, _stacklevel, dtype)
+    return odds, log(sum(exp(odds), dim, True))
 
 
 @composition(torchs.softmin)
