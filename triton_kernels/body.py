@@ -98,6 +98,7 @@ class Geometry(NamedTuple):
     index_dtype: tl.dtype  # the dtype of indices and offsets, int32 or int64
     hoisted: tuple[int, ...]  # the operands that are loaded once before the loop, by position
     full_groups: int = 0  # the set of groups along which no lane of any tile is past the end
+    are_positions: tuple[bool, ...] = ()  # of each operand: whether it is the offset of its element, and no memory
     size_units: tuple[int, ...] = ()  # of each group: elements of a vector that divides the size of its innermost axis
     has_one_block: bool = False  # whether a program has one tile along the looped group
     row_chunks: int = 1  # the chunks of a row that walk_kernel walks, where it holds sums; else 1, and any number
@@ -167,26 +168,39 @@ def load(
         else:
             return tl.cast(operand, BODY.compute_dtype)
     else:
-        pointer = operand
-        offset = 0  # along the last group alone: along the others it is the same for many lanes
-        mask = True
-        for j in tl.static_range(len(indices)):
-            if (GEOMETRY.operand_groups[i] >> j) & 1:
-                along = offset_of(indices[j], sizes[j], strides[j], GEOMETRY.size_units[j])
-                if j == len(indices) - 1:
-                    offset = along
-                else:
-                    pointer += along
-                if j != UNMASKED and not (GEOMETRY.full_groups >> j) & 1:
-                    mask = mask & (indices[j] < extents[j])
-        if (GEOMETRY.operand_groups[i] >> GEOMETRY.vector_group) & 1:
-            # each thread loads whole vectors of what it works on; loaded once for all rows, as anything else is, a row
-            # would come in small pieces and reach the threads through shared memory
-            offset = tl.broadcast_to(offset, GEOMETRY.tile)
-        value = tl.load(pointer + offset, mask=mask)
-        if GEOMETRY.cast_on_load[i]:
-            value = convert(value, BODY.common_dtype)
-        return convert(value, BODY.compute_dtype)
+        pointer, mask = _locate(operand, strides, sizes, extents, indices, i, UNMASKED, GEOMETRY)
+        if GEOMETRY.are_positions[i]:
+            return pointer.to(BODY.compute_dtype)
+        else:
+            value = tl.load(pointer, mask=mask)
+            if GEOMETRY.cast_on_load[i]:
+                value = convert(value, BODY.common_dtype)
+            return convert(value, BODY.compute_dtype)
+
+
+@triton.jit
+def _locate(operand, strides, sizes, extents, indices, i: tl.constexpr, UNMASKED: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Return where the elements of operand i at ``indices`` are, from 0 on for positions, and which of them are there.
+
+    What lies along the last group is added last: along the others an offset is the same for many lanes.
+    """
+    pointer = operand
+    offset = 0
+    mask = True
+    for j in tl.static_range(len(indices)):
+        if (GEOMETRY.operand_groups[i] >> j) & 1:
+            along = offset_of(indices[j], sizes[j], strides[j], GEOMETRY.size_units[j])
+            if j == len(indices) - 1:
+                offset = along
+            else:
+                pointer += along
+            if j != UNMASKED and not (GEOMETRY.full_groups >> j) & 1:
+                mask = mask & (indices[j] < extents[j])
+    if (GEOMETRY.operand_groups[i] >> GEOMETRY.vector_group) & 1:
+        # each thread loads whole vectors of what it works on; loaded once for all rows, as anything else is, a row
+        # would come in small pieces and reach the threads through shared memory
+        offset = tl.broadcast_to(offset, GEOMETRY.tile)
+    return pointer + offset, mask
 
 
 @triton.jit

@@ -74,7 +74,9 @@ class Launch:
         self.operand_names = _interned(tuple(x.name for x in operands), config.kernel_constants)
         self.summary = _interned(summary, config.kernel_constants)
         self.grid = prod(tiling.tile_counts) * tiling.splits
-        itemsizes = [(x.dtype.itemsize if x.dtype else 0, x.is_scratch) for x in (*operands, *outputs)]
+        itemsizes = [
+            (0 if x.is_position or not x.dtype else x.dtype.itemsize, x.is_scratch) for x in (*operands, *outputs)
+        ]
         steps = tiling.chunk // tiling.tile[LOOPED]
         counts = walk_counts(body.walks, layout, steps, tiling.holds_sums)
         moves = traffic(layout, tiling, itemsizes, counts)
@@ -159,6 +161,7 @@ def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: t
         vector_group=tiling.vector_group,
         operand_groups=layout.operand_groups,
         cast_on_load=tuple(not x.is_scratch for x in operands),
+        are_positions=tuple(x.is_position for x in operands),
         constant_along=layout.constant_along,
         reduced_over=layout.reduced_over,
         output_tiles=output_tiles,

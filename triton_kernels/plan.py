@@ -57,6 +57,7 @@ class LaunchArgument(NamedTuple):
     strides: Strides | None = None  # in elements, one for each axis of the domain; None for a number
     partial_strides: tuple[int, int, int] = (0, 0, 0)  # in elements: from a program's partial to the next, by group
     is_scratch: bool = False  # whether it only passes from one launch to another
+    is_position: bool = False  # whether each element is its own offset, which a kernel computes
     name: str = ""  # what printed programs call it
 
 
@@ -174,7 +175,14 @@ class Plan:
         if argument is None:
             return LaunchArgument(position, name=name)
         return LaunchArgument(
-            position, argument.dtype, argument.aligned, strides, is_scratch=argument.is_scratch, name=name
+            position,
+            argument.dtype,
+            argument.aligned,
+            strides,
+            (0, 0, 0),
+            argument.is_scratch,
+            argument.is_position,
+            name,
         )
 
     def _body(self, stage: Stage) -> KernelBody:
@@ -207,6 +215,8 @@ class Plan:
                 kernel, body = walk_kernel, body._replace(walks=walks)
         else:
             tiling = choose_tiling(layout, itemsizes, may_split, stage.live_values if stage else 1)
+        if kernel is not walk_kernel:
+            operands = [x._replace(is_position=False) for x in operands]  # it is read, as any other tensor
         if kernel is map_kernel:
             self.launches.append(Launch(kernel, body, layout, tiling, operands, outputs, summary, self._pool))
             return

@@ -30,6 +30,7 @@ class Argument(NamedTuple):
     dtype: torch.dtype
     aligned: bool = True  # whether it starts at a multiple of 16 bytes
     is_scratch: bool = False  # whether it is a scratch buffer, which one launch writes and another reads
+    is_position: bool = False  # whether it has the numbers from 0 on, in order: kernels that walk rows compute them
 
 
 class Operand(NamedTuple):

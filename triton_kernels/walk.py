@@ -30,7 +30,7 @@ def walk_kernel(
     pid = tl.program_id(0).to(GEOMETRY.index_dtype)
     split = pid // tile_counts[0]
     outer = (pid % tile_counts[0] * GEOMETRY.tile[0] + tl.arange(0, GEOMETRY.tile[0]))[:, None, None]
-    memory = (operands, outputs, operand_strides, output_strides, sizes, extents)
+    memory = (_or_positions(operands, GEOMETRY), outputs, operand_strides, output_strides, sizes, extents)
     partials = (partial_strides, (pid % tile_counts[0], split, 0), counts)
 
     row_chunks: tl.constexpr = GEOMETRY.row_chunks
@@ -60,6 +60,15 @@ def walk_kernel(
                     total = BODY.epilogue[j].reduce_tile(sums[j * GEOMETRY.row_chunks + chunk], _LOOPED)
                     # within a chunk all lanes count: what is past the end of the row was left out of the sums
                     store_output(there, (outer, outer, columns), partials, total, j, None, BODY, GEOMETRY)
+
+
+@triton.jit
+def _or_positions(operands, GEOMETRY: tl.constexpr):
+    """Return the operands, with 0 for those whose elements are their own offsets: no walk loads these."""
+    found = ()
+    for i in tl.static_range(len(operands)):
+        found = found + (tl.full([], 0, GEOMETRY.index_dtype) if GEOMETRY.are_positions[i] else operands[i],)
+    return found
 
 
 @triton.jit

@@ -119,7 +119,7 @@ class Executable:
         self._like = like_argument(self.buffers, list(tensors.values()))
         unrounded = {i for i in tensors if i not in known and not isinstance(graph.values[i], Input)}
         arguments = [Argument(x.dtype, aligned[i], i in unrounded) for i, x in tensors.items()]
-        arguments += [Argument(x.dtype, is_scratch=True) for x in ranges]  # no half type would hold them
+        arguments += [Argument(x.dtype, is_scratch=True, is_position=True) for x in ranges]  # no half type holds them
         arguments += [None] * len(constants) + [self._argument(*target) for target in self._targets]
         plans = plans or planner(device)
         read = {**tensors, **dict(zip(counted, ranges, strict=True))}
