@@ -206,6 +206,25 @@ def test_nan_infinities_and_ties_in_a_walked_row_are_torchs_and_stay_in_it(name,
         assert_torchs(function, [x])
 
 
+@pytest.mark.parametrize("shape", [(7, 75), (3, 75, 5), (75,)])
+def test_a_walked_row_of_classes_has_the_one_of_its_index(shape, walking, device):
+    """Kernels that walk compute the number of each class; a class is ignored, and none has its weight."""
+    walking()
+    (x,) = draw([shape], device)
+    weight = torch.linspace(0.5, 2, 75, device=device)
+    target = torch.arange(x.numel() // 75, device=device).view(shape[:1] * (x.dim() > 1) + shape[2:]) * 31 % 75
+    target.view(-1)[-1:] = 74
+    x, exact = x.requires_grad_(), x.detach().double().requires_grad_()
+    for ours, theirs in ((None, None), (weight, weight.double())):
+        z = customops.nn.functional.cross_entropy(x, target, ours, ignore_index=31, label_smoothing=0.1)
+        expected = torch.nn.functional.cross_entropy(exact, target, theirs, ignore_index=31, label_smoothing=0.1)
+        torch.testing.assert_close(z.double(), expected, rtol=1e-5, atol=1e-6)
+        (dx,), (dx_expected,) = torch.autograd.grad(z, x), torch.autograd.grad(expected, exact)
+        torch.testing.assert_close(dx.double(), dx_expected, rtol=1e-4, atol=1e-6)
+    walks = [launch for launch in launches() if launch.kernel is walk_kernel]
+    assert any(any(launch.arguments[-1].are_positions) for launch in walks)
+
+
 @pytest.mark.sample(compiled="once")
 def test_a_walked_row_of_negative_zeros_keeps_its_sign(walking, device):
     walking()
