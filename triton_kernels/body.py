@@ -239,16 +239,14 @@ def _ones(indices):
 def offset_of(index, sizes, strides, UNIT: tl.constexpr):
     """Return Σ coordinate·stride over the axes of a group; ``index`` counts its elements, the last axis fastest.
 
-    As ``UNIT`` elements side by side have one index along the outer axes, their quotient is one division. It is of
-    numbers without a sign, which takes fewer instructions.
+    ``UNIT`` elements side by side have one index along the outer axes.
     """
     offset = 0
     for i in tl.static_range(len(sizes) - 1, -1, -1):
         if i == 0:
             coordinate = index  # no % for the outermost axis: it would cost the loads of whole vectors
         else:
-            unit: tl.constexpr = UNIT if i == len(sizes) - 1 else 1
-            outer = (_unsigned(index) // unit // (_unsigned(sizes[i]) // unit)).to(index.dtype)
+            outer = _quotient(index, sizes[i], UNIT if i == len(sizes) - 1 else 1)
             coordinate = index - outer * sizes[i]
             index = outer
         offset += coordinate * strides[i]
@@ -256,9 +254,13 @@ def offset_of(index, sizes, strides, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _unsigned(index):
-    """Return an index or a size, which is not negative, as a number without a sign."""
-    return index.to(tl.uint64 if index.dtype == tl.int64 else tl.uint32)
+def _quotient(index, size, UNIT: tl.constexpr):
+    """Return index // size, where UNIT divides the size: one division for so many elements side by side.
+
+    It is of numbers without a sign, which takes fewer instructions.
+    """
+    wide: tl.constexpr = tl.uint64 if index.dtype == tl.int64 else tl.uint32
+    return (index.to(wide) // UNIT // (tl.cast(size, wide) // UNIT)).to(index.dtype)
 
 
 @triton.constexpr_function
