@@ -266,6 +266,8 @@ def pow_dy(g, x, y, z):
     if isinstance(x, torch.Tensor) and x.dtype == y.dtype == z.dtype and not z.is_complex():
         distance = abs(x.detach()) - y.detach().clamp(max=0)  # 0 where x = 0 and y >= 0; elsewhere more, or nan
         return g * torch.ops.aten.threshold_backward.default(slope, distance, 0)
+    if not isinstance(x, torch.Tensor) and x != 0:
+        return g * slope
     return g * torch.where((x == 0) & _not_negative(y), 0, slope)
 
 
@@ -430,7 +432,7 @@ def zero_for_others(x):
 
 
 def extremum_dx(g, ties, mask):
-    share = g.to(ties.dtype) / ties
+    share = g / ties
     return (share * mask).to(mask.dtype)  # inf·0 is nan, as is 0/0 where z is nan
 
 
