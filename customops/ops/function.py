@@ -89,6 +89,7 @@ class Operator(CustomFunction):
     tensors: ClassVar[
         int
     ]  # how many of the inputs, the first, may be tensors; as many as there are derivatives, if unsaid
+    alone: ClassVar[NeededVjp | None]  # the rule of the only input, None where there are more
     known_vjps: ClassVar[dict[tuple, NeededVjp]]  # what :meth:`needed_vjp` returned so far
     in_place: ClassVar[type[InPlace]]  # the operator, written over its first input
 
@@ -96,6 +97,8 @@ class Operator(CustomFunction):
         """Give each operator its in-place variant, of its name: by that, anomaly mode and profilers speak of it."""
         super().__init_subclass__()
         cls.known_vjps = {}
+        is_alone = len(parameters(cls.formula)) == 1
+        cls.alone = NeededVjp.of(cls.formula, cls.derivatives, (True,), Tensor) if is_alone else None
         cls.eager = staticmethod(eager_function(cls.formula))
         cls.tensors = vars(cls).get("tensors", len(cls.derivatives))
         cls.in_place = type(cls.__name__, (InPlace,), {"operator": cls, "__module__": cls.__module__})
@@ -141,7 +144,8 @@ class Operator(CustomFunction):
         Only inputs and outputs are ever saved, never an intermediate, so that differentiating twice stays right. What
         is saved for backward does not depend on tangents: a checkpoint may compute the call again without any.
         """
-        needed = cls.needed_vjp(ctx.needs_input_grad, inputs)
+        needs = ctx.needs_input_grad
+        needed = cls.alone if cls.alone and needs[0] else cls.needed_vjp(needs, inputs)
         numbers = needed.numbers(inputs) if needed.numbers else ()
         specs = needed.gradient_specs(inputs) if needed.lone is None else inputs[needed.lone].dtype
         ctx.saved_meta = needed, numbers, specs

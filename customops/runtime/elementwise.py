@@ -86,6 +86,8 @@ def pointwise_vjp(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> Sequ
     if config.cpu_by_formula and type(g) in CLASSES and not (BUILT_FOR_GPUS and g.is_cuda):  # nor is another value
         if specs is not g.dtype or specs not in REAL or g.numel() >= LARGE_ELEMENTS:
             return _vjp_by_formula(rule, values, specs)
+        if rule.only:
+            return (rule.only(*values),)
         grads = []
         for derivative, positions in rule.steps:
             grads.append(derivative(*(values if positions is None else [values[i] for i in positions])))
