@@ -90,7 +90,10 @@ def pointwise_vjp(rule: VjpRule, values: Sequence, specs: GradientSpecs) -> Sequ
             return (rule.only(*values),)
         grads = []
         for derivative, positions in rule.steps:
-            grads.append(derivative(*(values if positions is None else [values[i] for i in positions])))
+            if positions is not None and len(positions) == 2:  # as most that do not read all
+                grads.append(derivative(values[positions[0]], values[positions[1]]))
+            else:
+                grads.append(derivative(*picked(values, positions)))
         return grads
     inputs_key = plan_key(values)
     if inputs_key:
