@@ -237,6 +237,18 @@ def breaking(monkeypatch, replan):
     return replace
 
 
+@pytest.fixture
+def deriving(monkeypatch):
+    """Return ``replace(operator, *derivatives)``, which gives an operator others, and forgets the rules of its own."""
+
+    def replace(operator, *derivatives):
+        monkeypatch.setattr(operator, "derivatives", derivatives)
+        monkeypatch.setattr(operator, "known_vjps", {})
+        monkeypatch.setattr(operator, "alone", None)
+
+    return replace
+
+
 @pytest.fixture(scope="session")
 def two():
     """Yield two processes that form a group, for the whole session; see :class:`ranks.Ranks`."""

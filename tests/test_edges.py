@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import customops
+from customops.ops.products import Prod
+from customops.ops.reductions import slope_by_formula
 from customops.proof.checks import FLOATS, check_edges_of_products, check_edges_of_rows, edges
 
 from .cases import EDGES, ELEMENTWISE, REDUCTIONS, Call, ids
@@ -72,3 +74,16 @@ def test_ends_of_integers_have_torchs_value(call, dtype, device):
 @pytest.mark.parametrize("dtype", FLOATS, ids=ids)
 def test_products_of_edges_have_torchs_value_and_gradients(dtype, device, full, tally):
     tally("edge points", check_edges_of_products(dtype, 1 if full else 7, device))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.complex64], ids=ids)
+def test_a_product_without_zeros_has_the_gradient_that_its_steps_give(dtype):
+    """Without steps it has the same bits, and those of nan and infinities."""
+    g = torch.rand(64, 1).to(dtype)
+    x = torch.randn(64, 9).to(dtype)
+    x[::8, 0], x[1::8, 1] = torch.inf, torch.nan
+    z = x.prod(1, keepdim=True)
+    steps = Prod.slope._replace(without_zeros=None)
+    with torch.no_grad():
+        short, long = (slope_by_formula(slope, g, x, z, 1).to(dtype) for slope in (Prod.slope, steps))
+    torch.testing.assert_close(short, long, rtol=0, atol=0, equal_nan=True)

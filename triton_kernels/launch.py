@@ -110,7 +110,7 @@ class Launch:
         operands, outputs = self.operands_of(tensors), self.outputs_of(tensors)
         if self.is_dry_run:
             launch = self.function_and_metadata
-            self.run(self.grid, 1, 1, stream, *launch, None, None, None, operands, outputs, *self.arguments)
+            self.run.__call__(self.grid, 1, 1, stream, *launch, None, None, None, operands, outputs, *self.arguments)
             return
         inputs = tuple([x if type(x) is int else x.data_ptr() for x in operands])
         outputs = tuple([x.data_ptr() for x in outputs])

@@ -142,7 +142,7 @@ class Plan:
         if active:
             stream = active.get_current_stream(self.device_index)
             for launch in self.launches:
-                launch(tensors, stream)
+                launch.__call__(tensors, stream)
         else:
             with interpreting():
                 for launch in self.launches:

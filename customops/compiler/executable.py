@@ -217,7 +217,7 @@ class Executable:
             for k, view in self._zeros:
                 write_zeros(view.of(buffers[k]))
         if self.plan:
-            self.plan([*tensors, *self.numbers], targets)
+            self.plan.__call__([*tensors, *self.numbers], targets)
         results = []
         for result in self._results:
             is_buffer = result.shape is None and not result.is_input  # most are: without a call
@@ -292,4 +292,4 @@ def by_kernel(
     executable = recall(key)
     if executable is None:
         executable = remember(key, has_kernel(name, tensors, by_blocks=True) and compile_for(tensors))
-    return executable(tensors) if executable else None
+    return executable.__call__(tensors) if executable else None

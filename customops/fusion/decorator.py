@@ -172,7 +172,7 @@ class Fused(Generic[P, R]):
                     break
             if fusion.pays[is_recorded]:
                 if not is_recorded:
-                    return fusion(tensors)
+                    return fusion.__call__(tensors)
                 if not any(map(Tensor.is_inference, tensors)):  # torch saves none of these
                     return FusedFunction.of(fusion, tensors)
             elif not is_recorded or (fusion.recorded_by_torch and not saved_tensor_hooks()):

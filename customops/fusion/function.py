@@ -115,7 +115,7 @@ class Fusion:
         """Return what the function returns."""
         if self.indices:
             check_indices(self.indices, tensors)
-        return self.trace.pack(self.executable(tensors)(tensors))
+        return self.trace.pack(self.executable(tensors).__call__(tensors))
 
     def executable(self, tensors: Sequence[Tensor], statistics: tuple[ValueIndex, ...] = ()) -> Executable:
         """Return the kernels of forward for tensors in this layout, which return these statistics, too."""
@@ -275,7 +275,8 @@ class FusedCall(NamedTuple):
             if self.fusion.indices:
                 check_indices(self.fusion.indices, tensors)
             executables = self.fusion.executables  # asked without a call: it is there but the first time
-            return tuple((executables.get(statistics) or self.fusion.executable(tensors, statistics))(tensors))
+            executable = executables.get(statistics) or self.fusion.executable(tensors, statistics)
+            return tuple(executable.__call__(tensors))
         return tuple(self.trace.replay(tensors))
 
 
@@ -318,7 +319,7 @@ class FusedFunction(Function):
             else:
                 gradient, gs, saved = _without_absent_cotangents(call, recording, gs, saved)
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for i, grad in zip(needed, gradient((*gs, *saved)), strict=True):
+        for i, grad in zip(needed, gradient.__call__((*gs, *saved)), strict=True):
             grads[i + 1] = grad
         return tuple(grads)
 

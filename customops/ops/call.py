@@ -32,7 +32,7 @@ from ..runtime.paths import (
     is_recorded,
     is_strided,
 )
-from .function import Operator, needed_vjp
+from .function import Operator
 
 
 def call_unary(operator: type[Operator], x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -92,7 +92,7 @@ def call_(operator: type[Operator], torch_inplace: Callable, x: Tensor, *inputs)
         return pointwise_(operator.formula, torch_inplace, x, *inputs)
     operands = (x, *inputs)
     needs = tuple(isinstance(y, Tensor) and y.requires_grad for y in operands)
-    needed = needed_vjp(operator.formula, operator.derivatives, needs, *map(type, operands))
+    needed = operator.needed_vjp(needs, operands)
     before = x.clone() if "x" in needed.rule.names else None
     return operator.in_place.apply(*operands, before, torch_inplace)
 

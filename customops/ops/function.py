@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -33,7 +32,7 @@ class CustomFunction(Function):
     def __init_subclass__(cls):
         """Give each subclass its ``record``: C's apply of a counterpart of its name, whose nodes name the subclass."""
         super().__init_subclass__()
-        counterpart: Any = type(cls.__name__, (_WithoutSetupContext,), {"function": cls})
+        counterpart: Any = type(cls.__name__, (Function,), {"forward": staticmethod(cls.recorded)})
         give_nodes_to(cls, counterpart)
         cls.record = apply_without_binding(counterpart)
 
@@ -41,6 +40,19 @@ class CustomFunction(Function):
     def eager_call(cls, inputs: Sequence) -> tuple[Callable[..., Tensor], Sequence]:
         """Return torch's function for these inputs, and those that it takes: as few frames as there can be."""
         return cls.by_formula, inputs
+
+    @classmethod
+    def recorded(cls, ctx, *inputs):
+        """Return the value, and save in ``ctx`` what the function saves: what ``record`` calls.
+
+        Of a Function with a ``setup_context`` torch 2.15 binds the arguments in C's ``apply``, which takes 50 us a
+        call; in torch 2.13 it is ``Function.apply`` in Python that does it, which ``record`` goes past.
+        """
+        pick = cls.prepare(ctx, inputs)
+        output = cls.recorded_value(inputs)
+        if pick:
+            ctx.save_for_backward(*pick((*inputs, output)))
+        return output
 
     @classmethod
     def recorded_value(cls, inputs: Sequence) -> Tensor:
@@ -63,25 +75,6 @@ class CustomFunction(Function):
             ctx.save_for_backward(*pick((*inputs, output)))
 
 
-class _WithoutSetupContext(Function):
-    """``function`` without a ``setup_context``: of one that has it torch 2.15 binds the arguments in C's ``apply``.
-
-    That takes 50 us a call; in torch 2.13 it is ``Function.apply`` in Python that does it, which ``record`` goes past.
-    """
-
-    function: ClassVar[type[CustomFunction]]
-
-    @classmethod
-    def forward(cls, ctx, *inputs):
-        """Return the value, and save in ``ctx`` what the function saves."""
-        function = cls.function
-        pick = function.prepare(ctx, inputs)
-        output = function.recorded_value(inputs)
-        if pick:
-            ctx.save_for_backward(*pick((*inputs, output)))
-        return output
-
-
 class Operator(CustomFunction):
     """An elementwise operator on tensors and numbers, as a ``torch.autograd.Function``.
 
@@ -96,11 +89,16 @@ class Operator(CustomFunction):
     tensors: ClassVar[
         int
     ]  # how many of the inputs, the first, may be tensors; as many as there are derivatives, if unsaid
+    alone: ClassVar[NeededVjp | None]  # the rule of the only input, None where there are more
+    known_vjps: ClassVar[dict[tuple, NeededVjp]]  # what :meth:`needed_vjp` returned so far
     in_place: ClassVar[type[InPlace]]  # the operator, written over its first input
 
     def __init_subclass__(cls):
         """Give each operator its in-place variant, of its name: by that, anomaly mode and profilers speak of it."""
         super().__init_subclass__()
+        cls.known_vjps = {}
+        is_alone = len(parameters(cls.formula)) == 1
+        cls.alone = NeededVjp.of(cls.formula, cls.derivatives, (True,), Tensor) if is_alone else None
         cls.eager = staticmethod(eager_function(cls.formula))
         cls.tensors = vars(cls).get("tensors", len(cls.derivatives))
         cls.in_place = type(cls.__name__, (InPlace,), {"operator": cls, "__module__": cls.__module__})
@@ -123,6 +121,15 @@ class Operator(CustomFunction):
         return cls.formula(*inputs)
 
     @classmethod
+    def needed_vjp(cls, needs: tuple[bool, ...], inputs: Sequence) -> NeededVjp:
+        """Return the rule of those inputs that need a gradient; it depends on the types of all."""
+        key = needs, *map(type, inputs)
+        needed = cls.known_vjps.get(key)
+        if needed is None:
+            needed = cls.known_vjps[key] = NeededVjp.of(cls.formula, cls.derivatives, needs, *map(type, inputs))
+        return needed
+
+    @classmethod
     def eager_call(cls, inputs):
         """Return torch's function for these inputs, and those that it takes: all but an alpha of 1."""
         *others, alpha = inputs
@@ -137,7 +144,8 @@ class Operator(CustomFunction):
         Only inputs and outputs are ever saved, never an intermediate, so that differentiating twice stays right. What
         is saved for backward does not depend on tangents: a checkpoint may compute the call again without any.
         """
-        needed = needed_vjp(cls.formula, cls.derivatives, ctx.needs_input_grad, *map(type, inputs))
+        needs = ctx.needs_input_grad
+        needed = cls.alone if cls.alone and needs[0] else cls.needed_vjp(needs, inputs)
         numbers = needed.numbers(inputs) if needed.numbers else ()
         specs = needed.gradient_specs(inputs) if needed.lone is None else inputs[needed.lone].dtype
         ctx.saved_meta = needed, numbers, specs
@@ -150,7 +158,7 @@ class Operator(CustomFunction):
         super().setup_context(ctx, inputs, output)
         if forward_level() >= 0:
             are_tensors = tuple([isinstance(x, Tensor) for x in inputs])
-            needed = needed_vjp(cls.formula, cls.derivatives, are_tensors, *map(type, inputs))
+            needed = cls.needed_vjp(are_tensors, inputs)
             ctx.tangent_meta = needed, needed.numbers(inputs) if needed.numbers else (), (output.shape, output.dtype)
             ctx.save_for_forward(*needed.tensors((*inputs, output)))
 
@@ -200,6 +208,30 @@ class NeededVjp:
     operands: tuple[int, ...]  # the positions of all tensors, whether they need a gradient or not
     lone: int | None  # the position of the only tensor, if one alone is there and needs a gradient
 
+    @classmethod
+    def of(
+        cls, formula: Callable, derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *types: type
+    ) -> NeededVjp:
+        """Return the rule of those inputs of a formula, of these types, that need a gradient."""
+        inputs = parameters(formula)
+        positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)
+        numbers = {name for name, kind in zip(inputs, types, strict=True) if not issubclass(kind, Tensor)}
+        rule = VjpRule.of(tuple(derivatives[i] for i in positions), numbers, inputs)
+        where = {**{name: i for i, name in enumerate(inputs)}, "z": len(types)}
+        operands = tuple(i for i, kind in enumerate(types) if issubclass(kind, Tensor))
+        read_numbers = [where[name] for name in rule.names if name in numbers]
+        return cls(
+            rule,
+            any(name not in ("g", "alpha") for name in rule.names),
+            len(rule.names),
+            len(types),
+            tuple_getter(where[name] for name in rule.names if name != "g" and name not in numbers),
+            tuple_getter(read_numbers) if read_numbers else None,
+            positions,
+            operands,
+            positions[0] if positions and len(operands) == 1 else None,
+        )
+
     def gradient_specs(self, inputs: Sequence) -> GradientSpecs:
         """Return what gradients have to know of those inputs: no shape where all tensors have one shape and dtype."""
         x = inputs[self.operands[0]]
@@ -208,31 +240,6 @@ class NeededVjp:
             if x.dtype is not y.dtype or x.shape != y.shape:
                 return tuple([((x := inputs[i]).shape, x.dtype) for i in self.positions])
         return x.dtype
-
-
-@cache
-def needed_vjp(
-    formula: Callable, derivatives: tuple[Callable, ...], needs: tuple[bool, ...], *types: type
-) -> NeededVjp:
-    """Return the rule of those inputs of a formula, of these types, that need a gradient."""
-    inputs = parameters(formula)
-    positions = tuple(i for i, need in enumerate(needs[: len(derivatives)]) if need)
-    numbers = {name for name, kind in zip(inputs, types, strict=True) if not issubclass(kind, Tensor)}
-    rule = VjpRule.of(tuple(derivatives[i] for i in positions), numbers, inputs)
-    where = {**{name: i for i, name in enumerate(inputs)}, "z": len(types)}
-    operands = tuple(i for i, kind in enumerate(types) if issubclass(kind, Tensor))
-    read_numbers = [where[name] for name in rule.names if name in numbers]
-    return NeededVjp(
-        rule,
-        any(name not in ("g", "alpha") for name in rule.names),
-        len(rule.names),
-        len(types),
-        tuple_getter(where[name] for name in rule.names if name != "g" and name not in numbers),
-        tuple_getter(read_numbers) if read_numbers else None,
-        positions,
-        operands,
-        positions[0] if positions and len(operands) == 1 else None,
-    )
 
 
 class InPlace(Function):

@@ -34,6 +34,7 @@ class Prod(Selective):
     formula = staticmethod(f.prod)
     eager = staticmethod(torch.prod)
     derivative = staticmethod(f.prod_dx)
+    without_zeros = staticmethod(lambda g, x, z: g * (z / x))
     steps = (
         Step("zero", "is_zero", ("x",)),
         Step("zeros", "sum", ("zero",), reduces=True),

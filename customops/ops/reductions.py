@@ -60,6 +60,7 @@ class Slope(NamedTuple):
     derivative: Callable
     steps: tuple[Step, ...]
     reads: tuple[str, ...]  # what the derivative reads, by name, in its order
+    without_zeros: Callable | None = None  # the same of g, x and z where no x is 0, if that takes no steps
 
 
 class Reduction(CustomFunction):
@@ -121,8 +122,8 @@ class Reduction(CustomFunction):
         if g.dtype != dtype and not again:
             g = cast(g, dtype)
         if dim and g.shape != (keepdim := keepdim_shape(shape, *dim)):
-            g = g.view(keepdim)
-        g = g.expand(shape)
+            g = g.view(*keepdim)
+        g = g.expand(*shape or (shape,))  # one by one: torch takes 1 us longer to read a Size
         return cast(g, dtype) if again else g, *[None] * (1 + len(dim))
 
     @classmethod
@@ -137,6 +138,7 @@ class Selective(Reduction):
 
     derivative: ClassVar[Callable]
     steps: ClassVar[tuple[Step, ...]]
+    without_zeros: ClassVar[Callable | None] = None
     slope: ClassVar[Slope]
 
     def __init_subclass__(cls):
@@ -144,7 +146,7 @@ class Selective(Reduction):
         super().__init_subclass__()
         if hasattr(cls, "formula") and hasattr(cls, "steps"):
             reads = tuple(parameters(cls.derivative))
-            cls.slope = Slope(cls.formula.__name__, cls.derivative, cls.steps, reads)
+            cls.slope = Slope(cls.formula.__name__, cls.derivative, cls.steps, reads, cls.without_zeros)
 
     @classmethod
     def prepare(cls, ctx, inputs):
@@ -167,12 +169,13 @@ class Selective(Reduction):
         if g is None:
             return None, *others
         x, z = ctx.saved_tensors
-        keepdim = keepdim_shape(shape, *dim)
-        g, z = g.view(keepdim), z.view(keepdim)
+        if g.shape != (keepdim := keepdim_shape(shape, *dim)):
+            g, z = g.view(*keepdim), z.view(*keepdim)
         y = x if dtype is None else x.to(dtype)
         if y.is_complex():
             y, z = y.conj(), z.conj()
-        return times_slope(slope, g, y, z, *dim[:1]).to(x.dtype), *others
+        grad = times_slope(slope, g, y, z, *dim[:1])
+        return grad if grad.dtype is x.dtype else grad.to(x.dtype), *others
 
 
 class Extremum(Selective):
@@ -366,7 +369,10 @@ def times_slope(slope: Slope, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
 def slope_by_formula(slope: Slope, g: Tensor, x: Tensor, z: Tensor, *dim) -> Tensor:
     """Return the same, by torch's formulas; ``g`` may have the shape of x, as a tangent has."""
     # A mask in the dtype of x at once: one of bool takes a pass more, and torch sums and multiplies it in several.
-    out = {"out": torch.empty_like(x)} if is_private_cpu((x, z)) else {}
+    is_private = is_private_cpu((x, z))
+    if slope.without_zeros and is_private and x.all():
+        return slope.without_zeros(g, x, z)
+    out = {"out": torch.empty_like(x)} if is_private else {}
     wide = {"dtype": COMPUTE.get(x.dtype)}  # a half type counts no further than 256 or 2048
     named, axes = {"g": g, "x": x, "z": z}, sorted(reduced_axes(x.dim(), *dim))
     if "position" in slope.reads:
@@ -377,7 +383,7 @@ def slope_by_formula(slope: Slope, g: Tensor, x: Tensor, z: Tensor, *dim) -> Ten
             named[name] = function(*args, axes, True, **(wide if formula in ("sum", "prod") else {}))
         else:
             named[name] = function(*args, **(out if formula == "equal" else {}))
-    return slope.derivative(**{each: named[each] for each in slope.reads})
+    return slope.derivative(*[named[each] for each in slope.reads])
 
 
 def _along(x: Tensor, axes: Sequence[int]) -> list[int]:

@@ -204,8 +204,10 @@ TRITON = Library(
     to_tensor=lambda x: Value(term(x)),
     full=lambda _shape, y, _dtype: Value(term(y)),
 )
-CONSTANTS = {  # of formulas.py, each as the exact number that its expression says
-    ast.unparse(each.targets[0]): eval(compile(ast.Expression(each.value), formulas.__file__, "eval"), {"math": sympy})
+CONSTANTS = {  # of formulas.py, each as the exact number or the function that its expression says
+    ast.unparse(each.targets[0]): eval(
+        compile(ast.Expression(each.value), formulas.__file__, "eval"), {"math": sympy, "torch": TORCH}
+    )
     for each in ast.parse(inspect.getsource(formulas)).body
     if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
 }

@@ -17,7 +17,7 @@ from torch import Tensor, is_grad_enabled
 
 from .. import config
 from .._compat import transforms_active
-from .paths import CLASSES, is_by_formula, is_dense_tensor, is_intercepted, moves_tangents
+from .paths import CLASSES, NUMBERS, is_by_formula, is_dense_tensor, is_intercepted, moves_tangents
 
 # By which operation over processes the results of a reduction on each shard become that of the full tensor.
 REDUCE_OPS = {"sum": "sum", "mean": "avg", "prod": "product", "amax": "max", "amin": "min"}
@@ -86,8 +86,8 @@ def local_shape(shape: Sequence[int], local_output: Sequence[int]) -> torch.Size
 
 def find_sharding(values: Sequence) -> ShardingSpec | None:
     """Return the common sharding of ``values`` if kernels may run on local shards, else None."""
-    subclasses = [x for x in values if type(x) not in CLASSES and isinstance(x, Tensor)]
-    if not any(is_distributed_or_pending(x) and not is_by_formula(x) for x in subclasses):
+    subclasses = [x for x in values if type(x) not in CLASSES and type(x) not in NUMBERS]
+    if not subclasses or not any(is_distributed_or_pending(x) and not is_by_formula(x) for x in subclasses):
         return None
     sharding = None if _must_fall_back() else common_sharding(values)
     if sharding and is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):

@@ -117,7 +117,7 @@ def is_private_cpu(args: Sequence) -> bool:
     """Return whether ``args`` are dense CPU tensors and numbers, and nothing sees what is done to them."""
     if is_grad_enabled() or is_intercepted() or transforms_active() or moves_tangents():
         return False
-    return all(type(x) in NUMBERS or (is_dense_tensor(x) and x.is_cpu) for x in args)
+    return all([type(x) in NUMBERS or (is_dense_tensor(x) and x.is_cpu) for x in args])
 
 
 def is_differentiated(args: Sequence, recorded: bool) -> bool:

@@ -34,7 +34,7 @@ def planner(device: torch.device) -> Any:
 class Execution(NamedTuple):
     """The work of a call like an earlier one."""
 
-    plan: Callable[[Sequence, Sequence[Tensor]], Any]  # its launches
+    plan: Any  # its launches, called with the arguments and the outputs
     outputs: tuple[TensorSpec, ...]  # the tensors that they write, which are allocated at each call
     like: int | None  # the argument that the only output is made like, where there is one
 
@@ -44,10 +44,14 @@ class Execution(NamedTuple):
         return cls(plan, outputs, like_argument(outputs, args))
 
     def __call__(self, args: Sequence) -> list[Tensor]:
-        """Allocate the outputs, launch, and return them."""
+        """Allocate the outputs, launch, and return them.
+
+        This and what is below is called by the name of the method, which Python runs in the frame of C that it is in;
+        for an object that is called it takes another.
+        """
         plan, specs, like = self
         outputs = allocate(specs, None, args) if like is None else [torch.empty_like(args[like])]
-        plan(args, outputs)
+        plan.__call__(args, outputs)
         return outputs
 
 

@@ -22,6 +22,7 @@ class VjpRule(NamedTuple):
     derivatives: tuple[Callable, ...]
     names: tuple[str, ...]  # of the values that they read
     steps: tuple[tuple[Callable, tuple[int, ...] | None], ...]  # each, and where its arguments are: see ``picked``
+    only: Callable | None  # the derivative that is the only one, and reads all of them in order
 
     @classmethod
     def of(
@@ -33,7 +34,9 @@ class VjpRule(NamedTuple):
         names = tuple(sorted(read, key=lambda name: (name in numbers, order.index(name))))
         read_by = [(d, tuple(map(names.index, parameters(d)))) for d in derivatives]
         everything = tuple(range(len(names)))
-        return cls(derivatives, names, tuple((d, None if at == everything else at) for d, at in read_by))
+        steps = tuple((d, None if at == everything else at) for d, at in read_by)
+        only = derivatives[0] if len(steps) == 1 and steps[0][1] is None else None
+        return cls(derivatives, names, steps, only)
 
 
 def picked(values: Sequence, positions: tuple[int, ...] | None) -> Sequence:
