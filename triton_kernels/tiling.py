@@ -147,8 +147,8 @@ def _reduce_tiling(layout: Layout, itemsizes: Sequence[int], budget: int, vector
     vector_group, extent = find_vector_group(layout), layout.extents[LOOPED]
     sizes = _bytes_beside(layout, itemsizes)
     span = min(extent, -(-BYTES_IN_FLIGHT // sum(sizes)))  # elements along the loop to have in flight
-    of_bytes = max(itemsizes[: len(layout.operand_groups)]) == 1  # each takes a register or two
-    enough = -(-span // 2) if of_bytes else span
+    of_bytes = max(itemsizes[: len(layout.operand_groups)]) == 1  # each takes a register or two: half are enough
+    enough = min(extent, -(-BYTES_IN_FLIGHT // (2 * sum(sizes)))) if of_bytes else span
     wide, long = (_reduce_tile(layout, budget, vector, vector_group, is_long) for is_long in (False, True))
     is_small = extent * max(sizes) < LARGE_BYTES
     if wide[LOOPED] >= enough:
