@@ -293,6 +293,14 @@ def test_an_index_of_no_class_raises_torchs_error_on_a_cpu(index, fused):
                 function(each, labels)
 
 
+@pytest.mark.sample(kernels="all", compiled="once")
+def test_a_class_without_others_has_the_loss_0():
+    x, target = drawn(3, 1).float().to(DEVICE).requires_grad_(), torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    losses = customops.fuse(lambda x, t: ours.cross_entropy(x * 2, t, reduction="none"))(x, target)
+    assert losses.tolist() == [0.0, 0.0, 0.0]
+    assert torch.autograd.grad(losses.sum(), x)[0].tolist() == [[0.0], [0.0], [0.0]]
+
+
 ODD = {
     "one index for one distribution": lambda lib, x: lib.cross_entropy(x[0], torch.tensor([2])),
     "no classes": lambda lib, x: lib.cross_entropy(x[:, :0], x[:, :0]),

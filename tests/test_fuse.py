@@ -260,6 +260,15 @@ def test_half_types_are_rounded_once(device):
     assert off[0] <= (0.6 * off[1] if KERNELS else off[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16], ids=str)
+def test_narrow_integers_wrap_and_only_their_masks_are_of_floats(dtype, device):
+    top = torch.iinfo(dtype).max
+    x, y = (torch.tensor(numbers, dtype=dtype, device=device) for numbers in ([top, 3, 2, top], [7, 6, 7, top]))
+    assert fuse(lambda x, y: customops.mul(x**y, x) + x)(x, y).tolist() == (x**y * x + x).tolist()
+    z = torch.ones(4, device=device)
+    assert fuse(lambda x, y, z: customops.where(x > y, z, -z))(x, y, z).tolist() == torch.where(x > y, z, -z).tolist()
+
+
 def test_the_backend_may_change_before_backward(device):
     x, w = (x.requires_grad_() for x in draw([(3, 4), (4,)], device))
     z = fuse(rms_norm)(customops, x, w)

@@ -186,16 +186,30 @@ def test_order_along_a_row_is_the_same_however_many_rows_there_are(n, itemsize):
     assert len(found) == 1
 
 
-def row_tiling(shape, itemsize):
-    """Return the tiling of an amax and a sum over rows of one operand, and the walks."""
+AMAX_AND_SUM = (
+    stage.KernelOp("amax", (0,), None, True),
+    stage.KernelOp("sub", (0, 1)),
+    stage.KernelOp("sum", (2,), None, True),
+)
+
+
+@pytest.mark.parametrize("n", [16_384, 131_072])
+def test_long_rows_that_nothing_is_gathered_of_are_bound_by_the_l2_where_they_are_walked_again(n, monkeypatch):
+    """Rows of 64 KiB and of 512 KiB, of which 24 MiB are walked at once; of one walk as many as are resident."""
+    monkeypatch.setattr(row_rules, "MAX_ROW_VALUES", 0)
+    row_rules.choose_row_tiling.cache_clear()
+    twice, walks = row_tiling((4096, n), 4)
+    assert (walks.count, twice.holds_sums, twice.splits * n * 4 <= 24 << 20) == (2, True, True)
+    once, walks = row_tiling((4096, n), 4, AMAX_AND_SUM[:1])
+    assert (walks.count, once.holds_sums, once.splits >= 128) == (1, True, True)
+    row_rules.choose_row_tiling.cache_clear()
+
+
+def row_tiling(shape, itemsize, ops=AMAX_AND_SUM):
+    """Return the tiling of ``ops`` over rows of one operand, by default an amax and a sum, and the walks."""
     row = frozenset({1})
     operand = stage.Operand(0, (shape[1], 1), "x")
-    ops = (
-        stage.KernelOp("amax", (0,), None, True),
-        stage.KernelOp("sub", (0, 1)),
-        stage.KernelOp("sum", (2,), None, True),
-    )
-    described = stage.Stage(shape, (operand,), ops, (stage.Output(3, 1, (1, 0)),), row)
+    described = stage.Stage(shape, (operand,), ops, (stage.Output(len(ops), 1, (1, 0)),), row)
     arranged = layout.arrange(shape, (operand.strides,), ((1, 0),), NONE, row)
     return row_rules.choose_row_tiling(described, arranged, (itemsize, itemsize), 1)
 

@@ -153,20 +153,21 @@ def _walked_tiling(
     if registers > 1 or (beside > 1 and (live + of_rows) * vector > MAX_REGISTERS // (WARP_THREADS * most)):
         most //= 2
     warps = min(most, max(least, power_of_2_in(n * beside // (WALK_CHUNKS * WARP_THREADS * per_thread))))
-    holding = _sum_warps(n * beside, sums, vector)
-    if sums and holding:
+    holding = _sum_warps(n * beside, sums, vector) if sums else 0
+    in_memory = sums > 0 and not holding
+    if holding:
         warps, per_thread = holding, vector
     width = max(1, warps * WARP_THREADS * per_thread // beside)
     tile, blocks = _row_tile(layout, itemsize, width, 1), -(-layout.extents[LOOPED] // beside)
     # programs that hold sums take all registers of a multiprocessor
-    resident = MULTIPROCESSORS * (1 if sums and holding else _resident(warps, live * per_thread))
-    if walks > 1 or not holding:
-        in_flight = _bytes_of_row(layout, itemsizes, None if holding else sums) * beside
+    resident = MULTIPROCESSORS * (1 if holding else _resident(warps, live * per_thread))
+    if walks > 1 or in_memory:
+        in_flight = _bytes_of_row(layout, itemsizes, sums if in_memory else None) * beside
         resident = min(resident, max(1, MULTIPROCESSORS // 6, MAX_L2_BYTES // max(1, in_flight)))
     if _gathers(layout) or resident < MULTIPROCESSORS * (RESIDENT_WARPS // warps):
         blocks = min(blocks, resident)
     tiling = _rows(layout, tile, blocks, warps, vector)
-    return tiling._replace(row_chunks=-(-n // width), holds_sums=holding > 0, reloads=True)
+    return tiling._replace(row_chunks=-(-n // width), holds_sums=not in_memory, reloads=True)
 
 
 def _sum_warps(elements: int, sums: int, vector: int) -> int:

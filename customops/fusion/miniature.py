@@ -81,7 +81,10 @@ def _position(union: AxisUnion, dim: Dim, at: int) -> int:
 
 
 def _laid_out_as(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return ones of a small shape; dimensions that can be seen as one in ``x`` can be in it."""
+    """Return zeros of a small shape; dimensions that can be seen as one in ``x`` can be in it.
+
+    They count as indices of classes, too: 0 is one of any class there is.
+    """
     strides = [int(n == 1) for n in shape]
     step, end = 1, 1  # between the next elements, in the small tensor and in x
     for d in sorted(range(len(shape)), key=x.stride):
@@ -90,7 +93,7 @@ def _laid_out_as(x: Tensor, shape: Sequence[int]) -> Tensor:
             strides[d] = step
             step, end = step * shape[d], x.stride(d) * x.shape[d]
     length = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    return torch.ones(length, dtype=x.dtype, device=CPU).as_strided(shape, strides)
+    return torch.zeros(length, dtype=x.dtype, device=CPU).as_strided(shape, strides)
 
 
 def strides_of_results(small: SmallTrace, tensors: Sequence[Tensor], shapes: Sequence) -> list[tuple[int, ...]]:

@@ -116,7 +116,10 @@ class Trace:
         for dtype, (operator, inputs) in zip(self.dtypes[self.arity :], self.nodes, strict=True):
             if getattr(operator, "may_alias", False):
                 continue
-            sources = [self.dtypes[x.value] for x in inputs if type(x) is Ref] if dtype == torch.bool else [dtype]
+            if dtype != torch.bool:
+                dtypes.append(dtype)
+                continue
+            sources = [self.dtypes[x.value] for x in inputs if type(x) is Ref]
             dtypes += [EXACT.get(source, source) for source in sources if source != torch.bool]
         return dtypes
 
