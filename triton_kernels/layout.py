@@ -105,7 +105,7 @@ def _group(shape, reduced_axes: Sequence[frozenset[int]], row_axes: frozenset[in
     if len(rows) > 1 or len(others) > len(free):
         raise TooManyGroups(f"one pass has not the groups to reduce over {[sorted(axes) for axes in reduced_axes]}")
     groups = [outer, frozenset[int](), rows[0] if rows else frozenset()]
-    for group, axes in zip(free, others):  # noqa: B905 - there may be more free groups
+    for group, axes in zip(free, others, strict=False):  # there may be more free groups
         groups[group] = axes
     return groups
 

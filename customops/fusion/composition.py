@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -75,6 +76,7 @@ class Composition(Fused[P, R]):
     ) -> tuple[Trace, Sequence[Tensor]]:
         """Return what the composition does with these arguments, and the tensors it is of."""
 
+        @wraps(self.function)
         def traced(*args, **kwargs):
             return self.call(args, kwargs)
 

@@ -138,4 +138,4 @@ def _cost(name: str, records: Sequence[LaunchRecord], floor: int, unfused: Cost,
 
 
 def _count(kernels: Sequence[int]) -> str:
-    return "kernels " + ", ".join(f"{n} {name}" for n, name in zip(kernels, ("forward", "backward")))  # noqa: B905
+    return "kernels " + ", ".join(f"{n} {name}" for n, name in zip(kernels, ("forward", "backward"), strict=False))

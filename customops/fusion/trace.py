@@ -21,7 +21,7 @@ from ..runtime.specs import CPU, Miniatures, TensorSpec, broadcast_shapes, infer
 from . import spelling
 from .cache_key import BY_REPR, BY_VALUE, NO_KEY
 from .constants import is_number, key_of
-from .errors import FusionError, Place, place, untraceable
+from .errors import FusionError, Place, name_of, place, run, untraceable
 from .operators import Cast, Ref, TraceOperator, is_elementwise
 from .proxy import Traced
 from .replay import Composed, Node, Replay
@@ -222,7 +222,7 @@ class Tracing:
         stand_ins = (Traced(self, Ref(i)) for i in range(len(self.tensors)))
         args = [next(stand_ins) if isinstance(x, Tensor) else x for x in args]
         kwargs = {name: next(stand_ins) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
-        returned = function(*args, **kwargs)
+        returned = run(function, args, kwargs)
         self.check_modes(function)
         output_type = type(returned) if type(returned) in (tuple, list) else None
         results = tuple(returned) if output_type else (returned,)
@@ -494,8 +494,3 @@ def _infer(nodes: Sequence[Node], tensors: Sequence[Tensor], composed: Sequence[
 def is_index(x: Tensor) -> bool:
     """Return whether a tensor may have indices, which have to be in range: 0 is."""
     return not (x.is_floating_point() or x.is_complex())
-
-
-def name_of(function: Callable) -> str:
-    """Return what errors call ``function``."""
-    return getattr(function, "__qualname__", type(function).__name__)
