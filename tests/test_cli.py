@@ -35,6 +35,10 @@ import torch
 def norm(x, weight, eps=1e-6):
     return x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight
 
+def layer_norm(x, weight, bias):
+    centred = x - x.mean(-1, keepdim=True)
+    return norm(centred, weight) + bias
+
 def masked(x, mask):
     return torch.where(mask, x, 0.5).exp()
 
@@ -624,6 +628,7 @@ def test_bench_takes_tensors_by_name(document):
         ("layers.logarithm --input 8", set()),  # nan
         ("layers.first --input 8 --input 8 --against layers.first_and_nothing", set()),  # no gradient is one of zeros
         ("layers.scaled --input 8x8 --input 8", set()),
+        ("layers.layer_norm --input 1024x1024 --input 1024 --input 1024 --dtype bf16", set()),  # rounded one by one
         ("layers.scaled --input 8x8 --input 8 --against layers.norm", {"forward", "forward and backward"}),
     ],
 )

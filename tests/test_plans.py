@@ -9,7 +9,9 @@ import torch
 
 import customops
 from customops import config
+from customops.ops.parts import norm_power
 from customops.runtime import plans
+from customops.runtime.paths import EXPONENTS
 
 from .cases import CALLS, ids
 from .conftest import INTERPRETED
@@ -51,6 +53,16 @@ def test_numbers_share_a_plan_where_their_value_changes_nothing(made):
         customops.add(x, x)
         customops.add(x, x, alpha=5)
         assert len(made) == 3, "a gradient for alpha=1 is g itself"
+
+
+def test_a_power_of_norms_alone_has_kernels_for_the_exponents_of_plan_keys():
+    x = torch.ones(64, requires_grad=True)
+    with customops.dry_run():
+        for number in EXPONENTS:
+            torch.autograd.grad(norm_power(x, number), x, x)
+        for number in (0.3, 0.4, 5):
+            with pytest.raises(ValueError, match=f"norm_power: no kernel of one operator is compiled for {number}"):
+                norm_power(x, number)
 
 
 def test_the_dtype_of_a_reduction_is_part_of_its_plan():

@@ -25,7 +25,10 @@ from .functions import HOW, function_named
 from .kernels import arguments_of
 from .output import FINE, PROBLEM, Result
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# How far results may be apart, relative to the largest element: further than in models/check.py, where cotangents are
+# random. Of ones the gradients of a normalization cancel, and what is left is what operators rounded, one by one: in a
+# layer norm of 1,024 rows of 4,096 elements 8.6e-3 in float16, 6.8e-2 in bfloat16, whose tolerance has as many ulp.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.6e-1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from .cost import counted
 from .probe import Probe, flat, unchanged
 
 # How far a value or gradient may be from torch's, relative to the largest element: sums are added up in another order.
+# Operators alone are compared element by element, by proof/compare.py.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
 
 

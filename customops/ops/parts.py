@@ -33,7 +33,7 @@ class NormPower(Operator):
 
         dx = g·y·x^(y-1), 0 where x = 0
 
-    Saves x.
+    Saves x. Kernels of a composition know any y, those of the operator alone only the exponents that PowNumber has.
     """
 
     formula = staticmethod(f.norm_power)

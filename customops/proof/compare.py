@@ -13,6 +13,8 @@ import customops
 
 from ..ptx.faults import KernelFault
 
+# How far an element may be from torch's, by its own size, as one operator has few roundings. What a function of many
+# operators may be off, relative to the largest element, is in models/check.py.
 # Half types round once from float32 where torch's CPU kernels may round in between: alpha·y, say.
 TOLERANCE: dict[torch.dtype, Any] = {
     torch.float16: {"rtol": 2e-3, "atol": 2e-3},

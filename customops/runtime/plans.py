@@ -13,6 +13,7 @@ from ..blocks import plan as blocks
 from ..triton_kernels.layout import VECTOR_BYTES, expand
 from ..triton_kernels.stage import Argument, KernelOp, Operand, Output, Stage
 from .memory import allocate, like_argument
+from .paths import EXPONENTS
 from .rules import parameters
 from .specs import TensorSpec, strides_of
 
@@ -87,6 +88,8 @@ def make_plan(
     arguments = [_argument(x, spec.device) for x in (*values.values(), *outputs)]
     plans = planner(spec.device)
     constants = {name for f in formulas if (name := plans.constexpr_parameter(f.__name__))}
+    if unknown := {values[name] for name in constants} - EXPONENTS:  # whose values the key of a plan does not have
+        raise ValueError(f"{formulas[0].__name__}: no kernel of one operator is compiled for {unknown.pop()}; fuse it")
     read = {name for f in formulas for name in parameters(f)} - constants or set(values)
     operands = [
         Operand(i, expand(shape, x.shape, strides_of(x)) if arguments[i] else None, name)
