@@ -265,7 +265,9 @@ def _from_greatest(x: Tensor, dim: int | None, _stacklevel: Any, dtype: torch.dt
         raise untraceable("a softmax whose dtype has no name cannot be traced", "write dtype=")
     if dtype is not None:
         x = x.to(dtype)
-    return x - amax(x, dim, True).detach()
+    greatest = amax(x, dim, True)
+    # of one element it is that element: the gradient is zero, exactly, where neither is taken for a constant
+    return x - (greatest if greatest.shape == x.shape else greatest.detach())
 
 
 def _rows(x: Tensor, shape: Sequence[int], *of_columns: Tensor | None) -> tuple[int, ...]:
