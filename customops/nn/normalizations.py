@@ -266,8 +266,9 @@ def _from_greatest(x: Tensor, dim: int | None, _stacklevel: Any, dtype: torch.dt
     if dtype is not None:
         x = x.to(dtype)
     greatest = amax(x, dim, True)
-    # of one element it is that element: the gradient is zero, exactly, where neither is taken for a constant
-    return x - (greatest if greatest.shape == x.shape else greatest.detach())
+    if x.shape[dim:][:1] in ((), (1,)):  # of one element: the gradient is zero, exactly, where neither is a constant
+        return x - greatest
+    return x - greatest.detach()
 
 
 def _rows(x: Tensor, shape: Sequence[int], *of_columns: Tensor | None) -> tuple[int, ...]:
