@@ -96,7 +96,7 @@ def test_results_share_a_kernel_where_they_can(name):
 
 SUMS = {
     "gradients of weights of channels": Case(
-        lambda lib, x, w, b: torch.nn.functional.group_norm(x, 4, w, b), ((64, 64, 16, 16), (64,), (64,)), (1, 3)
+        lambda lib, x, w, b: torch.nn.functional.group_norm(x, 4, w, b), ((64, 64, 16, 16), (64,), (64,)), (1, 2)
     ),
     "vectors along each of four axes": Case(
         lambda lib, x, a, b, c, d: x * a * b * c * d,

@@ -41,6 +41,7 @@ class Layout(NamedTuple):
     constant_along: tuple[int, ...]  # of each output: the set of groups with axes in which it has no strides
     reduced_over: tuple[int, ...]  # of each output: the set of groups that it is reduced over
     has_rows: bool = False  # whether ops reduce over the tiled group, which then is a row
+    parts: tuple[int, ...] = ()  # of each output: elements side by side of a row that it adds up to one, else 0
 
 
 def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> Strides:
@@ -57,11 +58,13 @@ def arrange(
     outputs: tuple[Strides, ...],
     reduced_axes: tuple[frozenset[int], ...],
     row_axes: frozenset[int] = frozenset(),
+    parts: tuple[int, ...] = (),
 ) -> Layout:
     """Sort axes into groups by which outputs are reduced over them, else into rows and columns; coalesce each group.
 
     ``reduced_axes`` has for each output the axes that it is reduced over, ``row_axes`` are those that ops reduce over:
-    they become one group. Raises TooManyGroups where a kernel has fewer groups than that takes.
+    they become one group. ``parts`` has for each output how many elements of a row it adds up to one, 0 for none: it
+    has no strides along a row then. Raises TooManyGroups where a kernel has fewer groups than that takes.
     """
     strides = [*outputs, *(s for s in operands if s is not None)]
     is_map = not any(reduced_axes) and not row_axes
@@ -83,6 +86,7 @@ def arrange(
         ),
         reduced_over=tuple(_bits(bool(axes & group) for group in groups) for axes in reduced_axes),
         has_rows=bool(row_axes),
+        parts=parts or (0,) * len(outputs),
     )
 
 
@@ -134,12 +138,20 @@ def dense_strides(shape: Sequence[int], strides: Strides) -> Strides:
 def _coalesce(shape: Sequence[int], axes: frozenset[int], strides: list[Strides]) -> MergedAxes:
     """Merge those of ``axes`` that every tensor walks as one."""
     merged: MergedAxes = []
-    for axis in sorted((a for a in axes if shape[a] != 1), key=lambda a: [-s[a] for s in strides]):
+    for axis in in_order(shape, axes, strides):
         size, steps = shape[axis], tuple(s[axis] for s in strides)
         if merged and all(outer == inner * size for outer, inner in zip(merged[-1][1], steps, strict=True)):
             size *= merged.pop()[0]
         merged.append((size, steps))
     return merged
+
+
+def in_order(shape: Sequence[int], axes: frozenset[int], strides: Sequence[Strides]) -> list[int]:
+    """Return those of ``axes`` with more than one element in the order that a group has them, outermost first.
+
+    ``strides`` are those of outputs, then of operands.
+    """
+    return sorted((a for a in axes if shape[a] != 1), key=lambda a: [-s[a] for s in strides])
 
 
 def _split_rows(merged: MergedAxes) -> list[MergedAxes]:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .body import evaluate, load, store, varies_along_loop
+from .body import evaluate, load, place, store, varies_along_loop
 from .layout import LOOPED
 
 _LOOPED = tl.constexpr(LOOPED)
@@ -121,7 +121,10 @@ def _reduce_tile(
             new_totals = new_totals + (BODY.epilogue[j].combine(totals[j], value),)
         else:
             new_totals = new_totals + (totals[j],)
-            store_output(memory, indices, partials, value, j, UNMASKED, BODY, GEOMETRY)
+            if GEOMETRY.parts[j]:
+                store_parts(memory, outer, looped, 0, value, j, BODY, GEOMETRY)
+            else:
+                store_output(memory, indices, partials, value, j, UNMASKED, BODY, GEOMETRY)
     return new_totals
 
 
@@ -152,6 +155,22 @@ def store_output(
         if BODY.epilogue[j].finalize is not None:
             value = BODY.epilogue[j].finalize(value, tl.cast(counts[j], BODY.compute_dtype))
     store(output, output_strides[j], sizes, extents, indices, value, j, UNMASKED, GEOMETRY)
+
+
+@triton.jit
+def store_parts(memory, outer, rows, column, value, j: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Add up ``value``, a tile of rows from a column on, over parts of each row, and store the sums side by side.
+
+    No part reaches past the end of a row: its length divides that of the row.
+    """
+    _, outputs, _, output_strides, sizes, extents = memory
+    PART: tl.constexpr = GEOMETRY.parts[j]
+    COUNT: tl.constexpr = GEOMETRY.tile[2] // PART
+    value = tl.reshape(value, [GEOMETRY.tile[0], GEOMETRY.tile[1], COUNT, PART])
+    value = tl.reshape(BODY.epilogue[j].reduce_tile(value, 3), [GEOMETRY.tile[0], GEOMETRY.tile[1], COUNT])
+    pointer, mask = place(outputs[j], output_strides[j], sizes, extents, (outer, rows, rows), j, None, GEOMETRY)
+    parts = (column // PART + tl.arange(0, COUNT))[None, None, :]
+    tl.store(pointer + parts, value, mask=mask & (parts * PART < extents[2]))
 
 
 @triton.jit

@@ -24,11 +24,12 @@ from .layout import LOOPED, Layout, Strides, arrange, dense_strides
 from .map import map_kernel
 from .map_reduce import map_reduce_kernel
 from .row_tiling import choose_row_tiling
-from .stage import ACCUMULATE, Argument, Stage, summarize
+from .stage import ACCUMULATE, Argument, Output, Stage, summarize
 from .tiling import MAX_PARTIALS, choose_tiling
 from .walk import walk_kernel
 
 SAME_BITS = True  # whether elementwise formulas give the same bits in every kernel
+ADDS_PARTS = True  # whether a stage that holds rows adds up parts of them
 
 
 @cache
@@ -68,11 +69,12 @@ class Domain(NamedTuple):
     reduced_axes: tuple[frozenset[int], ...]  # of each output: the axes that it is reduced over
     reduced_counts: tuple[int, ...]  # of each output: the elements that one reduced element is made of
     row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program has whole rows along them
+    parts: tuple[int, ...] = ()  # of each output: elements of a row that it adds up to one, 0 where none
 
     def lay_out(self, operands: Sequence[LaunchArgument], outputs: Sequence[LaunchArgument]) -> Layout:
         """Return the layout of these tensors over the domain."""
         strides = (tuple(x.strides for x in arguments) for arguments in (operands, outputs))
-        return arrange(self.shape, *strides, self.reduced_axes, self.row_axes)
+        return arrange(self.shape, *strides, self.reduced_axes, self.row_axes, self.parts)
 
 
 class Plan:
@@ -167,6 +169,7 @@ class Plan:
             tuple(output.reduced_axes for output in stage.outputs),
             tuple(output.reduced_count for output in stage.outputs),
             stage.row_axes,
+            tuple(output.part for output in stage.outputs),
         )
         self._add(self._body(stage), domain, operands, outputs, summarize(stage), stage)
 
@@ -193,10 +196,14 @@ class Plan:
             outputs=tuple(output.value for output in stage.outputs),
             constants=tuple(op.constant for op in stage.ops),
             reducers=tuple(self._reducer(op.formula if op.reduces else None) for op in stage.ops),
-            epilogue=tuple(self._reducer(output.reduction) for output in stage.outputs),
+            epilogue=tuple(self._epilogue(output) for output in stage.outputs),
             common_dtype=common_dtype,
             compute_dtype=triton_dtype(self.accumulate_dtype),
         )
+
+    def _epilogue(self, output: Output) -> Reducer | None:
+        reducer = self._reducer(output.reduction)
+        return reducer._replace(finalize=None) if reducer and output.part else reducer
 
     def _reducer(self, name: str | None) -> Reducer | None:
         return name and reducer_of(name, triton_dtype(self.accumulate_dtype))

@@ -10,10 +10,11 @@ reduction along a row whose elements lie side by side is the same however many r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 
-from .layout import LOOPED, OUTER, TILED, VECTOR_BYTES, Layout
+from .layout import LOOPED, OUTER, TILED, VECTOR_BYTES, Layout, Strides
 from .stage import Stage
 from .tiling import (
     MAX_REGISTERS,
@@ -157,7 +158,7 @@ def _walked_tiling(
     in_memory = sums > 0 and not holding
     if holding:
         warps, per_thread = holding, vector
-    width = max(1, warps * WARP_THREADS * per_thread // beside)
+    width = max(1, *layout.parts, warps * WARP_THREADS * per_thread // beside)
     tile, blocks = _row_tile(layout, itemsize, width, 1), -(-layout.extents[LOOPED] // beside)
     # programs that hold sums take all registers of a multiprocessor
     resident = MULTIPROCESSORS * (1 if holding else _resident(warps, live * per_thread))
@@ -186,16 +187,20 @@ def _bytes_of_row(layout: Layout, itemsizes: tuple[int, ...], sums: int | None) 
     That is in the next walk, when half of what it stores lies between; or in the next row, as it adds to ``sums`` in
     memory, of so many values of 4 bytes for each element.
     """
-    n, operands = layout.extents[TILED], len(layout.operand_groups)
-    own = [groups > 0 and groups >> TILED & groups >> LOOPED & 1 for groups in layout.operand_groups]
-    loaded = sum(itemsize for itemsize, is_own in zip(itemsizes, own, strict=False) if is_own)
-    gathered = accumulates(layout)
-    stored = sum(
-        itemsize
-        for j, (itemsize, constant) in enumerate(zip(itemsizes[operands:], layout.constant_along, strict=True))
-        if j not in gathered and not constant >> TILED & 1
-    )
-    return n * (loaded + stored // 2 if sums is None else loaded + stored + 4 * sums)
+    operands, gathered = len(layout.operand_groups), accumulates(layout)
+    along = [_along_row(layout, strides) for strides in (*layout.operand_strides, *layout.output_strides)]
+    sizes = [n * itemsize for n, itemsize in zip(along, itemsizes, strict=True)]
+    own = [groups > 0 and groups >> LOOPED & 1 for groups in layout.operand_groups]
+    loaded = sum(size for size, is_own in zip(sizes, own, strict=False) if is_own)
+    stored = sum(size for j, size in enumerate(sizes[operands:]) if j not in gathered)
+    return loaded + stored // 2 if sums is None else loaded + stored + 4 * sums * layout.extents[TILED]
+
+
+def _along_row(layout: Layout, strides: Sequence[Strides]) -> int:
+    """Return how many elements of a tensor lie along a row: one where it does not vary along it, of a number none."""
+    if not strides:
+        return 0
+    return prod(n for n, stride in zip(layout.sizes[TILED], strides[TILED], strict=True) if stride)
 
 
 def _resident(warps: int, values: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple
 
-from .layout import LOOPED, Layout, Strides, loop_invariants
+from .layout import LOOPED, TILED, Layout, Strides, loop_invariants
 from .tiling import Tiling
 
 
@@ -120,7 +120,12 @@ def _moves(
     unique = touched = lanes = 1
     apart, is_stored = 0, k >= len(layout.operand_strides)
     spans_tile = not is_stored and any(groups[tiling.vector_group])  # each thread loads the elements that it works on
+    part = layout.parts[k - len(layout.operand_strides)] if is_stored else 0
     for g, strides in enumerate(groups):
+        if part and g == TILED:
+            parts = -(-layout.extents[g] // part)
+            unique, touched, lanes = unique * parts, touched * parts, lanes * walk.visits[g] * tiling.tile[g] // part
+            continue
         unique *= prod(n for n, stride in zip(layout.sizes[g], strides, strict=True) if stride)
         varies = any(strides)
         touched *= max(layout.extents[g] // _alike(layout.sizes[g], strides), walk.programs[g])

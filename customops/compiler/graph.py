@@ -16,7 +16,7 @@ import torch
 
 from ..runtime.rules import parameters
 from .axes import NO_AXES, Axes, Dims, renamed
-from .nodes import Constant, Input, Node, Op, Position, Renamed, inputs_of, renamed_node
+from .nodes import Constant, Input, Node, Op, PartSums, Position, Renamed, inputs_of, renamed_node
 from .printing import text_of
 
 __all__ = ["Constant", "Graph", "Input", "Op", "Position", "Renamed"]
@@ -53,6 +53,13 @@ class Graph:
         other.axes = [renamed(axes, names) for axes in self.axes]
         other.results = [(value, renamed(dims, names)) for value, dims in self.results]
         other.derivatives, other._index = {}, {}
+        return other
+
+    def extended(self) -> Graph:
+        """Return the same graph, to which values and axes can be added that this one does not get."""
+        other = copy(self)
+        other.sizes, other.values, other.axes = dict(self.sizes), list(self.values), list(self.axes)
+        other.derivatives, other.orders, other._index = {}, {}, dict(self._index)
         return other
 
     def sizes_for(self, shapes: Sequence[Sequence[int]]) -> dict[int, int]:
@@ -151,7 +158,7 @@ class Graph:
         if isinstance(node, Renamed):
             pairs = zip(node.old, node.new, strict=True)
             return frozenset(new for old, new in pairs if new is not None and old in axes)
-        return axes - node.reduced
+        return axes - node.reduced | ({node.along} if isinstance(node, PartSums) else NO_AXES)
 
 
 def _is_linear_reduction(operator: Any) -> bool:

@@ -7,34 +7,38 @@ read. What needs no reduction is computed again where it is read. For x divided 
     stage 1   reads x         sum(x) over a row                   writes scratch 0
     stage 2   reads x, 0      v = div(x, sum), div(v, sum(v))     writes the result
 
-A stage that reduces is two kernels where programs share a sum: one leaves partial sums, another adds them up.
+A stage that reduces is two kernels where programs share a sum: one leaves partial sums, another adds them up. So are
+two stages where a sum is over a part of each row and over other axes, as that of a weight's gradient in GroupNorm: the
+one that holds the rows leaves the sums of their parts (see :class:`PartSums`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..triton_kernels.layout import TooManyGroups, arrange
+from ..triton_kernels.layout import TooManyGroups, arrange, in_order
 from ..triton_kernels.row_tiling import MAX_ROW_LENGTH
 from ..triton_kernels.stage import COMPARED, EXTREMA, Stage
-from ..triton_kernels.tiling import MAX_THREAD_VALUES
-from .axes import NO_AXES, Axes
+from ..triton_kernels.tiling import MAX_THREAD_VALUES, power_dividing
+from .axes import NO_AXES, NOTHING, Axes
 from .axis_sharing import shareable_axes
-from .graph import Constant, Graph, Op, Renamed
+from .graph import Constant, Graph, Op, PartSums, Renamed
 from .schedule import InputsOf, best_spill_point, kernel_order, live_values
 from .stages import Binding, Bound, IsCompiledIn, axes_of, describe_stage, scratch_binding
 
 MAX_OPS = 1024  # values that a kernel computes: it takes about a second to compile
 MAX_LIVE = 160  # values that a thread holds of each element where it holds no row, fewer if they are doubles
+PART_LENGTHS = (16, 1024)  # elements of a part of a row that a kernel adds up, at least and at most
 
 
 class Spill(NamedTuple):
     """A value that passes from one kernel to another through memory."""
 
-    value: int  # its index in the graph
+    value: int  # its index in the graph; of sums of parts, that of the sum
     reason: str  # why one kernel cannot compute both sides, in words for users
+    elements: int  # of the scratch buffer
 
 
 class Partition(NamedTuple):
@@ -51,6 +55,7 @@ class SubPartition(NamedTuple):
     values: tuple[int, ...]  # the values that it spills
     reason: str  # why, in words for users
     finished: frozenset[int] = frozenset()  # the values among the outputs that it computes, too
+    instead: Mapping[int, int] = NOTHING  # values that others compute from then on, by these
 
 
 def partition(
@@ -61,6 +66,7 @@ def partition(
     registers: int,
     is_compiled_in: IsCompiledIn,
     same_bits: bool = True,
+    adds_parts: bool = False,
 ) -> Partition:
     """Return stages that compute and write each value of ``outputs``.
 
@@ -72,8 +78,10 @@ def partition(
         registers: how many a value takes in a thread, of 4 bytes each.
         is_compiled_in: as of :func:`describe_stage`.
         same_bits: whether elementwise formulas give the same bits in every stage.
+        adds_parts: whether a stage that holds rows adds up parts of them.
     """
-    found = _Partitioner(graph, numbers, registers, is_compiled_in).partition(inputs, outputs, same_bits)
+    facts = numbers, registers, is_compiled_in, adds_parts
+    found = _Partitioner(graph, *facts).partition(inputs, outputs, same_bits)
     if len(found.stages) == 1:
         return found
     bindings = [*inputs.values(), *(binding for _, binding in outputs)]
@@ -82,16 +90,17 @@ def partition(
         return found
     inputs = {i: binding.renamed(names) for i, binding in inputs.items()}
     outputs = [(value, binding.renamed(names)) for value, binding in outputs]
-    partitioner = _Partitioner(graph.renamed(names), numbers, registers, is_compiled_in)
-    shared = partitioner.partition(inputs, outputs, same_bits)
+    shared = _Partitioner(graph.renamed(names), *facts).partition(inputs, outputs, same_bits)
     return shared if len(shared.stages) < len(found.stages) else found
 
 
 class _Partitioner:
     """Makes the stages of one graph, and keeps what is found so far."""
 
-    def __init__(self, graph: Graph, numbers: dict[int, int], registers: int, is_compiled_in: IsCompiledIn):
-        self.graph, self.numbers, self.is_compiled_in = graph, numbers, is_compiled_in
+    def __init__(
+        self, graph: Graph, numbers: dict[int, int], registers: int, is_compiled_in: IsCompiledIn, adds_parts: bool
+    ):
+        self.graph, self.numbers, self.is_compiled_in, self.adds_parts = graph, numbers, is_compiled_in, adds_parts
         self.registers = registers  # how many a value takes in a thread, of 4 bytes each
         self.max_live = min(MAX_LIVE, MAX_THREAD_VALUES // registers)  # values of each element, in a thread
 
@@ -144,8 +153,7 @@ class _Partitioner:
             self._bind_repeated(outputs)
             by_domain: dict[Axes, list[Bound]] = {}
             for value, binding in outputs:
-                domain = self._domain(value) | axes_of(binding)
-                by_domain.setdefault(domain, []).append((value, binding))
+                by_domain.setdefault(self._domain_of(value, binding), []).append((value, binding))
             kernels_or_sub = [one for group in by_domain.values() for one in self._split(group)]
             sub = next((one for one in kernels_or_sub if isinstance(one, SubPartition)), None)
             if sub is None:
@@ -174,22 +182,31 @@ class _Partitioner:
 
     def _spill(self, sub: SubPartition, outputs: Sequence[Bound] = ()) -> list[Bound]:
         """Add the stages of ``sub``, which write its values to scratch buffers. Return the outputs that are left."""
-        self.spills += [Spill(value, sub.reason) for value in sub.values]
         spilled = [(value, self._scratch(value)) for value in sub.values]
+        sizes = self.scratch_sizes[len(self.scratch_sizes) - len(spilled) :]
+        named = sub.instead or sub.values  # sums of parts go by the sum that they are parts of
+        self.spills += [Spill(i, sub.reason, n) for i, n in zip(named, sizes, strict=True)]
         self._write([*spilled, *(output for output in outputs if output[0] in sub.finished)])
         self.bindings.update(spilled)
-        return [output for output in outputs if output[0] not in sub.finished]
+        return [(sub.instead.get(i, i), binding) for i, binding in outputs if i not in sub.finished]
 
     def _scratch(self, value: int) -> Binding:
+        binding = self._binding_of(value)
         self.scratch_sizes.append(self.graph.count(self.graph.axes[value]))
         self.next_argument += 1
-        return scratch_binding(self.graph, value, self.next_argument - 1)
+        return binding
+
+    def _binding_of(self, value: int) -> Binding:
+        """Return where a value lies in the next scratch buffer."""
+        return scratch_binding(self.graph, value, self.next_argument)
 
     def _split(self, outputs: Sequence[Bound]) -> list[Stage | SubPartition]:
         """Return a kernel for ``outputs``; several, if they are reduced over more sets of axes than one pass has."""
         try:
             return [self._stage(outputs)]
         except TooManyGroups:
+            if sub := self._in_parts(outputs):
+                return [sub]
             if len(outputs) > 1:
                 together, others = self._with_the_first(outputs)
                 return [*self._split(together), *self._split(others)]
@@ -198,6 +215,64 @@ class _Partitioner:
                 (value,) = self._not_constant(value)
             source = self.graph.values[value].inputs[0]
             return [SubPartition((source,), "it is reduced over a part of the axes of a row, and others")]
+
+    def _in_parts(self, outputs: Sequence[Bound]) -> SubPartition | None:
+        """Return the sums of parts of rows that the kernel of ``outputs`` leaves to another; None where it cannot.
+
+        Some of ``outputs`` are sums over the inner axes of a row and over others, which no kernel of rows adds up.
+        """
+        targets = [value for value, _ in outputs]
+        values = self.graph.ancestors(targets, self.bindings)
+        sums = {i for target, i in self._epilogues(values, targets).items() if target == i}
+        rows = {self._reduced(i) for i in values if i not in sums} - {NO_AXES}
+        if not self.adds_parts or len(rows) != 1:
+            return None
+        (row_axes,) = rows
+        cut = [i for i in targets if i in sums and self._is_sum_of_part(i, row_axes)]
+        others = [output for output in outputs if output[0] not in cut]
+        graph = self.graph
+        instead = self._sums_of_parts(cut, row_axes, others) if cut and others else {}
+        parts = [self.graph.values[i].inputs[0] for i in instead.values()]
+        if not parts or self._row_of([*((i, self._binding_of(i)) for i in parts), *others]) != self._row_of(others):
+            self.graph = graph
+            return None
+        why = "a sum over a part of each row and over other axes is one of sums of parts"
+        return SubPartition(tuple(parts), why, frozenset(targets).difference(cut), instead)
+
+    def _is_sum_of_part(self, value: int, row_axes: Axes) -> bool:
+        op = self._op(value)
+        return op.formula == "sum" and row_axes <= self.graph.axes[op.inputs[0]] and not row_axes <= op.reduced
+
+    def _sums_of_parts(self, sums: Sequence[int], row_axes: Axes, others: Sequence[Bound]) -> dict[int, int]:
+        """Return for each of ``sums`` one of sums of parts of the rows of ``others``; nothing where parts are short."""
+        row, graph = self._row_of(others), self.graph.extended()
+        instead: dict[int, int] = {}
+        along: dict[Axes, int] = {}  # the axis of the parts of these axes
+        for value in sums:
+            op = graph.values[value]
+            inner = frozenset(a for a in op.reduced & row_axes if graph.sizes[a] != 1)
+            length = min(PART_LENGTHS[1], power_dividing(graph.count(inner)))
+            if length < PART_LENGTHS[0] or not row or {*row[len(row) - len(inner) :]} != inner:
+                return {}
+            if inner not in along:
+                along[inner] = max(graph.sizes) + 1
+                graph.sizes[along[inner]] = graph.count(inner) // length
+            part = graph.add(PartSums(op.inputs, row, inner, length, along[inner]))
+            instead[value] = graph.reduce("sum", part, (op.reduced - row_axes) | {along[inner]})
+        self.graph = graph
+        return instead
+
+    def _row_of(self, outputs: Sequence[Bound]) -> tuple[int, ...]:
+        """Return the axes of a row of the kernel of ``outputs``, outermost first; none where it is not one of rows."""
+        try:
+            stage = self._stage(outputs)
+        except TooManyGroups:
+            return ()
+        if not isinstance(stage, Stage):
+            return ()
+        axes = sorted(NO_AXES.union(*(self._domain_of(*output) for output in outputs)))
+        tensors = [x.strides for x in (*stage.outputs, *stage.operands) if x.strides is not None]
+        return tuple(axes[k] for k in in_order(stage.shape, stage.row_axes, tensors))
 
     def _with_the_first(self, outputs: Sequence[Bound]) -> tuple[list[Bound], list[Bound]]:
         """Return those of ``outputs`` that one kernel can compute with the first of them, and the others."""
@@ -210,10 +285,9 @@ class _Partitioner:
                 others.append(output)
         return together, others
 
-    def _op(self, value: int) -> Op | None:
+    def _op(self, value: int) -> Op | PartSums | None:
         """Return the op that computes ``value``, None if it is loaded from memory."""
-        node = self.graph.values[value]
-        return node if isinstance(node, Op) and value not in self.bindings else None
+        return self.graph.values[value] if self._is_computed(value) and value not in self.bindings else None
 
     def _inputs(self, value: int) -> Sequence[int]:
         """Return what ``value`` is computed from but numbers; nothing if it is loaded."""
@@ -224,7 +298,7 @@ class _Partitioner:
 
     def _is_computed(self, value: int) -> bool:
         """Return whether the program computes a value, in this stage or an earlier one."""
-        return isinstance(self.graph.values[value], Op)
+        return isinstance(self.graph.values[value], Op | PartSums)
 
     def _varies(self, value: int) -> bool:
         """Return whether a value differs among elements, so that it takes a register for each."""
@@ -239,6 +313,13 @@ class _Partitioner:
         """Return the axes of the iteration space that ``value`` is computed over."""
         values = self.graph.ancestors([value], self.bindings)
         return NO_AXES.union(*(self.graph.axes[i] | self._reduced(i) for i in values))
+
+    def _domain_of(self, value: int, binding: Binding) -> Axes:
+        """Return the axes of the iteration space that an output is computed over."""
+        op = self._op(value)
+        if isinstance(op, PartSums):
+            return self._domain(op.inputs[0])
+        return self._domain(value) | axes_of(binding)
 
     def _stage(self, outputs: Sequence[Bound]) -> Stage | SubPartition:
         """Return one kernel for ``outputs``, or what has to be spilled first.

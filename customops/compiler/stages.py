@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..triton_kernels.layout import Strides, dense_strides
 from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
 from .axes import NO_AXES, Axes, Dims, renamed
-from .graph import Constant, Graph, Op
+from .graph import Constant, Graph, Op, PartSums
 
 
 class Binding(NamedTuple):
@@ -33,8 +33,15 @@ def axes_of(binding: Binding) -> Axes:
 
 
 def scratch_binding(graph: Graph, value: int, argument: int) -> Binding:
-    """Return where ``value`` lies in a scratch buffer, which is this argument: dense, its axes in order."""
-    axes = tuple(sorted(graph.axes[value]))
+    """Return where ``value`` lies in a scratch buffer, which is this argument: dense, its axes in order.
+
+    The parts of a row come as they do along it.
+    """
+    node, axes = graph.values[value], sorted(graph.axes[value])
+    if isinstance(node, PartSums):
+        of_row = [a for a in (*node.row, node.along) if a in graph.axes[value]]
+        axes = [*(a for a in axes if a not in of_row), *of_row]
+    axes = tuple(axes)
     return Binding(argument, axes, dense_strides([graph.sizes[a] for a in axes], (1,) * len(axes)))
 
 
@@ -60,10 +67,11 @@ def describe_stage(
         row_axes: the axes over which ops reduce.
         is_compiled_in: whether a number is part of the stage, as the last argument of a formula.
     """
-    computed = [i for i in values if isinstance(graph.values[i], Op) and i not in bindings]
+    computed = [i for i in values if isinstance(graph.values[i], Op | PartSums) and i not in bindings]
     reduced_axes = (graph.values[i].reduced for i in computed)
     written = (axes_of(binding) for _, binding in outputs)
-    axes = sorted(NO_AXES.union(*(graph.axes[i] for i in values), *reduced_axes, *written))
+    own = frozenset(node.along for node in map(graph.values.__getitem__, computed) if isinstance(node, PartSums))
+    axes = sorted(NO_AXES.union(*(graph.axes[i] for i in values), *reduced_axes, *written) - own)
     reduced = {i: graph.values[i].inputs[0] for i in epilogues.values()}
     ops = [i for i in computed if i not in reduced]
     constants = {i: _constant(graph, i, is_compiled_in) for i in ops}
@@ -77,7 +85,7 @@ def describe_stage(
         tuple(graph.sizes[a] for a in axes),
         tuple(_operand(graph, bindings, numbers, i, axes) for i in operands),
         tuple(_kernel_op(graph.values[i], [number[j] for j in inputs[i]], constants[i]) for i in ops),
-        tuple(_output(graph, number[i], binding, axes, epilogues.get(i)) for i, binding in outputs),
+        tuple(_output(graph, number[i], binding, axes, epilogues.get(i), row_axes) for i, binding in outputs),
         _positions(row_axes, axes),
     )
 
@@ -105,11 +113,16 @@ def _operand(
     return Operand(binding.argument, _strides_over(binding, axes), getattr(node, "name", f"t{i}"))
 
 
-def _output(graph: Graph, number: int, binding: Binding, axes: Sequence[int], epilogue: int | None) -> Output:
+def _output(
+    graph: Graph, number: int, binding: Binding, axes: Sequence[int], epilogue: int | None, row_axes: Axes
+) -> Output:
     strides = _strides_over(binding, axes)
     if epilogue is None:
         return Output(number, binding.argument, strides)
     op = graph.values[epilogue]
+    if isinstance(op, PartSums):
+        of_rows = tuple(0 if a in row_axes else stride for a, stride in zip(axes, strides, strict=True))
+        return Output(number, binding.argument, of_rows, "sum", part=op.length)
     return Output(number, binding.argument, strides, op.formula, _positions(op.reduced, axes), graph.count(op.reduced))
 
 

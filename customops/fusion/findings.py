@@ -63,8 +63,8 @@ class Phase(NamedTuple):
     def scratch(self) -> Iterator[str]:
         """Yield what passes from one of its launches to another, in lines."""
         itemsize = self.executable.plan.accumulate_dtype.itemsize if self.executable.plan else 0
-        for value, reason in self.executable.spills:
-            size = self.graph.count(self.graph.axes[value]) * itemsize
+        for value, reason, elements in self.executable.spills:
+            size = elements * itemsize
             yield f"{'scratch':10}{value_label(self.graph, value)} passes through memory, {size:,} bytes: {reason}"
 
 
