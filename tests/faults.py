@@ -92,7 +92,7 @@ COSTS = ("test_layout.py", "test_audit.py", "test_kernels_command.py", "test_fus
 FUSED = ("test_fuse.py", "test_fuse_long.py", "test_fuse_random.py")
 TRACED = ("test_fuse_structure.py", "test_fuse.py", "test_fuse_states.py")
 WALKED = ("test_walk_values.py",)
-PARTS = ("test_part_sums.py",)
+SEGMENTS = ("test_segment_sums.py",)
 IN_MEMORY = "test_walk_values.py::test_sums_in_memory_are_right_where_a_tile_or_one_program_has_all_rows"
 SPECIAL = "test_walk_values.py::test_nan_infinities_and_ties_in_a_walked_row_are_torchs_and_stay_in_it"
 BY_HAND = ("test_walks.py",)
@@ -931,7 +931,7 @@ FAULTS = (
         "one value for a row is stored in every chunk",
         "rows",
         WALKS,
-        "        -1 if (constant & ~reduced) >> TILED & 1 and not x.part else after[x.value]",
+        "        -1 if (constant & ~reduced) >> TILED & 1 and not x.segment else after[x.value]",
         "        after[x.value]",
         "Rows whose statistics are a result are walked once more.",
         by_formulas=BY_HAND,
@@ -1000,31 +1000,31 @@ FAULTS = (
         by_kernels=(IN_MEMORY, *WALKED),
     ),
     Fault(
-        "parts of rows are added up however the rows lie",
+        "segments of rows are added up however the rows lie",
         "rows",
-        PARTITION,
-        " or not row or {*row[len(row) - len(inner) :]} != inner:",
-        " or not row:",
+        "customops/compiler/segments.py",
+        "inner == frozenset(row[len(row) - len(inner) :]) and ",
+        "",
         "The gradients of GroupNorm's weights are those of other channels in channels_last.",
-        by_kernels=PARTS,
+        by_kernels=SEGMENTS,
     ),
     Fault(
-        "each chunk of a row stores its parts where the first does",
+        "each chunk of a row stores its segments where the first does",
         "rows",
         MAP_REDUCE,
-        "    parts = (column // PART + tl.arange(0, COUNT))[None, None, :]",
-        "    parts = (tl.arange(0, COUNT))[None, None, :]",
+        "    segments = (column // SEGMENT + tl.arange(0, COUNT))[None, None, :]",
+        "    segments = (tl.arange(0, COUNT))[None, None, :]",
         "The gradients of GroupNorm's weights are rubbish where rows are walked.",
-        by_kernels=PARTS,
+        by_kernels=SEGMENTS,
     ),
     Fault(
-        "chunks of a row may be shorter than its parts",
+        "chunks of a row may be shorter than its segments",
         "rows",
         ROW_TILING,
-        "max(1, *layout.parts, warps",
+        "max(1, *layout.segments, warps",
         "max(1, warps",
         "GroupNorm of short chunks does not compile.",
-        by_kernels=PARTS,
+        by_kernels=SEGMENTS,
     ),
     Fault(
         "a kernel is not filled after one that does not fit",

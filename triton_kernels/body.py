@@ -103,7 +103,7 @@ class Geometry(NamedTuple):
     has_one_block: bool = False  # whether a program has one tile along the looped group
     row_chunks: int = 1  # the chunks of a row that walk_kernel walks, where it holds sums; else 1, and any number
     holds_sums: bool = True  # whether registers hold the sums of walk_kernel for each element of a row
-    parts: tuple[int, ...] = ()  # of each output: elements side by side of a row that it adds up to one, else 0
+    segments: tuple[int, ...] = ()  # of each output: elements side by side of a row that it adds up to one, else 0
 
 
 def reducer_of(name: str, dtype: tl.dtype) -> Reducer:

@@ -151,8 +151,10 @@ def _getter(positions: tuple[int, ...]) -> Callable[[tuple], tuple]:
 
 def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: tl.dtype) -> Geometry:
     output_tiles = tuple(
-        tuple(1 if constant & ~reduced & 1 << i and not (part and i == TILED) else n for i, n in enumerate(tiling.tile))
-        for constant, reduced, part in zip(layout.constant_along, layout.reduced_over, layout.parts, strict=True)
+        tuple(
+            1 if constant & ~reduced & 1 << i and not (segment and i == TILED) else n for i, n in enumerate(tiling.tile)
+        )
+        for constant, reduced, segment in zip(layout.constant_along, layout.reduced_over, layout.segments, strict=True)
     )
     itemsize = min((x.dtype.itemsize for x in operands if x.dtype), default=1)
     span, span_is_vector = thread_span(layout, tiling, VECTOR_BYTES // itemsize, [x.aligned for x in operands])
@@ -177,7 +179,7 @@ def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: t
         has_one_block=layout.has_rows and tiling.chunk == tiling.tile[LOOPED],
         row_chunks=tiling.row_chunks if tiling.holds_sums and accumulates(layout) else 1,
         holds_sums=tiling.holds_sums,
-        parts=layout.parts,
+        segments=layout.segments,
     )
 
 

@@ -41,7 +41,7 @@ class Layout(NamedTuple):
     constant_along: tuple[int, ...]  # of each output: the set of groups with axes in which it has no strides
     reduced_over: tuple[int, ...]  # of each output: the set of groups that it is reduced over
     has_rows: bool = False  # whether ops reduce over the tiled group, which then is a row
-    parts: tuple[int, ...] = ()  # of each output: elements side by side of a row that it adds up to one, else 0
+    segments: tuple[int, ...] = ()  # of each output: elements side by side of a row that it adds up to one, else 0
 
 
 def expand(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> Strides:
@@ -58,12 +58,12 @@ def arrange(
     outputs: tuple[Strides, ...],
     reduced_axes: tuple[frozenset[int], ...],
     row_axes: frozenset[int] = frozenset(),
-    parts: tuple[int, ...] = (),
+    segments: tuple[int, ...] = (),
 ) -> Layout:
     """Sort axes into groups by which outputs are reduced over them, else into rows and columns; coalesce each group.
 
     ``reduced_axes`` has for each output the axes that it is reduced over, ``row_axes`` are those that ops reduce over:
-    they become one group. ``parts`` has for each output how many elements of a row it adds up to one, 0 for none: it
+    they become one group. ``segments`` has for each output how many elements of a row it adds up to one, 0 for none: it
     has no strides along a row then. Raises TooManyGroups where a kernel has fewer groups than that takes.
     """
     strides = [*outputs, *(s for s in operands if s is not None)]
@@ -86,7 +86,7 @@ def arrange(
         ),
         reduced_over=tuple(_bits(bool(axes & group) for group in groups) for axes in reduced_axes),
         has_rows=bool(row_axes),
-        parts=parts or (0,) * len(outputs),
+        segments=segments or (0,) * len(outputs),
     )
 
 

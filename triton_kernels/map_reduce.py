@@ -121,8 +121,8 @@ def _reduce_tile(
             new_totals = new_totals + (BODY.epilogue[j].combine(totals[j], value),)
         else:
             new_totals = new_totals + (totals[j],)
-            if GEOMETRY.parts[j]:
-                store_parts(memory, outer, looped, 0, value, j, BODY, GEOMETRY)
+            if GEOMETRY.segments[j]:
+                store_segments(memory, outer, looped, 0, value, j, BODY, GEOMETRY)
             else:
                 store_output(memory, indices, partials, value, j, UNMASKED, BODY, GEOMETRY)
     return new_totals
@@ -158,19 +158,19 @@ def store_output(
 
 
 @triton.jit
-def store_parts(memory, outer, rows, column, value, j: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
-    """Add up ``value``, a tile of rows from a column on, over parts of each row, and store the sums side by side.
+def store_segments(memory, outer, rows, column, value, j: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr):
+    """Add up ``value``, a tile of rows from a column on, over segments of each row, and store the sums side by side.
 
-    No part reaches past the end of a row: its length divides that of the row.
+    No segment reaches past the end of a row: its length divides that of the row.
     """
     _, outputs, _, output_strides, sizes, extents = memory
-    PART: tl.constexpr = GEOMETRY.parts[j]
-    COUNT: tl.constexpr = GEOMETRY.tile[2] // PART
-    value = tl.reshape(value, [GEOMETRY.tile[0], GEOMETRY.tile[1], COUNT, PART])
+    SEGMENT: tl.constexpr = GEOMETRY.segments[j]
+    COUNT: tl.constexpr = GEOMETRY.tile[2] // SEGMENT
+    value = tl.reshape(value, [GEOMETRY.tile[0], GEOMETRY.tile[1], COUNT, SEGMENT])
     value = tl.reshape(BODY.epilogue[j].reduce_tile(value, 3), [GEOMETRY.tile[0], GEOMETRY.tile[1], COUNT])
     pointer, mask = place(outputs[j], output_strides[j], sizes, extents, (outer, rows, rows), j, None, GEOMETRY)
-    parts = (column // PART + tl.arange(0, COUNT))[None, None, :]
-    tl.store(pointer + parts, value, mask=mask & (parts * PART < extents[2]))
+    segments = (column // SEGMENT + tl.arange(0, COUNT))[None, None, :]
+    tl.store(pointer + segments, value, mask=mask & (segments * SEGMENT < extents[2]))
 
 
 @triton.jit

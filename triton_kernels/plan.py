@@ -29,7 +29,7 @@ from .tiling import MAX_PARTIALS, choose_tiling
 from .walk import walk_kernel
 
 SAME_BITS = True  # whether elementwise formulas give the same bits in every kernel
-ADDS_PARTS = True  # whether a stage that holds rows adds up parts of them
+SUMS_SEGMENTS = True  # whether a stage that holds rows adds up segments of them
 
 
 @cache
@@ -69,12 +69,12 @@ class Domain(NamedTuple):
     reduced_axes: tuple[frozenset[int], ...]  # of each output: the axes that it is reduced over
     reduced_counts: tuple[int, ...]  # of each output: the elements that one reduced element is made of
     row_axes: frozenset[int] = frozenset()  # the axes over which ops reduce: a program has whole rows along them
-    parts: tuple[int, ...] = ()  # of each output: elements of a row that it adds up to one, 0 where none
+    segments: tuple[int, ...] = ()  # of each output: elements of a row that it adds up to one, 0 where none
 
     def lay_out(self, operands: Sequence[LaunchArgument], outputs: Sequence[LaunchArgument]) -> Layout:
         """Return the layout of these tensors over the domain."""
         strides = (tuple(x.strides for x in arguments) for arguments in (operands, outputs))
-        return arrange(self.shape, *strides, self.reduced_axes, self.row_axes, self.parts)
+        return arrange(self.shape, *strides, self.reduced_axes, self.row_axes, self.segments)
 
 
 class Plan:
@@ -169,7 +169,7 @@ class Plan:
             tuple(output.reduced_axes for output in stage.outputs),
             tuple(output.reduced_count for output in stage.outputs),
             stage.row_axes,
-            tuple(output.part for output in stage.outputs),
+            tuple(output.segment for output in stage.outputs),
         )
         self._add(self._body(stage), domain, operands, outputs, summarize(stage), stage)
 
@@ -203,7 +203,7 @@ class Plan:
 
     def _epilogue(self, output: Output) -> Reducer | None:
         reducer = self._reducer(output.reduction)
-        return reducer._replace(finalize=None) if reducer and output.part else reducer
+        return reducer._replace(finalize=None) if reducer and output.segment else reducer
 
     def _reducer(self, name: str | None) -> Reducer | None:
         return name and reducer_of(name, triton_dtype(self.accumulate_dtype))

@@ -158,7 +158,7 @@ def _walked_tiling(
     in_memory = sums > 0 and not holding
     if holding:
         warps, per_thread = holding, vector
-    width = max(1, *layout.parts, warps * WARP_THREADS * per_thread // beside)
+    width = max(1, *layout.segments, warps * WARP_THREADS * per_thread // beside)
     tile, blocks = _row_tile(layout, itemsize, width, 1), -(-layout.extents[LOOPED] // beside)
     # programs that hold sums take all registers of a multiprocessor
     resident = MULTIPROCESSORS * (1 if holding else _resident(warps, live * per_thread))

@@ -59,7 +59,7 @@ class Output(NamedTuple):
     reduction: str | None = None  # the name of the reduction, None where there is none
     reduced_axes: frozenset[int] = frozenset()  # the axes of the stage that it is reduced over
     reduced_count: int = 1  # how many elements one reduced element is made of
-    part: int = 0  # elements side by side of a row that it adds up to one; 0 where it adds up no parts of rows
+    segment: int = 0  # elements side by side of a row that it adds up to one; 0 where it adds up no segments of rows
 
 
 class Stage(NamedTuple):
@@ -98,9 +98,9 @@ def _output_summaries(stage: Stage, values: Sequence[str]) -> list[str]:
     for output in stage.outputs:
         value = values[output.value]
         if output.reduction:
-            of_parts = f" of each {output.part}" if output.part else ""
+            of_segments = f" of each {output.segment}" if output.segment else ""
             is_sum = output.reduction == "sum" and stage.ops
-            lines.append(f"Σ{of_parts} {value}" if is_sum else f"{output.reduction}({value})")
+            lines.append(f"Σ{of_segments} {value}" if is_sum else f"{output.reduction}({value})")
         else:
             lines.append(value if stage.ops else f"copy({value})")
     return lines

@@ -120,11 +120,11 @@ def _moves(
     unique = touched = lanes = 1
     apart, is_stored = 0, k >= len(layout.operand_strides)
     spans_tile = not is_stored and any(groups[tiling.vector_group])  # each thread loads the elements that it works on
-    part = layout.parts[k - len(layout.operand_strides)] if is_stored else 0
+    segment = layout.segments[k - len(layout.operand_strides)] if is_stored else 0
     for g, strides in enumerate(groups):
-        if part and g == TILED:
-            parts = -(-layout.extents[g] // part)
-            unique, touched, lanes = unique * parts, touched * parts, lanes * walk.visits[g] * tiling.tile[g] // part
+        if segment and g == TILED:
+            count = -(-layout.extents[g] // segment)
+            unique, touched, lanes = unique * count, touched * count, lanes * walk.visits[g] * tiling.tile[g] // segment
             continue
         unique *= prod(n for n, stride in zip(layout.sizes[g], strides, strict=True) if stride)
         varies = any(strides)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .body import apply_formula, in_row_or_identity, load, place, reduce_row
 from .layout import LOOPED, TILED
-from .map_reduce import partial_of_program, store_output, store_parts
+from .map_reduce import partial_of_program, store_output, store_segments
 
 # Triton 3.6 takes the names of a geometry's fields away where its interpreter calls a function of constants.
 _of_constants = (lambda function: function) if triton.knobs.runtime.interpret else triton.constexpr_function
@@ -147,7 +147,7 @@ def _walk_chunk(
     CHUNK: tl.constexpr, WALK: tl.constexpr, BODY: tl.constexpr, GEOMETRY: tl.constexpr,
 ):  # fmt: skip
     """Evaluate one chunk of the rows; return the totals of this walk, and the sums, with what it contributes."""
-    of_rows = memory
+    from_start = memory
     memory, columns = _at_column(memory, column, GEOMETRY)
     operands, outputs, operand_strides, _, sizes, extents = memory
     outer, rows, _, _ = block
@@ -172,9 +172,9 @@ def _walk_chunk(
     for j in tl.static_range(len(outputs)):
         if BODY.walks.stored[j] == WALK:
             value = inside[BODY.outputs[j]]
-            if GEOMETRY.parts[j]:
+            if GEOMETRY.segments[j]:
                 value = tl.broadcast_to(value, GEOMETRY.tile)
-                store_parts(of_rows, outer, rows, column, value, j, BODY, GEOMETRY)
+                store_segments(from_start, outer, rows, column, value, j, BODY, GEOMETRY)
             else:
                 sums = _emit(memory, block, columns, partials, value, sums, j, CHUNK, BODY, GEOMETRY)
     return combined, sums

@@ -39,7 +39,7 @@ def arrange_walks(stage: Stage, layout: Layout) -> Walks:
     for i, read in enumerate(inputs):
         after[i] = max((after[j] for j in read), default=0) + reduces[i]
     stored = tuple(
-        -1 if (constant & ~reduced) >> TILED & 1 and not x.part else after[x.value]
+        -1 if (constant & ~reduced) >> TILED & 1 and not x.segment else after[x.value]
         for x, constant, reduced in zip(stage.outputs, layout.constant_along, layout.reduced_over, strict=True)
     )
     # A sum over many rows is gathered in the last walk, which stores other outputs: that ends what a chunk has in

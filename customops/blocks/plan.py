@@ -25,7 +25,7 @@ LEAST_ELEMENTS = (1 << 18, 1 << 17)
 # Whether elementwise formulas give the same bits in every stage: torch's last elements of a block, which fill no vector
 # register, may differ from its others by their rounding.
 SAME_BITS = False
-ADDS_PARTS = False  # whether a stage that holds rows adds up parts of them
+SUMS_SEGMENTS = False  # whether a stage that holds rows adds up segments of them
 
 
 class Plan:

@@ -131,7 +131,7 @@ class Executable:
             COMPUTE[common].itemsize // 4,
             plans.is_compiled_in,
             plans.SAME_BITS,
-            plans.ADDS_PARTS,
+            plans.SUMS_SEGMENTS,
         )
         self.stage_count, self.spills = len(pieces.stages), pieces.spills
         self.plan = None

@@ -16,7 +16,7 @@ import torch
 
 from ..runtime.rules import parameters
 from .axes import NO_AXES, Axes, Dims, renamed
-from .nodes import Constant, Input, Node, Op, PartSums, Position, Renamed, inputs_of, renamed_node
+from .nodes import Constant, Input, Node, Op, Position, Renamed, SegmentSums, inputs_of, renamed_node
 from .printing import text_of
 
 __all__ = ["Constant", "Graph", "Input", "Op", "Position", "Renamed"]
@@ -158,7 +158,7 @@ class Graph:
         if isinstance(node, Renamed):
             pairs = zip(node.old, node.new, strict=True)
             return frozenset(new for old, new in pairs if new is not None and old in axes)
-        return axes - node.reduced | ({node.along} if isinstance(node, PartSums) else NO_AXES)
+        return axes - node.reduced | ({node.along} if isinstance(node, SegmentSums) else NO_AXES)
 
 
 def _is_linear_reduction(operator: Any) -> bool:

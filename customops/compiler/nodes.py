@@ -1,4 +1,4 @@
-"""The nodes of a graph: inputs, constants, positions, operators' formulas, sums of parts, values of other axes."""
+"""The nodes of a graph: inputs, constants, positions, operators' formulas, sums of segments, values of other axes."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ class Renamed(NamedTuple):
     new: Dims  # what each of them is called from here on
 
 
-class PartSums(NamedTuple):
-    """The sums of a value over parts of each row: a kernel that holds rows adds up elements that lie side by side.
+class SegmentSums(NamedTuple):
+    """The sums of a value over segments of each row: a kernel that holds rows adds up elements that lie side by side.
 
     They go through memory to the kernel that sums them further, as that of a weight's gradient over samples.
     """
 
     inputs: tuple[int, ...]  # the value, by index: one
     row: tuple[int, ...]  # the axes of a row, outermost first
-    reduced: Axes  # those that a part lies along, which are the innermost
-    length: int  # the elements of a part
-    along: int  # the axis of the parts, which take the place of ``reduced``
+    reduced: Axes  # those that a segment lies along, which are the innermost
+    length: int  # the elements of a segment
+    along: int  # the axis of the segments, which take the place of ``reduced``
 
 
-Node = Input | Constant | Position | Op | Renamed | PartSums
+Node = Input | Constant | Position | Op | Renamed | SegmentSums
 
 AXES = ("axes", "counted", "dims", "new", "old", "order", "reduced")  # the fields of nodes that have axes
 

@@ -7,36 +7,36 @@ read. What needs no reduction is computed again where it is read. For x divided 
     stage 1   reads x         sum(x) over a row                   writes scratch 0
     stage 2   reads x, 0      v = div(x, sum), div(v, sum(v))     writes the result
 
-A stage that reduces is two kernels where programs share a sum: one leaves partial sums, another adds them up. So are
-two stages where a sum is over a part of each row and over other axes, as that of a weight's gradient in GroupNorm: the
-one that holds the rows leaves the sums of their parts (see :class:`PartSums`).
+A stage that reduces is two kernels where programs share a sum: one leaves partial sums, another adds them up. A sum
+over a segment of each row and over other axes takes another stage after that of the rows (see ``segments.py``).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..triton_kernels.layout import TooManyGroups, arrange, in_order
 from ..triton_kernels.row_tiling import MAX_ROW_LENGTH
 from ..triton_kernels.stage import COMPARED, EXTREMA, Stage
-from ..triton_kernels.tiling import MAX_THREAD_VALUES, power_dividing
-from .axes import NO_AXES, NOTHING, Axes
+from ..triton_kernels.tiling import MAX_THREAD_VALUES
+from .axes import NO_AXES, Axes
 from .axis_sharing import shareable_axes
-from .graph import Constant, Graph, Op, PartSums, Renamed
+from .graph import Constant, Graph, Op, Renamed, SegmentSums
 from .schedule import InputsOf, best_spill_point, kernel_order, live_values
+from .segments import by_segments
 from .stages import Binding, Bound, IsCompiledIn, axes_of, describe_stage, scratch_binding
 
 MAX_OPS = 1024  # values that a kernel computes: it takes about a second to compile
 MAX_LIVE = 160  # values that a thread holds of each element where it holds no row, fewer if they are doubles
-PART_LENGTHS = (16, 1024)  # elements of a part of a row that a kernel adds up, at least and at most
 
 
 class Spill(NamedTuple):
     """A value that passes from one kernel to another through memory."""
 
-    value: int  # its index in the graph; of sums of parts, that of the sum
+    value: int  # its index in the graph; where sums of segments do, that of the sum
     reason: str  # why one kernel cannot compute both sides, in words for users
     elements: int  # of the scratch buffer
 
@@ -55,7 +55,7 @@ class SubPartition(NamedTuple):
     values: tuple[int, ...]  # the values that it spills
     reason: str  # why, in words for users
     finished: frozenset[int] = frozenset()  # the values among the outputs that it computes, too
-    instead: Mapping[int, int] = NOTHING  # values that others compute from then on, by these
+    instead: Mapping[int, int] = MappingProxyType({})  # values that others compute from then on, by these
 
 
 def partition(
@@ -66,7 +66,7 @@ def partition(
     registers: int,
     is_compiled_in: IsCompiledIn,
     same_bits: bool = True,
-    adds_parts: bool = False,
+    sums_segments: bool = False,
 ) -> Partition:
     """Return stages that compute and write each value of ``outputs``.
 
@@ -78,9 +78,9 @@ def partition(
         registers: how many a value takes in a thread, of 4 bytes each.
         is_compiled_in: as of :func:`describe_stage`.
         same_bits: whether elementwise formulas give the same bits in every stage.
-        adds_parts: whether a stage that holds rows adds up parts of them.
+        sums_segments: whether a stage that holds rows adds up segments of them.
     """
-    facts = numbers, registers, is_compiled_in, adds_parts
+    facts = numbers, registers, is_compiled_in, sums_segments
     found = _Partitioner(graph, *facts).partition(inputs, outputs, same_bits)
     if len(found.stages) == 1:
         return found
@@ -98,9 +98,10 @@ class _Partitioner:
     """Makes the stages of one graph, and keeps what is found so far."""
 
     def __init__(
-        self, graph: Graph, numbers: dict[int, int], registers: int, is_compiled_in: IsCompiledIn, adds_parts: bool
+        self, graph: Graph, numbers: dict[int, int], registers: int, is_compiled_in: IsCompiledIn, sums_segments: bool
     ):
-        self.graph, self.numbers, self.is_compiled_in, self.adds_parts = graph, numbers, is_compiled_in, adds_parts
+        self.graph, self.numbers, self.is_compiled_in = graph, numbers, is_compiled_in
+        self.sums_segments = sums_segments  # whether a stage that holds rows adds up segments of them
         self.registers = registers  # how many a value takes in a thread, of 4 bytes each
         self.max_live = min(MAX_LIVE, MAX_THREAD_VALUES // registers)  # values of each element, in a thread
 
@@ -184,7 +185,7 @@ class _Partitioner:
         """Add the stages of ``sub``, which write its values to scratch buffers. Return the outputs that are left."""
         spilled = [(value, self._scratch(value)) for value in sub.values]
         sizes = self.scratch_sizes[len(self.scratch_sizes) - len(spilled) :]
-        named = sub.instead or sub.values  # sums of parts go by the sum that they are parts of
+        named = sub.instead or sub.values  # sums of segments go by the sum of all
         self.spills += [Spill(i, sub.reason, n) for i, n in zip(named, sizes, strict=True)]
         self._write([*spilled, *(output for output in outputs if output[0] in sub.finished)])
         self.bindings.update(spilled)
@@ -205,7 +206,7 @@ class _Partitioner:
         try:
             return [self._stage(outputs)]
         except TooManyGroups:
-            if sub := self._in_parts(outputs):
+            if sub := self._by_segments(outputs):
                 return [sub]
             if len(outputs) > 1:
                 together, others = self._with_the_first(outputs)
@@ -216,51 +217,29 @@ class _Partitioner:
             source = self.graph.values[value].inputs[0]
             return [SubPartition((source,), "it is reduced over a part of the axes of a row, and others")]
 
-    def _in_parts(self, outputs: Sequence[Bound]) -> SubPartition | None:
-        """Return the sums of parts of rows that the kernel of ``outputs`` leaves to another; None where it cannot.
+    def _by_segments(self, outputs: Sequence[Bound]) -> SubPartition | None:
+        """Return the part of ``outputs`` for one kernel of rows, some of which are sums over segments of rows.
 
-        Some of ``outputs`` are sums over the inner axes of a row and over others, which no kernel of rows adds up.
+        It leaves sums of segments, of which a later kernel computes these outputs. Returns None where it cannot.
         """
         targets = [value for value, _ in outputs]
         values = self.graph.ancestors(targets, self.bindings)
         sums = {i for target, i in self._epilogues(values, targets).items() if target == i}
         rows = {self._reduced(i) for i in values if i not in sums} - {NO_AXES}
-        if not self.adds_parts or len(rows) != 1:
+        if not self.sums_segments or len(rows) != 1:
             return None
         (row_axes,) = rows
-        cut = [i for i in targets if i in sums and self._is_sum_of_part(i, row_axes)]
-        others = [output for output in outputs if output[0] not in cut]
-        graph = self.graph
-        instead = self._sums_of_parts(cut, row_axes, others) if cut and others else {}
-        parts = [self.graph.values[i].inputs[0] for i in instead.values()]
-        if not parts or self._row_of([*((i, self._binding_of(i)) for i in parts), *others]) != self._row_of(others):
+        over_segments = [i for i in targets if i in sums and NO_AXES < self._reduced(i) & row_axes < row_axes]
+        others = [output for output in outputs if output[0] not in over_segments]
+        row, graph = self._row_of(others), self.graph
+        self.graph, instead = by_segments(graph, over_segments, row)
+        segments = [self.graph.values[i].inputs[0] for i in instead.values()]
+        together = [*((i, self._binding_of(i)) for i in segments), *others]
+        if not segments or self._row_of(together) != row:
             self.graph = graph
             return None
-        why = "a sum over a part of each row and over other axes is one of sums of parts"
-        return SubPartition(tuple(parts), why, frozenset(targets).difference(cut), instead)
-
-    def _is_sum_of_part(self, value: int, row_axes: Axes) -> bool:
-        op = self._op(value)
-        return op.formula == "sum" and row_axes <= self.graph.axes[op.inputs[0]] and not row_axes <= op.reduced
-
-    def _sums_of_parts(self, sums: Sequence[int], row_axes: Axes, others: Sequence[Bound]) -> dict[int, int]:
-        """Return for each of ``sums`` one of sums of parts of the rows of ``others``; nothing where parts are short."""
-        row, graph = self._row_of(others), self.graph.extended()
-        instead: dict[int, int] = {}
-        along: dict[Axes, int] = {}  # the axis of the parts of these axes
-        for value in sums:
-            op = graph.values[value]
-            inner = frozenset(a for a in op.reduced & row_axes if graph.sizes[a] != 1)
-            length = min(PART_LENGTHS[1], power_dividing(graph.count(inner)))
-            if length < PART_LENGTHS[0] or not row or {*row[len(row) - len(inner) :]} != inner:
-                return {}
-            if inner not in along:
-                along[inner] = max(graph.sizes) + 1
-                graph.sizes[along[inner]] = graph.count(inner) // length
-            part = graph.add(PartSums(op.inputs, row, inner, length, along[inner]))
-            instead[value] = graph.reduce("sum", part, (op.reduced - row_axes) | {along[inner]})
-        self.graph = graph
-        return instead
+        why = "a sum over a segment of each row, and other axes, is one of sums of segments"
+        return SubPartition(tuple(segments), why, frozenset(value for value, _ in others), instead)
 
     def _row_of(self, outputs: Sequence[Bound]) -> tuple[int, ...]:
         """Return the axes of a row of the kernel of ``outputs``, outermost first; none where it is not one of rows."""
@@ -285,7 +264,7 @@ class _Partitioner:
                 others.append(output)
         return together, others
 
-    def _op(self, value: int) -> Op | PartSums | None:
+    def _op(self, value: int) -> Op | SegmentSums | None:
         """Return the op that computes ``value``, None if it is loaded from memory."""
         return self.graph.values[value] if self._is_computed(value) and value not in self.bindings else None
 
@@ -298,7 +277,7 @@ class _Partitioner:
 
     def _is_computed(self, value: int) -> bool:
         """Return whether the program computes a value, in this stage or an earlier one."""
-        return isinstance(self.graph.values[value], Op | PartSums)
+        return isinstance(self.graph.values[value], Op | SegmentSums)
 
     def _varies(self, value: int) -> bool:
         """Return whether a value differs among elements, so that it takes a register for each."""
@@ -317,7 +296,7 @@ class _Partitioner:
     def _domain_of(self, value: int, binding: Binding) -> Axes:
         """Return the axes of the iteration space that an output is computed over."""
         op = self._op(value)
-        if isinstance(op, PartSums):
+        if isinstance(op, SegmentSums):
             return self._domain(op.inputs[0])
         return self._domain(value) | axes_of(binding)
 

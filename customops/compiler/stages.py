@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..triton_kernels.layout import Strides, dense_strides
 from ..triton_kernels.stage import KernelOp, Operand, Output, Stage
 from .axes import NO_AXES, Axes, Dims, renamed
-from .graph import Constant, Graph, Op, PartSums
+from .graph import Constant, Graph, Op, SegmentSums
 
 
 class Binding(NamedTuple):
@@ -35,13 +35,11 @@ def axes_of(binding: Binding) -> Axes:
 def scratch_binding(graph: Graph, value: int, argument: int) -> Binding:
     """Return where ``value`` lies in a scratch buffer, which is this argument: dense, its axes in order.
 
-    The parts of a row come as they do along it.
+    The segments of a row come as they do along it.
     """
-    node, axes = graph.values[value], sorted(graph.axes[value])
-    if isinstance(node, PartSums):
-        of_row = [a for a in (*node.row, node.along) if a in graph.axes[value]]
-        axes = [*(a for a in axes if a not in of_row), *of_row]
-    axes = tuple(axes)
+    node, own = graph.values[value], graph.axes[value]
+    last = [a for a in (*node.row, node.along) if a in own] if isinstance(node, SegmentSums) else []
+    axes = (*sorted(own.difference(last)), *last)
     return Binding(argument, axes, dense_strides([graph.sizes[a] for a in axes], (1,) * len(axes)))
 
 
@@ -67,10 +65,10 @@ def describe_stage(
         row_axes: the axes over which ops reduce.
         is_compiled_in: whether a number is part of the stage, as the last argument of a formula.
     """
-    computed = [i for i in values if isinstance(graph.values[i], Op | PartSums) and i not in bindings]
+    computed = [i for i in values if isinstance(graph.values[i], Op | SegmentSums) and i not in bindings]
     reduced_axes = (graph.values[i].reduced for i in computed)
     written = (axes_of(binding) for _, binding in outputs)
-    own = frozenset(node.along for node in map(graph.values.__getitem__, computed) if isinstance(node, PartSums))
+    own = frozenset(node.along for node in map(graph.values.__getitem__, computed) if isinstance(node, SegmentSums))
     axes = sorted(NO_AXES.union(*(graph.axes[i] for i in values), *reduced_axes, *written) - own)
     reduced = {i: graph.values[i].inputs[0] for i in epilogues.values()}
     ops = [i for i in computed if i not in reduced]
@@ -120,9 +118,9 @@ def _output(
     if epilogue is None:
         return Output(number, binding.argument, strides)
     op = graph.values[epilogue]
-    if isinstance(op, PartSums):
+    if isinstance(op, SegmentSums):
         of_rows = tuple(0 if a in row_axes else stride for a, stride in zip(axes, strides, strict=True))
-        return Output(number, binding.argument, of_rows, "sum", part=op.length)
+        return Output(number, binding.argument, of_rows, "sum", segment=op.length)
     return Output(number, binding.argument, strides, op.formula, _positions(op.reduced, axes), graph.count(op.reduced))
 
 

@@ -1,4 +1,4 @@
-"""Sums over a part of each row and over other axes: the kernel that holds the rows leaves sums of their parts.
+"""Sums over a segment of each row and over other axes: the kernel that holds the rows leaves sums of their segments.
 
 GroupNorm's gradients of weights are such sums: a row is all channels of a group, a weight is of one channel, and of all
 samples. So x and the cotangent are read once for all three gradients.
@@ -31,28 +31,28 @@ def group_norm(lib, x, weight, bias):
     return (f if lib is customops else torchs).group_norm(x, GROUPS, weight, bias)
 
 
-def scaled_by_parts(lib, x, a, b):
-    """Return what has two sums of gradients over parts of rows, and one over rows alone."""
+def scaled_by_segments(lib, x, a, b):
+    """Return what has two sums of gradients over segments of rows, and one over rows alone."""
     return lib.exp(x - lib.amax(x, (2, 3), keepdim=True)) * a + b
 
 
-def sums_of_parts(lib, x):
-    """Return a row's norm, and beside it the sums of parts that a user asks for."""
+def sums_of_segments(lib, x):
+    """Return a row's norm, and beside it the sums of segments that a user asks for."""
     y = x * lib.rsqrt(lib.mean(x * x, (2, 3), keepdim=True))
     return y, lib.sum(y, (0, 3))
 
 
 CHANNELS = [(4,), (4,)]
 CASES = {
-    "a channel is one part": (group_norm, [(3, 4, 16), *CHANNELS]),
-    "a channel is several parts": (group_norm, [(3, 4, 96), *CHANNELS]),
+    "a channel is one segment": (group_norm, [(3, 4, 16), *CHANNELS]),
+    "a channel is several segments": (group_norm, [(3, 4, 96), *CHANNELS]),
     "the last tile is not full": (group_norm, [(3, 10, 32), (10,), (10,)]),
     "channels are planes": (group_norm, [(2, 4, 4, 8), *CHANNELS]),
     "one sample": (group_norm, [(1, 4, 32), *CHANNELS]),
     "one channel is a group": (group_norm, [(3, 2, 64), (2,), (2,)]),
-    "parts too short to be worth it": (group_norm, [(3, 4, 7, 5), *CHANNELS]),
-    "a row of weights, too": (scaled_by_parts, [(2, 3, 5, 32), (3, 5, 1), (32,)]),
-    "sums that a user asks for": (sums_of_parts, [(2, 3, 5, 32)]),
+    "segments too short to be worth it": (group_norm, [(3, 4, 7, 5), *CHANNELS]),
+    "a row of weights, too": (scaled_by_segments, [(2, 3, 5, 32), (3, 5, 1), (32,)]),
+    "sums that a user asks for": (sums_of_segments, [(2, 3, 5, 32)]),
 }
 LAYOUTS = {
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -78,7 +78,7 @@ def test_values_and_gradients_are_torchs(name, walked, walking, device):
 @pytest.mark.sample(kernels="layout, walked", compiled="layout, walked")
 @pytest.mark.parametrize("walked", [False, True], ids=["held", "walked"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_parts_are_of_elements_side_by_side_however_the_rows_lie(layout, walked, walking, device):
+def test_segments_are_of_elements_side_by_side_however_the_rows_lie(layout, walked, walking, device):
     if walked:
         walking()
     x, *weights = draw([(3, 4, 8, 16), *CHANNELS], device)
@@ -88,7 +88,7 @@ def test_parts_are_of_elements_side_by_side_however_the_rows_lie(layout, walked,
 @by_kernels
 @pytest.mark.sample(kernels="dtype", compiled="dtype")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sums_of_parts_are_rounded_once(dtype, device):
+def test_sums_of_segments_are_rounded_once(dtype, device):
     assert_torchs(group_norm, draw([(5, 4, 48), *CHANNELS], device, dtype))
 
 
@@ -106,13 +106,13 @@ def backward_of(function, shapes, layout=lambda x: x) -> list:
 @formulas_only
 @pytest.mark.parametrize("length", [64 * 64, 256 * 256], ids=["held", "walked"])
 def test_x_and_the_cotangent_are_read_from_dram_once_for_all_gradients(length):
-    """3 tensors and the sums of parts: 2 sums of 4 bytes for each 1024 elements."""
+    """3 tensors and the sums of segments: 2 sums of 4 bytes for each 1024 elements."""
     rows, *others = backward_of(group_norm, [(64, 8, length), (8,), (8,)])
     assert len(others) == 1
     assert "Σ of each 1024" in rows.program
-    tensor, parts = 4 * 64 * 8 * length, 4 * 64 * 8 * length // 1024
-    own = [m.unique for m in rows.moves.tensors if m.unique >= parts]
-    assert sorted(own) == [parts, parts, tensor, tensor, tensor]
+    tensor, segments = 4 * 64 * 8 * length, 4 * 64 * 8 * length // 1024
+    own = [m.unique for m in rows.moves.tensors if m.unique >= segments]
+    assert sorted(own) == [segments, segments, tensor, tensor, tensor]
     assert rows.estimate.spills == 0
 
 
@@ -120,21 +120,28 @@ def test_x_and_the_cotangent_are_read_from_dram_once_for_all_gradients(length):
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [((64, 8, 7, 7), lambda x: x), ((64, 8, 16, 16), LAYOUTS["channels last"])],
-    ids=["short parts", "channels last"],
+    ids=["short segments", "channels last"],
 )
-def test_rows_whose_parts_are_short_or_apart_are_read_again(shape, layout):
+def test_rows_whose_segments_are_short_or_apart_are_read_again(shape, layout):
     records = backward_of(group_norm, [shape, (8,), (8,)], layout)
     assert len(records) >= 2
     assert not any("Σ of each" in record.program for record in records)
 
 
 @formulas_only
-def test_sums_of_parts_are_moved_once():
-    """64 rows of 4096 elements in chunks of 1024 have 4 parts of 1024 or 32 of 128 each, in float32."""
+def test_sums_over_outer_axes_of_a_row_do_not_keep_others_from_it():
+    rows, *others = backward_of(scaled_by_segments, [(2, 3, 50, 320), (3, 50, 1), (320,)])
+    assert "Σ of each 64" in rows.program
+    assert len(others) == 2  # the sum of segments; and over outer axes that of the cotangent, which is read again
+
+
+@formulas_only
+def test_sums_of_segments_are_moved_once():
+    """64 rows of 4096 elements in chunks of 1024 have 4 segments of 1024 or 32 of 128 each, in float32."""
     shape, strides = (64, 4096), (4096, 1)
-    for part in (1024, 128):
-        per_row = 4096 // part
-        layout = arrange(shape, (strides,), (strides, (per_row, 0)), (frozenset(),) * 2, frozenset({1}), (0, part))
+    for segment in (1024, 128):
+        per_row = 4096 // segment
+        layout = arrange(shape, (strides,), (strides, (per_row, 0)), (frozenset(),) * 2, frozenset({1}), (0, segment))
         tiling = Tiling((1, 1, 1024), (1, 1), 4, 16, 4, 2, False, reloads=True)
         *_, sums = traffic(layout, tiling, [(4, False), (4, False), (4, True)], [2, 1, 1]).tensors
         assert (sums.unique, sums.by_programs, sums.requested) == (64 * per_row * 4,) * 3
@@ -144,7 +151,7 @@ def test_sums_of_parts_are_moved_once():
 
 @formulas_only
 def test_a_graph_is_left_as_it_was():
-    """The axes of parts are the partition's own: another call of the same graph finds none of them."""
+    """The axes of segments are the partition's own: another call of the same graph finds none of them."""
     fused = customops.fuse(lambda *xs: group_norm(customops, *xs))
     for length in (64, 1024, 64):
         xs = [torch.empty(shape, requires_grad=True) for shape in ((4, 8, length), (8,), (8,))]
