@@ -83,8 +83,7 @@ class Launch:
         self.bytes_moved = sum(m.requested for m in moves.tensors)
         self.bytes_floor = sum(m.unique for m in moves.tensors if not m.is_scratch)
         index_dtype = tl.int64 if needs_int64(layout, tiling, *reduction[:1]) else tl.int32
-        units = size_units(operands, outputs, layout)
-        geometry = _geometry(layout, tiling, operands, index_dtype)._replace(size_units=units)
+        geometry = _geometry(layout, tiling, operands, outputs, index_dtype)
         sizes = tuple((1, *group[1:]) if group else () for group in layout.sizes)  # no kernel reads the outermost
         integers = layout.operand_strides, layout.output_strides, sizes, layout.extents, tiling.tile_counts, *reduction
         integers = _interned(integers, pool)
@@ -94,9 +93,9 @@ class Launch:
             if layout.has_rows:
                 operands = _as_many_rows(operands, layout.operand_strides, layout)
                 outputs = _as_many_rows(outputs, layout.output_strides, layout)
-            needs_room = kernel is map_reduce_kernel and (layout.has_rows or tiling.tile[TILED] == 1)
+            takes_all = kernel is not map_reduce_kernel or (not layout.has_rows and tiling.tile[TILED] > 1)
             specialization = specialize(operands, outputs, layout, integers, constants)
-            self._compile(specialization, tiling.warps, not needs_room, moves)
+            self._compile(specialization, tiling.warps, takes_all, moves)
 
     def _compile(self, specialization: Specialization, warps: int, takes_all: bool, moves: Moves) -> None:
         self.compiled = _compile(self.kernel, *specialization, warps, takes_all, driver.active.get_current_device())
@@ -149,7 +148,7 @@ def _getter(positions: tuple[int, ...]) -> Callable[[tuple], tuple]:
     return itemgetter(*positions) if len(positions) > 1 else itemgetter(slice(positions[0], positions[0] + 1))
 
 
-def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: tl.dtype) -> Geometry:
+def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, outputs: Sequence, index_dtype: tl.dtype) -> Geometry:
     output_tiles = tuple(
         tuple(
             1 if constant & ~reduced & 1 << i and not (segment and i == TILED) else n for i, n in enumerate(tiling.tile)
@@ -179,6 +178,7 @@ def _geometry(layout: Layout, tiling: Tiling, operands: Sequence, index_dtype: t
         has_one_block=layout.has_rows and tiling.chunk == tiling.tile[LOOPED],
         row_chunks=tiling.row_chunks if tiling.holds_sums and accumulates(layout) else 1,
         holds_sums=tiling.holds_sums,
+        size_units=size_units(operands, outputs, layout),
         segments=layout.segments,
     )
 
