@@ -126,9 +126,12 @@ def loop_invariants(layout: Layout) -> list[int]:
 
 
 def dense_strides(shape: Sequence[int], strides: Strides) -> Strides:
-    """Return contiguous strides over the axes that have a stride, 0 along the others: how a partial result lies."""
+    """Return strides without gaps over the axes that have a stride, 0 along the others: how a partial result lies.
+
+    The axes keep the order of their strides: a partial result is walked as the output that it is a part of.
+    """
     result, step = [0] * len(shape), 1
-    for axis in reversed(range(len(shape))):
+    for axis in sorted(reversed(range(len(shape))), key=lambda a: strides[a]):
         if strides[axis] != 0:
             result[axis] = step
             step *= shape[axis]
