@@ -1028,6 +1028,16 @@ FAULTS = (
         by_kernels=SEGMENTS,
     ),
     Fault(
+        "an output reduced over rows may be reduced over another group than the loop",
+        "layout",
+        LAYOUT,
+        " or not of_rows <= of_loop:",
+        ":",
+        "Sums over long rows, and over either of two axes, are those of the last chunk of each row.",
+        by_formulas=("test_layout.py",),
+        by_kernels=WALKED,
+    ),
+    Fault(
         "each chunk of a row stores its segments where the first does",
         "rows",
         MAP_REDUCE,
