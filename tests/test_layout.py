@@ -223,6 +223,26 @@ def test_reductions_over_more_sets_of_axes_than_a_kernel_has_groups_are_refused(
         layout.arrange((2,) * 4, ((8, 4, 2, 1),), ((0, 0, 1, 1), (1, 0, 0, 1)), (frozenset({0, 1}), frozenset({1, 2})))
 
 
+def test_an_output_reduced_over_rows_is_reduced_over_the_loop():
+    """The rows are axis 2. The first output is reduced over axis 0 alone, which is then no axis of the loop."""
+    outputs, reduced = ((0, 5, 1), (0, 1, 0)), (frozenset({0}), frozenset({1, 2}))
+    arranged = layout.arrange((3, 4, 5), ((20, 5, 1),), outputs, reduced, frozenset({2}))
+    assert arranged.extents == (3, 4, 5)
+    assert arranged.reduced_over == (1, 6)
+    with pytest.raises(ValueError, match="not the groups"):
+        layout.arrange(
+            (3, 4, 5), ((20, 5, 1),), ((0, 1, 0), (1, 0, 0)), (frozenset({0, 2}), frozenset({1, 2})), frozenset({2})
+        )
+
+
+@pytest.mark.parametrize("strides", [(60, 5, 1), (1, 3, 12), (4, 12, 1), (0, 1, 9), (7, 0, 2)])
+def test_partials_are_walked_as_their_output(strides):
+    dense = layout.dense_strides((3, 4, 5), strides)
+    assert [bool(n) for n in dense] == [bool(n) for n in strides]
+    assert sorted(range(3), key=dense.__getitem__) == sorted(range(3), key=strides.__getitem__)
+    assert max((n - 1) * step for n, step in zip((3, 4, 5), dense, strict=True)) < 60
+
+
 def test_axes_of_contiguous_operands_coalesce_to_one():
     assert layout.arrange((4, 5, 6), ((30, 6, 1),) * 2, ((30, 6, 1),), NONE).sizes == ((), (120,))
 

@@ -42,6 +42,22 @@ def sums_of_segments(lib, x):
     return y, lib.sum(y, (0, 3))
 
 
+def sum_over_samples(lib, x, weight, bias):
+    """Return what sends the same cotangent to all samples: the bias's gradient counts them, and has no x."""
+    return lib.sum(group_norm(lib, x, weight, bias), 0)
+
+
+def two_sums_of_the_same_segments(lib, x):
+    """Return a row's norm, and sums over the same segments and other axes: each, and all of a sample's."""
+    y = x * lib.rsqrt(lib.mean(x * x, (2, 3), keepdim=True))
+    return y, lib.sum(y, (0, 3)), lib.sum(y, (1, 3))
+
+
+def scaled_by_elements(lib, a, x, b):
+    """Return rows that are planes, with a weight of each of their elements and one of each column."""
+    return x * lib.rsqrt(lib.mean(x * x, (1, 2), keepdim=True)) * a * b
+
+
 CHANNELS = [(4,), (4,)]
 CASES = {
     "a channel is one segment": (group_norm, [(3, 4, 16), *CHANNELS]),
@@ -53,6 +69,8 @@ CASES = {
     "segments too short to be worth it": (group_norm, [(3, 4, 7, 5), *CHANNELS]),
     "a row of weights, too": (scaled_by_segments, [(2, 3, 5, 32), (3, 5, 1), (32,)]),
     "sums that a user asks for": (sums_of_segments, [(2, 3, 5, 32)]),
+    "a cotangent of all samples": (sum_over_samples, [(3, 4, 32), *CHANNELS]),
+    "two sums of the same segments": (two_sums_of_the_same_segments, [(2, 3, 5, 32)]),
 }
 LAYOUTS = {
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -83,6 +101,17 @@ def test_segments_are_of_elements_side_by_side_however_the_rows_lie(layout, walk
         walking()
     x, *weights = draw([(3, 4, 8, 16), *CHANNELS], device)
     assert_torchs(group_norm, [LAYOUTS[layout](x), *weights])
+
+
+@by_kernels
+@pytest.mark.sample(kernels="walked", compiled="walked")
+@pytest.mark.parametrize("walked", [False, True], ids=["held", "walked"])
+def test_segments_lie_side_by_side_where_partials_are_of_a_transposed_weight(walked, walking, device):
+    """Rows have the order of the first weight, column after column, and its partials have it too."""
+    if walked:
+        walking()
+    a, *others = draw([(32, 8), (40, 32, 8), (8,)], device)
+    assert_torchs(scaled_by_elements, [LAYOUTS["planes transposed"](a), *others])
 
 
 @by_kernels
@@ -133,6 +162,15 @@ def test_sums_over_outer_axes_of_a_row_do_not_keep_others_from_it():
     rows, *others = backward_of(scaled_by_segments, [(2, 3, 50, 320), (3, 50, 1), (320,)])
     assert "Σ of each 64" in rows.program
     assert len(others) == 2  # the sum of segments; and over outer axes that of the cotangent, which is read again
+
+
+@formulas_only
+def test_two_sums_of_the_same_segments_leave_them_in_memory_once():
+    with customops.dry_run("cuda:90") as records:
+        customops.fuse(lambda x: two_sums_of_the_same_segments(customops, x))(torch.empty(2, 3, 50, 320))
+    rows, *others = records
+    assert rows.program.count("Σ of each 64") == 1
+    assert len(others) == 2
 
 
 @formulas_only

@@ -76,6 +76,16 @@ def residual(lib, x, y, weight):
     return x + y, rms_norm(lib, x + y, weight)
 
 
+def sums_over_two_sets(lib, x):
+    y = x * lib.rsqrt(lib.mean(x * x, 2, keepdim=True) + 1e-5)
+    return lib.sum(y, 1), lib.sum(y, (0, 2)), lib.sum(y)
+
+
+def sums_over_rows_and_either(lib, x):
+    y = x * lib.rsqrt(lib.mean(x * x, 2, keepdim=True) + 1e-5)
+    return lib.sum(y, (0, 2)), lib.sum(y, (1, 2))
+
+
 def chain(lib, x):
     return softmax(lib, softmax(lib, softmax(lib, x) * 9) * 9)
 
@@ -100,6 +110,8 @@ CASES = {
     "the middle axis": (lambda lib, x: softmax(lib, x, 1), [(3, 37, 5)]),
     "two axes apart": (lambda lib, x: softmax(lib, x, (0, 2)), [(3, 4, 17)]),
     "an output of the first walk": (residual, [(7, 37), (7, 37), (37,)]),
+    "sums over rows or none, and two sets": (sums_over_two_sets, [(5, 3, 37)]),
+    "sums over rows and either of two sets": (sums_over_rows_and_either, [(5, 3, 37)]),
     "six walks": (chain, [(2, 37)]),
 }
 

@@ -95,6 +95,9 @@ def _group(shape, reduced_axes: Sequence[frozenset[int]], row_axes: frozenset[in
 
     The same outputs are reduced over all axes of a group. The outer axes are those that no output is reduced over;
     where there are none, they are one more group to use. Where ops alone reduce, the loop goes from row to row.
+
+    An output that is reduced over rows is reduced over the loop, too: a program that walks its rows has one total for
+    all of them, and none for each.
     """
     by_outputs: dict[tuple[int, ...], set[int]] = {}
     for a in (a for a in range(len(shape)) if shape[a] != 1):
@@ -102,11 +105,14 @@ def _group(shape, reduced_axes: Sequence[frozenset[int]], row_axes: frozenset[in
         by_outputs.setdefault(key, set()).add(a)
     rows = [frozenset(by_outputs.pop(key)) for key in list(by_outputs) if key[0]]
     outer = frozenset(by_outputs.pop((False,), ()))
-    others = [frozenset(group) for _, group in sorted(by_outputs.items(), key=lambda item: item[0])]
+    of_rows = frozenset(j for j, axes in enumerate(reduced_axes) if rows and axes & rows[0])
+    keys = sorted(by_outputs, key=lambda key: (not of_rows.issubset(key[1:]), key))
+    others = [frozenset(by_outputs[key]) for key in keys]
     if not any(reduced_axes):
         outer, others = frozenset(), [outer]
     free = [g for g in (LOOPED, TILED, OUTER) if not (g == TILED and rows) and not (g == OUTER and outer)]
-    if len(rows) > 1 or len(others) > len(free):
+    of_loop = frozenset(keys[0][1:] if keys else ())
+    if len(rows) > 1 or len(others) > len(free) or not of_rows <= of_loop:
         raise TooManyGroups(f"one pass has not the groups to reduce over {[sorted(axes) for axes in reduced_axes]}")
     groups = [outer, frozenset[int](), rows[0] if rows else frozenset()]
     for group, axes in zip(free, others, strict=False):  # there may be more free groups
@@ -126,9 +132,12 @@ def loop_invariants(layout: Layout) -> list[int]:
 
 
 def dense_strides(shape: Sequence[int], strides: Strides) -> Strides:
-    """Return contiguous strides over the axes that have a stride, 0 along the others: how a partial result lies."""
+    """Return strides without gaps over the axes that have a stride, 0 along the others: how a partial result lies.
+
+    The axes keep the order of their strides: a partial result is walked as the output that it is a part of.
+    """
     result, step = [0] * len(shape), 1
-    for axis in reversed(range(len(shape))):
+    for axis in sorted(reversed(range(len(shape))), key=lambda a: strides[a]):
         if strides[axis] != 0:
             result[axis] = step
             step *= shape[axis]

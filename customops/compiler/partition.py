@@ -36,7 +36,7 @@ MAX_LIVE = 160  # values that a thread holds of each element where it holds no r
 class Spill(NamedTuple):
     """A value that passes from one kernel to another through memory."""
 
-    value: int  # its index in the graph; where sums of segments do, that of the sum
+    value: int  # its index in the graph; of sums of segments, that of a sum that is made of them
     reason: str  # why one kernel cannot compute both sides, in words for users
     elements: int  # of the scratch buffer
 
@@ -55,7 +55,7 @@ class SubPartition(NamedTuple):
     values: tuple[int, ...]  # the values that it spills
     reason: str  # why, in words for users
     finished: frozenset[int] = frozenset()  # the values among the outputs that it computes, too
-    instead: Mapping[int, int] = MappingProxyType({})  # values that others compute from then on, by these
+    instead: Mapping[int, int] = MappingProxyType({})  # of outputs: the equal sum of sums of segments
 
 
 def partition(
@@ -185,8 +185,8 @@ class _Partitioner:
         """Add the stages of ``sub``, which write its values to scratch buffers. Return the outputs that are left."""
         spilled = [(value, self._scratch(value)) for value in sub.values]
         sizes = self.scratch_sizes[len(self.scratch_sizes) - len(spilled) :]
-        named = sub.instead or sub.values  # sums of segments go by the sum of all
-        self.spills += [Spill(i, sub.reason, n) for i, n in zip(named, sizes, strict=True)]
+        names = {self.graph.values[by].inputs[0]: i for i, by in sub.instead.items()}  # of sums of segments
+        self.spills += [Spill(names.get(i, i), sub.reason, n) for i, n in zip(sub.values, sizes, strict=True)]
         self._write([*spilled, *(output for output in outputs if output[0] in sub.finished)])
         self.bindings.update(spilled)
         return [(sub.instead.get(i, i), binding) for i, binding in outputs if i not in sub.finished]
@@ -233,7 +233,7 @@ class _Partitioner:
         others = [output for output in outputs if output[0] not in over_segments]
         row, graph = self._row_of(others), self.graph
         self.graph, instead = by_segments(graph, over_segments, row)
-        segments = [self.graph.values[i].inputs[0] for i in instead.values()]
+        segments = [*dict.fromkeys(self.graph.values[i].inputs[0] for i in instead.values())]
         together = [*((i, self._binding_of(i)) for i in segments), *others]
         if not segments or self._row_of(together) != row:
             self.graph = graph

@@ -21,7 +21,8 @@ LEAST, MOST = 16, 1024
 def by_segments(graph: Graph, sums: Sequence[int], row: Sequence[int]) -> tuple[Graph, dict[int, int]]:
     """Return the graph with sums of segments, and for each of ``sums`` the value of it that is computed from these.
 
-    It is left out where it is not over the innermost axes of the row, or segments would be short.
+    A sum is left out where it is not over the innermost axes of the row, where segments would be short, and where its
+    input does not vary along all axes of the row and of the sum: that is less to read than the rows.
 
     Args:
         graph: is left as it is: the axes of segments are those of one partition.
@@ -35,8 +36,9 @@ def by_segments(graph: Graph, sums: Sequence[int], row: Sequence[int]) -> tuple[
         op = graph.values[value]
         inner = op.reduced.intersection(row)
         length = min(MOST, power_dividing(graph.count(inner)))
-        is_innermost = inner == frozenset(row[len(row) - len(inner) :]) and set(row) <= graph.axes[op.inputs[0]]
-        if length < LEAST or not is_innermost or op.formula != "sum":
+        is_innermost = inner == frozenset(row[len(row) - len(inner) :])
+        varies = op.reduced.union(row) <= graph.axes[op.inputs[0]]
+        if length < LEAST or not is_innermost or not varies or op.formula != "sum":
             continue
         if inner not in along:
             along[inner] = max(graph.sizes) + 1
