@@ -41,7 +41,7 @@ def launched(function, rows: int, columns: int, weights: int, dtype: torch.dtype
     """Yield what is chosen for the launches of a call and of its gradients that reduce along a row."""
     found = []
 
-    def compile_nothing(launch, specialization, warps, _takes_all, _moves):
+    def compile_nothing(launch, specialization, warps, _registers, _moves):
         pointers = tuple(item for item in specialization.divisors if item[0][0] < 2)
         found.append(Chosen(launch.kernel.__name__, warps, launch.arguments[-1], launch.arguments[-2], pointers))
         launch.is_dry_run, launch.function_and_metadata, launch.run = True, (None, None), lambda *_: None

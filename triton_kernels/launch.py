@@ -19,11 +19,23 @@ from .. import config
 from .body import Geometry, KernelBody
 from .formulas import INTERPRETED
 from .layout import LOOPED, TILED, VECTOR_BYTES, Layout, loop_invariants
+from .map import map_kernel
 from .map_reduce import map_reduce_kernel
 from .specialize import Specialization, size_units, specialize
-from .tiling import MAX_REGISTERS, MAX_THREAD_REGISTERS, WARP_THREADS, Tiling, needs_int64, thread_span
+from .tiling import (
+    BYTES_IN_FLIGHT,
+    MAX_REGISTERS,
+    MAX_THREAD_REGISTERS,
+    MULTIPROCESSORS,
+    WARP_THREADS,
+    Tiling,
+    needs_int64,
+    thread_span,
+)
 from .traffic import Moves, traffic
 from .walks import accumulates, walk_counts
+
+FEW_REGISTERS = 64  # which a thread may always have
 
 
 class Launch:
@@ -93,12 +105,11 @@ class Launch:
             if layout.has_rows:
                 operands = _as_many_rows(operands, layout.operand_strides, layout)
                 outputs = _as_many_rows(outputs, layout.output_strides, layout)
-            takes_all = kernel is not map_reduce_kernel or (not layout.has_rows and tiling.tile[TILED] > 1)
             specialization = specialize(operands, outputs, layout, integers, constants)
-            self._compile(specialization, tiling.warps, takes_all, moves)
+            self._compile(specialization, tiling.warps, _most_registers(kernel, body, layout, tiling, moves), moves)
 
-    def _compile(self, specialization: Specialization, warps: int, takes_all: bool, moves: Moves) -> None:
-        self.compiled = _compile(self.kernel, *specialization, warps, takes_all, driver.active.get_current_device())
+    def _compile(self, specialization: Specialization, warps: int, registers: int, moves: Moves) -> None:
+        self.compiled = _compile(self.kernel, *specialization, warps, registers, driver.active.get_current_device())
         recorder = getattr(driver.active, "recorder", None)  # a dry run's driver has one
         self.is_dry_run = recorder is not None
         self.run = recorder(self, moves) if recorder else self.compiled.run
@@ -200,21 +211,36 @@ def _interned(value: Any, pool: dict) -> Any:
     return pool.setdefault(value, value)
 
 
+def _most_registers(kernel, body: KernelBody, layout: Layout, tiling: Tiling, moves: Moves) -> int:
+    """Return how many registers a thread may have; 0 where ptxas is to choose.
+
+    It may then spill a few bytes of a thread to make room for one program more. Programs that map or walk, that add up
+    along two groups, or compute in 64 bits, may take all that there are; others need the room. A formula of integers
+    leaves enough of it for the bytes that have to be in flight, though the code of a last tile might take more.
+    """
+    all_registers = min(MAX_THREAD_REGISTERS, MAX_REGISTERS // (WARP_THREADS * tiling.warps))
+    if kernel is map_reduce_kernel:
+        is_wide = body.compute_dtype.primitive_bitwidth == 64
+        return 0 if layout.has_rows or not (is_wide or tiling.tile[TILED] > 1) else all_registers
+    if kernel is map_kernel and len(body.formulas) == 1 and body.compute_dtype.is_int():
+        loaded, stored = (sum(m.by_lanes for m in moves.tensors if m.is_stored == way) for way in (False, True))
+        of_bytes = max(m.itemsize for m in moves.tensors if not m.is_stored) == 1  # half are enough, as of reductions
+        programs = -(-BYTES_IN_FLIGHT // (MULTIPROCESSORS * (1 + of_bytes) * max(loaded, stored)))
+        return max(FEW_REGISTERS, min(all_registers, MAX_REGISTERS // (WARP_THREADS * tiling.warps * programs)))
+    return all_registers
+
+
 @cache
-def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int, takes_all: bool, _device: int):
+def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int, registers: int, _device: int):
     """Compile for the current device: each device has its own copy.
 
     x·y + z is rounded twice, as by torch: whether a compiler contracts it depends on what else is in a kernel, and two
     kernels that compute one value have to agree on it. Triton 3.10 has this as default; 3.9 wants it said.
-
-    Unless ptxas is told how many registers a thread may have, it may spill a few bytes of it to make room for one
-    program more. Programs that map or walk, or add up along two groups, may take all that there are; others need the
-    room.
     """
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(constants), attributes)
     target = driver.active.get_current_target()
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    if takes_all and target.backend == "cuda":
-        options["maxnreg"] = min(MAX_THREAD_REGISTERS, MAX_REGISTERS // (WARP_THREADS * warps))
+    if registers and target.backend == "cuda":
+        options["maxnreg"] = registers
     return triton.compile(source, target, options)

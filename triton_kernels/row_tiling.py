@@ -19,6 +19,7 @@ from .stage import Stage
 from .tiling import (
     MAX_REGISTERS,
     MAX_THREAD_VALUES,
+    MULTIPROCESSORS,
     WARP_THREADS,
     Tiling,
     find_vector_group,
@@ -29,7 +30,6 @@ from .tiling import (
 from .walks import Walks, accumulates, arrange_walks, held_values, row_values, walked_values
 
 MAX_ROW_LENGTH = 1 << 20  # elements of a row that one program walks at most
-MULTIPROCESSORS = 132  # of an H100
 FIXED_REGISTERS = 16  # registers of a thread for addresses and indices
 RESIDENT_WARPS = 64  # resident on a multiprocessor
 VECTOR_WIDTHS = (64, 256, 1024, 4096)  # of tiles that hold rows of whole vectors; above, all powers of two

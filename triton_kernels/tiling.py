@@ -36,6 +36,7 @@ WARP_THREADS = 32  # threads in a warp
 MAX_THREAD_REGISTERS = 255  # of a thread, of 4 bytes
 MAX_REGISTERS = 65536  # of a multiprocessor, and so of a program
 MAX_WARPS = 4  # warps of a program at most
+MAX_VECTOR_BYTES = 64  # bytes of the widest operand at most that a thread handles with one vector of the narrowest
 LOADS_IN_FLIGHT = 4  # vectors that a thread loads before it waits, where it has one operand
 MAX_THREAD_ELEMENTS = 16  # elements of an operand that a thread of a map holds at most
 MAX_MAP_VALUES = 128  # values of 4 bytes that it holds, where fewer elements can make them so few
@@ -43,8 +44,9 @@ MAX_REDUCED_ELEMENTS = 64  # the same of a reduction of one operand, whose eleme
 MAX_FORMULA_ELEMENTS = 8  # the same of several operands, of which a formula is reduced, or one vector if that has more
 MAX_TILE_WIDTH = 128  # width of a tile of several rows at most: 256 bytes of 2 or 4 each, two cache lines
 FULL_GRID_PROGRAMS = 512  # programs that fill a large GPU of 132 to 160 multiprocessors
-FULL_GRID_WARPS = 132 * 8  # warps of all programs with which each of its multiprocessors has 8
-BYTES_IN_FLIGHT = 132 * (32 << 10)  # bytes that all programs of a reduction load in one step, at least
+MULTIPROCESSORS = 132  # of an H100
+FULL_GRID_WARPS = MULTIPROCESSORS * 8  # warps of all programs with which each of its multiprocessors has 8
+BYTES_IN_FLIGHT = MULTIPROCESSORS * (32 << 10)  # bytes that all programs of a reduction load in one step, at least
 LARGE_BYTES = 4_000_000  # bytes of an operand from which a reduction splits wherever it has fewer in flight
 MAX_SMALL_STEPS = 8  # steps of a smaller one that take less time than a launch more: 650 ns each, at most
 MAX_THREAD_VALUES = 192  # values of 4 bytes in the registers of a thread, of 255 where warps are few
@@ -83,7 +85,7 @@ def choose_tiling(layout: Layout, itemsizes: tuple[int, ...], may_split: bool = 
     leave multiprocessors idle. Each tile is a kernel to compile, so that there are few for all extents: they cost
     lanes without an element.
     """
-    vector = VECTOR_BYTES // min(filter(None, itemsizes))
+    vector = min(VECTOR_BYTES // min(filter(None, itemsizes)), MAX_VECTOR_BYTES // max(itemsizes))
     vector = min(vector, power_of_2_in(MAX_THREAD_VALUES // live_values))
     if not may_split:
         return _finalize_tiling(layout, vector)
@@ -224,17 +226,22 @@ def _tiling(layout: Layout, tile: tuple[int, ...], vector_group: int, vector: in
     warps = max(1, min(max_warps, prod(tile) // warp))
     if len(tile) == 2:
         return Tiling(tile, counts, 0, 1, warps, vector_group, has_tail)
-    chunk, splits = _split(layout, tile[LOOPED], counts, span)
+    chunk, splits = _split(layout, tile[LOOPED], counts, span, warps)
     return Tiling(tile, (counts[OUTER], counts[TILED]), chunk, splits, warps, vector_group, has_tail)
 
 
-def _split(layout: Layout, step: int, counts: tuple[int, ...], span: int) -> tuple[int, int]:
+def _split(layout: Layout, step: int, counts: tuple[int, ...], span: int, warps: int) -> tuple[int, int]:
     """Return the elements of a chunk of the looped group, which tiles walk in steps of ``step``; and the chunks.
 
-    There are so many chunks that one step of each makes ``span`` elements.
+    There are so many chunks that one step of each makes ``span`` elements, and that their programs, of so many warps,
+    fill the GPU; but no more than one launch finalizes.
     """
     steps, n = counts[LOOPED], layout.extents[LOOPED]
-    chunk = max(1, steps // max(1, -(-span // step))) * step
+    if not span:
+        return steps * step, 1
+    beside = counts[OUTER] * counts[TILED]
+    programs = max(-(-span // step), -(-FULL_GRID_WARPS // (warps * beside)))
+    chunk = max(1, steps // programs, -(-steps // MAX_PARTIALS)) * step
     return chunk, -(-n // chunk)
 
 
