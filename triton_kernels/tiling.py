@@ -85,7 +85,8 @@ def choose_tiling(layout: Layout, itemsizes: tuple[int, ...], may_split: bool = 
     leave multiprocessors idle. Each tile is a kernel to compile, so that there are few for all extents: they cost
     lanes without an element.
     """
-    vector = min(VECTOR_BYTES // min(filter(None, itemsizes)), MAX_VECTOR_BYTES // max(itemsizes))
+    widest = max(itemsizes[: len(layout.operand_groups)], default=0)
+    vector = min(VECTOR_BYTES // min(filter(None, itemsizes)), MAX_VECTOR_BYTES // max(widest, 1))
     vector = min(vector, power_of_2_in(MAX_THREAD_VALUES // live_values))
     if not may_split:
         return _finalize_tiling(layout, vector)
