@@ -80,6 +80,19 @@ def faults_of(call: str, layout: str = "contiguous", dtype: str = "float32") -> 
     return "\n".join(audit.faults(audit.audit(CASES[f"{call}, {dtype}, {layout}"])))
 
 
+ONCE_SHORT = (  # each of another rule: what it fell short of
+    ("div(x, y)", "column", "float64"),  # spilled, to make room
+    ("where(x, y)", "outer", "float64"),  # spilled: a vector of 16 doubles, as there are 16 bools in one
+    ("where(x, y)", "rows of 1024", "float64"),  # 7.8 warps
+    ("pow(x, 0)", "ragged end", "uint8"),  # the last tile's registers left too few warps
+    ("sum(0)", "short rows", "bool"),  # 4096 partials, which took a third launch
+)
+
+
+def test_calls_that_once_fell_short_do_not():
+    assert {case: faults_of(*case) for case in ONCE_SHORT} == dict.fromkeys(ONCE_SHORT, "")
+
+
 @pytest.fixture
 def change(monkeypatch, replan):
     """Replace an attribute, and forget whatever was planned with it."""
