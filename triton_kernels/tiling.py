@@ -242,7 +242,9 @@ def _split(layout: Layout, step: int, counts: tuple[int, ...], span: int, warps:
         return steps * step, 1
     beside = counts[OUTER] * counts[TILED]
     programs = max(-(-span // step), -(-FULL_GRID_WARPS // (warps * beside)))
-    chunk = max(1, steps // programs, -(-steps // MAX_PARTIALS)) * step
+    sums = layout.extents[OUTER] * layout.extents[TILED]
+    most = max(MAX_PARTIALS, MAX_SMALL_STEPS * FINALIZE_ELEMENTS // sums)
+    chunk = max(1, steps // programs, -(-steps // most)) * step
     return chunk, -(-n // chunk)
 
 
