@@ -81,7 +81,7 @@ LAYERS = {
     "norm, bert of a residual sum": Layer(
         lambda: without_matrices(of("bert", "BertOutput")(config("bert"))), (X, X), (1, 2)
     ),
-    "norm, convnextv2": Layer(lambda: of("convnextv2", "ConvNextV2GRN")(WIDTH), ((2, 3, 5, WIDTH),), (2, 7)),
+    "norm, convnextv2": Layer(lambda: of("convnextv2", "ConvNextV2GRN")(WIDTH), ((2, 3, 5, WIDTH),), (2, 5)),
     "mlp, llama": Layer(lambda: gated(of("llama", "LlamaMLP")(config("llama"))), (X, X), (1, 1)),
     "mlp, gemma3": Layer(lambda: gated(of("gemma3", "Gemma3MLP")(config("gemma3_text"))), (X, X), (1, 1)),
     "mlp, phi3": Layer(lambda: without_matrices(of("phi3", "Phi3MLP")(config("phi3"))), (X,), (1, 1)),
