@@ -151,3 +151,16 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CUSTOMOPS_BACKEND")}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+def test_a_lazily_negated_tensor_is_read_as_what_it_stands_for():
+    """The imaginary part of a conjugate shares its memory, and notes that its sign is another."""
+    x = torch.complex(torch.zeros(5), torch.linspace(-1, 2, 5)).to(DEVICE).conj().imag
+    assert x.is_neg()
+    assert torch.equal(customops.add(x, 2.5), torch.add(x, 2.5))
+    assert torch.equal(customops.amax(x, 0), torch.amax(x, 0))
+    assert torch.equal(customops.fuse(lambda x: customops.relu(x) * 2)(x), torch.relu(x) * 2)
+    leaf = torch.ones(5, device=DEVICE, requires_grad=True)
+    (dx,) = torch.autograd.grad(customops.mul(leaf, 3), leaf, x)
+    assert torch.equal(dx, x * 3)

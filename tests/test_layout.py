@@ -13,6 +13,8 @@ pytest.importorskip("hypothesis", reason="it draws the cases")
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import customops
+
 from . import test_hypothesis  # noqa: F401 - loads the profile
 from .marks import formulas_only
 
@@ -291,6 +293,18 @@ def test_partials_past_31_bits_take_int64(kept):
     tiling = choose_tiling(arranged, 4)._replace(splits=2**15 + 1)
     assert not tile_rules.needs_int64(arranged, tiling)
     assert tile_rules.needs_int64(arranged, tiling, [(0, kept, 0)]) == (kept == 2**16)
+
+
+def test_a_launch_asks_about_its_partials(monkeypatch, replan):
+    launch = pytest.importorskip("customops.triton_kernels.launch", reason="needs Triton")
+    asked: list[tuple] = []
+    replan()
+    monkeypatch.setattr(launch, "needs_int64", lambda *args: asked.append(args[2:]) or tile_rules.needs_int64(*args))
+    with customops.dry_run("cuda:90"):
+        customops.sum(torch.empty(4096, 1024), 0)
+    (partials,), (finalized,) = asked
+    assert partials == ((0, 1024, 0),)
+    assert finalized == ((0, 0, 0),)
 
 
 def test_offsets_are_wide_past_31_bits():

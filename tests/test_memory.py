@@ -11,7 +11,7 @@ import customops
 
 from .cases import BROADCASTS, CALLS, LAYOUTS, ids, shapes_for
 from .compare import assert_equal, cotangent
-from .conftest import KERNELS
+from .conftest import KERNELS, NO_KERNEL
 
 BAND = 64  # elements before and after
 
@@ -87,3 +87,11 @@ def test_writing_in_place_or_into_out_leaves_its_surroundings(shapes, device):
     customops.mul_(buffer[..., 1], y)
     assert_equal(buffer[..., 1], want)
     assert bool((buffer[..., 0] == 77).all() and (buffer[..., 2] == 77).all())
+
+
+@pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+def test_a_gradient_by_kernels_is_laid_out_as_the_cotangent(device):
+    x = torch.rand(2, 3, 4, 5, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
+    for g in (torch.ones_like(x), torch.ones_like(x).contiguous()):
+        ours, theirs = (torch.autograd.grad(lib.exp(x), x, g)[0].stride() for lib in (customops, torch))
+        assert ours == theirs == g.stride()

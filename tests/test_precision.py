@@ -11,6 +11,7 @@ import customops
 
 from .cases import CALLS, ROWS, ids
 from .compare import assert_same_outcome, assert_same_outcomes, cotangent, outcome
+from .conftest import KERNELS, NO_KERNEL
 from .marks import by_path
 
 REAL = (torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32)
@@ -158,3 +159,11 @@ def test_half_types_count_further_than_they_hold(name, dtype, n, device):
         torch.testing.assert_close(gradient.detach(), share, rtol=0, atol=0)
     one = torch.ones_like(z)
     torch.testing.assert_close((tangent, second), (one, one), rtol=torch.finfo(z.dtype).eps / 2, atol=0)
+
+
+@pytest.mark.skipif(not KERNELS, reason=NO_KERNEL)
+def test_a_tensor_of_one_wider_number_is_rounded_to_the_dtype_of_the_others(device):
+    """As torch's kernels of a GPU do: the result has the dtype of the tensor with axes, in which 1.003 is 1."""
+    x = torch.linspace(1, 5, 2048, device=device).bfloat16()
+    number = torch.tensor(1.003, device=device)
+    assert torch.equal(customops.add(x, number), x + 1)
