@@ -1484,6 +1484,7 @@ FAULTS = (
         "if not inputs:",
         "The mean of an empty slice with a data pointer is what a kernel makes of it.",
         by_kernels=("test_edges.py", "test_hypothesis.py", "test_arguments.py", "test_database.py"),
+        survives="Torch 2.13 gives a tensor without elements no address, so that no plan is asked for.",
     ),
     # -- autocast ------------------------------------------------------------------------------------------------------
     Fault(

@@ -99,7 +99,8 @@ def test_transform_matches_torch(row, call, name, tally):
 @pytest.mark.sample(kernels="outermost, innermost")
 @pytest.mark.parametrize("names", TWICE + THRICE, ids="-".join)
 def test_transform_of_transforms_matches_torch(names, full, tally):
-    calls = CALLS if full else Random("-".join(names)).sample(BY_FUNCTIONS, 6 if len(names) == 2 else 2)
+    taken = BY_FUNCTIONS if names[-1] == "functionalize" else CALLS  # there torch refuses a comparison by a method
+    calls = taken if full else Random("-".join(names)).sample(BY_FUNCTIONS, 6 if len(names) == 2 else 2)
     for row, call in calls:
         _check(names, row, call)
     tally("transforms", len(calls))

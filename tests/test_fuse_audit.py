@@ -199,3 +199,11 @@ def words(phase: Phase) -> Iterator[tuple[str, int]]:
             index = (one.operand_positions if side == "operands" else one.output_positions)[i]
             if sizes.get(index) == max(sizes.values()):
                 yield f"{side.removesuffix('s')} {i}", bits
+
+
+@pytest.mark.sample(kernels="", compiled="")
+def test_a_program_that_walks_long_rows_fits_in_a_block_of_amds():
+    """Its warps have 64 threads, of which a block has 1024 there as well."""
+    with customops.dry_run("hip:gfx942") as records:
+        customops.fuse(lambda x: customops.exp(x - customops.amax(x, -1, keepdim=True)))(torch.empty(64, 2**16))
+    assert [(record.name, record.num_warps) for record in records] == [("walk_kernel", 16)]

@@ -36,6 +36,7 @@ from .traffic import Moves, traffic
 from .walks import accumulates, walk_counts
 
 FEW_REGISTERS = 64  # which a thread may always have
+MAX_BLOCK_THREADS = 1024  # of a program, on any GPU; a warp of AMD's has 64
 
 
 class Launch:
@@ -240,7 +241,7 @@ def _compile(kernel, types: tuple, constants: tuple, divisors: tuple, warps: int
     attributes = {path: [["tt.divisibility", divisor]] for path, divisor in divisors if divisor > 1}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), dict(constants), attributes)
     target = driver.active.get_current_target()
-    options = {"num_warps": warps, "enable_fp_fusion": False}
+    options = {"num_warps": min(warps, MAX_BLOCK_THREADS // target.warp_size), "enable_fp_fusion": False}
     if registers and target.backend == "cuda":
         options["maxnreg"] = registers
     return triton.compile(source, target, options)
